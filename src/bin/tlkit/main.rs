@@ -1,0 +1,2 @@
+//! tlkit.
+fn main() {}

@@ -1,0 +1,432 @@
+//! One error type for the whole library: by whose fault it is, with a stable code.
+//!
+//! Every failure has a [`Code`] (`TL0102`), which never changes its meaning and is
+//! listed in `spec/errors.md`. A code belongs to one [`ErrorKind`], which says who has to act:
+//! the file's author, the caller, the operator of the machine. Messages are one line: what is
+//! wrong, with the values; the file and the tensor are fields of their own, and a hint says
+//! what to do about it.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Result of every fallible function of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Whose fault a failure is, and so who can act on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The operating system refused: missing file, permission, full disk. May be retried.
+    Io,
+    /// The caller asked for something that makes no sense.
+    Usage,
+    /// The file breaks the rules of its own format.
+    Malformed,
+    /// The file is well formed, but its bytes are not those it promises (a digest differs).
+    Integrity,
+    /// The file is larger than this reader is willing to handle.
+    Limit,
+    /// The file is valid, and says something tlkit cannot do.
+    Unsupported,
+    /// Two inputs, each valid, do not fit one another.
+    Incompatible,
+    /// The work was stopped on request.
+    Interrupted,
+}
+
+macro_rules! codes {
+    ($($(#[doc = $doc:literal])+ $name:ident = $code:literal, $kind:ident;)+) => {
+        /// Stable identity of a failure. The registry with one line for each is `spec/errors.md`.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[non_exhaustive]
+        pub enum Code { $($(#[doc = $doc])+ $name,)+ }
+
+        impl Code {
+            /// Every code, in ascending order.
+            pub const ALL: &'static [Code] = &[$(Code::$name,)+];
+
+            /// The code as users see it, such as `TL0102`.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Code::$name => $code,)+ }
+            }
+
+            /// Whose fault a failure of this code is.
+            pub fn kind(self) -> ErrorKind {
+                match self { $(Code::$name => ErrorKind::$kind,)+ }
+            }
+
+            /// One line that says what the code means, as in the registry.
+            pub fn summary(self) -> &'static str {
+                match self { $(Code::$name => concat!($($doc),+).trim_ascii(),)+ }
+            }
+        }
+    };
+}
+
+codes! {
+    /// An operation of the file system failed.
+    Io = "TL0001", Io;
+    /// A file or folder that was named does not exist.
+    NotFound = "TL0002", Io;
+    /// The output exists already, and overwriting was not asked for.
+    OutputExists = "TL0003", Io;
+    /// The disk has no room for the output.
+    NoSpace = "TL0004", Io;
+    /// The work was interrupted; nothing was left under the output's name.
+    Interrupted = "TL0005", Interrupted;
+    /// An argument does not make sense.
+    Usage = "TL0006", Usage;
+    /// Another process is working on the same output.
+    Busy = "TL0007", Io;
+
+    /// The file ends before its header or its data do.
+    Truncated = "TL0101", Malformed;
+    /// The header is longer than readers accept.
+    HeaderTooLarge = "TL0102", Limit;
+    /// The header is not the JSON object that safetensors requires.
+    HeaderInvalid = "TL0103", Malformed;
+    /// A key stands twice in one JSON object.
+    DuplicateKey = "TL0104", Malformed;
+    /// A tensor's name is empty, too long, or has control characters.
+    BadTensorName = "TL0105", Malformed;
+    /// A tensor's dtype is not one that safetensors defines.
+    UnknownDtype = "TL0106", Unsupported;
+    /// A tensor's data offsets are reversed or lie outside the file.
+    BadOffsets = "TL0107", Malformed;
+    /// A tensor's byte length differs from its shape times its dtype's size.
+    SizeMismatch = "TL0108", Malformed;
+    /// Two tensors claim the same bytes.
+    Overlap = "TL0109", Malformed;
+    /// The data section has bytes that belong to no tensor.
+    Hole = "TL0110", Malformed;
+    /// A shape's element count does not fit in 64 bits.
+    ShapeOverflow = "TL0111", Malformed;
+    /// The file has more tensors than readers accept.
+    TooManyTensors = "TL0112", Limit;
+    /// `model.safetensors.index.json` is not valid, or disagrees with its shards.
+    BadIndex = "TL0113", Malformed;
+    /// A tensor that was asked for is not in the file.
+    TensorNotFound = "TL0114", Malformed;
+
+    /// The safetensors file is not a `.tl`: it has no `tl` metadata.
+    NotTl = "TL0201", Malformed;
+    /// The `.tl` is of a version that this build does not know.
+    TlVersion = "TL0202", Unsupported;
+    /// The `.tl` requires a feature that this build does not know.
+    UnknownFeature = "TL0203", Unsupported;
+    /// The `.tl` header is not in canonical form.
+    HeaderNotCanonical = "TL0204", Malformed;
+    /// The manifest is not valid JSON of the v1 schema.
+    ManifestInvalid = "TL0205", Malformed;
+    /// The manifest is valid, and not in canonical form.
+    ManifestNotCanonical = "TL0206", Malformed;
+    /// The root in the header is not the SHA-256 of the manifest.
+    RootMismatch = "TL0207", Integrity;
+    /// The manifest names a tensor that it does not describe.
+    TensorUndeclared = "TL0208", Malformed;
+    /// The manifest describes a tensor that nothing uses.
+    TensorUnused = "TL0209", Malformed;
+    /// A tensor's shape disagrees with the tie group that uses it.
+    ShapeDisagrees = "TL0210", Malformed;
+    /// Two tie groups adapt the same module.
+    DuplicateTarget = "TL0211", Malformed;
+    /// A stored tensor is not the one that the manifest describes (name, dtype or shape).
+    TensorDisagrees = "TL0212", Malformed;
+    /// A tensor's bytes do not have the SHA-256 that the manifest gives.
+    DigestMismatch = "TL0213", Integrity;
+    /// A tensor is not in the file, and not among the blobs at hand.
+    ExternalMissing = "TL0214", Io;
+    /// A seeded tensor's recipe is not valid.
+    SeedInvalid = "TL0215", Malformed;
+    /// A packed tensor is not one zstd frame of the permitted kind.
+    PackInvalid = "TL0216", Malformed;
+    /// A packed tensor unpacks to more or fewer bytes than the manifest says.
+    PackSize = "TL0217", Malformed;
+    /// A count in the manifest is beyond the limits of v1.
+    ManifestLimit = "TL0218", Limit;
+    /// A tensor has NaN or infinite values, which a `.tl` may not hold.
+    NonFinite = "TL0219", Malformed;
+    /// A module, layer list or other name in the manifest is not valid.
+    BadName = "TL0220", Malformed;
+    /// The tensor's dtype is not one that a `.tl` may hold.
+    DtypeNotAllowed = "TL0221", Unsupported;
+
+    /// `adapter_config.json` is not valid JSON, or a key has the wrong type.
+    ConfigInvalid = "TL0301", Malformed;
+    /// `adapter_config.json` lacks a key without which the adapter means nothing.
+    ConfigMissingKey = "TL0302", Malformed;
+    /// The folder has no adapter weights, or no `adapter_config.json`.
+    NoAdapter = "TL0303", Malformed;
+    /// The pickle asks for something other than plain tensors; it was not executed.
+    PickleRefused = "TL0304", Malformed;
+    /// A tensor in the adapter has a name that no PEFT rule explains.
+    UnknownAdapterTensor = "TL0305", Malformed;
+    /// One of a pair of factors is missing (`lora_A` without `lora_B`, `u` without `v`).
+    MissingFactor = "TL0306", Malformed;
+    /// A tensor has no elements, as un-gathered ZeRO-3 and FSDP shards do.
+    EmptyTensor = "TL0307", Malformed;
+    /// The rank in the config differs from that of the tensors.
+    RankMismatch = "TL0308", Incompatible;
+    /// The config's target modules disagree with the modules that have tensors.
+    TargetMismatch = "TL0309", Incompatible;
+    /// A VeRA adapter says that it holds its projections, and does not.
+    NoProjection = "TL0310", Malformed;
+    /// The factors of one module do not fit one another.
+    FactorShape = "TL0311", Malformed;
+    /// A pattern in the config is not a valid regular expression, or too costly to match.
+    BadPattern = "TL0312", Malformed;
+    /// Alpha is zero, negative, not finite, or missing.
+    BadAlpha = "TL0313", Malformed;
+    /// The adapter is of another tool's format, not PEFT's.
+    NotPeft = "TL0314", Unsupported;
+    /// An archive of the old `adapter_model.bin` form is not valid.
+    BadArchive = "TL0315", Malformed;
+
+    /// DoRA: the update depends on the base weights; `.tl` v1 cannot say it.
+    UnsupportedDora = "TL0401", Unsupported;
+    /// aLoRA: the update depends on the prompt, and can be neither stored nor merged.
+    UnsupportedAlora = "TL0402", Unsupported;
+    /// Arrow: a router chooses among adapters at run time.
+    UnsupportedArrow = "TL0403", Unsupported;
+    /// QALoRA: the input is pooled before A.
+    UnsupportedQalora = "TL0404", Unsupported;
+    /// PiSSA: the factors are relative to a modified base.
+    UnsupportedPissa = "TL0405", Unsupported;
+    /// OLoRA: the factors are relative to a modified base.
+    UnsupportedOlora = "TL0406", Unsupported;
+    /// CorDA: the factors are relative to a modified base.
+    UnsupportedCorda = "TL0407", Unsupported;
+    /// LoftQ: the factors are relative to a quantised base.
+    UnsupportedLoftq = "TL0408", Unsupported;
+    /// LoRA-GA: the factors are relative to a modified base.
+    UnsupportedLoraGa = "TL0409", Unsupported;
+    /// KaSA: the base is truncated on load and the update has a diagonal of its own.
+    UnsupportedKasa = "TL0410", Unsupported;
+    /// `layer_replication`: the adapter's layers do not exist in the base checkpoint.
+    UnsupportedLayerReplication = "TL0411", Unsupported;
+    /// `target_parameters`: the adapter is on fused mixture-of-experts parameters.
+    UnsupportedTargetParameters = "TL0412", Unsupported;
+    /// BD-LoRA: the factors are block-diagonal shards.
+    UnsupportedBdlora = "TL0413", Unsupported;
+    /// The adapter is on a convolution.
+    UnsupportedConv = "TL0414", Unsupported;
+    /// The adapter is on `nn.MultiheadAttention`, which PEFT itself merges wrongly.
+    UnsupportedMha = "TL0415", Unsupported;
+    /// `trainable_token_indices`: single rows of an embedding are replaced.
+    UnsupportedTrainableTokens = "TL0416", Unsupported;
+    /// The adapter's PEFT type is one that has no low-rank form tlkit knows.
+    UnsupportedPeftType = "TL0417", Unsupported;
+    /// `init_lora_weights` names a method that tlkit does not know.
+    UnsupportedInit = "TL0418", Unsupported;
+    /// `megatron_config`: the adapter is sharded for tensor parallelism.
+    UnsupportedMegatron = "TL0419", Unsupported;
+    /// The adapter has no exact form of the kind asked for.
+    ExportImpossible = "TL0420", Unsupported;
+    /// MonteCLoRA and VeLoRA carry extra trained state that a merge would have to interpret.
+    UnsupportedVariant = "TL0421", Unsupported;
+    /// `ensure_weight_tying`: one adapter's factors are tied across two modules.
+    UnsupportedWeightTying = "TL0422", Unsupported;
+
+    /// An adapted module has no weight in the base.
+    UnmatchedModule = "TL0501", Incompatible;
+    /// A base weight has another shape than the adapter needs.
+    BaseShape = "TL0502", Incompatible;
+    /// A base weight is quantised or of a dtype that cannot be merged into.
+    BaseDtype = "TL0503", Incompatible;
+    /// The merge would write NaN or infinite values; nothing was written.
+    NonFiniteResult = "TL0504", Incompatible;
+    /// The base is not the one that the adapter was made for.
+    FingerprintMismatch = "TL0505", Incompatible;
+    /// The adapter carries no fingerprint to check the base against.
+    FingerprintAbsent = "TL0506", Incompatible;
+    /// The adapter would change a tensor that the model shares between two places.
+    TiedEmbedding = "TL0507", Incompatible;
+    /// The merge would change nothing: the output would be the base.
+    NothingChanged = "TL0508", Incompatible;
+    /// The undo file does not belong to this base, or the base was changed since.
+    UndoMismatch = "TL0509", Incompatible;
+    /// A name matches several base weights.
+    AmbiguousModule = "TL0510", Incompatible;
+    /// These adapters cannot be merged together.
+    AdaptersConflict = "TL0511", Incompatible;
+}
+
+/// A failure: [`Code`], one-line message, and where it happened.
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    code: Code,
+    message: String,
+    file: Option<PathBuf>,
+    tensor: Option<String>,
+    hint: Option<String>,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// A failure of the given code; `message` is one line, without a full stop.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self(Box::new(Inner {
+            code,
+            message: message.into(),
+            file: None,
+            tensor: None,
+            hint: None,
+            source: None,
+        }))
+    }
+
+    /// A failure of the operating system while doing `doing` (a verb phrase: `read`, `create`).
+    ///
+    /// Missing files, existing outputs and full disks get codes of their own.
+    pub fn io(path: impl AsRef<Path>, doing: &str, source: std::io::Error) -> Self {
+        use std::io::ErrorKind as K;
+        let code = match source.kind() {
+            K::NotFound => Code::NotFound,
+            K::AlreadyExists => Code::OutputExists,
+            K::StorageFull | K::QuotaExceeded => Code::NoSpace,
+            _ => Code::Io,
+        };
+        let message = match code {
+            Code::NotFound => "no such file or folder".to_owned(),
+            _ => format!("cannot {doing}: {source}"),
+        };
+        let mut error = Self::new(code, message).file(path);
+        error.0.source = Some(Box::new(source));
+        error
+    }
+
+    /// Names the file, unless one is named already.
+    #[must_use]
+    pub fn file(mut self, path: impl AsRef<Path>) -> Self {
+        self.0.file.get_or_insert_with(|| path.as_ref().to_owned());
+        self
+    }
+
+    /// Names the tensor, unless one is named already.
+    #[must_use]
+    pub fn tensor(mut self, name: impl Into<String>) -> Self {
+        self.0.tensor.get_or_insert_with(|| name.into());
+        self
+    }
+
+    /// Says what to do about it, unless that was said already.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.0.hint.get_or_insert_with(|| hint.into());
+        self
+    }
+
+    /// Attaches the cause.
+    #[must_use]
+    pub fn cause(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    /// The stable code.
+    pub fn code(&self) -> Code {
+        self.0.code
+    }
+
+    /// Whose fault it is.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.code.kind()
+    }
+
+    /// The message without file, tensor and hint.
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    /// The file it happened in.
+    pub fn path(&self) -> Option<&Path> {
+        self.0.file.as_deref()
+    }
+
+    /// The tensor it happened in.
+    pub fn tensor_name(&self) -> Option<&str> {
+        self.0.tensor.as_deref()
+    }
+
+    /// What to do about it.
+    pub fn hint_text(&self) -> Option<&str> {
+        self.0.hint.as_deref()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(file) = &self.0.file {
+            write!(f, "{}: ", sanitize(&file.display().to_string()))?;
+        }
+        if let Some(tensor) = &self.0.tensor {
+            write!(f, "tensor `{}`: ", sanitize(tensor))?;
+        }
+        f.write_str(&sanitize(&self.0.message))
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Error[{}]({self})", self.0.code.as_str())
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_deref().map(|s| s as _)
+    }
+}
+
+/// Makes a name from an untrusted file safe to print on a terminal.
+///
+/// Control characters (terminal escapes among them), bidirectional overrides and other invisible
+/// format characters become `\u{…}`; everything else stays. Very long text is cut.
+pub fn sanitize(text: &str) -> String {
+    const MAX_CHARS: usize = 1000;
+    let mut out = String::with_capacity(text.len());
+    for (n, c) in text.chars().enumerate() {
+        if n == MAX_CHARS {
+            out.push('…');
+            break;
+        }
+        let hidden = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+        if c.is_control() || hidden {
+            out.extend(c.escape_unicode());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_unique_and_ascending() {
+        // A code that is used twice would tell two failures as one.
+        let codes: Vec<&str> = Code::ALL.iter().map(|c| c.as_str()).collect();
+        assert!(codes.windows(2).all(|w| w[0] < w[1]), "{codes:?}");
+    }
+
+    #[test]
+    fn display_names_file_and_tensor_once_and_escapes_them() {
+        let e = Error::new(Code::BadOffsets, "begin 9 > end 3")
+            .tensor("a\u{1b}[31m")
+            .file("x.tl")
+            .file("outer.tl");
+        assert_eq!(e.to_string(), "x.tl: tensor `a\\u{1b}[31m`: begin 9 > end 3");
+        assert_eq!(e.kind(), ErrorKind::Malformed);
+    }
+
+    #[test]
+    fn io_errors_are_told_apart() {
+        let e = Error::io("f", "open", std::io::Error::from(std::io::ErrorKind::NotFound));
+        assert_eq!(e.code(), Code::NotFound);
+        let e = Error::io("f", "write", std::io::Error::from(std::io::ErrorKind::StorageFull));
+        assert_eq!(e.code(), Code::NoSpace);
+    }
+}
