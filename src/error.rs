@@ -418,15 +418,26 @@ mod tests {
             .tensor("a\u{1b}[31m")
             .file("x.tl")
             .file("outer.tl");
-        assert_eq!(e.to_string(), "x.tl: tensor `a\\u{1b}[31m`: begin 9 > end 3");
+        assert_eq!(
+            e.to_string(),
+            "x.tl: tensor `a\\u{1b}[31m`: begin 9 > end 3"
+        );
         assert_eq!(e.kind(), ErrorKind::Malformed);
     }
 
     #[test]
     fn io_errors_are_told_apart() {
-        let e = Error::io("f", "open", std::io::Error::from(std::io::ErrorKind::NotFound));
+        let e = Error::io(
+            "f",
+            "open",
+            std::io::Error::from(std::io::ErrorKind::NotFound),
+        );
         assert_eq!(e.code(), Code::NotFound);
-        let e = Error::io("f", "write", std::io::Error::from(std::io::ErrorKind::StorageFull));
+        let e = Error::io(
+            "f",
+            "write",
+            std::io::Error::from(std::io::ErrorKind::StorageFull),
+        );
         assert_eq!(e.code(), Code::NoSpace);
     }
 }

@@ -1,7 +1,10 @@
 //! tlkit stores, converts, merges and verifies Tied-LoRA adapters.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod adapter;
 pub mod error;
+pub mod format;
+pub mod safetensors;
 pub mod tensor;
 
 pub use error::{Code, Error, ErrorKind, Result};

@@ -1,4 +1,4 @@
-use half::slice::{HalfFloatSliceExt, HalfBitsSliceExt};
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
 
 use super::{Dtype, not_float};
@@ -96,7 +96,10 @@ mod tests {
             let mut back = vec![0; bytes.len()];
             narrow_into(dtype, &wide, &mut back);
             for (i, v) in wide.iter().enumerate() {
-                assert!(v.is_nan() || bytes[2 * i..2 * i + 2] == back[2 * i..2 * i + 2], "{i:#x}");
+                assert!(
+                    v.is_nan() || bytes[2 * i..2 * i + 2] == back[2 * i..2 * i + 2],
+                    "{i:#x}"
+                );
             }
         }
     }
@@ -104,7 +107,11 @@ mod tests {
     #[test]
     fn narrowing_rounds_ties_to_even() {
         let mut out = [0; 4];
-        narrow_into(Dtype::BF16, &[f32::from_bits(0x3f80_8000), f32::from_bits(0x3f81_8000)], &mut out);
+        narrow_into(
+            Dtype::BF16,
+            &[f32::from_bits(0x3f80_8000), f32::from_bits(0x3f81_8000)],
+            &mut out,
+        );
         assert_eq!(out, [0x80, 0x3f, 0x82, 0x3f]);
     }
 }

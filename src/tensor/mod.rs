@@ -23,7 +23,18 @@ impl Bytes {
     /// All bytes of `owner`.
     pub fn from_owner(owner: impl AsRef<[u8]> + Send + Sync + 'static) -> Self {
         let len = owner.as_ref().len();
-        Self { owner: Arc::new(owner), range: 0..len }
+        Self {
+            owner: Arc::new(owner),
+            range: 0..len,
+        }
+    }
+
+    /// Tells bytes with another owner or another place apart; equal for clones.
+    pub(crate) fn id(&self) -> (usize, usize) {
+        (
+            Arc::as_ptr(&self.owner).cast::<()>() as usize,
+            self.range.start,
+        )
     }
 
     /// A part of these bytes, sharing their owner; `None` where `range` is not inside.
@@ -32,7 +43,10 @@ impl Bytes {
             return None;
         }
         let start = self.range.start + range.start;
-        Some(Self { owner: Arc::clone(&self.owner), range: start..start + range.len() })
+        Some(Self {
+            owner: Arc::clone(&self.owner),
+            range: start..start + range.len(),
+        })
     }
 }
 
@@ -41,7 +55,10 @@ impl std::ops::Deref for Bytes {
 
     fn deref(&self) -> &[u8] {
         // An owner that shrank would break the invariant; an empty slice is safe, and no owner here can.
-        (*self.owner).as_ref().get(self.range.clone()).unwrap_or_default()
+        (*self.owner)
+            .as_ref()
+            .get(self.range.clone())
+            .unwrap_or_default()
     }
 }
 
@@ -77,10 +94,29 @@ impl Tensor {
         if need != data.len() as u64 {
             return Err(Error::new(
                 Code::SizeMismatch,
-                format!("{dtype} {} takes {need} bytes, {} given", shape_text(&shape), data.len()),
+                format!(
+                    "{dtype} {} takes {need} bytes, {} given",
+                    shape_text(&shape),
+                    data.len()
+                ),
             ));
         }
         Ok(Self { dtype, shape, data })
+    }
+
+    /// A tensor known by its header alone: dtype and shape, no bytes.
+    pub(crate) fn hollow(dtype: Dtype, shape: Vec<usize>) -> Result<Self> {
+        byte_len(dtype, &shape)?;
+        Ok(Self {
+            dtype,
+            shape,
+            data: Vec::new().into(),
+        })
+    }
+
+    /// Bytes that dtype and shape take.
+    pub fn byte_len(&self) -> u64 {
+        self.shape.iter().product::<usize>() as u64 * self.dtype.bits() as u64 / 8
     }
 
     /// An F32 tensor of `values`, row-major.
@@ -147,7 +183,11 @@ impl Tensor {
         }
         let size = self.data.len() / n;
         let data = self.data.slice(index * size..(index + 1) * size)?;
-        Some(Self { dtype: self.dtype, shape: rest.to_vec(), data })
+        Some(Self {
+            dtype: self.dtype,
+            shape: rest.to_vec(),
+            data,
+        })
     }
 
     /// Whether two tensors have the same dtype, shape and bytes.
@@ -157,7 +197,10 @@ impl Tensor {
 }
 
 pub(crate) fn not_float(dtype: Dtype) -> Error {
-    Error::new(Code::DtypeNotAllowed, format!("{dtype} is not one of F32, F16, BF16"))
+    Error::new(
+        Code::DtypeNotAllowed,
+        format!("{dtype} is not one of F32, F16, BF16"),
+    )
 }
 
 /// Bytes that a tensor of this dtype and shape takes.
@@ -168,15 +211,22 @@ pub(crate) fn not_float(dtype: Dtype) -> Error {
 /// does not end on a byte.
 pub fn byte_len(dtype: Dtype, shape: &[usize]) -> Result<u64> {
     let overflow = || {
-        Error::new(Code::ShapeOverflow, format!("shape {} is too large", shape_text(shape)))
+        Error::new(
+            Code::ShapeOverflow,
+            format!("shape {} is too large", shape_text(shape)),
+        )
     };
     let mut elements: u64 = 1;
     let mut zero = false;
     for &extent in shape {
         zero |= extent == 0;
-        elements = elements.checked_mul((extent as u64).max(1)).ok_or_else(overflow)?;
+        elements = elements
+            .checked_mul((extent as u64).max(1))
+            .ok_or_else(overflow)?;
     }
-    let bits = elements.checked_mul(dtype.bits() as u64).ok_or_else(overflow)?;
+    let bits = elements
+        .checked_mul(dtype.bits() as u64)
+        .ok_or_else(overflow)?;
     if zero {
         return Ok(0);
     }
@@ -200,10 +250,16 @@ mod tests {
     fn a_zero_extent_does_not_hide_an_overflow() {
         // safetensors 0.8 accepts [0, 2^63, 2^63] in this order only.
         for shape in [[0, usize::MAX, usize::MAX], [usize::MAX, usize::MAX, 0]] {
-            assert_eq!(byte_len(Dtype::F32, &shape).unwrap_err().code(), Code::ShapeOverflow);
+            assert_eq!(
+                byte_len(Dtype::F32, &shape).unwrap_err().code(),
+                Code::ShapeOverflow
+            );
         }
         assert_eq!(byte_len(Dtype::F32, &[0, 5]).unwrap(), 0);
-        assert_eq!(byte_len(Dtype::F4, &[3]).unwrap_err().code(), Code::SizeMismatch);
+        assert_eq!(
+            byte_len(Dtype::F4, &[3]).unwrap_err().code(),
+            Code::SizeMismatch
+        );
     }
 
     #[test]

@@ -1,0 +1,147 @@
+use super::*;
+use crate::tensor::Dtype;
+
+/// A joint q,k,v group with u and v: rank 2, in 3, out 4 + 2, layers 0 and 5.
+fn joint() -> TieGroup {
+    let t = |shape: &[usize], start: f32| {
+        let n = shape.iter().product::<usize>();
+        let values: Vec<f32> = (0..n).map(|i| start + i as f32).collect();
+        Factor::trained(Tensor::from_f32(shape.to_vec(), &values).unwrap())
+    };
+    TieGroup {
+        layers: Some(vec![0, 5]),
+        rank: 2,
+        in_features: 3,
+        scaling: Scaling {
+            alpha: 1.0,
+            rule: ScalingRule::AlphaOverRank,
+        },
+        a: t(&[2, 3], 1.0),
+        b: t(&[6, 2], -3.0),
+        u: Some(t(&[2, 2], 0.5)),
+        v: Some(t(&[2, 6], 2.0)),
+        targets: vec![
+            Target {
+                module: "m.{}.q".into(),
+                out: 4,
+                kind: ModuleKind::Linear,
+            },
+            Target {
+                module: "m.{}.k".into(),
+                out: 2,
+                kind: ModuleKind::Linear,
+            },
+        ],
+    }
+}
+
+fn code(change: impl FnOnce(&mut TieGroup)) -> Code {
+    let mut group = joint();
+    change(&mut group);
+    Adapter {
+        groups: vec![group],
+        ..Adapter::default()
+    }
+    .validate()
+    .unwrap_err()
+    .code()
+}
+
+#[test]
+fn delta_is_the_formula() {
+    // Would fail if targets took the wrong rows of B or v, or layers the wrong row of u.
+    let group = joint();
+    let delta = group.low_rank(1, 1).unwrap().delta();
+    let (a, b) = (
+        group.a.tensor.to_f32().unwrap(),
+        group.b.tensor.to_f32().unwrap(),
+    );
+    let u = [2.5, 3.5]; // second row of u
+    let v = [12.0, 13.0]; // entries 4 and 5 of the second row of v
+    for i in 0..2 {
+        for j in 0..3 {
+            let sum: f32 = (0..2)
+                .map(|k| v[i] * b[(4 + i) * 2 + k] * u[k] * a[k * 3 + j])
+                .sum();
+            assert_eq!(delta[(i, j)], 0.5 * sum);
+        }
+    }
+}
+
+#[test]
+fn leading_columns_and_rows_count() {
+    // PEFT VeRA: one pair of the largest shape serves smaller modules.
+    let mut group = joint();
+    let whole = group.low_rank(0, 0).unwrap();
+    group.in_features = 2;
+    group.targets.pop();
+    group.v = None;
+    group.u = None;
+    let part = group.low_rank(0, 0).unwrap();
+    assert_eq!(part.right, [1.0, 2.0, 4.0, 5.0]);
+    assert_eq!(part.left.len(), whole.left.len());
+}
+
+#[test]
+fn validation_names_what_is_wrong() {
+    assert_eq!(code(|g| g.rank = 3), Code::ShapeDisagrees);
+    assert_eq!(code(|g| g.rank = 0), Code::ManifestLimit);
+    assert_eq!(code(|g| g.in_features = 4), Code::ShapeDisagrees);
+    assert_eq!(code(|g| g.layers = Some(vec![5, 0])), Code::BadName);
+    assert_eq!(
+        code(|g| g.layers = Some(vec![0, 1, 2])),
+        Code::ShapeDisagrees
+    );
+    assert_eq!(code(|g| g.layers = None), Code::BadName);
+    assert_eq!(
+        code(|g| g.targets[0].module = "m.{}.k".into()),
+        Code::DuplicateTarget
+    );
+    assert_eq!(
+        code(|g| g.targets[0].module = "m.{}..q".into()),
+        Code::BadName
+    );
+    assert_eq!(code(|g| g.scaling.alpha = 0.0), Code::BadAlpha);
+    assert_eq!(code(|g| g.scaling.alpha = f64::NAN), Code::BadAlpha);
+    let ints = Tensor::new(Dtype::U8, vec![2, 2], vec![0; 4]).unwrap();
+    assert_eq!(
+        code(|g| g.u = Some(Factor::trained(ints))),
+        Code::DtypeNotAllowed
+    );
+}
+
+#[test]
+fn presets_are_told_by_what_trains_and_ties() {
+    let mut g = joint();
+    assert_eq!(Method::of(std::slice::from_ref(&g)), Method::Tl6);
+    g.a.trained = false;
+    assert_eq!(Method::of(std::slice::from_ref(&g)), Method::Custom);
+    g.b.trained = false;
+    assert_eq!(Method::of(std::slice::from_ref(&g)), Method::Vera);
+    g.u = None;
+    g.v = None;
+    g.a.trained = true;
+    assert_eq!(Method::of(std::slice::from_ref(&g)), Method::Tl1);
+    g.b.trained = true;
+    assert_eq!(Method::of(std::slice::from_ref(&g)), Method::Tl5);
+    let stacked = Tensor::from_f32(vec![2, 2, 3], &[0.0; 12]).unwrap();
+    g.a = Factor::trained(stacked);
+    assert_eq!(Method::of(&[g.clone()]), Method::Lora);
+}
+
+#[test]
+fn shared_tensors_count_once() {
+    let g = joint();
+    let mut other = g.clone();
+    other.targets = vec![Target {
+        module: "n.{}.q".into(),
+        out: 6,
+        kind: ModuleKind::Linear,
+    }];
+    let adapter = Adapter {
+        groups: vec![g, other],
+        ..Adapter::default()
+    };
+    adapter.validate().unwrap();
+    assert_eq!(adapter.parameters(), 6 + 12 + 4 + 12);
+}

@@ -1,0 +1,127 @@
+use std::collections::BTreeMap;
+
+use super::digest::Digest;
+use super::manifest::{Manifest, ManifestTensor, Names};
+use crate::adapter::{Adapter, Seed};
+use crate::error::{Code, Error, Result};
+use crate::tensor::{Tensor, widen_into};
+
+/// An adapter in canonical form: manifest, and the distinct tensors it names.
+#[derive(Debug, Clone)]
+pub struct Encoded {
+    /// The manifest; its root is the adapter's identity.
+    pub manifest: Manifest,
+    /// Each distinct tensor once, by name.
+    pub tensors: BTreeMap<String, EncodedTensor>,
+}
+
+/// A distinct tensor of an adapter.
+#[derive(Debug, Clone)]
+pub struct EncodedTensor {
+    /// Its bytes.
+    pub tensor: Tensor,
+    /// SHA-256 of them.
+    pub digest: Digest,
+    /// Whether the manifest has a recipe for it.
+    pub seeded: bool,
+    /// Whether it is an A or a B: what adapters of one base may share.
+    pub is_projection: bool,
+}
+
+/// Brings an adapter into canonical form (spec §5, §8): groups sorted, equal tensors stored once,
+/// tensors named after their first use (`g0.A`, `g0.u`, `x0`).
+///
+/// # Errors
+/// Those of [`Adapter::validate`]; [`Code::NonFinite`] naming the tensor.
+pub fn encode(adapter: &Adapter) -> Result<Encoded> {
+    let mut adapter = adapter.clone();
+    adapter.sort();
+    adapter.validate()?;
+    let mut builder = Builder::default();
+    let mut names = Names::default();
+    for (i, group) in adapter.groups.iter().enumerate() {
+        let mut own = BTreeMap::new();
+        for (part, factor) in group.factors() {
+            let fallback = format!("g{i}.{}", part.name());
+            let is_projection = part.name().starts_with(['A', 'B']);
+            let name = builder.add(
+                &factor.tensor,
+                factor.seed.as_ref(),
+                fallback,
+                is_projection,
+            )?;
+            own.insert(part, name);
+        }
+        names.groups.push(own);
+    }
+    for (i, extra) in adapter.extras.iter().enumerate() {
+        names
+            .extras
+            .push(builder.add(&extra.tensor, None, format!("x{i}"), false)?);
+    }
+    let manifest = Manifest::describe(&adapter, &names, builder.described);
+    // The writer is held to the reader's rules, so that no file is written that cannot be read.
+    let manifest = Manifest::parse(&manifest.to_bytes())?;
+    Ok(Encoded {
+        manifest,
+        tensors: builder.tensors,
+    })
+}
+
+#[derive(Default)]
+struct Builder {
+    by_content: BTreeMap<(&'static str, Vec<usize>, Digest), String>,
+    described: BTreeMap<String, ManifestTensor>,
+    tensors: BTreeMap<String, EncodedTensor>,
+}
+
+impl Builder {
+    fn add(
+        &mut self,
+        tensor: &Tensor,
+        seed: Option<&Seed>,
+        fallback: String,
+        is_projection: bool,
+    ) -> Result<String> {
+        check_finite(tensor).map_err(|e| e.tensor(&fallback))?;
+        let digest = Digest::of(tensor.data());
+        let content = (tensor.dtype().as_str(), tensor.shape().to_vec(), digest);
+        let name = self.by_content.entry(content).or_insert(fallback).clone();
+        if let Some(known) = self.tensors.get_mut(&name) {
+            known.is_projection |= is_projection;
+            if let (Some(seed), false) = (seed, known.seeded) {
+                known.seeded = true;
+                self.described
+                    .insert(name.clone(), ManifestTensor::of(tensor, digest, Some(seed)));
+            }
+            return Ok(name);
+        }
+        self.described
+            .insert(name.clone(), ManifestTensor::of(tensor, digest, seed));
+        let entry = EncodedTensor {
+            tensor: tensor.clone(),
+            digest,
+            seeded: seed.is_some(),
+            is_projection,
+        };
+        self.tensors.insert(name.clone(), entry);
+        Ok(name)
+    }
+}
+
+/// Refuses NaN and infinite values, which no adapter means.
+pub(super) fn check_finite(tensor: &Tensor) -> Result<()> {
+    const BLOCK: usize = 4096;
+    let width = tensor.dtype().bits() / 8;
+    let mut wide = [0f32; BLOCK];
+    for (n, bytes) in tensor.data().chunks(BLOCK * width).enumerate() {
+        let wide = &mut wide[..bytes.len() / width];
+        widen_into(tensor.dtype(), bytes, wide);
+        if let Some(at) = wide.iter().position(|x| !x.is_finite()) {
+            let message = format!("element {} is {}", n * BLOCK + at, wide[at]);
+            return Err(Error::new(Code::NonFinite, message)
+                .hint("the training run that wrote it diverged; a .tl holds finite numbers only"));
+        }
+    }
+    Ok(())
+}

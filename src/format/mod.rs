@@ -1,0 +1,28 @@
+//! The `.tl` format, version 1. The specification is `spec/tl-v1.md`; one file here for a chapter there.
+//!
+//! A `.tl` is a strict profile of safetensors: every `.tl` opens with any safetensors reader. The
+//! canonical manifest in its metadata lists groups, targets and tensors with their SHA-256; the
+//! adapter's identity, its **root**, is the SHA-256 of the manifest. Which tensors are inside the
+//! file (fat), left out (thin) or packed with zstd is not part of the identity.
+
+mod digest;
+mod encode;
+mod fingerprint;
+mod manifest;
+mod pack;
+mod read;
+mod seeded;
+mod write;
+
+pub use digest::{Digest, Hasher};
+pub use encode::{Encoded, EncodedTensor, encode};
+pub use fingerprint::fingerprint;
+pub use manifest::{
+    FEATURES, MAX_MANIFEST_BYTES, MAX_TENSOR_BYTES, Manifest, ManifestTensor, VERSION,
+};
+pub use read::{BlobSource, DirBlobs, NoBlobs, Stored, TlFile};
+pub use seeded::{GENERATOR, MAX_SEEDED_ELEMENTS, generate, seeded_tensor};
+pub use write::{Packing, WriteOptions, Written, write_tl};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,118 @@
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::digest::Digest;
+use super::encode::{Encoded, encode};
+use super::pack;
+use super::read::{ALIGN, KEY_MANIFEST, KEY_PACK, KEY_ROOT, KEY_VERSION};
+use crate::adapter::Adapter;
+use crate::error::Result;
+use crate::safetensors::{AtomicFile, Existing, encode_header};
+use crate::tensor::{Bytes, Dtype};
+
+/// Which tensors go into a file; the root is the same for all.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Packing {
+    /// Every tensor is inside: the form for exchange. With raw tensors it is the canonical pack.
+    #[default]
+    Fat,
+    /// Seeded tensors are left out.
+    Thin,
+    /// Seeded tensors are left out, and these, which the reader must find as blobs.
+    External(BTreeSet<Digest>),
+}
+
+/// How to write a `.tl`.
+#[derive(Debug, Clone)]
+pub struct WriteOptions {
+    /// What goes in.
+    pub packing: Packing,
+    /// Whether tensors are byte-shuffled and packed with zstd.
+    pub zstd: bool,
+    /// What to do with an existing file.
+    pub existing: Existing,
+}
+
+impl Default for WriteOptions {
+    fn default() -> Self {
+        Self {
+            packing: Packing::Fat,
+            zstd: false,
+            existing: Existing::Refuse,
+        }
+    }
+}
+
+/// What was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// The adapter's identity.
+    pub root: Digest,
+    /// Length of the file in bytes.
+    pub bytes: u64,
+}
+
+/// Writes an adapter atomically and durably.
+///
+/// # Errors
+/// Those of [`encode`]; [`crate::Code::OutputExists`], [`crate::Code::NoSpace`], [`crate::Code::Io`].
+pub fn write_tl(path: &Path, adapter: &Adapter, options: &WriteOptions) -> Result<Written> {
+    let encoded = encode(adapter)?;
+    let bytes = assemble(&encoded, options)?;
+    let mut out = AtomicFile::create(path, options.existing)?;
+    let mut len = 0;
+    for piece in &bytes {
+        out.write_all(piece)?;
+        len += piece.len() as u64;
+    }
+    out.commit(true)?;
+    Ok(Written {
+        root: encoded.manifest.root(),
+        bytes: len,
+    })
+}
+
+/// The pieces of the file, in order.
+pub(super) fn assemble(encoded: &Encoded, options: &WriteOptions) -> Result<Vec<Bytes>> {
+    let mut stored: Vec<(String, Dtype, Vec<usize>, Bytes)> = Vec::new();
+    for (name, entry) in &encoded.tensors {
+        let left_out = match &options.packing {
+            Packing::Fat => false,
+            Packing::Thin => entry.seeded,
+            Packing::External(digests) => entry.seeded || digests.contains(&entry.digest),
+        };
+        let tensor = &entry.tensor;
+        if left_out {
+            continue;
+        } else if options.zstd {
+            let packed = pack::pack(tensor.dtype(), tensor.data())?;
+            stored.push((
+                format!("{}{name}", pack::PREFIX),
+                Dtype::U8,
+                vec![packed.len()],
+                packed.into(),
+            ));
+        } else {
+            stored.push((
+                name.clone(),
+                tensor.dtype(),
+                tensor.shape().to_vec(),
+                tensor.data().clone(),
+            ));
+        }
+    }
+    stored.sort_by(|a, b| (b.1.bits(), &a.0).cmp(&(a.1.bits(), &b.0)));
+    let manifest = String::from_utf8(encoded.manifest.to_bytes()).unwrap_or_default();
+    let root = encoded.manifest.root().to_string();
+    let mut metadata = vec![(KEY_VERSION, "1"), (KEY_MANIFEST, manifest.as_str())];
+    if options.zstd && !stored.is_empty() {
+        metadata.push((KEY_PACK, pack::CODEC));
+    }
+    metadata.push((KEY_ROOT, &root));
+    let entries = stored
+        .iter()
+        .map(|(n, d, s, b)| (n.as_str(), *d, s.as_slice(), b.len() as u64));
+    let mut pieces = vec![Bytes::from(encode_header(&metadata, entries, ALIGN))];
+    pieces.extend(stored.into_iter().map(|(.., bytes)| bytes));
+    Ok(pieces)
+}

@@ -1,0 +1,249 @@
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::fs::RenameFlags;
+
+use super::header::encode_header;
+use crate::error::{Code, Error, Result};
+use crate::tensor::Tensor;
+
+/// What to do where the output exists already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Existing {
+    /// Fail with [`Code::OutputExists`].
+    Refuse,
+    /// Replace it, in one step.
+    Replace,
+}
+
+/// A file that appears under its name only when it is complete.
+///
+/// Bytes go to a hidden sibling; [`commit`](Self::commit) syncs, closes, renames it and syncs the
+/// folder. Dropped without commit, it is removed. A killed process leaves the sibling behind,
+/// unlocked, and the next writer of the same name removes it.
+#[derive(Debug)]
+pub struct AtomicFile {
+    file: Option<File>,
+    temp: PathBuf,
+    dest: PathBuf,
+    existing: Existing,
+}
+
+impl AtomicFile {
+    /// Starts writing `dest`.
+    ///
+    /// # Errors
+    /// [`Code::OutputExists`] where it exists and must not be replaced; [`Code::Io`] and its kin.
+    pub fn create(dest: impl AsRef<Path>, existing: Existing) -> Result<Self> {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        let dest = dest.as_ref();
+        let Some(name) = dest.file_name() else {
+            return Err(Error::new(Code::Usage, "the output needs a file name").file(dest));
+        };
+        if existing == Existing::Refuse && dest.symlink_metadata().is_ok() {
+            return Err(exists(dest));
+        }
+        let folder = parent(dest);
+        let prefix = format!(".{}.tlkit-", name.to_string_lossy());
+        remove_stale(folder, &prefix);
+        let n = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let temp = folder.join(format!("{prefix}{}-{n}.tmp", std::process::id()));
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&temp)
+            .map_err(|e| Error::io(dest, "create", e))?;
+        // The lock tells a file being written from one that a killed process left; without it
+        // (some network file systems) stale files are merely not cleaned up.
+        let _ = file.try_lock();
+        Ok(Self {
+            file: Some(file),
+            temp,
+            dest: dest.to_owned(),
+            existing,
+        })
+    }
+
+    /// The open temporary file.
+    ///
+    /// # Errors
+    /// [`Code::Io`] after the file was closed, which no caller can do.
+    pub fn file(&self) -> Result<&File> {
+        self.file
+            .as_ref()
+            .ok_or_else(|| Error::new(Code::Io, "already closed").file(&self.dest))
+    }
+
+    /// Where the file will be.
+    pub fn dest(&self) -> &Path {
+        &self.dest
+    }
+
+    /// Appends bytes at the file's cursor.
+    ///
+    /// # Errors
+    /// [`Code::NoSpace`], [`Code::Io`].
+    pub fn write_all(&mut self, bytes: &[u8]) -> Result<()> {
+        let mut file = self.file()?;
+        file.write_all(bytes)
+            .map_err(|e| Error::io(&self.dest, "write", e))
+    }
+
+    /// Puts the complete file under its name; with `durable`, only after it is on the disk, and
+    /// the folder after it.
+    ///
+    /// # Errors
+    /// [`Code::OutputExists`] where another writer was faster; [`Code::NoSpace`], [`Code::Io`].
+    pub fn commit(mut self, durable: bool) -> Result<()> {
+        let dest = &self.dest;
+        if let Some(file) = self.file.take()
+            && durable
+        {
+            file.sync_all().map_err(|e| Error::io(dest, "sync", e))?;
+        }
+        match self.existing {
+            Existing::Replace => {
+                fs::rename(&self.temp, dest).map_err(|e| Error::io(dest, "rename", e))?
+            }
+            Existing::Refuse => rename_new(&self.temp, dest)?,
+        }
+        if durable {
+            sync_dir(parent(dest))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        // After a commit the name is gone and this is a no-op.
+        let _ = fs::remove_file(&self.temp);
+    }
+}
+
+fn exists(dest: &Path) -> Error {
+    Error::new(Code::OutputExists, "the output exists already")
+        .file(dest)
+        .hint("choose another name, or pass --force to replace it")
+}
+
+fn rename_new(from: &Path, to: &Path) -> Result<()> {
+    use rustix::io::Errno;
+    let cwd = rustix::fs::CWD;
+    match rustix::fs::renameat_with(cwd, from, cwd, to, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(()),
+        Err(Errno::EXIST) => Err(exists(to)),
+        // Not every file system knows NOREPLACE; a hard link refuses an existing name as well.
+        Err(Errno::INVAL | Errno::NOSYS) => {
+            fs::hard_link(from, to).map_err(|e| match e.kind() {
+                std::io::ErrorKind::AlreadyExists => exists(to),
+                _ => Error::io(to, "link", e),
+            })?;
+            fs::remove_file(from).map_err(|e| Error::io(from, "remove", e))
+        }
+        Err(e) => Err(Error::io(to, "rename", e.into())),
+    }
+}
+
+fn remove_stale(folder: &Path, prefix: &str) {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(prefix)
+            && name.ends_with(".tmp")
+            && let Ok(file) = OpenOptions::new().write(true).open(entry.path())
+            && file.try_lock().is_ok()
+        {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Makes the names in a folder durable.
+///
+/// # Errors
+/// [`Code::Io`].
+pub fn sync_dir(folder: &Path) -> Result<()> {
+    File::open(folder)
+        .and_then(|d| d.sync_all())
+        .map_err(|e| Error::io(folder, "sync the folder", e))
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    }
+}
+
+/// Writes a safetensors file atomically and durably: larger dtypes first, then by name.
+///
+/// # Errors
+/// As [`AtomicFile`].
+pub fn write_tensors(
+    dest: &Path,
+    existing: Existing,
+    metadata: &[(&str, &str)],
+    tensors: &[(String, Tensor)],
+) -> Result<u64> {
+    let mut sorted: Vec<&(String, Tensor)> = tensors.iter().collect();
+    sorted.sort_by(|(an, a), (bn, b)| (b.dtype().bits(), an).cmp(&(a.dtype().bits(), bn)));
+    let entries = sorted
+        .iter()
+        .map(|(n, t)| (n.as_str(), t.dtype(), t.shape(), t.data().len() as u64));
+    let header = encode_header(metadata, entries, 8);
+    let mut out = AtomicFile::create(dest, existing)?;
+    let mut written = header.len() as u64;
+    out.write_all(&header)?;
+    for (_, tensor) in sorted {
+        out.write_all(tensor.data())?;
+        written += tensor.data().len() as u64;
+    }
+    out.commit(true)?;
+    Ok(written)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_appears_before_commit_and_nothing_stays_without_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let dest = dir.path().join("x");
+        let mut f = AtomicFile::create(&dest, Existing::Refuse).unwrap();
+        f.write_all(b"abc").unwrap();
+        assert!(!dest.exists());
+        drop(f);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_faster_writer_is_not_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let dest = dir.path().join("x");
+        let f = AtomicFile::create(&dest, Existing::Refuse).unwrap();
+        fs::write(&dest, b"other").unwrap();
+        assert_eq!(f.commit(true).unwrap_err().code(), Code::OutputExists);
+        assert_eq!(fs::read(&dest).unwrap(), b"other");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn leftovers_of_a_killed_writer_go_and_those_of_a_live_one_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let dest = dir.path().join("x");
+        let stale = dir.path().join(".x.tlkit-1-0.tmp");
+        fs::write(&stale, b"half").unwrap();
+        let live = AtomicFile::create(&dest, Existing::Replace).unwrap();
+        assert!(!stale.exists());
+        let second = AtomicFile::create(&dest, Existing::Replace).unwrap();
+        assert!(live.temp.exists() && second.temp.exists());
+    }
+}
