@@ -2,6 +2,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod error;
+pub mod peft;
 pub mod tensor;
 
 pub use error::{Code, Error, ErrorKind, Result};
