@@ -1,7 +1,12 @@
 //! What PEFT writes: its config, its rules for names, its old pickles, VeRA's random projections.
 
+pub mod config;
+mod features;
+mod json;
 pub mod projection;
 
+pub use config::{LoraConfig, PeftConfig, VeraConfig};
+pub use features::Feature;
 
 #[cfg(test)]
 pub(crate) mod testing {
