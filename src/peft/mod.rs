@@ -3,7 +3,9 @@
 pub mod config;
 mod features;
 mod json;
+pub mod names;
 pub mod projection;
+mod pyre;
 
 pub use config::{LoraConfig, PeftConfig, VeraConfig};
 pub use features::Feature;
