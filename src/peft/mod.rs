@@ -4,6 +4,7 @@ pub mod config;
 mod features;
 mod json;
 pub mod names;
+pub mod pickle;
 pub mod projection;
 mod pyre;
 
