@@ -4,6 +4,7 @@
 pub mod adapter;
 pub mod error;
 pub mod format;
+pub mod peft;
 pub mod safetensors;
 pub mod tensor;
 
