@@ -175,6 +175,56 @@ pub fn sync_dir(folder: &Path) -> Result<()> {
         .map_err(|e| Error::io(folder, "sync the folder", e))
 }
 
+/// Fills a folder that appears under its name only when it is complete and on the disk.
+///
+/// `fill` gets a hidden sibling; where it fails, the sibling is removed. With
+/// [`Existing::Replace`] an existing folder of that name is moved aside, then removed.
+///
+/// # Errors
+/// [`Code::OutputExists`], [`Code::Io`] and its kin; whatever `fill` fails with.
+pub fn write_dir(
+    dest: &Path,
+    existing: Existing,
+    fill: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
+    let Some(name) = dest.file_name().map(|n| n.to_string_lossy().into_owned()) else {
+        return Err(Error::new(Code::Usage, "the output needs a name").file(dest));
+    };
+    if existing == Existing::Refuse && dest.symlink_metadata().is_ok() {
+        return Err(exists(dest));
+    }
+    let folder = parent(dest);
+    let sibling = |what: &str| folder.join(format!(".{name}.tlkit-{}-{what}", std::process::id()));
+    let (temp, old) = (sibling("new"), sibling("old"));
+    fs::create_dir(&temp).map_err(|e| Error::io(dest, "create", e))?;
+    let filled = fill(&temp).and_then(|()| sync_dir(&temp)).and_then(|()| {
+        if existing == Existing::Replace && dest.symlink_metadata().is_ok() {
+            fs::rename(dest, &old).map_err(|e| Error::io(dest, "move aside", e))?;
+            if let Err(e) = fs::rename(&temp, dest) {
+                // Best effort: the old folder is the user's only copy now.
+                let _ = fs::rename(&old, dest);
+                return Err(Error::io(dest, "rename", e));
+            }
+            remove_any(&old);
+            return Ok(());
+        }
+        rename_new(&temp, dest)
+    });
+    if let Err(e) = filled {
+        remove_any(&temp);
+        return Err(e);
+    }
+    sync_dir(folder)
+}
+
+fn remove_any(path: &Path) {
+    let _ = if path.is_dir() {
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
+    };
+}
+
 fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(p) if !p.as_os_str().is_empty() => p,
