@@ -143,7 +143,10 @@ fn one_layer_that_differs_breaks_the_tie() {
     let report =
         peft_to_tied(&folder, &dir.path().join("x.tl"), &ToTiedOptions::default()).unwrap();
     assert_eq!(report.found, Found::PartlyTied);
-    assert!(report.max_relative_error < 1e-6, "the damaged module itself keeps its bits");
+    assert!(
+        report.max_relative_error < 1e-6,
+        "the damaged module itself keeps its bits"
+    );
 }
 
 #[test]
