@@ -57,6 +57,11 @@ impl<'a> CheckpointModules<'a> {
         self.checkpoint.path()
     }
 
+    /// The checkpoint.
+    pub fn checkpoint(&self) -> &'a Checkpoint {
+        self.checkpoint
+    }
+
     /// The base's name of a tensor: the name itself, or the one that differs only in leading
     /// segments which checkpoints and module paths write differently (`transformer.`, `model.`).
     pub fn resolve(&self, name: &str) -> Option<String> {

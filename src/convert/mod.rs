@@ -6,6 +6,7 @@
 
 mod base;
 mod coalesce;
+mod open;
 mod ties;
 
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use serde::Serialize;
 
 pub use base::CheckpointModules;
 pub use coalesce::coalesce;
+pub use open::{Opened, Source, open_adapter};
 pub use ties::recover_ties;
 
 use crate::adapter::{Adapter, BaseModel, Method, Module, TieGroup};
@@ -184,6 +186,24 @@ pub fn find_ties(source: &Adapter, kind: PeftKind) -> Result<(Adapter, Found)> {
         _ => Found::PartlyTied,
     };
     Ok((tied, found))
+}
+
+/// Checks that a base is the one whose fingerprint the adapter carries.
+///
+/// # Errors
+/// [`Code::FingerprintAbsent`], [`Code::FingerprintMismatch`]; [`Code::UnmatchedModule`].
+pub fn check_fingerprint(adapter: &Adapter, base: &CheckpointModules<'_>) -> Result<()> {
+    let Some(want) = adapter.base.as_ref().and_then(|b| b.weights.as_ref()) else {
+        return Err(Error::new(Code::FingerprintAbsent, "the adapter carries no fingerprint of its base")
+            .hint("record one when converting: tlkit convert peft-to-tied … --base BASE"));
+    };
+    let names = touched_tensors(adapter, base)?;
+    let actual = fingerprint(base.checkpoint(), names.iter().map(String::as_str))?.hex();
+    if actual == *want {
+        return Ok(());
+    }
+    let message = format!("made for a base with fingerprint {want}, this one has {actual}");
+    Err(Error::new(Code::FingerprintMismatch, message).hint("use the base that the adapter was trained on"))
 }
 
 /// The base tensors that an adapter changes, under the base's names.
