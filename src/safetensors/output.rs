@@ -124,6 +124,51 @@ impl Drop for AtomicFile {
     }
 }
 
+/// Puts a complete folder under its name, in one step.
+///
+/// With [`Existing::Replace`] the folder that has the name is swapped out and removed; whether that
+/// is safe is for the caller to know. With `durable` the names in the folder and its own are synced;
+/// the files in it are the caller's.
+///
+/// # Errors
+/// [`Code::OutputExists`], [`Code::Io`].
+pub fn publish_dir(temp: &Path, dest: &Path, existing: Existing, durable: bool) -> Result<()> {
+    use rustix::io::Errno;
+    if durable {
+        sync_dir(temp)?;
+    }
+    let cwd = rustix::fs::CWD;
+    let taken = dest.symlink_metadata().is_ok();
+    if taken && existing == Existing::Refuse {
+        return Err(exists(dest));
+    }
+    let flags = match taken {
+        true => RenameFlags::EXCHANGE,
+        false => RenameFlags::NOREPLACE,
+    };
+    match rustix::fs::renameat_with(cwd, temp, cwd, dest, flags) {
+        Ok(()) if taken => remove_dir(temp)?,
+        Ok(()) => {}
+        Err(Errno::EXIST) => return Err(exists(dest)),
+        Err(Errno::INVAL | Errno::NOSYS) => {
+            if taken {
+                remove_dir(dest)?;
+            }
+            // Fails where the name was taken meanwhile, unless by an empty folder.
+            fs::rename(temp, dest).map_err(|e| Error::io(dest, "rename", e))?;
+        }
+        Err(e) => return Err(Error::io(dest, "rename", e.into())),
+    }
+    if durable {
+        sync_dir(parent(dest))?;
+    }
+    Ok(())
+}
+
+fn remove_dir(path: &Path) -> Result<()> {
+    fs::remove_dir_all(path).map_err(|e| Error::io(path, "remove", e))
+}
+
 fn exists(dest: &Path) -> Error {
     Error::new(Code::OutputExists, "the output exists already")
         .file(dest)
@@ -175,7 +220,8 @@ pub fn sync_dir(folder: &Path) -> Result<()> {
         .map_err(|e| Error::io(folder, "sync the folder", e))
 }
 
-fn parent(path: &Path) -> &Path {
+/// The folder that a path is in.
+pub(crate) fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),
