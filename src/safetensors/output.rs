@@ -124,13 +124,58 @@ impl Drop for AtomicFile {
     }
 }
 
+/// Puts a complete folder under its name, in one step.
+///
+/// With [`Existing::Replace`] the folder that has the name is swapped out and removed; whether that
+/// is safe is for the caller to know. With `durable` the names in the folder and its own are synced;
+/// the files in it are the caller's.
+///
+/// # Errors
+/// [`Code::OutputExists`], [`Code::Io`].
+pub fn publish_dir(temp: &Path, dest: &Path, existing: Existing, durable: bool) -> Result<()> {
+    use rustix::io::Errno;
+    if durable {
+        sync_dir(temp)?;
+    }
+    let cwd = rustix::fs::CWD;
+    let taken = dest.symlink_metadata().is_ok();
+    if taken && existing == Existing::Refuse {
+        return Err(exists(dest));
+    }
+    let flags = match taken {
+        true => RenameFlags::EXCHANGE,
+        false => RenameFlags::NOREPLACE,
+    };
+    match rustix::fs::renameat_with(cwd, temp, cwd, dest, flags) {
+        Ok(()) if taken => remove_dir(temp)?,
+        Ok(()) => {}
+        Err(Errno::EXIST) => return Err(exists(dest)),
+        Err(Errno::INVAL | Errno::NOSYS) => {
+            if taken {
+                remove_dir(dest)?;
+            }
+            // Fails where the name was taken meanwhile, unless by an empty folder.
+            fs::rename(temp, dest).map_err(|e| Error::io(dest, "rename", e))?;
+        }
+        Err(e) => return Err(Error::io(dest, "rename", e.into())),
+    }
+    if durable {
+        sync_dir(parent(dest))?;
+    }
+    Ok(())
+}
+
+fn remove_dir(path: &Path) -> Result<()> {
+    fs::remove_dir_all(path).map_err(|e| Error::io(path, "remove", e))
+}
+
 fn exists(dest: &Path) -> Error {
     Error::new(Code::OutputExists, "the output exists already")
         .file(dest)
         .hint("choose another name, or pass --force to replace it")
 }
 
-fn rename_new(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn rename_new(from: &Path, to: &Path) -> Result<()> {
     use rustix::io::Errno;
     let cwd = rustix::fs::CWD;
     match rustix::fs::renameat_with(cwd, from, cwd, to, RenameFlags::NOREPLACE) {
@@ -177,55 +222,34 @@ pub fn sync_dir(folder: &Path) -> Result<()> {
 
 /// Fills a folder that appears under its name only when it is complete and on the disk.
 ///
-/// `fill` gets a hidden sibling; where it fails, the sibling is removed. With
-/// [`Existing::Replace`] an existing folder of that name is moved aside, then removed.
+/// `fill` gets a hidden sibling; where it fails, the sibling is removed.
 ///
 /// # Errors
-/// [`Code::OutputExists`], [`Code::Io`] and its kin; whatever `fill` fails with.
+/// As [`publish_dir`]; whatever `fill` fails with.
 pub fn write_dir(
     dest: &Path,
     existing: Existing,
     fill: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<()> {
-    let Some(name) = dest.file_name().map(|n| n.to_string_lossy().into_owned()) else {
+    let Some(name) = dest.file_name() else {
         return Err(Error::new(Code::Usage, "the output needs a name").file(dest));
     };
     if existing == Existing::Refuse && dest.symlink_metadata().is_ok() {
         return Err(exists(dest));
     }
-    let folder = parent(dest);
-    let sibling = |what: &str| folder.join(format!(".{name}.tlkit-{}-{what}", std::process::id()));
-    let (temp, old) = (sibling("new"), sibling("old"));
+    let name = format!(".{}.tlkit-{}", name.to_string_lossy(), std::process::id());
+    let temp = parent(dest).join(name);
     fs::create_dir(&temp).map_err(|e| Error::io(dest, "create", e))?;
-    let filled = fill(&temp).and_then(|()| sync_dir(&temp)).and_then(|()| {
-        if existing == Existing::Replace && dest.symlink_metadata().is_ok() {
-            fs::rename(dest, &old).map_err(|e| Error::io(dest, "move aside", e))?;
-            if let Err(e) = fs::rename(&temp, dest) {
-                // Best effort: the old folder is the user's only copy now.
-                let _ = fs::rename(&old, dest);
-                return Err(Error::io(dest, "rename", e));
-            }
-            remove_any(&old);
-            return Ok(());
-        }
-        rename_new(&temp, dest)
-    });
-    if let Err(e) = filled {
-        remove_any(&temp);
-        return Err(e);
+    let done = fill(&temp).and_then(|()| publish_dir(&temp, dest, existing, true));
+    if done.is_err() {
+        // Best effort: the error that is returned says more than one about the cleaning up.
+        let _ = fs::remove_dir_all(&temp);
     }
-    sync_dir(folder)
+    done
 }
 
-fn remove_any(path: &Path) {
-    let _ = if path.is_dir() {
-        fs::remove_dir_all(path)
-    } else {
-        fs::remove_file(path)
-    };
-}
-
-fn parent(path: &Path) -> &Path {
+/// The folder that a path is in.
+pub(crate) fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),

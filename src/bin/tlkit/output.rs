@@ -28,11 +28,6 @@ impl Output {
         Self { json }
     }
 
-    /// Whether JSON was asked for.
-    pub(crate) fn is_json(&self) -> bool {
-        self.json
-    }
-
     /// Prints a report: the JSON of `value`, or the text that `text` makes.
     pub(crate) fn report(&self, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
         if self.json {
@@ -125,7 +120,7 @@ impl JsonError {
 /// A table without borders; columns named in `right` are aligned to the right.
 pub(crate) fn table(header: &[&str], right: &[usize], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(header.iter().map(|h| h.to_string()));
+    table.load_style(presets::NOTHING).set_header(header.iter().map(|h| h.to_string()));
     for row in rows {
         table.add_row(row.iter().map(|cell| sanitize(cell)));
     }

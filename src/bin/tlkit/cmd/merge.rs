@@ -35,7 +35,7 @@ pub(crate) fn merge(args: &Merge, output: &Output) -> Result<Outcome> {
         durable: !args.no_fsync,
         allow_unchanged: args.allow_unchanged,
     };
-    let report = if args.in_place { in_place(args, &plan, &exec)? } else { out_of_place(args, &plan, &exec)? };
+    let report = if args.in_place { in_place(args, &plan)? } else { out_of_place(args, &plan, &exec)? };
     for note in &report.notes {
         output.note(note);
     }
@@ -51,13 +51,13 @@ fn out_of_place(args: &Merge, plan: &Plan<'_>, exec: &ExecOptions) -> Result<Mer
         Some(path) => path.clone(),
         None => default_output(&args.base, &args.adapters)?,
     };
-    with_bar("merging", plan.bytes_out(), |control| merge::execute(plan, &path, exec, control))
+    with_bar("merging", plan.bytes_out(), |control| merge::execute(plan, &path, exec, &control))
 }
 
-fn in_place(args: &Merge, plan: &Plan<'_>, exec: &ExecOptions) -> Result<MergeReport> {
+fn in_place(args: &Merge, plan: &Plan<'_>) -> Result<MergeReport> {
     let undo = args.undo.clone().unwrap_or_else(|| default_undo(&args.base));
     let touched = plan.shards().iter().map(|s| s.bytes_merged).sum::<u64>();
-    with_bar("merging in place", 2 * touched, |control| merge::merge_in_place(plan, &undo, exec, control))
+    with_bar("merging in place", 2 * touched, |control| merge::merge_in_place(plan, &undo, args.allow_unchanged, &control))
 }
 
 /// `base.safetensors` and `style.tl` give `base-style.safetensors`, beside the base.
@@ -136,16 +136,16 @@ fn check_base(base: &Checkpoint, inputs: &[MergeInput]) -> Result<()> {
 
 fn dry_text(s: &PlanSummary) -> String {
     let mut text = fields(&[
-        ("tensors", format!("{} merged of {}", s.tensors_merged, s.tensors)),
+        ("tensors", format!("{} merged of {}", s.tensors_merged, s.tensors_total)),
         ("bytes out", bytes(s.bytes_out)),
         ("copied", bytes(s.bytes_copied)),
         ("merged", bytes(s.bytes_merged)),
         ("disk needed", bytes(s.disk_needed)),
-        ("peak memory", format!("about {}", bytes(s.memory_estimate))),
+        ("peak memory", format!("about {}", bytes(s.memory))),
     ]);
     for shard in &s.shards {
         text.push_str(&format!("\n{} ({})\n", shard.name, bytes(shard.bytes_out)));
-        for name in &shard.merged {
+        for name in &shard.tensors {
             text.push_str(&format!("  {name}\n"));
         }
     }
@@ -195,11 +195,12 @@ fn merge_text(r: &MergeReport) -> String {
 pub(crate) fn unmerge(args: &Unmerge, output: &Output) -> Result<Outcome> {
     let undo = args.undo.clone().unwrap_or_else(|| default_undo(&args.base));
     let total = undo.metadata().map(|m| m.len()).unwrap_or(0);
-    let report = with_bar("restoring", total, |control| merge::unmerge(&args.base, &undo, control))?;
+    let report = with_bar("restoring", total, |control| merge::unmerge(&args.base, &undo, &control))?;
     output.report(&report, || {
         fields(&[
-            ("restored", format!("{} tensors, {}", report.tensors, bytes(report.bytes))),
-            ("base", show(&args.base)),
+            ("restored", format!("{} tensors, {}", report.restored, bytes(report.bytes))),
+            ("untouched", format!("{} tensors had their original bytes already", report.already_original)),
+            ("base", show(&report.base)),
         ])
     })?;
     Ok(Outcome::Success)

@@ -83,7 +83,7 @@ pub(crate) fn merged(args: &VerifyMerged, output: &Output) -> Result<Outcome> {
         renames: args.rename.clone(),
     };
     let report = with_bar("verifying", merged.byte_len(), |control| {
-        verify::verify_merged(&base, &inputs, &merged, &options, control)
+        verify::verify_merged(&base, &inputs, &merged, &options, &control)
     })?;
     let equal = report.is_equal(args.max_ulp);
     let json = WithVerdict { equal, report: &report };

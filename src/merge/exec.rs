@@ -1,0 +1,156 @@
+use std::fs::{File, Metadata};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::time::Instant;
+
+use super::copy::{check_space, clone_whole, copy_range};
+use super::plan::{Plan, Segment, ShardPlan};
+use super::report::{MergeReport, TensorReport, check_changed};
+use super::{Control, ExecOptions, Job, dir};
+use crate::compute::Stats;
+use crate::error::{Code, Error, Result};
+use crate::safetensors::{AtomicFile, Existing, SafetensorsFile};
+
+/// Writes the merged model to `output`: a file for a base that is a file, else a directory.
+///
+/// A directory is built as a hidden sibling, with a journal: an interrupted merge of the same
+/// base, adapters and options goes on where it stopped, any other leftover is discarded.
+///
+/// # Errors
+/// [`Code::OutputExists`], [`Code::NoSpace`], [`Code::Busy`], [`Code::Io`] and its kin;
+/// [`Code::NonFiniteResult`]; [`Code::NothingChanged`]; [`Code::Interrupted`]; [`Code::Usage`]
+/// where the output is the base. Nothing is left under the output's name.
+pub fn execute(
+    plan: &Plan<'_>,
+    output: &Path,
+    options: &ExecOptions,
+    control: &Control<'_>,
+) -> Result<MergeReport> {
+    let started = Instant::now();
+    if same_place(output, plan.base().path()) {
+        return Err(Error::new(Code::Usage, "the output is the base itself")
+            .file(output)
+            .hint("merge in place, with an undo file, instead"));
+    }
+    if plan.base().is_dir() {
+        return dir::execute(plan, output, options, control, started);
+    }
+    if options.existing == Existing::Replace && output.is_dir() {
+        return Err(Error::new(
+            Code::OutputExists,
+            "the output is a folder, the base a file",
+        )
+        .file(output));
+    }
+    let (Some(file), Some(shard)) = (plan.base().shards().first(), plan.shards().first()) else {
+        return Err(Error::new(Code::Usage, "the base has no file").file(plan.base().path()));
+    };
+    let out = AtomicFile::create(output, options.existing)?;
+    let folder = output.parent().filter(|p| !p.as_os_str().is_empty());
+    let cloned = try_clone(shard, file, &out)?;
+    let need = if cloned {
+        shard.bytes_merged
+    } else {
+        shard.bytes_out
+    };
+    check_space(folder.unwrap_or(Path::new(".")), need)?;
+    let tensors = write_shard(plan, shard, &out, cloned, control)?;
+    check_changed(&tensors, options.allow_unchanged)?;
+    control.check()?;
+    out.commit(options.durable)?;
+    Ok(MergeReport::new(
+        plan,
+        output.to_owned(),
+        tensors,
+        0,
+        started,
+    ))
+}
+
+/// Whether two paths, of which the first may not exist, are one file or folder.
+pub(super) fn same_place(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
+
+/// Makes the output a clone of the base's shard, where the header stays and the file system can.
+pub(super) fn try_clone(
+    shard: &ShardPlan,
+    file: &SafetensorsFile,
+    out: &AtomicFile,
+) -> Result<bool> {
+    Ok(shard.new_header.is_none() && clone_whole(file.file(), out.file()?))
+}
+
+/// Writes one shard, in file order, into the empty or `cloned` file `out`.
+pub(super) fn write_shard(
+    plan: &Plan<'_>,
+    shard: &ShardPlan,
+    out: &AtomicFile,
+    cloned: bool,
+    control: &Control<'_>,
+) -> Result<Vec<TensorReport>> {
+    let base = &plan.base().shards()[shard.index];
+    let before = stat(base)?;
+    let to = (out.file()?, out.dest());
+    let mut reports = Vec::new();
+    if let Some(header) = &shard.new_header {
+        write_at(to, header, 0)?;
+        control.advance(header.len() as u64);
+    }
+    for segment in &shard.segments {
+        match segment {
+            Segment::Copy { source, .. } if cloned => control.advance(source.end - source.start),
+            Segment::Copy { source, at } => {
+                copy_range((base.file(), base.path()), source.clone(), to, *at, control)?;
+            }
+            Segment::Merge { tensor, at } => {
+                let tensor = &plan.tensors()[*tensor];
+                let job = Job::new(plan, tensor)?;
+                let stats = merge_tensor(&job, to, *at, control)?;
+                reports.push(TensorReport::new(tensor, &stats));
+            }
+        }
+    }
+    let after = stat(base)?;
+    if (before.len(), before.mtime(), before.mtime_nsec())
+        != (after.len(), after.mtime(), after.mtime_nsec())
+    {
+        return Err(changed_meanwhile(base.path()));
+    }
+    Ok(reports)
+}
+
+fn merge_tensor(
+    job: &Job<'_>,
+    to: (&File, &Path),
+    mut at: u64,
+    control: &Control<'_>,
+) -> Result<Stats> {
+    let mut buffer = vec![0; job.block_bytes()];
+    let mut stats = Stats::default();
+    for rows in job.blocks() {
+        control.check()?;
+        let block = &mut buffer[..rows.len() * job.row_bytes()];
+        job.read(&rows, block)?;
+        stats.add(&job.merge(rows, block)?);
+        write_at(to, block, at)?;
+        at += block.len() as u64;
+        control.advance(block.len() as u64);
+    }
+    Ok(stats)
+}
+
+pub(super) fn write_at((file, path): (&File, &Path), bytes: &[u8], at: u64) -> Result<()> {
+    file.write_all_at(bytes, at)
+        .map_err(|e| Error::io(path, "write", e))
+}
+
+pub(super) fn stat(file: &SafetensorsFile) -> Result<Metadata> {
+    file.file()
+        .metadata()
+        .map_err(|e| Error::io(file.path(), "stat", e))
+}
+
+fn changed_meanwhile(path: &Path) -> Error {
+    Error::new(Code::Io, "the file was changed while it was merged").file(path)
+}

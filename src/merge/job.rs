@@ -1,0 +1,342 @@
+use std::ops::Range;
+
+use super::plan::{Addition, Plan, TensorPlan};
+use super::{MergeInput, Rounding};
+use crate::compute::{Stats, Update, add_rows, delta_rows, merge_block_parallel, transpose};
+use crate::error::{Code, Error, Result};
+use crate::safetensors::SafetensorsFile;
+use crate::tensor::{Dtype, Tensor, narrow_into, widen, widen_into};
+
+/// Bytes that are read, merged and written at a time.
+const BLOCK: usize = 4 << 20;
+
+/// One tensor of a [`Plan`], ready to be merged block by block.
+///
+/// Any range of whole rows can be merged, in any order, with the same bytes.
+#[derive(Debug)]
+pub struct Job<'a> {
+    name: String,
+    file: &'a SafetensorsFile,
+    start: u64,
+    dtype: Dtype,
+    rows: usize,
+    cols: usize,
+    rounding: Rounding,
+    replace: Option<&'a Tensor>,
+    factors: Vec<Factors>,
+    bias: Option<Vec<f32>>,
+    dora: Option<Dora>,
+}
+
+#[derive(Debug)]
+struct Factors {
+    left: Vec<f32>,
+    right: Vec<f32>,
+    rank: usize,
+    scale: f32,
+}
+
+#[derive(Debug)]
+enum Dora {
+    /// Magnitude of each row: outputs are rows, and their norms come block by block.
+    Rows(Vec<f32>),
+    /// Magnitude over norm of each column: outputs are columns.
+    Columns(Vec<f32>),
+}
+
+/// Estimated bytes that merging a tensor takes.
+pub(super) fn memory(inputs: &[MergeInput], tensor: &TensorPlan) -> u64 {
+    let modules = tensor.additions.iter().filter_map(|a| match a {
+        Addition::Module { input, module, .. } => {
+            Some(inputs.get(*input)?.adapter.groups.get(module.group)?.rank)
+        }
+        Addition::Bias { .. } => None,
+    });
+    let rank: usize = modules.sum();
+    // Factors as they are, and transposed or sliced.
+    8 * (rank * tensor.shape.iter().sum::<usize>()) as u64 + 4 * BLOCK as u64
+}
+
+impl<'a> Job<'a> {
+    /// Prepares the factors of `tensor`, one of [`Plan::tensors`]. Reads the weight only for a
+    /// DoRA whose outputs are columns.
+    ///
+    /// # Errors
+    /// [`Code::Io`]; the errors of [`crate::adapter::TieGroup::low_rank`].
+    pub fn new(plan: &Plan<'a>, tensor: &TensorPlan) -> Result<Self> {
+        let (file, range) = plan.source(tensor);
+        let (rows, cols) = match tensor.shape[..] {
+            [rows, cols] => (rows, cols),
+            _ => (tensor.shape.iter().product(), 1),
+        };
+        let extra = |input: usize, extra: usize| -> Option<&'a Tensor> {
+            let inputs = plan.inputs();
+            Some(&inputs.get(input)?.adapter.extras.get(extra)?.tensor)
+        };
+        let mut job = Self {
+            name: tensor.name.clone(),
+            file,
+            start: range.start,
+            dtype: tensor.dtype,
+            rows,
+            cols,
+            rounding: tensor.rounding,
+            replace: tensor.replace.and_then(|(i, e)| extra(i, e)),
+            factors: Vec::new(),
+            bias: None,
+            dora: None,
+        };
+        for addition in &tensor.additions {
+            match addition {
+                Addition::Module { .. } => job.add_module(plan, addition)?,
+                Addition::Bias {
+                    input,
+                    extra: e,
+                    scale,
+                } => {
+                    if let Some(t) = extra(*input, *e) {
+                        job.add_bias(t, *scale)?;
+                    }
+                }
+            }
+        }
+        Ok(job)
+    }
+
+    fn add_module(&mut self, plan: &Plan<'a>, addition: &Addition) -> Result<()> {
+        let Addition::Module {
+            input,
+            module,
+            transposed,
+            scale,
+            dora,
+        } = addition
+        else {
+            return Ok(());
+        };
+        let input = &plan.inputs()[*input];
+        let group = &input.adapter.groups[module.group];
+        let low = group.low_rank(module.layer, module.target)?;
+        let (left, right) = if *transposed {
+            let left = transpose(&low.right, low.rank, low.in_features)?;
+            (left, transpose(&low.left, low.out, low.rank)?)
+        } else {
+            (low.left, low.right)
+        };
+        self.factors.push(Factors {
+            left,
+            right,
+            rank: low.rank,
+            scale: *scale,
+        });
+        if let Some(m) = input.magnitudes.get(&module.path).filter(|_| *dora) {
+            let m = m.to_f32()?;
+            self.dora = Some(if *transposed {
+                Dora::Columns(self.column_gains(&m)?)
+            } else {
+                Dora::Rows(m)
+            });
+        }
+        Ok(())
+    }
+
+    fn add_bias(&mut self, tensor: &Tensor, scale: f32) -> Result<()> {
+        let mut values = tensor.to_f32()?;
+        for v in &mut values {
+            *v *= scale;
+        }
+        match &mut self.bias {
+            None => self.bias = Some(values),
+            Some(sum) => sum.iter_mut().zip(values).for_each(|(s, v)| *s += v),
+        }
+        Ok(())
+    }
+
+    /// The tensor's name in the output.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Bytes of one row; tensors that are not matrices have rows of one element.
+    pub fn row_bytes(&self) -> usize {
+        self.cols * self.dtype.bits() / 8
+    }
+
+    /// Ranges of rows, ascending, that together are the tensor; each a few MiB.
+    pub fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let rows = if self.cols == 0 { 0 } else { self.rows };
+        let step = (BLOCK / self.row_bytes().max(1)).max(1);
+        (0..rows)
+            .step_by(step)
+            .map(move |at| at..rows.min(at + step))
+    }
+
+    /// Bytes of the largest of [`blocks`](Self::blocks).
+    pub fn block_bytes(&self) -> usize {
+        self.blocks()
+            .next()
+            .map_or(0, |b| b.len() * self.row_bytes())
+    }
+
+    /// Reads the base's bytes of some rows into `block`, which has exactly their size.
+    ///
+    /// # Errors
+    /// [`Code::Io`].
+    pub fn read(&self, rows: &Range<usize>, block: &mut [u8]) -> Result<()> {
+        let at = self.start + rows.start as u64 * self.row_bytes() as u64;
+        self.file.read_at(block, at)
+    }
+
+    /// Turns the base's bytes of some rows into the merged ones, in place.
+    ///
+    /// # Errors
+    /// [`Code::NonFiniteResult`]; [`Code::BaseShape`] where `block` is not of the rows' size.
+    pub fn merge(&self, rows: Range<usize>, block: &mut [u8]) -> Result<Stats> {
+        let stats = if self.replace.is_none() && self.dora.is_none() {
+            self.add(rows, block)
+        } else {
+            self.rewrite(rows, block)
+        };
+        let stats = stats.map_err(|e| e.tensor(&self.name))?;
+        if stats.non_finite == 0 {
+            return Ok(stats);
+        }
+        let message = format!(
+            "{} of its elements would be NaN or infinite after the merge",
+            stats.non_finite
+        );
+        Err(Error::new(Code::NonFiniteResult, message)
+            .tensor(&self.name)
+            .file(self.file.path())
+            .hint("the adapter may be broken, its scale too large for the base's dtype, or the base not finite"))
+    }
+
+    fn updates(&self) -> Vec<Update<'_>> {
+        self.factors
+            .iter()
+            .map(|f| Update {
+                left: &f.left,
+                right: &f.right,
+                rank: f.rank,
+                scale: f.scale,
+            })
+            .collect()
+    }
+
+    fn add(&self, rows: Range<usize>, block: &mut [u8]) -> Result<Stats> {
+        let Some(bias) = &self.bias else {
+            let updates = self.updates();
+            return merge_block_parallel(
+                self.dtype,
+                self.rounding,
+                &updates,
+                rows,
+                self.cols,
+                block,
+            );
+        };
+        let part = bias.get(rows.start * self.cols..rows.end * self.cols);
+        add_rows(self.dtype, Rounding::Peft, part.unwrap_or_default(), block)
+    }
+
+    /// Replaces, then adds or normalises; the statistics compare with the base's bytes.
+    fn rewrite(&self, rows: Range<usize>, block: &mut [u8]) -> Result<Stats> {
+        let old = block.to_vec();
+        self.replaced(&rows, block)?;
+        let Some(dora) = &self.dora else {
+            if !self.factors.is_empty() || self.bias.is_some() {
+                self.add(rows, block)?;
+            }
+            return compare(self.dtype, &old, block, None);
+        };
+        let mut values = self.adapted(&rows, block)?;
+        for (i, row) in values.chunks_mut(self.cols.max(1)).enumerate() {
+            match dora {
+                Dora::Rows(m) => {
+                    let norm = row.iter().map(|x| square(*x)).sum::<f64>().sqrt() as f32;
+                    let gain = m.get(rows.start + i).copied().unwrap_or(f32::NAN) / norm;
+                    row.iter_mut().for_each(|x| *x *= gain);
+                }
+                Dora::Columns(gains) => row.iter_mut().zip(gains).for_each(|(x, g)| *x *= g),
+            }
+        }
+        narrow_into(self.dtype, &values, block);
+        compare(self.dtype, &old, block, Some(&values))
+    }
+
+    /// Puts the replacing tensor's values over `block`, rounded into the base's dtype.
+    fn replaced(&self, rows: &Range<usize>, block: &mut [u8]) -> Result<()> {
+        let Some(tensor) = self.replace else {
+            return Ok(());
+        };
+        let size = self.cols * tensor.dtype().bits() / 8;
+        let bytes = tensor.data().get(rows.start * size..rows.end * size);
+        let bytes = bytes.unwrap_or_default();
+        if tensor.dtype() == self.dtype && bytes.len() == block.len() {
+            block.copy_from_slice(bytes);
+        } else {
+            narrow_into(self.dtype, &widen(tensor.dtype(), bytes)?, block);
+        }
+        Ok(())
+    }
+
+    /// `rn32(W + ΔW)` of some rows.
+    fn adapted(&self, rows: &Range<usize>, block: &[u8]) -> Result<Vec<f32>> {
+        let mut sum = vec![0.0; rows.len() * self.cols];
+        let mut weights = sum.clone();
+        delta_rows(&self.updates(), rows.clone(), self.cols, &mut sum)?;
+        widen_into(self.dtype, block, &mut weights);
+        sum.iter_mut().zip(weights).for_each(|(d, w)| *d += w);
+        Ok(sum)
+    }
+
+    /// Magnitude over the norm of each column of `W + ΔW`.
+    fn column_gains(&self, magnitudes: &[f32]) -> Result<Vec<f32>> {
+        let mut squares = vec![0f64; self.cols];
+        let mut buffer = vec![0; self.block_bytes()];
+        for rows in self.blocks() {
+            let block = &mut buffer[..rows.len() * self.row_bytes()];
+            self.read(&rows, block)?;
+            self.replaced(&rows, block)?;
+            for row in self.adapted(&rows, block)?.chunks(self.cols.max(1)) {
+                squares
+                    .iter_mut()
+                    .zip(row)
+                    .for_each(|(s, x)| *s += square(*x));
+            }
+        }
+        let norms = squares.iter().map(|s| s.sqrt() as f32);
+        Ok(magnitudes.iter().zip(norms).map(|(m, n)| m / n).collect())
+    }
+}
+
+fn square(x: f32) -> f64 {
+    f64::from(x) * f64::from(x)
+}
+
+/// Statistics of a change from `old` to `new`; the update before rounding is `exact` − old where
+/// it is known, else the change itself.
+fn compare(dtype: Dtype, old: &[u8], new: &[u8], exact: Option<&[f32]>) -> Result<Stats> {
+    let size = dtype.bits() / 8;
+    let mut stats = Stats {
+        elements: (new.len() / size.max(1)) as u64,
+        ..Stats::default()
+    };
+    let (was, is) = (widen(dtype, old)?, widen(dtype, new)?);
+    let changed = old
+        .chunks(size)
+        .zip(new.chunks(size))
+        .filter(|(a, b)| a != b);
+    stats.changed = changed.count() as u64;
+    for (i, (was, is)) in was.iter().zip(&is).enumerate() {
+        stats.non_finite += u64::from(!is.is_finite());
+        let moved = f64::from(*is) - f64::from(*was);
+        let exact = exact.and_then(|e| e.get(i));
+        let delta = exact.map_or(moved, |e| f64::from(*e) - f64::from(*was));
+        stats.delta_sq += delta * delta;
+        stats.moved_dot += moved * delta;
+        stats.moved_sq += moved * moved;
+        stats.max_abs_delta = stats.max_abs_delta.max(delta.abs() as _);
+    }
+    Ok(stats)
+}

@@ -1,0 +1,181 @@
+use std::path::PathBuf;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::{MergeInput, Plan, Rounding, TensorPlan};
+use crate::compute::Stats;
+use crate::error::{Code, Error, Result};
+use crate::format::Digest;
+
+/// What a merge did; serialises for `--json`.
+#[derive(Debug, Clone, Serialize)]
+pub struct MergeReport {
+    /// The output: a file or a directory, or the base of an in-place merge.
+    pub output: PathBuf,
+    /// The undo file of an in-place merge.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub undo: Option<PathBuf>,
+    /// `peft` or `peft-safe`.
+    pub rounding: String,
+    /// The adapters, in order.
+    pub adapters: Vec<AdapterReport>,
+    /// Every merged tensor, by shard and place.
+    pub tensors: Vec<TensorReport>,
+    /// Sums over them.
+    pub total: Totals,
+    /// Files of the base directory that were left out, each with the reason.
+    pub skipped: Vec<String>,
+    /// What the user should know.
+    pub notes: Vec<String>,
+}
+
+/// One adapter of a [`MergeReport`].
+#[derive(Debug, Clone, Serialize)]
+pub struct AdapterReport {
+    /// What the caller calls it.
+    pub label: String,
+    /// Its root or digest.
+    pub identity: Digest,
+    /// Its weight in the sum.
+    pub weight: f64,
+}
+
+/// One merged tensor of a [`MergeReport`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TensorReport {
+    /// Name in the output.
+    pub name: String,
+    /// Element type.
+    pub dtype: String,
+    /// Extents.
+    pub shape: Vec<usize>,
+    /// Elements.
+    pub elements: u64,
+    /// Elements whose bits changed.
+    pub changed: u64,
+    /// Share of them, 0 to 1.
+    pub changed_share: f64,
+    /// ‖ΔW‖, the Frobenius norm of the update before rounding.
+    pub delta_norm: f64,
+    /// ⟨W′ − W, ΔW⟩ / ‖ΔW‖²: how much of the update survived the rounding; absent where ΔW = 0.
+    pub survived: Option<f64>,
+    /// Largest |ΔW|.
+    pub max_abs_delta: f64,
+    /// Whether the values were replaced (a tensor that was trained whole).
+    pub replaced: bool,
+}
+
+/// Sums of a [`MergeReport`].
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Totals {
+    /// Merged tensors.
+    pub tensors: usize,
+    /// Merged tensors of which not one element changed.
+    pub tensors_unchanged: usize,
+    /// Elements of the merged tensors.
+    pub elements: u64,
+    /// Elements that changed.
+    pub changed: u64,
+    /// Share of them.
+    pub changed_share: f64,
+    /// Frobenius norm over all updates.
+    pub delta_norm: f64,
+    /// How much of all updates survived the rounding.
+    pub survived: Option<f64>,
+    /// Bytes of all output shards.
+    pub bytes_out: u64,
+    /// Bytes of them that were merged.
+    pub bytes_merged: u64,
+    /// Shards that an interrupted merge of the same inputs had finished.
+    pub shards_reused: usize,
+    /// Wall-clock seconds.
+    pub seconds: f64,
+}
+
+impl TensorReport {
+    pub(super) fn new(tensor: &TensorPlan, stats: &Stats) -> Self {
+        Self {
+            name: tensor.name.clone(),
+            dtype: tensor.dtype.to_string(),
+            shape: tensor.shape.clone(),
+            elements: stats.elements,
+            changed: stats.changed,
+            changed_share: stats.changed_share(),
+            delta_norm: stats.delta_norm(),
+            survived: stats.survived(),
+            max_abs_delta: f64::from(stats.max_abs_delta),
+            replaced: tensor.replace.is_some(),
+        }
+    }
+}
+
+impl MergeReport {
+    pub(super) fn new(
+        plan: &Plan<'_>,
+        output: PathBuf,
+        tensors: Vec<TensorReport>,
+        shards_reused: usize,
+        started: Instant,
+    ) -> Self {
+        let elements = tensors.iter().map(|t| t.elements).sum();
+        let changed = tensors.iter().map(|t| t.changed).sum();
+        let square = |t: &TensorReport| t.delta_norm * t.delta_norm;
+        let delta_sq: f64 = tensors.iter().map(square).sum();
+        let moved: f64 = tensors
+            .iter()
+            .map(|t| t.survived.unwrap_or_default() * square(t))
+            .sum();
+        let total = Totals {
+            tensors: tensors.len(),
+            tensors_unchanged: tensors.iter().filter(|t| t.changed == 0).count(),
+            elements,
+            changed,
+            changed_share: changed as f64 / (elements as f64).max(1.0),
+            delta_norm: delta_sq.sqrt(),
+            survived: (delta_sq > 0.0).then(|| moved / delta_sq),
+            bytes_out: plan.bytes_out(),
+            bytes_merged: plan.shards().iter().map(|s| s.bytes_merged).sum(),
+            shards_reused,
+            seconds: started.elapsed().as_secs_f64(),
+        };
+        let rounding = match plan.options().rounding {
+            Rounding::Peft => "peft",
+            Rounding::PeftSafe => "peft-safe",
+        };
+        let adapter = |i: &MergeInput| AdapterReport {
+            label: i.label.clone(),
+            identity: i.identity,
+            weight: i.weight,
+        };
+        Self {
+            output,
+            undo: None,
+            rounding: rounding.to_owned(),
+            adapters: plan.inputs().iter().map(adapter).collect(),
+            tensors,
+            total,
+            skipped: Vec::new(),
+            notes: plan.notes.clone(),
+        }
+    }
+}
+
+/// Fails where the tensors of a finished merge are all as they were.
+pub(super) fn check_changed(tensors: &[TensorReport], allow_unchanged: bool) -> Result<()> {
+    if allow_unchanged || tensors.iter().any(|t| t.changed > 0) {
+        return Ok(());
+    }
+    let zero = tensors.iter().all(|t| t.delta_norm == 0.0);
+    let message = match zero {
+        true => "the adapter's update is zero everywhere: the output would be the base",
+        false => {
+            "the update is lost in the rounding to the base's dtype everywhere: the output would be the base"
+        }
+    };
+    let hint = match zero {
+        true => "the adapter may be untrained, or its factors were lost when it was saved",
+        false => "a base of higher precision would keep it",
+    };
+    Err(Error::new(Code::NothingChanged, message).hint(hint))
+}
