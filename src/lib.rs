@@ -1,6 +1,7 @@
 //! tlkit stores, converts, merges and verifies Tied-LoRA adapters.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod compute;
 pub mod error;
 pub mod tensor;
 
