@@ -3,6 +3,7 @@
 
 pub mod adapter;
 pub mod compute;
+pub mod compute;
 pub mod convert;
 pub mod error;
 pub mod format;

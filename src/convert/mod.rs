@@ -194,8 +194,11 @@ pub fn find_ties(source: &Adapter, kind: PeftKind) -> Result<(Adapter, Found)> {
 /// [`Code::FingerprintAbsent`], [`Code::FingerprintMismatch`]; [`Code::UnmatchedModule`].
 pub fn check_fingerprint(adapter: &Adapter, base: &CheckpointModules<'_>) -> Result<()> {
     let Some(want) = adapter.base.as_ref().and_then(|b| b.weights.as_ref()) else {
-        return Err(Error::new(Code::FingerprintAbsent, "the adapter carries no fingerprint of its base")
-            .hint("record one when converting: tlkit convert peft-to-tied … --base BASE"));
+        return Err(Error::new(
+            Code::FingerprintAbsent,
+            "the adapter carries no fingerprint of its base",
+        )
+        .hint("record one when converting: tlkit convert peft-to-tied … --base BASE"));
     };
     let names = touched_tensors(adapter, base)?;
     let actual = fingerprint(base.checkpoint(), names.iter().map(String::as_str))?.hex();
@@ -203,7 +206,8 @@ pub fn check_fingerprint(adapter: &Adapter, base: &CheckpointModules<'_>) -> Res
         return Ok(());
     }
     let message = format!("made for a base with fingerprint {want}, this one has {actual}");
-    Err(Error::new(Code::FingerprintMismatch, message).hint("use the base that the adapter was trained on"))
+    Err(Error::new(Code::FingerprintMismatch, message)
+        .hint("use the base that the adapter was trained on"))
 }
 
 /// The base tensors that an adapter changes, under the base's names.

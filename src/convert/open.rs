@@ -43,7 +43,11 @@ pub struct Opened {
 ///
 /// # Errors
 /// Those of [`TlFile::open`], [`TlFile::load`] and [`crate::peft::import::import`].
-pub fn open_adapter(path: &Path, base: Option<&Checkpoint>, blobs: &dyn BlobSource) -> Result<Opened> {
+pub fn open_adapter(
+    path: &Path,
+    base: Option<&Checkpoint>,
+    blobs: &dyn BlobSource,
+) -> Result<Opened> {
     if path.is_dir() || is_peft_dir(path) {
         let imported = import_with_base(path, base, Fma::Fused, None)?;
         return Ok(Opened {

@@ -74,9 +74,11 @@ fn check_request(plan: &Plan<'_>, undo: &Path) -> Result<()> {
             .hint("restore the base with unmerge first"));
     }
     if taken(undo) {
-        return Err(Error::new(Code::OutputExists, "the undo file exists already")
-            .file(undo)
-            .hint("unmerge it, or keep it and choose another name for this one"));
+        return Err(
+            Error::new(Code::OutputExists, "the undo file exists already")
+                .file(undo)
+                .hint("unmerge it, or keep it and choose another name for this one"),
+        );
     }
     Ok(())
 }

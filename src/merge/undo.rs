@@ -153,7 +153,10 @@ impl Undo {
             places.push((r.file, r.start, r.end));
         }
         places.sort_unstable();
-        if places.windows(2).any(|w| w[0].0 == w[1].0 && w[0].2 > w[1].1) {
+        if places
+            .windows(2)
+            .any(|w| w[0].0 == w[1].0 && w[0].2 > w[1].1)
+        {
             return Err(bad("two ranges overlap".to_owned()));
         }
         let plain = |name: &str| Path::new(name).file_name().is_some_and(|f| f == name);
@@ -211,7 +214,11 @@ impl Target {
 fn open_targets(base: &Path, undo: &Undo) -> Result<Vec<Target>> {
     let mut targets = Vec::with_capacity(undo.files.len());
     for f in &undo.files {
-        let path = if base.is_dir() { base.join(&f.name) } else { base.to_owned() };
+        let path = if base.is_dir() {
+            base.join(&f.name)
+        } else {
+            base.to_owned()
+        };
         if !base.is_dir() && undo.files.len() > 1 {
             return Err(mismatch(&path, "the undo file is of a sharded model"));
         }
@@ -245,9 +252,9 @@ fn check_ranges<'u>(
         }
         if now != patch.merged && !was_interrupted {
             let message = "is neither as the merge left it nor as it was before";
-            return Err(mismatch(&target.path, message)
-                .tensor(&patch.tensor)
-                .hint("undo later merges first; if the base was changed otherwise, it cannot be restored"));
+            return Err(mismatch(&target.path, message).tensor(&patch.tensor).hint(
+                "undo later merges first; if the base was changed otherwise, it cannot be restored",
+            ));
         }
         let range = original(stored, patch)?;
         if digest(stored.file(), stored.path(), range, control)? != patch.original {
@@ -284,7 +291,11 @@ fn restore(
         while patch.start + done < patch.end {
             let n = (patch.end - patch.start - done).min(BLOCK as u64) as usize;
             stored.read_at(&mut buffer[..n], from + done)?;
-            write_at((&target.file, &target.path), &buffer[..n], patch.start + done)?;
+            write_at(
+                (&target.file, &target.path),
+                &buffer[..n],
+                patch.start + done,
+            )?;
             done += n as u64;
             control.advance(n as u64);
         }
@@ -298,8 +309,10 @@ fn restore(
         let range = patch.start..patch.end;
         let now = digest(&target.file, &target.path, range, &Control::default())?;
         if now != patch.original {
-            return Err(mismatch(&target.path, "does not read back as it was written")
-                .tensor(&patch.tensor));
+            return Err(
+                mismatch(&target.path, "does not read back as it was written")
+                    .tensor(&patch.tensor),
+            );
         }
     }
     Ok(bytes)

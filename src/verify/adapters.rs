@@ -61,9 +61,15 @@ pub type Magnitudes = BTreeMap<String, Tensor>;
 ///
 /// # Errors
 /// [`crate::Code::ShapeDisagrees`] where a module has different shapes.
-pub fn verify_adapters(one: (&Adapter, &Magnitudes), two: (&Adapter, &Magnitudes)) -> Result<AdaptersReport> {
+pub fn verify_adapters(
+    one: (&Adapter, &Magnitudes),
+    two: (&Adapter, &Magnitudes),
+) -> Result<AdaptersReport> {
     let places = |a: &Adapter| -> BTreeMap<String, Module> {
-        a.modules().into_iter().map(|m| (m.path.clone(), m)).collect()
+        a.modules()
+            .into_iter()
+            .map(|m| (m.path.clone(), m))
+            .collect()
     };
     let (first, second) = (places(one.0), places(two.0));
     let mut targets: BTreeMap<String, Sum> = BTreeMap::new();
@@ -74,7 +80,9 @@ pub fn verify_adapters(one: (&Adapter, &Magnitudes), two: (&Adapter, &Magnitudes
         let before = group.low_rank(m.layer, m.target)?;
         let after = two.0.groups[n.group].low_rank(n.layer, n.target)?;
         let error = delta_error(&before, &after).map_err(|e| e.tensor(path))?;
-        let sum = targets.entry(group.targets[m.target].module.clone()).or_default();
+        let sum = targets
+            .entry(group.targets[m.target].module.clone())
+            .or_default();
         sum.modules += 1;
         sum.square += error.frobenius.powi(2);
         sum.norm += error.norm.powi(2);
@@ -89,14 +97,19 @@ pub fn verify_adapters(one: (&Adapter, &Magnitudes), two: (&Adapter, &Magnitudes
     let (tensors_one, tensors_two) = (full_tensors(one), full_tensors(two));
     let mut extras = Vec::new();
     for (name, a) in &tensors_one {
-        let Some(b) = tensors_two.get(name) else { continue };
+        let Some(b) = tensors_two.get(name) else {
+            continue;
+        };
         extras.extend(compare_tensors(name, a, b)?);
     }
     let mut names = [BTreeSet::new(), BTreeSet::new()];
     names[0].extend(first.into_keys().chain(tensors_one.into_keys()));
     names[1].extend(second.into_keys().chain(tensors_two.into_keys()));
     let only = |a: &BTreeSet<String>, b: &BTreeSet<String>| a.difference(b).cloned().collect();
-    let largest = targets.iter().map(|t| t.max_relative).chain(extras.iter().map(|e| e.relative));
+    let largest = targets
+        .iter()
+        .map(|t| t.max_relative)
+        .chain(extras.iter().map(|e| e.relative));
     Ok(AdaptersReport {
         max_relative: largest.fold(0.0, f64::max),
         only_in_one: only(&names[0], &names[1]),
@@ -147,8 +160,13 @@ fn ratio(part: f64, whole: f64) -> f64 {
 }
 
 fn full_tensors((adapter, magnitudes): (&Adapter, &Magnitudes)) -> BTreeMap<String, Tensor> {
-    let extras = adapter.extras.iter().map(|e| (e.name.clone(), e.tensor.clone()));
-    let magnitudes = magnitudes.iter().map(|(path, t)| (format!("{path}.lora_magnitude_vector"), t.clone()));
+    let extras = adapter
+        .extras
+        .iter()
+        .map(|e| (e.name.clone(), e.tensor.clone()));
+    let magnitudes = magnitudes
+        .iter()
+        .map(|(path, t)| (format!("{path}.lora_magnitude_vector"), t.clone()));
     extras.chain(magnitudes).collect()
 }
 
@@ -157,7 +175,13 @@ fn compare_tensors(name: &str, a: &Tensor, b: &Tensor) -> Result<Option<ExtraRep
     if a.same_bytes(b) {
         return Ok(None);
     }
-    let report = |max_abs, relative| Ok(Some(ExtraReport { name: name.to_owned(), max_abs, relative }));
+    let report = |max_abs, relative| {
+        Ok(Some(ExtraReport {
+            name: name.to_owned(),
+            max_abs,
+            relative,
+        }))
+    };
     if a.shape() != b.shape() {
         return report(f64::INFINITY, f64::INFINITY);
     }

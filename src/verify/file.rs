@@ -47,7 +47,9 @@ pub fn verify_file(path: &Path, blobs: &dyn BlobSource) -> Result<FileReport> {
     file.load(blobs)?;
     let mut tensors = Vec::new();
     for (name, stored) in file.storage() {
-        let Some(entry) = file.manifest().tensors().get(name) else { continue };
+        let Some(entry) = file.manifest().tensors().get(name) else {
+            continue;
+        };
         tensors.push(TensorCheck {
             name: name.to_owned(),
             stored: match stored {
@@ -62,7 +64,13 @@ pub fn verify_file(path: &Path, blobs: &dyn BlobSource) -> Result<FileReport> {
             sha256: entry.sha256.hex(),
         });
     }
-    let data: u64 = file.file().header().tensors.iter().map(|t| t.byte_len()).sum();
+    let data: u64 = file
+        .file()
+        .header()
+        .tensors
+        .iter()
+        .map(|t| t.byte_len())
+        .sum();
     Ok(FileReport {
         root: file.root().to_string(),
         bytes: file.file().byte_len(),

@@ -87,10 +87,23 @@ pub fn verify_merged(
     options: &PlanOptions,
     control: &Control<'_>,
 ) -> Result<MergedReport> {
-    let with = |rounding| plan(base, inputs, &PlanOptions { rounding, ..options.clone() });
+    let with = |rounding| {
+        plan(
+            base,
+            inputs,
+            &PlanOptions {
+                rounding,
+                ..options.clone()
+            },
+        )
+    };
     let plans = [with(Rounding::Peft)?, with(Rounding::PeftSafe)?];
-    let planned: BTreeMap<&str, usize> =
-        plans[0].tensors().iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
+    let planned: BTreeMap<&str, usize> = plans[0]
+        .tensors()
+        .iter()
+        .enumerate()
+        .map(|(i, t)| (t.name.as_str(), i))
+        .collect();
     let mut counts = [Counts::default(), Counts::default()];
     let mut report = Found::default();
     for (name, place) in merged.tensors() {
@@ -107,7 +120,9 @@ pub fn verify_merged(
             }
             None => match base.locate(name).map(|l| base.at(l)) {
                 None => report.unexpected.push(name.clone()),
-                Some((_, b)) if (b.dtype, &b.shape) != (info.dtype, &info.shape) => report.missing.push(name.clone()),
+                Some((_, b)) if (b.dtype, &b.shape) != (info.dtype, &info.shape) => {
+                    report.missing.push(name.clone())
+                }
                 Some(source) => {
                     report.untouched += 1;
                     if !same_bytes(source, (file, info), control)? {
@@ -117,7 +132,11 @@ pub fn verify_merged(
             },
         }
     }
-    let expected = base.tensors().keys().map(String::as_str).chain(planned.into_keys());
+    let expected = base
+        .tensors()
+        .keys()
+        .map(String::as_str)
+        .chain(planned.into_keys());
     let absent = expected.filter(|n| merged.locate(n).is_none());
     report.missing.extend(absent.map(str::to_owned));
     report.missing.sort();
@@ -143,7 +162,11 @@ impl Found {
             (false, false) => None,
         };
         let safe_is_closer = (safe.differing, safe.max_ulp) < (peft.differing, peft.max_ulp);
-        let (closest, counts) = if safe_is_closer { ("peft-safe", safe) } else { ("peft", peft) };
+        let (closest, counts) = if safe_is_closer {
+            ("peft-safe", safe)
+        } else {
+            ("peft", peft)
+        };
         let class = |(i, elements): (usize, &u64)| UlpClass {
             from: if i == 0 { 0 } else { CLASSES[i - 1] + 1 },
             to: CLASSES.get(i).copied(),
@@ -187,7 +210,11 @@ fn compare_merged(
         let job = Job::new(plan, &plan.tensors()[at])?;
         let mut offset = file.file_range(info).start;
         let (mut want, mut have) = (vec![0; job.block_bytes()], vec![0; job.block_bytes()]);
-        let mut difference = TensorDifference { name: info.name.clone(), differing: 0, max_ulp: 0 };
+        let mut difference = TensorDifference {
+            name: info.name.clone(),
+            differing: 0,
+            max_ulp: 0,
+        };
         for rows in job.blocks() {
             control.check()?;
             let len = rows.len() * job.row_bytes();
@@ -209,7 +236,13 @@ fn compare_merged(
     Ok(())
 }
 
-fn compare_block(dtype: Dtype, want: &[u8], have: &[u8], counts: &mut Counts, difference: &mut TensorDifference) {
+fn compare_block(
+    dtype: Dtype,
+    want: &[u8],
+    have: &[u8],
+    counts: &mut Counts,
+    difference: &mut TensorDifference,
+) {
     let width = dtype.bits() / 8;
     counts.elements += (want.len() / width) as u64;
     if want == have {
@@ -217,8 +250,15 @@ fn compare_block(dtype: Dtype, want: &[u8], have: &[u8], counts: &mut Counts, di
         return;
     }
     for (a, b) in want.chunks_exact(width).zip(have.chunks_exact(width)) {
-        let ulp = if a == b { 0 } else { place(a).abs_diff(place(b)).min(u32::MAX.into()) as u32 };
-        let class = CLASSES.iter().position(|end| ulp <= *end).unwrap_or(CLASSES.len());
+        let ulp = if a == b {
+            0
+        } else {
+            place(a).abs_diff(place(b)).min(u32::MAX.into()) as u32
+        };
+        let class = CLASSES
+            .iter()
+            .position(|end| ulp <= *end)
+            .unwrap_or(CLASSES.len());
         counts.classes[class] += 1;
         if a != b {
             difference.differing += 1;
@@ -234,7 +274,11 @@ fn place(bytes: &[u8]) -> i64 {
     wide[..bytes.len()].copy_from_slice(bytes);
     let bits = i64::from_le_bytes(wide);
     let sign = 1i64 << (8 * bytes.len() - 1);
-    if bits & sign == 0 { bits } else { -(bits ^ sign) }
+    if bits & sign == 0 {
+        bits
+    } else {
+        -(bits ^ sign)
+    }
 }
 
 fn same_bytes(
@@ -271,6 +315,9 @@ mod tests {
         assert_eq!(of(1.0f32.next_up()) - of(1.0), 1);
         assert_eq!(of(f32::from_bits(1)) - of(-f32::from_bits(1)), 2);
         assert_eq!(of(0.0), of(-0.0));
-        assert_eq!(place(&0x3f81u16.to_le_bytes()) - place(&0x3f80u16.to_le_bytes()), 1);
+        assert_eq!(
+            place(&0x3f81u16.to_le_bytes()) - place(&0x3f80u16.to_le_bytes()),
+            1
+        );
     }
 }

@@ -21,8 +21,12 @@ fn main() -> ExitCode {
 }
 
 fn set_threads(threads: Option<usize>) -> tlkit::Result<()> {
-    let Some(threads) = threads else { return Ok(()) };
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    let Some(threads) = threads else {
+        return Ok(());
+    };
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global();
     pool.map_err(|e| tlkit::Error::new(tlkit::Code::Usage, format!("--threads {threads}: {e}")))
 }
 

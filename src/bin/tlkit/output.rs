@@ -29,7 +29,11 @@ impl Output {
     }
 
     /// Prints a report: the JSON of `value`, or the text that `text` makes.
-    pub(crate) fn report(&self, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
+    pub(crate) fn report(
+        &self,
+        value: &impl Serialize,
+        text: impl FnOnce() -> String,
+    ) -> Result<()> {
         if self.json {
             let json = serde_json::to_string_pretty(value);
             return self.print(&json.map_err(|e| Error::new(Code::Io, format!("JSON: {e}")))?);
@@ -60,7 +64,11 @@ impl Output {
             Err(error) => error,
         };
         let mut stderr = io::stderr().lock();
-        let label = if colour() { "\x1b[1;31merror\x1b[0m" } else { "error" };
+        let label = if colour() {
+            "\x1b[1;31merror\x1b[0m"
+        } else {
+            "error"
+        };
         let _ = writeln!(stderr, "{label}[{}]: {error}", error.code().as_str());
         if let Some(hint) = error.hint_text() {
             let _ = writeln!(stderr, "hint: {}", sanitize(hint));
@@ -118,9 +126,15 @@ impl JsonError {
 }
 
 /// A table without borders; columns named in `right` are aligned to the right.
-pub(crate) fn table(header: &[&str], right: &[usize], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+pub(crate) fn table(
+    header: &[&str],
+    right: &[usize],
+    rows: impl IntoIterator<Item = Vec<String>>,
+) -> String {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(header.iter().map(|h| h.to_string()));
+    table
+        .load_style(presets::NOTHING)
+        .set_header(header.iter().map(|h| h.to_string()));
     for row in rows {
         table.add_row(row.iter().map(|cell| sanitize(cell)));
     }
@@ -136,7 +150,10 @@ pub(crate) fn table(header: &[&str], right: &[usize], rows: impl IntoIterator<It
 /// Lines of `label  value`, the values below one another.
 pub(crate) fn fields(pairs: &[(&str, String)]) -> String {
     let width = pairs.iter().map(|(k, _)| k.len()).max().unwrap_or(0);
-    pairs.iter().map(|(k, v)| format!("{k:width$}  {}\n", sanitize(v))).collect()
+    pairs
+        .iter()
+        .map(|(k, v)| format!("{k:width$}  {}\n", sanitize(v)))
+        .collect()
 }
 
 /// Bytes as people read them: `1.2 MB` (powers of ten), exact below 10 kB.

@@ -26,13 +26,16 @@ pub(crate) fn with_bar<T>(label: &str, total: u64, work: impl FnOnce(Control<'_>
         false => ProgressDrawTarget::hidden(),
     };
     let bar = ProgressBar::with_draw_target(Some(total), target).with_message(label.to_owned());
-    if let Ok(style) =
-        ProgressStyle::with_template("{msg} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}")
-    {
+    if let Ok(style) = ProgressStyle::with_template(
+        "{msg} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}",
+    ) {
         bar.set_style(style);
     }
     let advance = |n: u64| bar.inc(n);
-    let result = work(Control { cancel: Some(&INTERRUPTED), progress: Some(&advance) });
+    let result = work(Control {
+        cancel: Some(&INTERRUPTED),
+        progress: Some(&advance),
+    });
     bar.finish_and_clear();
     result
 }

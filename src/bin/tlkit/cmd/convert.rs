@@ -1,8 +1,8 @@
+use tlkit::Result;
 use tlkit::convert::{self, Found, ToPeft, ToTied, ToTiedOptions};
 use tlkit::format::{Packing, WriteOptions};
 use tlkit::peft::export::{ExportOptions, Form};
 use tlkit::peft::projection::Fma;
-use tlkit::Result;
 
 use super::{blob_source, existing, open_base, show};
 use crate::args::{PeftForm, PeftToTied, ProjectionRounding, TiedToPeft};
@@ -12,7 +12,11 @@ pub(crate) fn peft_to_tied(args: &PeftToTied, output: &Output) -> Result<Outcome
     let base = open_base(args.base.as_ref())?;
     let options = ToTiedOptions {
         base: base.as_ref(),
-        write: WriteOptions { packing: Packing::Fat, zstd: args.zstd, existing: existing(args.force) },
+        write: WriteOptions {
+            packing: Packing::Fat,
+            zstd: args.zstd,
+            existing: existing(args.force),
+        },
         fma: match args.projection_rounding {
             ProjectionRounding::Fused => Fma::Fused,
             ProjectionRounding::Separate => Fma::Separate,
@@ -32,7 +36,9 @@ fn tied_text(r: &ToTied) -> String {
         Found::Vera => "VeRA: tied as it is",
         Found::VeraRegenerated => "VeRA without projections, which were regenerated from the key",
         Found::Tied => "LoRA with the factors of a tied adapter, recovered",
-        Found::PartlyTied => "LoRA, tied in some modules, which were recovered; the others are kept as they are",
+        Found::PartlyTied => {
+            "LoRA, tied in some modules, which were recovered; the others are kept as they are"
+        }
         Found::Untied => "untied LoRA, kept as it is",
     };
     let error = match r.max_relative_error {
@@ -42,9 +48,24 @@ fn tied_text(r: &ToTied) -> String {
     fields(&[
         ("found", found.to_owned()),
         ("method", r.method.clone()),
-        ("modules", format!("{} in {} tie group{}", r.modules, r.groups, if r.groups == 1 { "" } else { "s" })),
+        (
+            "modules",
+            format!(
+                "{} in {} tie group{}",
+                r.modules,
+                r.groups,
+                if r.groups == 1 { "" } else { "s" }
+            ),
+        ),
         ("error", error),
-        ("parameters", format!("{} → {}", count(r.parameters_before), count(r.parameters_after))),
+        (
+            "parameters",
+            format!(
+                "{} → {}",
+                count(r.parameters_before),
+                count(r.parameters_after)
+            ),
+        ),
         ("bytes", change(r.bytes_before, r.bytes_after)),
         ("root", r.root.clone()),
         ("output", show(&r.output)),
@@ -52,7 +73,12 @@ fn tied_text(r: &ToTied) -> String {
 }
 
 fn change(before: u64, after: u64) -> String {
-    format!("{} → {} ({:.1} %)", bytes(before), bytes(after), 100.0 * after as f64 / before.max(1) as f64)
+    format!(
+        "{} → {} ({:.1} %)",
+        bytes(before),
+        bytes(after),
+        100.0 * after as f64 / before.max(1) as f64
+    )
 }
 
 pub(crate) fn tied_to_peft(args: &TiedToPeft, output: &Output) -> Result<Outcome> {
@@ -62,7 +88,12 @@ pub(crate) fn tied_to_peft(args: &TiedToPeft, output: &Output) -> Result<Outcome
         (PeftForm::Lora, true) => Form::Portable,
         (PeftForm::Lora, false) => Form::Faithful,
     };
-    let options = ExportOptions { form, dtype: Some(args.dtype), base: None, replace: args.force };
+    let options = ExportOptions {
+        form,
+        dtype: Some(args.dtype),
+        base: None,
+        replace: args.force,
+    };
     let blobs = blob_source(&args.blobs);
     let report = convert::tied_to_peft(&args.file, &args.output, &*blobs, base.as_ref(), &options)?;
     output.report(&report, || peft_text(&report))?;

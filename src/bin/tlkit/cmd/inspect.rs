@@ -85,7 +85,13 @@ struct TensorView {
 }
 
 impl AdapterView {
-    fn new(kind: &'static str, path: &Path, identity: String, bytes: u64, adapter: &Adapter) -> Self {
+    fn new(
+        kind: &'static str,
+        path: &Path,
+        identity: String,
+        bytes: u64,
+        adapter: &Adapter,
+    ) -> Self {
         let base = adapter.base.as_ref();
         Self {
             kind,
@@ -119,20 +125,43 @@ impl AdapterView {
         let mut pairs = vec![
             ("kind", self.kind.to_owned()),
             ("method", self.method.clone()),
-            ("parameters", format!("{} ({} trained)", count(self.parameters), count(self.trained_parameters))),
+            (
+                "parameters",
+                format!(
+                    "{} ({} trained)",
+                    count(self.parameters),
+                    count(self.trained_parameters)
+                ),
+            ),
             ("bytes", bytes(self.bytes)),
             ("modules", self.modules.to_string()),
         ];
         pairs.extend(self.base.clone().map(|b| ("base", b)));
-        pairs.extend(self.fingerprint.clone().map(|f| ("base weights", format!("sha256:{f}"))));
+        pairs.extend(
+            self.fingerprint
+                .clone()
+                .map(|f| ("base weights", format!("sha256:{f}"))),
+        );
         pairs.extend(self.task.clone().map(|t| ("task", t)));
         pairs.push(("identity", self.identity.clone()));
-        pairs.extend(self.provenance.iter().map(|(k, v)| ("provenance", format!("{k}: {v}"))));
+        pairs.extend(
+            self.provenance
+                .iter()
+                .map(|(k, v)| ("provenance", format!("{k}: {v}"))),
+        );
         let rows = self.groups.iter().map(|g| {
             let factors: Vec<String> = g
                 .factors
                 .iter()
-                .map(|f| format!("{}{} {:?} {}", f.name, if f.seeded { " (seed)" } else { "" }, f.shape, f.dtype))
+                .map(|f| {
+                    format!(
+                        "{}{} {:?} {}",
+                        f.name,
+                        if f.seeded { " (seed)" } else { "" },
+                        f.shape,
+                        f.dtype
+                    )
+                })
                 .collect();
             vec![
                 g.targets.join("\n"),
@@ -144,11 +173,28 @@ impl AdapterView {
             ]
         });
         let mut text = fields(&pairs);
-        text.push_str(&format!("\n{}\n", table(&["targets", "layers", "rank", "in → out", "scale", "factors"], &[2], rows)));
+        text.push_str(&format!(
+            "\n{}\n",
+            table(
+                &["targets", "layers", "rank", "in → out", "scale", "factors"],
+                &[2],
+                rows
+            )
+        ));
         if !self.extras.is_empty() {
             let rows = self.extras.iter();
-            let rows = rows.map(|e| vec![e.name.clone(), e.role.into(), e.dtype.clone(), format!("{:?}", e.shape)]);
-            text.push_str(&format!("\n{}\n", table(&["full tensor", "role", "dtype", "shape"], &[], rows)));
+            let rows = rows.map(|e| {
+                vec![
+                    e.name.clone(),
+                    e.role.into(),
+                    e.dtype.clone(),
+                    format!("{:?}", e.shape),
+                ]
+            });
+            text.push_str(&format!(
+                "\n{}\n",
+                table(&["full tensor", "role", "dtype", "shape"], &[], rows)
+            ));
         }
         if !self.tensors.is_empty() {
             text.push_str(&format!("\n{}\n", tensor_table(&self.tensors)));
@@ -165,7 +211,11 @@ impl GroupView {
             ModuleKind::Embedding => " (embedding)",
         };
         Self {
-            targets: g.targets.iter().map(|t| format!("{}{}", t.module, kind(t.kind))).collect(),
+            targets: g
+                .targets
+                .iter()
+                .map(|t| format!("{}{}", t.module, kind(t.kind)))
+                .collect(),
             layers: g.layers.as_deref().map(ranges),
             rank: g.rank,
             r#in: g.in_features,
@@ -207,18 +257,32 @@ fn ranges(layers: &[u32]) -> String {
             _ => parts.push((*layer, *layer)),
         }
     }
-    let text = parts.iter().map(|(a, b)| if a == b { a.to_string() } else { format!("{a}–{b}") });
+    let text = parts.iter().map(|(a, b)| {
+        if a == b {
+            a.to_string()
+        } else {
+            format!("{a}–{b}")
+        }
+    });
     text.collect::<Vec<_>>().join(", ")
 }
 
 fn tl(path: &Path, args: &Inspect, output: &Output) -> Result<Outcome> {
     let file = TlFile::open(path)?;
     let adapter = file.manifest().adapter()?;
-    let mut view = AdapterView::new(".tl version 1", path, file.root().to_string(), file.file().byte_len(), &adapter);
+    let mut view = AdapterView::new(
+        ".tl version 1",
+        path,
+        file.root().to_string(),
+        file.file().byte_len(),
+        &adapter,
+    );
     let storage = file.storage();
     if args.tensors || storage.values().any(|s| *s != Stored::Raw) {
         for (name, stored) in storage {
-            let Some(entry) = file.manifest().tensors().get(name) else { continue };
+            let Some(entry) = file.manifest().tensors().get(name) else {
+                continue;
+            };
             let stored = match stored {
                 Stored::Raw => "inside",
                 Stored::Packed => "inside, zstd",
@@ -252,7 +316,13 @@ fn peft(path: &Path, args: &Inspect, output: &Output) -> Result<Outcome> {
         Source::Tl => ".tl",
     };
     let adapter = tlkit::convert::coalesce(&opened.adapter)?;
-    let view = AdapterView::new(kind, path, opened.identity.to_string(), opened.bytes, &adapter);
+    let view = AdapterView::new(
+        kind,
+        path,
+        opened.identity.to_string(),
+        opened.bytes,
+        &adapter,
+    );
     output.report(&view, || view.text())?;
     Ok(Outcome::Success)
 }
@@ -301,7 +371,11 @@ fn checkpoint(path: &Path, args: &Inspect, output: &Output) -> Result<Outcome> {
 impl CheckpointView {
     fn new(checkpoint: &Checkpoint, path: &Path, list_all: bool) -> Self {
         let mut view = Self {
-            kind: if checkpoint.is_sharded() { "sharded checkpoint" } else { "safetensors" },
+            kind: if checkpoint.is_sharded() {
+                "sharded checkpoint"
+            } else {
+                "safetensors"
+            },
             path: show(path),
             files: Vec::new(),
             tensors: checkpoint.tensors().len(),
@@ -312,8 +386,17 @@ impl CheckpointView {
             list: Vec::new(),
         };
         for file in checkpoint.shards() {
-            let name = file.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-            view.files.push(FileView { name, bytes: file.byte_len(), tensors: file.header().tensors.len() });
+            let name = file
+                .path()
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            view.files.push(FileView {
+                name,
+                bytes: file.byte_len(),
+                tensors: file.header().tensors.len(),
+            });
         }
         let mut families: BTreeMap<(String, String, Vec<usize>), Family> = BTreeMap::new();
         for (name, place) in checkpoint.tensors() {
@@ -333,7 +416,13 @@ impl CheckpointView {
             family.bytes += info.byte_len();
             if list_all {
                 let (shape, bytes) = (info.shape.clone(), info.byte_len());
-                view.list.push(TensorView { name: name.clone(), dtype, shape, bytes, stored: None });
+                view.list.push(TensorView {
+                    name: name.clone(),
+                    dtype,
+                    shape,
+                    bytes,
+                    stored: None,
+                });
             }
         }
         view.families = families.into_values().collect();
@@ -341,23 +430,49 @@ impl CheckpointView {
     }
 
     fn text(&self) -> String {
-        let dtypes: Vec<String> = self.dtypes.iter().map(|(d, n)| format!("{d} {}", bytes(*n))).collect();
+        let dtypes: Vec<String> = self
+            .dtypes
+            .iter()
+            .map(|(d, n)| format!("{d} {}", bytes(*n)))
+            .collect();
         let mut text = fields(&[
             ("kind", self.kind.to_owned()),
             ("tensors", self.tensors.to_string()),
             ("parameters", count(self.parameters)),
-            ("bytes", format!("{} ({})", bytes(self.bytes), dtypes.join(", "))),
+            (
+                "bytes",
+                format!("{} ({})", bytes(self.bytes), dtypes.join(", ")),
+            ),
         ]);
-        let rows = self.files.iter().map(|f| vec![f.name.clone(), bytes(f.bytes), f.tensors.to_string()]);
-        text.push_str(&format!("\n{}\n", table(&["file", "bytes", "tensors"], &[1, 2], rows)));
+        let rows = self
+            .files
+            .iter()
+            .map(|f| vec![f.name.clone(), bytes(f.bytes), f.tensors.to_string()]);
+        text.push_str(&format!(
+            "\n{}\n",
+            table(&["file", "bytes", "tensors"], &[1, 2], rows)
+        ));
         if !self.list.is_empty() {
             text.push_str(&format!("\n{}\n", tensor_table(&self.list)));
             return text;
         }
         let rows = self.families.iter().map(|f| {
-            vec![f.name.clone(), f.count.to_string(), f.dtype.clone(), format!("{:?}", f.shape), bytes(f.bytes)]
+            vec![
+                f.name.clone(),
+                f.count.to_string(),
+                f.dtype.clone(),
+                format!("{:?}", f.shape),
+                bytes(f.bytes),
+            ]
         });
-        text.push_str(&format!("\n{}\n", table(&["tensors", "count", "dtype", "shape", "bytes"], &[1, 4], rows)));
+        text.push_str(&format!(
+            "\n{}\n",
+            table(
+                &["tensors", "count", "dtype", "shape", "bytes"],
+                &[1, 4],
+                rows
+            )
+        ));
         text
     }
 }
@@ -365,13 +480,22 @@ impl CheckpointView {
 /// A name with `{}` for each segment that is a number.
 fn number_free(name: &str) -> String {
     let is_number = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
-    name.split('.').map(|s| if is_number(s) { "{}" } else { s }).collect::<Vec<_>>().join(".")
+    name.split('.')
+        .map(|s| if is_number(s) { "{}" } else { s })
+        .collect::<Vec<_>>()
+        .join(".")
 }
 
 fn tensor_table(tensors: &[TensorView]) -> String {
     let rows = tensors.iter().map(|t| {
         let stored = t.stored.unwrap_or_default().to_owned();
-        vec![t.name.clone(), t.dtype.clone(), format!("{:?}", t.shape), bytes(t.bytes), stored]
+        vec![
+            t.name.clone(),
+            t.dtype.clone(),
+            format!("{:?}", t.shape),
+            bytes(t.bytes),
+            stored,
+        ]
     });
     table(&["tensor", "dtype", "shape", "bytes", ""], &[3], rows)
 }

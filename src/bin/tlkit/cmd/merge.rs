@@ -2,7 +2,9 @@ use std::path::{Path, PathBuf};
 
 use tlkit::convert::{CheckpointModules, Source, open_adapter};
 use tlkit::format::BlobSource;
-use tlkit::merge::{self, ExecOptions, MergeInput, MergeReport, Plan, PlanOptions, PlanSummary, TiedPolicy};
+use tlkit::merge::{
+    self, ExecOptions, MergeInput, MergeReport, Plan, PlanOptions, PlanSummary, TiedPolicy,
+};
 use tlkit::peft::import::PeftKind;
 use tlkit::safetensors::Checkpoint;
 use tlkit::{Code, Error, Result};
@@ -35,7 +37,11 @@ pub(crate) fn merge(args: &Merge, output: &Output) -> Result<Outcome> {
         durable: !args.no_fsync,
         allow_unchanged: args.allow_unchanged,
     };
-    let report = if args.in_place { in_place(args, &plan)? } else { out_of_place(args, &plan, &exec)? };
+    let report = if args.in_place {
+        in_place(args, &plan)?
+    } else {
+        out_of_place(args, &plan, &exec)?
+    };
     for note in &report.notes {
         output.note(note);
     }
@@ -51,28 +57,48 @@ fn out_of_place(args: &Merge, plan: &Plan<'_>, exec: &ExecOptions) -> Result<Mer
         Some(path) => path.clone(),
         None => default_output(&args.base, &args.adapters)?,
     };
-    with_bar("merging", plan.bytes_out(), |control| merge::execute(plan, &path, exec, &control))
+    with_bar("merging", plan.bytes_out(), |control| {
+        merge::execute(plan, &path, exec, &control)
+    })
 }
 
 fn in_place(args: &Merge, plan: &Plan<'_>) -> Result<MergeReport> {
-    let undo = args.undo.clone().unwrap_or_else(|| default_undo(&args.base));
+    let undo = args
+        .undo
+        .clone()
+        .unwrap_or_else(|| default_undo(&args.base));
     let touched = plan.shards().iter().map(|s| s.bytes_merged).sum::<u64>();
-    with_bar("merging in place", 2 * touched, |control| merge::merge_in_place(plan, &undo, args.allow_unchanged, &control))
+    with_bar("merging in place", 2 * touched, |control| {
+        merge::merge_in_place(plan, &undo, args.allow_unchanged, &control)
+    })
 }
 
 /// `base.safetensors` and `style.tl` give `base-style.safetensors`, beside the base.
 fn default_output(base: &Path, adapters: &[String]) -> Result<PathBuf> {
     // Canonical, so that `.` and a trailing slash have a name too.
-    let base = base.canonicalize().map_err(|e| Error::io(base, "open", e))?;
+    let base = base
+        .canonicalize()
+        .map_err(|e| Error::io(base, "open", e))?;
     let names: Vec<String> = adapters
         .iter()
         .map(|a| {
             let path = Path::new(split_weight(a).map_or(a.as_str(), |(p, _)| p));
-            path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+            path.file_stem()
+                .unwrap_or(path.as_os_str())
+                .to_string_lossy()
+                .into_owned()
         })
         .collect();
-    let extension = if base.is_dir() { None } else { base.extension() };
-    let stem = if extension.is_some() { base.file_stem() } else { base.file_name() };
+    let extension = if base.is_dir() {
+        None
+    } else {
+        base.extension()
+    };
+    let stem = if extension.is_some() {
+        base.file_stem()
+    } else {
+        base.file_name()
+    };
     let stem = stem.unwrap_or_default().to_string_lossy();
     let mut name = format!("{stem}-{}", names.join("-"));
     if let Some(extension) = extension {
@@ -107,13 +133,19 @@ pub(super) fn open_inputs(
     for text in texts {
         let (path, weight) = split_weight(text).unwrap_or((text, 1.0));
         if !weight.is_finite() {
-            return Err(Error::new(Code::Usage, format!("`{text}`: the weight is not a finite number")));
+            return Err(Error::new(
+                Code::Usage,
+                format!("`{text}`: the weight is not a finite number"),
+            ));
         }
         let opened = open_adapter(Path::new(path), Some(base), blobs)?;
         for note in &opened.notes {
             output.note(&format!("{path}: {note}"));
         }
-        let vera = matches!(opened.source, Source::Peft(PeftKind::Vera | PeftKind::VeraRegenerated));
+        let vera = matches!(
+            opened.source,
+            Source::Peft(PeftKind::Vera | PeftKind::VeraRegenerated)
+        );
         let single_rounding = vera || opened.adapter.method() == tlkit::adapter::Method::Vera;
         inputs.push(MergeInput {
             weight,
@@ -129,14 +161,18 @@ pub(super) fn open_inputs(
 fn check_base(base: &Checkpoint, inputs: &[MergeInput]) -> Result<()> {
     let known = CheckpointModules::new(base)?;
     for input in inputs {
-        tlkit::convert::check_fingerprint(&input.adapter, &known).map_err(|e| e.file(&input.label))?;
+        tlkit::convert::check_fingerprint(&input.adapter, &known)
+            .map_err(|e| e.file(&input.label))?;
     }
     Ok(())
 }
 
 fn dry_text(s: &PlanSummary) -> String {
     let mut text = fields(&[
-        ("tensors", format!("{} merged of {}", s.tensors_merged, s.tensors_total)),
+        (
+            "tensors",
+            format!("{} merged of {}", s.tensors_merged, s.tensors_total),
+        ),
         ("bytes out", bytes(s.bytes_out)),
         ("copied", bytes(s.bytes_copied)),
         ("merged", bytes(s.bytes_merged)),
@@ -167,23 +203,62 @@ fn merge_text(r: &MergeReport) -> String {
             t.survived.map_or("-".into(), percent),
         ]
     });
-    let mut text = table(&["tensor", "dtype", "shape", "changed", "‖ΔW‖", "survived"], &[3, 4, 5], rows);
+    let mut text = table(
+        &["tensor", "dtype", "shape", "changed", "‖ΔW‖", "survived"],
+        &[3, 4, 5],
+        rows,
+    );
     if r.tensors.len() > MOST_ROWS {
-        text.push_str(&format!("\n… and {} more (--json lists all)", r.tensors.len() - MOST_ROWS));
+        text.push_str(&format!(
+            "\n… and {} more (--json lists all)",
+            r.tensors.len() - MOST_ROWS
+        ));
     }
     let t = &r.total;
     let survived = t.survived.map_or("-".into(), percent);
     let mut pairs = vec![
-        ("merged", format!("{} tensors, {} of {} elements changed ({})", t.tensors, count(t.changed), count(t.elements), percent(t.changed_share))),
-        ("survived", format!("{survived} of ΔW after rounding to the base's dtype")),
-        ("wrote", format!("{} in {:.2} s ({} merged)", bytes(t.bytes_out), t.seconds, bytes(t.bytes_merged))),
+        (
+            "merged",
+            format!(
+                "{} tensors, {} of {} elements changed ({})",
+                t.tensors,
+                count(t.changed),
+                count(t.elements),
+                percent(t.changed_share)
+            ),
+        ),
+        (
+            "survived",
+            format!("{survived} of ΔW after rounding to the base's dtype"),
+        ),
+        (
+            "wrote",
+            format!(
+                "{} in {:.2} s ({} merged)",
+                bytes(t.bytes_out),
+                t.seconds,
+                bytes(t.bytes_merged)
+            ),
+        ),
         ("rounding", r.rounding.clone()),
     ];
     if t.shards_reused > 0 {
-        pairs.push(("resumed", format!("{} shards were finished by an interrupted run", t.shards_reused)));
+        pairs.push((
+            "resumed",
+            format!(
+                "{} shards were finished by an interrupted run",
+                t.shards_reused
+            ),
+        ));
     }
     if t.tensors_unchanged > 0 {
-        pairs.push(("unchanged", format!("{} merged tensors did not change in one element", t.tensors_unchanged)));
+        pairs.push((
+            "unchanged",
+            format!(
+                "{} merged tensors did not change in one element",
+                t.tensors_unchanged
+            ),
+        ));
     }
     if let Some(undo) = &r.undo {
         pairs.push(("undo", show(undo)));
@@ -193,13 +268,27 @@ fn merge_text(r: &MergeReport) -> String {
 }
 
 pub(crate) fn unmerge(args: &Unmerge, output: &Output) -> Result<Outcome> {
-    let undo = args.undo.clone().unwrap_or_else(|| default_undo(&args.base));
+    let undo = args
+        .undo
+        .clone()
+        .unwrap_or_else(|| default_undo(&args.base));
     let total = undo.metadata().map(|m| m.len()).unwrap_or(0);
-    let report = with_bar("restoring", total, |control| merge::unmerge(&args.base, &undo, &control))?;
+    let report = with_bar("restoring", total, |control| {
+        merge::unmerge(&args.base, &undo, &control)
+    })?;
     output.report(&report, || {
         fields(&[
-            ("restored", format!("{} tensors, {}", report.restored, bytes(report.bytes))),
-            ("untouched", format!("{} tensors had their original bytes already", report.already_original)),
+            (
+                "restored",
+                format!("{} tensors, {}", report.restored, bytes(report.bytes)),
+            ),
+            (
+                "untouched",
+                format!(
+                    "{} tensors had their original bytes already",
+                    report.already_original
+                ),
+            ),
             ("base", show(&report.base)),
         ])
     })?;

@@ -32,7 +32,11 @@ fn blob_source(blobs: &Blobs) -> Box<dyn BlobSource> {
 }
 
 fn existing(force: bool) -> Existing {
-    if force { Existing::Replace } else { Existing::Refuse }
+    if force {
+        Existing::Replace
+    } else {
+        Existing::Refuse
+    }
 }
 
 fn open_base(path: Option<&PathBuf>) -> Result<Option<Checkpoint>> {

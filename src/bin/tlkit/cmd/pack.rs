@@ -3,7 +3,9 @@ use std::fs;
 use std::path::Path;
 
 use serde::Serialize;
-use tlkit::format::{BlobSource, Digest, DirBlobs, Encoded, NoBlobs, Packing, TlFile, WriteOptions, encode, write_tl};
+use tlkit::format::{
+    BlobSource, Digest, DirBlobs, Encoded, NoBlobs, Packing, TlFile, WriteOptions, encode, write_tl,
+};
 use tlkit::safetensors::{AtomicFile, Existing};
 use tlkit::{Error, Result};
 
@@ -37,7 +39,11 @@ pub(crate) fn pack(args: &Pack, output: &Output) -> Result<Outcome> {
             Packing::External(projections(&encoded))
         }
     };
-    let options = WriteOptions { packing, zstd: args.zstd, existing: existing(args.force) };
+    let options = WriteOptions {
+        packing,
+        zstd: args.zstd,
+        existing: existing(args.force),
+    };
     let written = write_tl(&args.output, &adapter, &options)?;
     let report = Report {
         root: written.root.to_string(),
@@ -49,7 +55,14 @@ pub(crate) fn pack(args: &Pack, output: &Output) -> Result<Outcome> {
     output.report(&report, || {
         fields(&[
             ("root", report.root.clone()),
-            ("bytes", format!("{} → {}", bytes(report.bytes_before), bytes(report.bytes_after))),
+            (
+                "bytes",
+                format!(
+                    "{} → {}",
+                    bytes(report.bytes_before),
+                    bytes(report.bytes_after)
+                ),
+            ),
             ("blobs", format!("{blobs_written} written")),
             ("output", report.output.clone()),
         ])
@@ -58,7 +71,10 @@ pub(crate) fn pack(args: &Pack, output: &Output) -> Result<Outcome> {
 }
 
 fn projections(encoded: &Encoded) -> BTreeSet<Digest> {
-    let shared = encoded.tensors.values().filter(|t| t.is_projection && !t.seeded);
+    let shared = encoded
+        .tensors
+        .values()
+        .filter(|t| t.is_projection && !t.seeded);
     shared.map(|t| t.digest).collect()
 }
 
@@ -66,7 +82,11 @@ fn projections(encoded: &Encoded) -> BTreeSet<Digest> {
 fn write_blobs(dir: &Path, encoded: &Encoded) -> Result<usize> {
     fs::create_dir_all(dir).map_err(|e| Error::io(dir, "create", e))?;
     let mut written = 0;
-    for entry in encoded.tensors.values().filter(|t| t.is_projection && !t.seeded) {
+    for entry in encoded
+        .tensors
+        .values()
+        .filter(|t| t.is_projection && !t.seeded)
+    {
         let path = dir.join(entry.digest.hex());
         let same = fs::read(&path).is_ok_and(|old| Digest::of(&old) == entry.digest);
         if !same {
