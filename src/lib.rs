@@ -3,7 +3,6 @@
 
 pub mod adapter;
 pub mod compute;
-pub mod compute;
 pub mod convert;
 pub mod error;
 pub mod format;

@@ -136,7 +136,13 @@ pub(crate) fn table(
         .load_style(presets::NOTHING)
         .set_header(header.iter().map(|h| h.to_string()));
     for row in rows {
-        table.add_row(row.iter().map(|cell| sanitize(cell)));
+        table.add_row(
+            row.iter()
+                .map(|cell| cell.lines().map(sanitize).collect::<Vec<_>>().join("\n")),
+        );
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
     }
     for column in right {
         if let Some(column) = table.column_mut(*column) {
