@@ -3,6 +3,7 @@
 
 mod golden;
 mod malformed;
+mod python;
 
 use std::path::{Path, PathBuf};
 
