@@ -23,7 +23,7 @@ fn blobs() -> DirBlobs {
 }
 
 /// Names of the golden `.tl` files.
-fn names() -> Vec<String> {
+pub(super) fn names() -> Vec<String> {
     let names = list("SHA256SUMS")
         .into_iter()
         .map(|mut line| line.remove(1));
