@@ -11,13 +11,13 @@
 mod copy;
 mod dir;
 mod exec;
-//mod inplace;
+mod inplace;
 mod job;
 mod names;
 mod plan;
 mod report;
 mod tied;
-//mod undo;
+mod undo;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,11 +26,11 @@ use serde::Serialize;
 
 pub use crate::compute::Rounding;
 pub use exec::execute;
-//pub use inplace::merge_in_place;
+pub use inplace::merge_in_place;
 pub use job::Job;
 pub use plan::{Addition, Plan, PlanSummary, Segment, ShardPlan, ShardSummary, TensorPlan, plan};
 pub use report::{AdapterReport, MergeReport, TensorReport, Totals};
-//pub use undo::{UnmergeReport, unmerge};
+pub use undo::{UnmergeReport, unmerge};
 
 use crate::adapter::Adapter;
 use crate::error::{Code, Error, Result};

@@ -175,7 +175,8 @@ fn exists(dest: &Path) -> Error {
         .hint("choose another name, or pass --force to replace it")
 }
 
-fn rename_new(from: &Path, to: &Path) -> Result<()> {
+/// Renames, and fails with [`Code::OutputExists`] where the name is taken.
+pub(crate) fn rename_new(from: &Path, to: &Path) -> Result<()> {
     use rustix::io::Errno;
     let cwd = rustix::fs::CWD;
     match rustix::fs::renameat_with(cwd, from, cwd, to, RenameFlags::NOREPLACE) {

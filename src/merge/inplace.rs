@@ -1,0 +1,239 @@
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Instant;
+
+use super::copy::check_space;
+use super::exec::{same_place, stat, write_at};
+use super::plan::{Plan, TensorPlan};
+use super::report::{MergeReport, TensorReport, check_changed};
+use super::undo::{BaseFile, METADATA_KEY, Patch, Target, Undo, VERSION, incomplete, unmerge};
+use super::{Control, Job};
+use crate::compute::Stats;
+use crate::error::{Code, Error, Result};
+use crate::format::{Digest, Hasher};
+use crate::safetensors::{AtomicFile, Existing, encode_header, parent, rename_new, sync_dir};
+use crate::tensor::Dtype;
+
+/// Merges into the base's own files and writes the bytes that were there to `undo`, from which
+/// [`unmerge`] restores them exactly.
+///
+/// Everything is computed and checked, and the undo file is durable as `UNDO.incomplete`, before
+/// the first byte of the base changes; it gets its name when the base is durable. A merge that
+/// fails while it writes restores the base itself; one that is killed is recovered by [`unmerge`].
+/// Once writing has begun, it is not cancelled.
+///
+/// # Errors
+/// [`Code::OutputExists`] for the undo file; [`Code::Usage`] where the plan adds a tensor, or the
+/// base's files are links; those of [`super::execute`]. The base is as it was, unless the message
+/// says otherwise.
+pub fn merge_in_place(
+    plan: &Plan<'_>,
+    undo: &Path,
+    allow_unchanged: bool,
+    control: &Control<'_>,
+) -> Result<MergeReport> {
+    let started = Instant::now();
+    check_request(plan, undo)?;
+    let files = Files::open(plan)?;
+    let (record, tensors) = write_undo(plan, &files, undo, allow_unchanged, control)?;
+    let open = incomplete(undo);
+    if let Err(error) = apply(plan, &files, &record, control) {
+        // The locks would be in the way of restoring.
+        drop(files);
+        return Err(match unmerge(plan.base().path(), &open, &Control::default()) {
+            Ok(_) => error,
+            Err(second) => error.hint(format!(
+                "the base is half merged, and restoring it failed ({second}); run unmerge with {}",
+                open.display()
+            )),
+        });
+    }
+    rename_new(&open, undo)?;
+    sync_dir(parent(undo))?;
+    let base = plan.base().path().to_owned();
+    let mut report = MergeReport::new(plan, base, tensors, 0, started);
+    report.undo = Some(undo.to_owned());
+    Ok(report)
+}
+
+fn check_request(plan: &Plan<'_>, undo: &Path) -> Result<()> {
+    if plan.unties() {
+        let message = "untying the embeddings cannot be done in place";
+        return Err(Error::new(Code::Usage, message)
+            .file(plan.base().path())
+            .hint("merge to a new output instead"));
+    }
+    if same_place(undo, plan.base().path()) {
+        return Err(Error::new(Code::Usage, "the undo file is the base itself").file(undo));
+    }
+    let taken = |path: &Path| path.symlink_metadata().is_ok();
+    if taken(&incomplete(undo)) {
+        let message = "an earlier in-place merge with this undo file was interrupted";
+        return Err(Error::new(Code::OutputExists, message)
+            .file(incomplete(undo))
+            .hint("restore the base with unmerge first"));
+    }
+    if taken(undo) {
+        return Err(
+            Error::new(Code::OutputExists, "the undo file exists already")
+                .file(undo)
+                .hint("unmerge it, or keep it and choose another name for this one"),
+        );
+    }
+    Ok(())
+}
+
+/// The shards that change, by their place in the checkpoint.
+struct Files {
+    targets: Vec<(usize, Target)>,
+}
+
+impl Files {
+    fn open(plan: &Plan<'_>) -> Result<Self> {
+        let mut targets = Vec::new();
+        for shard in plan.shards().iter().filter(|s| s.bytes_merged > 0) {
+            let file = &plan.base().shards()[shard.index];
+            let target = Target::open(file.path())?;
+            let meta = target
+                .file
+                .metadata()
+                .map_err(|e| Error::io(file.path(), "stat", e))?;
+            let planned = stat(file)?;
+            if (meta.dev(), meta.ino()) != (planned.dev(), planned.ino()) {
+                let message = "the file was replaced since the merge was planned";
+                return Err(Error::new(Code::Io, message).file(file.path()));
+            }
+            targets.push((shard.index, target));
+        }
+        Ok(Self { targets })
+    }
+
+    fn position(&self, shard: usize) -> usize {
+        self.targets.iter().take_while(|(s, _)| *s != shard).count()
+    }
+}
+
+fn touched<'p>(plan: &'p Plan<'_>) -> impl Iterator<Item = &'p TensorPlan> {
+    plan.tensors().iter().filter(|t| t.is_touched())
+}
+
+/// Pass 1: computes everything, writes the original bytes with both digests, durably.
+fn write_undo(
+    plan: &Plan<'_>,
+    files: &Files,
+    undo: &Path,
+    allow_unchanged: bool,
+    control: &Control<'_>,
+) -> Result<(Undo, Vec<TensorReport>)> {
+    let mut record = empty_record(plan, files);
+    let header = encode(plan, &record)?;
+    let bytes: u64 = touched(plan).map(TensorPlan::byte_len).sum();
+    let out = AtomicFile::create(incomplete(undo), Existing::Refuse)?;
+    let to = (out.file()?, out.dest());
+    check_space(parent(undo), header.len() as u64 + bytes)?;
+    let mut reports = Vec::new();
+    let mut at = header.len() as u64;
+    for (tensor, patch) in touched(plan).zip(&mut record.ranges) {
+        let (mut before, mut after) = (Hasher::default(), Hasher::default());
+        let stats = each_block(&Job::new(plan, tensor)?, |old, new| {
+            control.check()?;
+            before.update(old);
+            after.update(new);
+            write_at(to, old, at)?;
+            at += old.len() as u64;
+            control.advance(old.len() as u64);
+            Ok(())
+        })?;
+        (patch.original, patch.merged) = (before.finish(), after.finish());
+        reports.push(TensorReport::new(tensor, &stats));
+    }
+    check_changed(&reports, allow_unchanged)?;
+    let filled = encode(plan, &record)?;
+    if filled.len() != header.len() {
+        return Err(Error::new(Code::Io, "the undo header changed its size").file(undo));
+    }
+    write_at(to, &filled, 0)?;
+    control.check()?;
+    out.commit(true)?;
+    Ok((record, reports))
+}
+
+/// Pass 2: writes the merged bytes, and makes them durable.
+fn apply(plan: &Plan<'_>, files: &Files, record: &Undo, control: &Control<'_>) -> Result<()> {
+    for (tensor, patch) in touched(plan).zip(&record.ranges) {
+        let (_, target) = &files.targets[patch.file];
+        let mut at = patch.start;
+        let mut hasher = Hasher::default();
+        each_block(&Job::new(plan, tensor)?, |_, new| {
+            hasher.update(new);
+            write_at((&target.file, &target.path), new, at)?;
+            at += new.len() as u64;
+            control.advance(new.len() as u64);
+            Ok(())
+        })?;
+        if hasher.finish() != patch.merged {
+            let message = "the file was changed while it was merged";
+            return Err(Error::new(Code::Io, message)
+                .tensor(&tensor.name)
+                .file(&target.path));
+        }
+    }
+    files.targets.iter().try_for_each(|(_, t)| t.sync())
+}
+
+/// Calls `f` with the original and the merged bytes of each block.
+fn each_block(job: &Job<'_>, mut f: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<Stats> {
+    let mut old = vec![0; job.block_bytes()];
+    let mut new = old.clone();
+    let mut stats = Stats::default();
+    for rows in job.blocks() {
+        let n = rows.len() * job.row_bytes();
+        job.read(&rows, &mut old[..n])?;
+        new[..n].copy_from_slice(&old[..n]);
+        stats.add(&job.merge(rows, &mut new[..n])?);
+        f(&old[..n], &new[..n])?;
+    }
+    Ok(stats)
+}
+
+/// What the undo file will say, with digests still to be filled in.
+fn empty_record(plan: &Plan<'_>, files: &Files) -> Undo {
+    let unknown = Digest::of(b"");
+    let base_file = |(shard, target): &(usize, Target)| {
+        let file = &plan.base().shards()[*shard];
+        let name = target.path.file_name().unwrap_or_default();
+        BaseFile {
+            name: name.to_string_lossy().into_owned(),
+            bytes: file.byte_len(),
+            header: Digest::of(file.raw_header()),
+        }
+    };
+    let patch = |tensor: &TensorPlan| {
+        let (_, range) = plan.source(tensor);
+        Patch {
+            tensor: tensor.name.clone(),
+            file: files.position(tensor.source.shard),
+            start: range.start,
+            end: range.end,
+            original: unknown,
+            merged: unknown,
+        }
+    };
+    Undo {
+        version: VERSION,
+        files: files.targets.iter().map(base_file).collect(),
+        ranges: touched(plan).map(patch).collect(),
+    }
+}
+
+/// The header of the undo file. Its length does not depend on the digests' values.
+fn encode(plan: &Plan<'_>, record: &Undo) -> Result<Vec<u8>> {
+    let text = serde_json::to_string(record)
+        .map_err(|e| Error::new(Code::Io, "cannot write the undo file").cause(e))?;
+    let shapes: Vec<[usize; 1]> = touched(plan).map(|t| [t.byte_len() as usize]).collect();
+    let entries = record.ranges.iter().zip(&shapes).map(|(p, shape)| {
+        let bytes = p.end - p.start;
+        (p.tensor.as_str(), Dtype::U8, shape.as_slice(), bytes)
+    });
+    Ok(encode_header(&[(METADATA_KEY, &text)], entries, 8))
+}

@@ -1,0 +1,339 @@
+//! Undo files: the original bytes of an in-place merge, and restoring them.
+//!
+//! An undo file is a safetensors file with one U8 tensor for each merged range, and in its
+//! metadata the base files and the digests before and after. While the base is being written, the
+//! file is called `NAME.incomplete`: only then may a range be neither merged nor original. The
+//! undo is durable before the first byte of the base changes.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::Control;
+use super::exec::write_at;
+use crate::error::{Code, Error, Result};
+use crate::format::{Digest, Hasher};
+use crate::safetensors::{SafetensorsFile, parent, rename_new, sync_dir};
+use crate::tensor::Dtype;
+
+pub(super) const METADATA_KEY: &str = "tlkit_undo";
+pub(super) const VERSION: u32 = 1;
+/// Bytes that are read, hashed and written at a time.
+pub(super) const BLOCK: usize = 4 << 20;
+
+/// What an undo file says in its metadata.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Undo {
+    pub version: u32,
+    pub files: Vec<BaseFile>,
+    pub ranges: Vec<Patch>,
+}
+
+/// A file of the base.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct BaseFile {
+    pub name: String,
+    pub bytes: u64,
+    /// Of the header with its length prefix; a merge does not change it.
+    pub header: Digest,
+}
+
+/// A merged range of a base file.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Patch {
+    /// The tensor of the undo file that has the original bytes.
+    pub tensor: String,
+    pub file: usize,
+    pub start: u64,
+    pub end: u64,
+    pub original: Digest,
+    pub merged: Digest,
+}
+
+/// What [`unmerge`] did; serialises for `--json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct UnmergeReport {
+    /// The base.
+    pub base: PathBuf,
+    /// Tensors whose original bytes were written back.
+    pub restored: usize,
+    /// Tensors that had their original bytes already.
+    pub already_original: usize,
+    /// Bytes written.
+    pub bytes: u64,
+    /// Whether the merge (or an earlier unmerge) had been interrupted. Its undo file is removed.
+    pub was_interrupted: bool,
+}
+
+/// The name of an undo file while the base is being written.
+pub(super) fn incomplete(undo: &Path) -> PathBuf {
+    let mut name = OsString::from(undo);
+    name.push(".incomplete");
+    name.into()
+}
+
+/// Restores the exact bytes that `base`, a file or a model directory, had before the in-place
+/// merge that wrote `undo`; durable when it returns. Recovers from an interrupted merge or unmerge
+/// too, whose undo file is called `UNDO.incomplete`; either name may be given. Merges that were
+/// done one after another are undone in reverse order.
+///
+/// A finished undo file is kept, that of an interrupted merge removed.
+///
+/// # Errors
+/// [`Code::UndoMismatch`] where the base is not the one of the undo file, or was changed since;
+/// [`Code::DigestMismatch`] where the undo file itself is damaged; nothing was written then.
+/// [`Code::Busy`], [`Code::Io`] and its kin; [`Code::Interrupted`] before the first write.
+pub fn unmerge(base: &Path, undo: &Path, control: &Control<'_>) -> Result<UnmergeReport> {
+    let (finished, path) = locate(undo);
+    let was_interrupted = path != finished;
+    let stored = SafetensorsFile::open(&path)?;
+    let plan = Undo::read(&stored)?;
+    let targets = open_targets(base, &plan)?;
+    let pending = check_ranges(&plan, &stored, &targets, was_interrupted, control)?;
+    control.check()?;
+    let open = incomplete(&finished);
+    if !was_interrupted && !pending.is_empty() {
+        rename_new(&path, &open)?;
+        sync_dir(parent(&open))?;
+    }
+    let bytes = restore(&plan, &stored, &targets, &pending, control)?;
+    if was_interrupted {
+        fs::remove_file(&path).map_err(|e| Error::io(&path, "remove", e))?;
+    } else if !pending.is_empty() {
+        rename_new(&open, &finished)?;
+    }
+    sync_dir(parent(&finished))?;
+    Ok(UnmergeReport {
+        base: base.to_owned(),
+        restored: pending.len(),
+        already_original: plan.ranges.len() - pending.len(),
+        bytes,
+        was_interrupted,
+    })
+}
+
+/// The name of the finished undo file, and the file that is there.
+fn locate(undo: &Path) -> (PathBuf, PathBuf) {
+    if undo.extension().is_some_and(|e| e == "incomplete") {
+        return (undo.with_extension(""), undo.to_owned());
+    }
+    let open = incomplete(undo);
+    // The open one tells of bytes that may be half written, so it comes first.
+    let path = if open.exists() { open } else { undo.to_owned() };
+    (undo.to_owned(), path)
+}
+
+impl Undo {
+    fn read(stored: &SafetensorsFile) -> Result<Self> {
+        let bad = |message: String| {
+            Error::new(Code::UndoMismatch, message)
+                .file(stored.path())
+                .hint("name the undo file that the in-place merge wrote")
+        };
+        let Some(text) = stored.header().metadata(METADATA_KEY) else {
+            return Err(bad("this is not an undo file".to_owned()));
+        };
+        let undo: Undo = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
+        if undo.version != VERSION {
+            return Err(bad(format!("undo version {} is not known", undo.version)));
+        }
+        let mut places = Vec::with_capacity(undo.ranges.len());
+        for r in &undo.ranges {
+            let info = stored.header().get(&r.tensor);
+            let file = undo.files.get(r.file);
+            let fits = r.start <= r.end
+                && file.is_some_and(|f| r.end <= f.bytes)
+                && info.is_some_and(|i| i.dtype == Dtype::U8 && i.byte_len() == r.end - r.start);
+            if !fits {
+                return Err(bad(format!("the range of `{}` is not valid", r.tensor)));
+            }
+            places.push((r.file, r.start, r.end));
+        }
+        places.sort_unstable();
+        if places
+            .windows(2)
+            .any(|w| w[0].0 == w[1].0 && w[0].2 > w[1].1)
+        {
+            return Err(bad("two ranges overlap".to_owned()));
+        }
+        let plain = |name: &str| Path::new(name).file_name().is_some_and(|f| f == name);
+        match undo.files.iter().find(|f| !plain(&f.name)) {
+            Some(f) => Err(bad(format!("`{}` is not a plain file name", f.name))),
+            None => Ok(undo),
+        }
+    }
+}
+
+/// A base file, open for writing and locked.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub path: PathBuf,
+    pub file: File,
+}
+
+impl Target {
+    /// Opens a file that is to be changed in place.
+    ///
+    /// # Errors
+    /// [`Code::Usage`] where other names lead to the same bytes (links into a download cache);
+    /// [`Code::Busy`], [`Code::Io`].
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let meta = path
+            .symlink_metadata()
+            .map_err(|e| Error::io(path, "open", e))?;
+        if meta.is_symlink() || meta.nlink() > 1 {
+            let message = "the file is a link, and changing it would change others with it";
+            return Err(Error::new(Code::Usage, message)
+                .file(path)
+                .hint("copy the model first, or merge to a new output"));
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path)
+            .map_err(|e| Error::io(path, "open for writing", e))?;
+        if let Err(TryLockError::WouldBlock) = file.try_lock() {
+            return Err(Error::new(Code::Busy, "another process is changing this file").file(path));
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+        })
+    }
+
+    pub(super) fn sync(&self) -> Result<()> {
+        self.file
+            .sync_all()
+            .map_err(|e| Error::io(&self.path, "sync", e))
+    }
+}
+
+fn open_targets(base: &Path, undo: &Undo) -> Result<Vec<Target>> {
+    let mut targets = Vec::with_capacity(undo.files.len());
+    for f in &undo.files {
+        let path = if base.is_dir() {
+            base.join(&f.name)
+        } else {
+            base.to_owned()
+        };
+        if !base.is_dir() && undo.files.len() > 1 {
+            return Err(mismatch(&path, "the undo file is of a sharded model"));
+        }
+        let file = SafetensorsFile::open(&path)?;
+        if file.byte_len() != f.bytes || Digest::of(file.raw_header()) != f.header {
+            return Err(mismatch(&path, "this is not the file that was merged into"));
+        }
+        targets.push(Target::open(&path)?);
+    }
+    Ok(targets)
+}
+
+fn mismatch(path: &Path, message: &str) -> Error {
+    Error::new(Code::UndoMismatch, message).file(path)
+}
+
+/// The ranges to restore. Nothing is written before every one of them is known to be right.
+fn check_ranges<'u>(
+    undo: &'u Undo,
+    stored: &SafetensorsFile,
+    targets: &[Target],
+    was_interrupted: bool,
+    control: &Control<'_>,
+) -> Result<Vec<&'u Patch>> {
+    let mut pending = Vec::new();
+    for patch in &undo.ranges {
+        let target = &targets[patch.file];
+        let now = digest(&target.file, &target.path, patch.start..patch.end, control)?;
+        if now == patch.original {
+            continue;
+        }
+        if now != patch.merged && !was_interrupted {
+            let message = "is neither as the merge left it nor as it was before";
+            return Err(mismatch(&target.path, message).tensor(&patch.tensor).hint(
+                "undo later merges first; if the base was changed otherwise, it cannot be restored",
+            ));
+        }
+        let range = original(stored, patch)?;
+        if digest(stored.file(), stored.path(), range, control)? != patch.original {
+            let message = "the original bytes in the undo file are damaged";
+            return Err(Error::new(Code::DigestMismatch, message)
+                .tensor(&patch.tensor)
+                .file(stored.path()));
+        }
+        pending.push(patch);
+    }
+    Ok(pending)
+}
+
+/// Where the undo file has the original bytes of a range.
+fn original(stored: &SafetensorsFile, patch: &Patch) -> Result<std::ops::Range<u64>> {
+    let info = stored.header().get(&patch.tensor);
+    info.map(|i| stored.file_range(i))
+        .ok_or_else(|| mismatch(stored.path(), "lacks a tensor").tensor(&patch.tensor))
+}
+
+fn restore(
+    undo: &Undo,
+    stored: &SafetensorsFile,
+    targets: &[Target],
+    pending: &[&Patch],
+    control: &Control<'_>,
+) -> Result<u64> {
+    let mut buffer = vec![0; BLOCK];
+    let mut bytes = 0;
+    for patch in pending {
+        let target = &targets[patch.file];
+        let from = original(stored, patch)?.start;
+        let mut done = 0;
+        while patch.start + done < patch.end {
+            let n = (patch.end - patch.start - done).min(BLOCK as u64) as usize;
+            stored.read_at(&mut buffer[..n], from + done)?;
+            write_at(
+                (&target.file, &target.path),
+                &buffer[..n],
+                patch.start + done,
+            )?;
+            done += n as u64;
+            control.advance(n as u64);
+        }
+        bytes += done;
+    }
+    for target in targets {
+        target.sync()?;
+    }
+    for patch in &undo.ranges {
+        let target = &targets[patch.file];
+        let range = patch.start..patch.end;
+        let now = digest(&target.file, &target.path, range, &Control::default())?;
+        if now != patch.original {
+            return Err(
+                mismatch(&target.path, "does not read back as it was written")
+                    .tensor(&patch.tensor),
+            );
+        }
+    }
+    Ok(bytes)
+}
+
+fn digest(
+    file: &File,
+    path: &Path,
+    range: std::ops::Range<u64>,
+    control: &Control<'_>,
+) -> Result<Digest> {
+    let mut hasher = Hasher::default();
+    let mut buffer = vec![0; BLOCK.min((range.end - range.start) as usize)];
+    let mut at = range.start;
+    while at < range.end {
+        control.check()?;
+        let n = (range.end - at).min(BLOCK as u64) as usize;
+        file.read_exact_at(&mut buffer[..n], at)
+            .map_err(|e| Error::io(path, "read", e))?;
+        hasher.update(&buffer[..n]);
+        at += n as u64;
+    }
+    Ok(hasher.finish())
+}
