@@ -175,6 +175,7 @@ fn exists(dest: &Path) -> Error {
         .hint("choose another name, or pass --force to replace it")
 }
 
+/// Renames, and fails with [`Code::OutputExists`] where the name is taken.
 pub(crate) fn rename_new(from: &Path, to: &Path) -> Result<()> {
     use rustix::io::Errno;
     let cwd = rustix::fs::CWD;

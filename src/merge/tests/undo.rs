@@ -1,1 +1,244 @@
+//! Merging in place, and back.
 
+use super::*;
+
+fn undo_path(bench: &Bench) -> PathBuf {
+    bench.dir.path().join("base.undo")
+}
+
+fn in_place(bench: &Bench, inputs: &[MergeInput]) -> Result<MergeReport> {
+    let base = Checkpoint::open(&bench.base)?;
+    let plan = plan(&base, inputs, &PlanOptions::default())?;
+    merge_in_place(&plan, &undo_path(bench), false, &Control::default())
+}
+
+fn back(bench: &Bench) -> Result<UnmergeReport> {
+    unmerge(&bench.base, &undo_path(bench), &Control::default())
+}
+
+fn bytes(path: &Path) -> Vec<Vec<u8>> {
+    if path.is_file() {
+        return vec![fs::read(path).unwrap()];
+    }
+    let mut names: Vec<PathBuf> = fs::read_dir(path)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .collect();
+    names.sort();
+    names.iter().map(|n| fs::read(n).unwrap()).collect()
+}
+
+fn benches() -> [Bench; 3] {
+    let base = decoder();
+    [
+        Bench::file(&base),
+        Bench::model(&base, 1, None),
+        Bench::model(&base, 3, None),
+    ]
+}
+
+#[test]
+fn in_place_gives_the_bytes_of_a_normal_merge_and_unmerge_those_of_the_base() {
+    for bench in benches() {
+        let inputs = [input(vec![tied_qkv(70)])];
+        let before = bytes(&bench.base);
+        bench.merge(&inputs).unwrap();
+        let report = in_place(&bench, &inputs).unwrap();
+        assert!(bytes(&bench.base) == bytes(&bench.out()));
+        assert_eq!(report.total.tensors, 6);
+        assert!(undo_path(&bench).exists());
+        let undone = back(&bench).unwrap();
+        assert!(bytes(&bench.base) == before);
+        assert_eq!((undone.restored, undone.was_interrupted), (6, false));
+        // Once more does no harm.
+        assert_eq!(back(&bench).unwrap().already_original, 6);
+        assert_eq!(bench.leftovers().len(), 2);
+    }
+}
+
+#[test]
+fn an_interrupted_merge_or_unmerge_is_recovered_whatever_was_written() {
+    for bench in benches() {
+        let before = bytes(&bench.base);
+        in_place(&bench, &[input(vec![tied_qkv(70)])]).unwrap();
+        let open = bench.dir.path().join("base.undo.incomplete");
+        let finished = fs::read(undo_path(&bench)).unwrap();
+        // Killed in the middle of writing: a range is neither merged nor original.
+        for name in [undo_path(&bench), open.clone()] {
+            let _ = fs::remove_file(undo_path(&bench));
+            fs::write(&open, &finished).unwrap();
+            scribble(&bench, "model.layers.0.self_attn.k_proj.weight");
+            let e = in_place(&bench, &[input(vec![tied_qkv(71)])]).unwrap_err();
+            assert_eq!(e.code(), Code::OutputExists);
+            let report = unmerge(&bench.base, &name, &Control::default()).unwrap();
+            assert!(report.was_interrupted);
+            assert!(bytes(&bench.base) == before);
+            assert!(!open.exists());
+        }
+    }
+}
+
+/// Overwrites half of a tensor in the base.
+fn scribble(bench: &Bench, name: &str) {
+    let base = Checkpoint::open(&bench.base).unwrap();
+    let (file, info) = base.at(base.locate(name).unwrap());
+    let range = file.file_range(info);
+    let mut all = fs::read(file.path()).unwrap();
+    all[range.start as usize..(range.start + range.end) as usize / 2].fill(0x55);
+    fs::write(file.path(), all).unwrap();
+}
+
+#[test]
+fn a_base_that_was_changed_since_is_not_touched() {
+    for bench in benches() {
+        in_place(&bench, &[input(vec![tied_qkv(70)])]).unwrap();
+        scribble(&bench, "model.layers.1.self_attn.v_proj.weight");
+        let changed = bytes(&bench.base);
+        assert_eq!(back(&bench).unwrap_err().code(), Code::UndoMismatch);
+        assert!(bytes(&bench.base) == changed);
+    }
+    // Another base altogether.
+    let [bench, ..] = benches();
+    in_place(&bench, &[input(vec![tied_qkv(70)])]).unwrap();
+    let other = Bench::file(&without(decoder(), "lm_head.weight"));
+    let e = unmerge(&other.base, &undo_path(&bench), &Control::default()).unwrap_err();
+    assert_eq!(e.code(), Code::UndoMismatch);
+    let e = unmerge(&bench.base, &bench.base, &Control::default()).unwrap_err();
+    assert_eq!(e.code(), Code::UndoMismatch);
+}
+
+#[test]
+fn merges_in_sequence_are_undone_in_reverse() {
+    let [bench, ..] = benches();
+    let before = bytes(&bench.base);
+    in_place(&bench, &[input(vec![tied_qkv(70)])]).unwrap();
+    let first = bench.dir.path().join("first.undo");
+    fs::rename(undo_path(&bench), &first).unwrap();
+    in_place(&bench, &[input(vec![tied_qkv(90)])]).unwrap();
+    let wrong = unmerge(&bench.base, &first, &Control::default()).unwrap_err();
+    assert_eq!(wrong.code(), Code::UndoMismatch);
+    back(&bench).unwrap();
+    unmerge(&bench.base, &first, &Control::default()).unwrap();
+    assert!(bytes(&bench.base) == before);
+}
+
+#[test]
+fn a_damaged_undo_file_is_noticed_before_anything_is_written() {
+    let [bench, ..] = benches();
+    in_place(&bench, &[input(vec![tied_qkv(70)])]).unwrap();
+    let merged = bytes(&bench.base);
+    let good = fs::read(undo_path(&bench)).unwrap();
+    let mut bad = good.clone();
+    *bad.last_mut().unwrap() ^= 1;
+    fs::write(undo_path(&bench), bad).unwrap();
+    assert_eq!(back(&bench).unwrap_err().code(), Code::DigestMismatch);
+    for (from, to) in [
+        ("\\\"file\\\":0", "\\\"file\\\":7"),
+        ("\\\"version\\\":1", "\\\"version\\\":9"),
+    ] {
+        let text = String::from_utf8_lossy(&good[8..]).replacen(from, to, 1);
+        let mut bad = good[..8].to_vec();
+        let header = u64::from_le_bytes(good[..8].try_into().unwrap()) as usize;
+        bad.extend_from_slice(&text.as_bytes()[..header]);
+        bad.extend_from_slice(&good[8 + header..]);
+        fs::write(undo_path(&bench), bad).unwrap();
+        assert_eq!(
+            back(&bench).unwrap_err().code(),
+            Code::UndoMismatch,
+            "{from}"
+        );
+    }
+    assert!(bytes(&bench.base) == merged);
+}
+
+#[test]
+fn what_cannot_be_done_in_place_leaves_the_base_alone() {
+    let [bench, ..] = benches();
+    let before = bytes(&bench.base);
+    let mut nan = tied_qkv(70);
+    nan.a = Factor::trained(Tensor::from_f32(vec![3, 6], &[f32::NAN; 18]).unwrap());
+    assert_eq!(
+        in_place(&bench, &[input(vec![nan])]).unwrap_err().code(),
+        Code::NonFiniteResult
+    );
+    let mut zero = input(vec![tied_qkv(70)]);
+    zero.weight = 0.0;
+    assert_eq!(
+        in_place(&bench, &[zero]).unwrap_err().code(),
+        Code::NothingChanged
+    );
+    // A link into a download cache: others use the same bytes.
+    let link = bench.dir.path().join("link.safetensors");
+    fs::hard_link(&bench.base, &link).unwrap();
+    assert_eq!(
+        in_place(&bench, &[input(vec![tied_qkv(70)])])
+            .unwrap_err()
+            .code(),
+        Code::Usage
+    );
+    fs::remove_file(&link).unwrap();
+    let lock = fs::File::open(&bench.base).unwrap();
+    lock.try_lock().unwrap();
+    assert_eq!(
+        in_place(&bench, &[input(vec![tied_qkv(70)])])
+            .unwrap_err()
+            .code(),
+        Code::Busy
+    );
+    drop(lock);
+    fs::write(undo_path(&bench), b"mine").unwrap();
+    assert_eq!(
+        in_place(&bench, &[input(vec![tied_qkv(70)])])
+            .unwrap_err()
+            .code(),
+        Code::OutputExists
+    );
+    fs::remove_file(undo_path(&bench)).unwrap();
+    assert!(bytes(&bench.base) == before);
+    assert_eq!(bench.leftovers(), Vec::<String>::new());
+
+    let base = without(decoder(), "lm_head.weight");
+    let bench = Bench::file(&base);
+    let checkpoint = Checkpoint::open(&bench.base).unwrap();
+    let inputs = [input(vec![lora("lm_head", 10, 6, ModuleKind::Linear, 5)])];
+    let plan = plan(&checkpoint, &inputs, &tied(TiedPolicy::Untie)).unwrap();
+    let e = merge_in_place(&plan, &undo_path(&bench), false, &Control::default()).unwrap_err();
+    assert_eq!(e.code(), Code::Usage);
+}
+
+#[test]
+fn a_failure_while_writing_restores_the_base() {
+    // The base changes under the second pass: what it computes is not what the first one did.
+    let [bench, ..] = benches();
+    let checkpoint = Checkpoint::open(&bench.base).unwrap();
+    let inputs = [input(vec![tied_qkv(70)])];
+    let plan = plan(&checkpoint, &inputs, &PlanOptions::default()).unwrap();
+    let before = bytes(&bench.base);
+    let name = "model.layers.1.self_attn.q_proj.weight";
+    let disturb = |_| {
+        // As soon as the undo file is complete, the second pass has begun.
+        if bench.dir.path().join("base.undo.incomplete").exists() {
+            scribble_at(&checkpoint, name);
+        }
+    };
+    let control = Control {
+        cancel: None,
+        progress: Some(&disturb),
+    };
+    let e = merge_in_place(&plan, &undo_path(&bench), false, &control).unwrap_err();
+    assert!(e.to_string().contains("changed while it was merged"), "{e}");
+    assert!(bytes(&bench.base) == before);
+    assert_eq!(bench.leftovers(), Vec::<String>::new());
+}
+
+/// As [`scribble`], through the file that is open.
+fn scribble_at(base: &Checkpoint, name: &str) {
+    use std::os::unix::fs::FileExt;
+    let (file, info) = base.at(base.locate(name).unwrap());
+    let to = fs::OpenOptions::new()
+        .write(true)
+        .open(file.path())
+        .unwrap();
+    to.write_all_at(&[0x55; 9], file.file_range(info).start + 2)
+        .unwrap();
+}
