@@ -48,6 +48,10 @@ impl BlobSource for DirBlobs {
         match read_limited(&path, len) {
             Ok(bytes) => Ok(Some(bytes.into())),
             Err(e) if e.code() == Code::NotFound => Ok(None),
+            Err(e) if e.code() == Code::HeaderTooLarge => {
+                let message = format!("longer than the {len} bytes of this tensor");
+                Err(Error::new(Code::DigestMismatch, message).file(path))
+            }
             Err(e) => Err(e),
         }
     }
@@ -202,10 +206,10 @@ impl TlFile {
             .ok_or_else(|| Error::new(Code::TensorUndeclared, "not in the manifest"))?;
         let (dtype, len) = (entry.dtype()?, entry.byte_len()?);
         let bytes: Bytes = match stored {
-            Stored::Raw => self.file.tensor(name)?.data().clone(),
+            Stored::Raw => self.stored(name)?.into(),
             Stored::Packed => {
-                let packed = self.file.tensor(&format!("{}{name}", pack::PREFIX))?;
-                pack::unpack(dtype, packed.data(), len)?.into()
+                let packed = self.stored(&format!("{}{name}", pack::PREFIX))?;
+                pack::unpack(dtype, &packed, len)?.into()
             }
             Stored::Seeded => self.regenerate(entry, dtype)?,
             Stored::External => blobs
@@ -224,6 +228,16 @@ impl TlFile {
         let tensor = Tensor::new(dtype, entry.shape.clone(), bytes)?;
         check_finite(&tensor)?;
         Ok(tensor)
+    }
+
+    /// A copy of the stored bytes: what is verified must not change afterwards, as a map could.
+    fn stored(&self, name: &str) -> Result<Vec<u8>> {
+        let info = self.file.header().get(name);
+        let info = info.ok_or_else(|| Error::new(Code::TensorNotFound, "not in this file"))?;
+        let mut bytes = vec![0; info.byte_len() as usize];
+        self.file
+            .read_at(&mut bytes, self.file.file_range(info).start)?;
+        Ok(bytes)
     }
 
     fn regenerate(&self, entry: &ManifestTensor, dtype: Dtype) -> Result<Bytes> {
