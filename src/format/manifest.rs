@@ -25,6 +25,9 @@ pub const FEATURES: &[&str] = &[];
 pub const MAX_MANIFEST_BYTES: usize = 8 << 20;
 /// Most bytes of one tensor.
 pub const MAX_TENSOR_BYTES: u64 = 4 << 30;
+/// Most bytes that the seeded and packed tensors of one file may become together: what a small
+/// file can order is bounded, however many tensors it names.
+pub const MAX_EXPANDED_BYTES: u64 = 8 << 30;
 const MAX_TENSORS: usize = 65_536;
 const MAX_PROVENANCE: usize = 1024;
 const MAX_TEXT_BYTES: usize = 64 << 10;

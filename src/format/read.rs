@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use super::digest::Digest;
 use super::encode::check_finite;
-use super::manifest::{Manifest, ManifestTensor};
+use super::manifest::{MAX_EXPANDED_BYTES, Manifest, ManifestTensor};
 use super::{pack, seeded};
 use crate::adapter::Adapter;
 use crate::error::{Code, Error, Result};
@@ -180,8 +180,11 @@ impl TlFile {
     ///
     /// # Errors
     /// [`Code::DigestMismatch`], [`Code::ExternalMissing`], [`Code::PackInvalid`],
-    /// [`Code::PackSize`], [`Code::NonFinite`]; [`Code::Io`].
+    /// [`Code::PackSize`], [`Code::NonFinite`]; [`Code::ManifestLimit`] where seeded and packed
+    /// tensors are more than [`MAX_EXPANDED_BYTES`] together; [`Code::Io`].
     pub fn load(&self, blobs: &dyn BlobSource) -> Result<Adapter> {
+        self.check_expansion()
+            .map_err(|e| e.file(self.file.path()))?;
         let mut tensors = BTreeMap::new();
         for (name, stored) in self.storage() {
             let tensor = self
@@ -190,6 +193,24 @@ impl TlFile {
             tensors.insert(name, tensor);
         }
         self.manifest.assemble(&tensors)
+    }
+
+    fn check_expansion(&self) -> Result<()> {
+        let mut expanded: u64 = 0;
+        for (name, stored) in self.storage() {
+            if let (Stored::Seeded | Stored::Packed, Some(entry)) =
+                (stored, self.manifest.tensors().get(name))
+            {
+                expanded = expanded.saturating_add(entry.byte_len()?);
+            }
+        }
+        if expanded > MAX_EXPANDED_BYTES {
+            let message = format!(
+                "seeded and packed tensors of {expanded} bytes, the limit is {MAX_EXPANDED_BYTES}"
+            );
+            return Err(Error::new(Code::ManifestLimit, message));
+        }
+        Ok(())
     }
 
     /// One verified tensor of the manifest.
