@@ -1,0 +1,175 @@
+#!/usr/bin/env python3
+"""Merge against `cp`, like against like, and against PEFT, in one run.
+
+    python3 benches/merge/run.py [--rounds 5] [--dir FOLDER] [--peft PYTHON]
+
+Makes a LLaMA-shaped bf16 base of 2.2 GB (2048 wide, 22 layers, grouped-query attention) and a
+rank-16 q,k,v LoRA, then times, in turn and with write-back idle before each:
+
+    cp               tlkit merge --no-fsync      both leave the data to the page cache
+    cp; sync FILE    tlkit merge                 both end with the data on the disk
+
+Prints medians, the ratios of the medians, the peak resident memory, and whether 1 and 2 threads
+wrote the same bytes. --peft names a Python with torch and peft (tests/peft/setup.sh makes one).
+Needs about 9 GB in FOLDER (default: target/bench-merge).
+"""
+import argparse, json, os, random, statistics, struct, subprocess, sys, time
+from array import array
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+HIDDEN, INNER, LAYERS, KV, VOCABULARY, RANK = 2048, 5632, 22, 256, 32000, 16
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": INNER,
+    "num_hidden_layers": LAYERS, "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": VOCABULARY,
+    "max_position_embeddings": 2048, "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+    "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+}
+
+
+def write_safetensors(path, tensors, data):
+    """tensors: name -> (dtype, shape, bytes); data(name, bytes) yields the content in pieces."""
+    header, at = {"__metadata__": {"format": "pt"}}, 0
+    for name, (dtype, shape, size) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % 8)
+    with open(path, "wb") as f:
+        f.write(struct.pack("<Q", len(text)) + text)
+        for name, (_, _, size) in tensors.items():
+            for piece in data(name, size):
+                f.write(piece)
+
+
+def random_bf16(size):
+    """Random signs, mantissas and small exponents: values of about ±0.01."""
+    table = bytes((b & 0x80) | 0x3C for b in range(256))
+    while size > 0:
+        n = min(size, 32 << 20)
+        piece = bytearray(n)
+        piece[0::2] = os.urandom(n // 2)
+        piece[1::2] = os.urandom(n // 2).translate(table)
+        yield piece
+        size -= n
+
+
+def make_base(folder):
+    folder.mkdir(parents=True)
+    tensors = {}
+
+    def add(name, *shape):
+        size = 2
+        for extent in shape:
+            size *= extent
+        tensors[name] = ("BF16", list(shape), size)
+
+    add("lm_head.weight", VOCABULARY, HIDDEN)
+    add("model.embed_tokens.weight", VOCABULARY, HIDDEN)
+    for layer in range(LAYERS):
+        at = f"model.layers.{layer}."
+        add(at + "input_layernorm.weight", HIDDEN)
+        add(at + "mlp.down_proj.weight", HIDDEN, INNER)
+        add(at + "mlp.gate_proj.weight", INNER, HIDDEN)
+        add(at + "mlp.up_proj.weight", INNER, HIDDEN)
+        add(at + "post_attention_layernorm.weight", HIDDEN)
+        add(at + "self_attn.k_proj.weight", KV, HIDDEN)
+        add(at + "self_attn.o_proj.weight", HIDDEN, HIDDEN)
+        add(at + "self_attn.q_proj.weight", HIDDEN, HIDDEN)
+        add(at + "self_attn.v_proj.weight", KV, HIDDEN)
+    add("model.norm.weight", HIDDEN)
+    write_safetensors(folder / "model.safetensors", tensors, lambda name, size: random_bf16(size))
+    (folder / "config.json").write_text(json.dumps(CONFIG, indent=2))
+
+
+def make_adapter(folder):
+    folder.mkdir(parents=True)
+    rng, tensors = random.Random(1), {}
+    for layer in range(LAYERS):
+        for target, out in (("q_proj", HIDDEN), ("k_proj", KV), ("v_proj", KV)):
+            at = f"base_model.model.model.layers.{layer}.self_attn.{target}."
+            tensors[at + "lora_A.weight"] = ("F32", [RANK, HIDDEN], 4 * RANK * HIDDEN)
+            tensors[at + "lora_B.weight"] = ("F32", [out, RANK], 4 * RANK * out)
+    values = lambda name, size: [array("f", (rng.uniform(-0.01, 0.01) for _ in range(size // 4))).tobytes()]
+    write_safetensors(folder / "adapter_model.safetensors", tensors, values)
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": 2 * RANK,
+              "target_modules": ["q_proj", "k_proj", "v_proj"], "base_model_name_or_path": None}
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
+
+
+def timed(argv, out):
+    """Seconds and peak resident bytes of a command that writes `out`; write-back is idle before."""
+    out.unlink(missing_ok=True)
+    os.sync()
+    started = time.perf_counter()
+    pid = os.posix_spawnp(argv[0], argv, os.environ, file_actions=[
+        (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)])
+    _, status, usage = os.wait4(pid, 0)
+    seconds = time.perf_counter() - started
+    if status != 0:
+        sys.exit(f"failed: {argv}")
+    return seconds, usage.ru_maxrss * 1024
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dir", type=Path, default=ROOT / "target" / "bench-merge")
+    parser.add_argument("--tlkit", default=str(ROOT / "target" / "release" / "tlkit"))
+    parser.add_argument("--peft", help="a Python with torch and peft")
+    args = parser.parse_args()
+    base, adapter, tl = args.dir / "base", args.dir / "lora", args.dir / "lora.tl"
+    if not base.exists():
+        make_base(base)
+    if not adapter.exists():
+        make_adapter(adapter)
+    subprocess.run([args.tlkit, "convert", "peft-to-tied", adapter, "-o", tl, "--force"], check=True, stdout=subprocess.DEVNULL)
+    source, out = base / "model.safetensors", args.dir / "out.safetensors"
+    # The sync of the copy is the shell's next command, so that cp itself is what everybody runs.
+    durable_copy = f'cp "{source}" "{out}" && sync "{out}"'
+    runs = {
+        "cp": ["cp", str(source), str(out)],
+        "tlkit merge --no-fsync": [args.tlkit, "merge", str(source), str(tl), "-o", str(out), "--no-fsync"],
+        "cp; sync": ["sh", "-c", durable_copy],
+        "tlkit merge": [args.tlkit, "merge", str(source), str(tl), "-o", str(out)],
+    }
+    seconds, peak = {name: [] for name in runs}, {name: 0 for name in runs}
+    with open(source, "rb") as f:  # the page cache is warm for everyone
+        while f.read(64 << 20):
+            pass
+    for _ in range(args.rounds):
+        for name, argv in runs.items():
+            s, rss = timed(argv, out)
+            seconds[name].append(s)
+            peak[name] = max(peak[name], rss)
+    median = {name: statistics.median(s) for name, s in seconds.items()}
+    print(f"base {source.stat().st_size / 1e9:.2f} GB, rank {RANK} q,k,v adapter, {args.rounds} rounds\n")
+    print(f"{'':24} {'median':>8} {'min':>8} {'max':>8}   peak memory")
+    for name, s in seconds.items():
+        print(f"{name:24} {median[name]:7.2f}s {min(s):7.2f}s {max(s):7.2f}s   {peak[name] / 1e6:7.1f} MB")
+    print(f"\n--no-fsync against cp:       {median['tlkit merge --no-fsync'] / median['cp']:.2f} x")
+    print(f"durable against cp; sync:    {median['tlkit merge'] / median['cp; sync']:.2f} x")
+    other = args.dir / "one-thread.safetensors"
+    timed([args.tlkit, "--threads", "1", "merge", str(source), str(tl), "-o", str(other), "--no-fsync"], other)
+    same = subprocess.run(["cmp", "-s", out, other]).returncode == 0
+    print(f"1 and 2 threads:             {'the same bytes' if same else 'DIFFERENT BYTES'}")
+    other.unlink()
+    if args.peft:
+        script = Path(__file__).with_name("peft_merge.py")
+        target = args.dir / "peft-out"
+        subprocess.run(["rm", "-rf", target])
+        os.sync()
+        done = subprocess.run([args.peft, script, base, adapter, target], check=True, capture_output=True, text=True)
+        report = json.loads(done.stdout.strip().splitlines()[-1])
+        ratio = report["seconds"] / median["tlkit merge --no-fsync"]
+        print(f"PEFT:                        {report['seconds']:.2f} s ({ratio:.1f} x --no-fsync), "
+              f"{report['peak_rss_bytes'] / 1e9:.2f} GB")
+        verdict = subprocess.run([args.tlkit, "verify", "merged", "--base", base, "--adapter", adapter, "--merged", target,
+                                  "--max-ulp", "1"], capture_output=True, text=True)
+        print(f"PEFT's file:                 {verdict.stdout.splitlines()[0]}")
+    out.unlink(missing_ok=True)
+    sys.exit(0 if same else 1)
+
+
+if __name__ == "__main__":
+    main()
