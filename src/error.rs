@@ -181,6 +181,8 @@ codes! {
     NotPeft = "TL0314", Unsupported;
     /// An archive of the old `adapter_model.bin` form is not valid.
     BadArchive = "TL0315", Malformed;
+    /// The adapter alone does not say enough; the base model is needed beside it.
+    NeedsBase = "TL0316", Usage;
 
     /// DoRA: the update depends on the base weights; `.tl` v1 cannot say it.
     UnsupportedDora = "TL0401", Unsupported;

@@ -22,7 +22,10 @@ pub(super) fn pack(dtype: Dtype, raw: &[u8]) -> Result<Vec<u8>> {
 /// The `raw_len` bytes that a packed tensor holds.
 ///
 /// Memory grows with what really comes out of the frame, and stops at `raw_len`.
-pub(super) fn unpack(dtype: Dtype, packed: &[u8], raw_len: u64) -> Result<Vec<u8>> {
+///
+/// # Errors
+/// [`Code::PackInvalid`]: not exactly one zstd frame of the permitted kind; [`Code::PackSize`].
+pub fn unpack(dtype: Dtype, packed: &[u8], raw_len: u64) -> Result<Vec<u8>> {
     let invalid = |m: &str| Error::new(Code::PackInvalid, m.to_owned());
     // Checked by hand, since the decoder would skip a skippable frame, which could smuggle data.
     if packed.first_chunk() != Some(&ZSTD_MAGIC) {

@@ -13,5 +13,5 @@ mod output;
 pub use checkpoint::{Checkpoint, INDEX_FILE, Location, SINGLE_FILE};
 pub use file::{SafetensorsFile, read_limited};
 pub use header::{Header, MAX_HEADER_BYTES, TensorInfo, encode_header};
-pub use output::{AtomicFile, Existing, publish_dir, sync_dir, write_tensors};
+pub use output::{AtomicFile, Existing, publish_dir, sync_dir, write_dir, write_tensors};
 pub(crate) use output::{parent, rename_new};

@@ -221,6 +221,34 @@ pub fn sync_dir(folder: &Path) -> Result<()> {
         .map_err(|e| Error::io(folder, "sync the folder", e))
 }
 
+/// Fills a folder that appears under its name only when it is complete and on the disk.
+///
+/// `fill` gets a hidden sibling; where it fails, the sibling is removed.
+///
+/// # Errors
+/// As [`publish_dir`]; whatever `fill` fails with.
+pub fn write_dir(
+    dest: &Path,
+    existing: Existing,
+    fill: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
+    let Some(name) = dest.file_name() else {
+        return Err(Error::new(Code::Usage, "the output needs a name").file(dest));
+    };
+    if existing == Existing::Refuse && dest.symlink_metadata().is_ok() {
+        return Err(exists(dest));
+    }
+    let name = format!(".{}.tlkit-{}", name.to_string_lossy(), std::process::id());
+    let temp = parent(dest).join(name);
+    fs::create_dir(&temp).map_err(|e| Error::io(dest, "create", e))?;
+    let done = fill(&temp).and_then(|()| publish_dir(&temp, dest, existing, true));
+    if done.is_err() {
+        // Best effort: the error that is returned says more than one about the cleaning up.
+        let _ = fs::remove_dir_all(&temp);
+    }
+    done
+}
+
 /// The folder that a path is in.
 pub(crate) fn parent(path: &Path) -> &Path {
     match path.parent() {

@@ -1,0 +1,249 @@
+#!/usr/bin/env python3
+"""A second implementation of .tl v1, from spec/tl-v1.md alone: Python 3.9+, standard library only.
+
+    tl.py check FILE [BLOBS]       check every rule, print the root; BLOBS: folder of tensors left out
+    tl.py dump  FILE [BLOBS]       print {"root", "storage", "manifest", "tensors": {name: hex}} as JSON
+    tl.py build SPEC.json OUT.tl   write the canonical file of JSON like a dump's: names, order, method
+                                   and digests are made anew; "thin": true leaves seeded tensors out
+"""
+import hashlib, json, math, os, re, struct, sys
+
+FLOATS = {"F32": ("I", 0x7F800000), "F16": ("H", 0x7C00), "BF16": ("H", 0x7F80)}  # struct code, exponent bits
+PRESETS = [("lora", "AB", False), ("vera", "uv", True), ("tl1", "A", True), ("tl2", "Auv", True),
+           ("tl3", "B", True), ("tl4", "Bu", True), ("tl5", "AB", True), ("tl6", "ABuv", True)]
+
+def need(ok, message):
+    if not ok:
+        raise ValueError(message)
+
+def canonical(value, sort=True):
+    """The canonical bytes. Readers compare with them, so duplicate keys, floats, spaces or escapes do not pass."""
+    return json.dumps(value, sort_keys=sort, separators=(",", ":"), ensure_ascii=False).encode()
+
+def sha(data):
+    return hashlib.sha256(data).hexdigest()
+
+def fields(value, optional, **types):
+    """value is an object with these keys and no other; [T] is an array of T, None any type."""
+    need(isinstance(value, dict) and set(value) <= set(types), f"unknown keys among {list(value)[:20]}")
+    for key, of in types.items():
+        need(key in value or key in optional, f"{key} is missing")
+        items = value.get(key, []) if isinstance(of, list) else [value[key]] if key in value else []
+        of = of[0] if isinstance(of, list) else of
+        need(isinstance(items, list) and all(of in (None, type(x)) for x in items), f"{key} has the wrong type")
+        need(of is not int or all(0 <= x < 2**64 for x in items), f"{key} is out of range")
+
+# ---- chapter 5: the manifest ----
+def alpha(spelling):
+    """The f64 of an alpha: an integer below 2^53, else "0x" and the 16 hex digits of its bits."""
+    if type(spelling) in (int, float):
+        return float(spelling)
+    need(isinstance(spelling, str) and re.fullmatch("0x[0-9a-f]{16}", spelling), f"alpha {spelling}")
+    return struct.unpack(">d", bytes.fromhex(spelling[2:]))[0]
+
+def spell(value):
+    return int(value) if 0 <= value < 2**53 and value == int(value) else "0x" + struct.pack(">d", value).hex()
+
+def check_scaling(item):
+    value, rank = alpha(item["alpha"]), item["rank"]
+    need(rank > 0 and 0 < value < math.inf, f"alpha {value}, rank {rank}")
+    s = value / {"alpha/rank": rank, "alpha/sqrt(rank)": math.sqrt(rank)}[item["scaling"]]
+    need(struct.unpack("<f", struct.pack("<f", s))[0] > 0, "the scaling underflows")
+
+def check_name(name, layered=False):
+    part = "[A-Za-z0-9_-]+"
+    pattern = rf"({part}\.)*{{}}(\.{part})*".replace("{}", r"\{\}") if layered else rf"{part}(\.{part})*"
+    need(len(name) <= 512 and re.fullmatch(pattern, name), f"bad name {name[:600]!r}")
+
+def check_tensor(t):
+    fields(t, ["seed"], dtype=str, shape=[int], sha256=str, seed=dict)
+    need(t["dtype"] in FLOATS and all(t["shape"]) and byte_len(t) <= 4 << 30, f"{t['dtype']} {t['shape'][:9]}")
+    need(re.fullmatch("[0-9a-f]{64}", t["sha256"]), "sha256 is not 64 lower-case hex digits")
+    if "seed" in t:
+        fields(t["seed"], [], generator=str, key=str, step=str)
+        need(t["seed"]["generator"] == "chacha20-uniform/1" and re.fullmatch("[0-9a-f]{64}", t["seed"]["key"])
+             and re.fullmatch("[0-9a-f]{8}", t["seed"]["step"]) and 0 < step(t) * 2.0**23 < 2.0**128
+             and math.prod(t["shape"]) <= 2**28, "bad seed")
+
+def byte_len(t):
+    return math.prod(t["shape"]) * struct.calcsize("<" + FLOATS[t["dtype"]][0])
+
+def check_group(g, tensors):
+    fields(g, ["layers", "u", "v"], A=str, B=str, u=str, v=str, alpha=None, layers=[int], rank=int, scaling=str,
+           targets=[dict], trained=[str], **{"in": int})
+    layers, rank, parts = g.get("layers"), g["rank"], [p for p in "ABuv" if p in g]
+    ascending = sorted(set(layers or [0]))
+    need(layers is None or layers == ascending and len(layers) <= 4096 and layers[-1] < 4096, "bad layers")
+    for t in g["targets"]:
+        fields(t, ["kind"], kind=str, module=str, out=int)
+        check_name(t["module"], layers is not None)
+        need(t["out"] > 0 and t.get("kind", "conv1d") in ("conv1d", "embedding"), f"bad target {t}")
+    need(0 < rank <= 65536 and g["in"] > 0 and g["targets"], "no rank, inputs or targets")
+    need(g["trained"] == [p for p in parts if p in g["trained"]], "`trained` is not a sub-list of the factors")
+    check_scaling(g)
+    out = sum(t["out"] for t in g["targets"])
+    for part in parts:
+        need(g[part] in tensors, f"{g[part]} is not described")
+        shape = tensors[g[part]]["shape"]
+        if len(shape) == 3 if part in "AB" else layers is not None:
+            need(layers and shape[:1] == [len(layers)], f"the layers of {part}")
+            shape = shape[1:]
+        fits = {"A": lambda r, n: r == rank and n >= g["in"], "B": lambda m, r: m >= out and r == rank,
+                "u": lambda r: r == rank, "v": lambda m: m == out}[part]
+        need(len(shape) == (2 if part in "AB" else 1) and fits(*shape), f"{part}: {shape}, rank {rank}, out {out}")
+
+def check_manifest(m):
+    """Every rule but those of canonical form: encode() makes that, for a reader to compare."""
+    need(isinstance(m, dict) and m.get("tl") == 1 and m.get("requires") == [], "Unsupported: a version or feature")
+    fields(m, ["base", "extras", "provenance", "task"], base=dict, extras=[dict], groups=[dict], method=str,
+           provenance=dict, requires=[str], task=str, tensors=dict, tl=int)
+    base, provenance, extras = (m.get(key, {}) for key in ("base", "provenance", "extras"))
+    fields(base, ["name", "revision", "weights"], name=str, revision=str, weights=str)
+    need(re.fullmatch("[0-9a-f]{64}", base.get("weights", "0" * 64)), "bad base.weights")
+    texts = [*provenance, *provenance.values(), *base.values(), m.get("task", "")]
+    need(all(isinstance(text, str) and len(text.encode()) <= 65536 for text in texts), "no text, or too long a text")
+    need(max(len(m["tensors"]), len(m["groups"])) <= 65536 and len(provenance) <= 1024, "too many entries")
+    for t in m["tensors"].values():
+        check_tensor(t)
+    for g in m["groups"]:
+        check_group(g, m["tensors"])
+    paths = [t["module"].replace("{}", str(n)) for g in m["groups"] for n in g.get("layers", [0]) for t in g["targets"]]
+    need(len(set(paths)) == len(paths), "a module is adapted twice")
+    for x in extras:
+        scaled = dict(alpha=None, rank=int, scaling=str) if x.get("role") == "add_bias" else {}
+        fields(x, [], name=str, role=str, tensor=str, **scaled)
+        need(x["role"] in ("replace", "bias", "base_layer", "add_bias") and x["tensor"] in m["tensors"], f"extra {x}")
+        check_name(x["name"])
+        if scaled:
+            check_scaling(x)
+    need(len({x["name"] for x in extras}) == len(extras), "a tensor is replaced twice")
+
+def order(g):
+    return [t["module"] for t in g["targets"]], "layers" in g, g.get("layers", [])
+
+def method(groups, tensors):
+    trained = {"".join(g["trained"]) for g in groups}
+    tied = {all(len(tensors[g[p]]["shape"]) == 2 for p in "AB") for g in groups if "layers" in g}
+    frozen_vectors = any(p in g and p not in g["trained"] for g in groups for p in "uv")
+    fits = [name for name, trains, ties in PRESETS if trained == {trains} and tied <= {ties}]
+    return fits[0] if fits and not frozen_vectors else "custom"
+
+def encode(spec, data):
+    """(canonical manifest, {name: (entry, bytes)}) of a manifest with any names and order, and its bytes."""
+    m = {key: spec[key] for key in ("base", "provenance", "task") if spec.get(key) or key == "task" in spec}
+    m.update(groups=[dict(g) for g in sorted(spec["groups"], key=order)], requires=[], tl=1, tensors={},
+             extras=[dict(x) for x in sorted(spec.get("extras", []), key=lambda x: x["name"])],
+             method=method(spec["groups"], spec["tensors"]))
+    contents, tensors = {}, {}
+    items = [(f"g{i}.", g, "ABuv") for i, g in enumerate(m["groups"])]
+    for prefix, item, parts in items + [(f"x{i}", x, ["tensor"]) for i, x in enumerate(m["extras"])]:
+        if "alpha" in item:
+            item["alpha"] = spell(alpha(item["alpha"]))
+        for part in (p for p in parts if p in item):
+            entry, own = {**spec["tensors"][item[part]]}, prefix + part.replace("tensor", "")
+            raw = data[item[part]] if item[part] in data else generate(entry)
+            entry["sha256"] = sha(raw)
+            if part == "tensor":
+                entry.pop("seed", None)  # recipes belong to factors
+            item[part] = contents.setdefault((entry["dtype"], *entry["shape"], entry["sha256"]), own)
+            if item[part] == own or "seed" not in tensors[item[part]][0]:
+                tensors[item[part]] = entry, raw
+    m["tensors"] = {name: entry for name, (entry, _) in tensors.items()}
+    return {key: value for key, value in m.items() if value != [] or key != "extras"}, tensors
+
+# ---- chapter 7: seeded tensors ----
+def chacha20(key, counter):
+    start = [0x61707865, 0x3320646E, 0x79622D32, 0x6B206574, *struct.unpack("<8I", key), counter, 0, 0, 0]
+    x = start[:]
+    for i in range(80):  # ten times four columns and four diagonals
+        n, turn = i % 4, i // 4 % 2
+        a, b, c, d = n, 4 + (n + turn) % 4, 8 + (n + 2 * turn) % 4, 12 + (n + 3 * turn) % 4
+        for p, q, s, bits in ((a, b, d, 16), (c, d, b, 12), (a, b, d, 8), (c, d, b, 7)):
+            x[p] = (x[p] + x[q]) % 2**32
+            w = x[s] ^ x[p]
+            x[s] = (w << bits | w >> (32 - bits)) % 2**32
+    return [(a + b) % 2**32 for a, b in zip(x, start)]
+
+def step(t):
+    return struct.unpack(">f", bytes.fromhex(t["seed"]["step"]))[0]
+
+def generate(t):
+    count, key, out = math.prod(t["shape"]), bytes.fromhex(t["seed"]["key"]), bytearray()
+    words = (word for block in range((count + 15) // 16) for word in chacha20(key, block))
+    for word, _ in zip(words, range(count)):
+        f32 = struct.pack("<f", ((word >> 8) - 2**23) * step(t))  # the product is exact in f64: one rounding
+        bits = int.from_bytes(f32, "little")
+        out += {"F32": lambda: f32, "F16": lambda: struct.pack("<e", *struct.unpack("<f", f32)),
+                "BF16": lambda: (bits + 0x7FFF + (bits >> 16 & 1) >> 16).to_bytes(2, "little")}[t["dtype"]]()
+    return bytes(out)
+
+# ---- chapters 4 and 8: the file ----
+def write(manifest, tensors):
+    """The one file of a canonical manifest and the tensors {name: (entry, bytes)} that go inside."""
+    text, body = canonical(manifest), b""
+    header = {"__metadata__": {"tl": "1", "tl.manifest": text.decode(), "tl.root": "sha256:" + sha(text)}}
+    for name in sorted(tensors, key=lambda n: (tensors[n][0]["dtype"] != "F32", n)):
+        entry, raw = tensors[name]
+        offsets = [len(body), len(body) + len(raw)]
+        header[name] = {"dtype": entry["dtype"], "shape": entry["shape"], "data_offsets": offsets}
+        body += raw
+    head = canonical(header, sort=False)
+    head += b" " * (-(8 + len(head)) % 64)
+    return len(head).to_bytes(8, "little") + head + body
+
+def read(data, blobs=None):
+    """(manifest, storage, {name: bytes}) of a .tl, every rule checked."""
+    length = int.from_bytes(data[:8], "little")
+    need(8 <= len(data) and length <= min(16 << 20, len(data) - 8), "too short, or too long a header")
+    header, body, storage, tensors = json.loads(data[8:8 + length].decode()), data[8 + length:], {}, {}
+    metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else {}
+    need(isinstance(metadata, dict) and metadata.get("tl") == "1", "not a .tl of version 1")
+    text = str(metadata.get("tl.manifest")).encode()
+    need(len(text) <= 8 << 20 and metadata.get("tl.root") == "sha256:" + sha(text), "the root is not the manifest's")
+    manifest = json.loads(text.decode())
+    check_manifest(manifest)
+    need("tl.pack" not in metadata, "Unsupported: packed, and zstd is not in the standard library")
+    for name, entry in header.items():
+        fields(entry, [], dtype=str, shape=[int], data_offsets=[int])
+        need(name in manifest["tensors"], f"{name} is stored, and not in the manifest")
+        tensors[name] = body[slice(*entry["data_offsets"][:2])]
+    for name, t in manifest["tensors"].items():
+        storage[name] = "raw" if name in tensors else "seeded" if "seed" in t else "external"
+        if storage[name] == "external":
+            need(blobs, f"{name} is left out; its blob is {t['sha256']}")
+            with open(os.path.join(blobs, t["sha256"]), "rb") as f:
+                tensors[name] = f.read()
+        made = generate(t) if "seed" in t else None
+        raw = tensors.setdefault(name, made)
+        need(sha(raw) == t["sha256"] and len(raw) == byte_len(t), f"{name} does not have its digest or length")
+        need(made in (None, raw), f"{name} is not what its seed makes")
+        code, exponent = FLOATS[t["dtype"]]
+        need(all(v & exponent != exponent for v, in struct.iter_unpack("<" + code, raw)), f"{name} is not finite")
+    again, made = encode(manifest, tensors)
+    need(canonical(again) == text, "the manifest is not canonical")
+    need(write(again, {name: made[name] for name in header}) == data, "the file is not canonical")
+    return manifest, storage, tensors
+
+def main(command, path, other=None):
+    with open(path, "rb") as f:
+        data = f.read()
+    if command == "build":
+        spec = json.loads(data)
+        manifest, tensors = encode(spec["manifest"], {n: bytes.fromhex(h) for n, h in spec["tensors"].items()})
+        data = write(manifest, {n: t for n, t in tensors.items() if not (spec.get("thin") and "seed" in t[0])})
+        read(data)
+        with open(other, "xb") as f:
+            f.write(data)
+        return
+    manifest, storage, tensors = read(data, other)
+    root, tensors = "sha256:" + sha(canonical(manifest)), {name: raw.hex() for name, raw in tensors.items()}
+    dump = {"root": root, "storage": storage, "manifest": manifest, "tensors": tensors}
+    print(root if command == "check" else json.dumps(dump, indent=1))
+
+if __name__ == "__main__":
+    if len(sys.argv) not in (3, 4) or sys.argv[1] not in ("check", "dump", "build"):
+        sys.exit(__doc__)
+    try:
+        main(*sys.argv[1:])
+    except (OSError, KeyError, TypeError, ValueError, ArithmeticError, RecursionError, struct.error) as e:
+        sys.exit(f"{sys.argv[2]}: {type(e).__name__}: {e}")

@@ -1,0 +1,320 @@
+//! The command line: what can be said, not what it does.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use tlkit::merge::{Rounding, TiedPolicy};
+use tlkit::tensor::Dtype;
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done, or equal; 1 not equal (verify); 2 wrong usage; 3 input or output failed;
+4 a file is malformed or damaged; 5 not supported; 6 adapter and base do not fit; 130 interrupted";
+
+/// Store, convert, merge and verify Tied-LoRA adapters
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXIT_CODES, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// Print one JSON document on stdout instead of text
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Number of threads; results do not depend on it [default: all cores]
+    #[arg(long, global = true, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Convert between PEFT directories and .tl files, without loss
+    #[command(subcommand)]
+    Convert(Convert),
+    /// Merge adapters into base weights
+    Merge(Merge),
+    /// Restore the original bytes of a base that was merged in place
+    Unmerge(Unmerge),
+    /// Prove what a file, two adapters or a merged model are
+    #[command(subcommand)]
+    Verify(Verify),
+    /// Show what a .tl file, PEFT directory or base checkpoint holds
+    Inspect(Inspect),
+    /// Rewrite a .tl fat, thin or compressed; the root stays the same
+    Pack(Pack),
+    /// Run convert, merge, verify and unmerge on a small built-in model
+    Demo(Demo),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Convert {
+    /// PEFT LoRA or VeRA directory to .tl
+    #[command(visible_alias = "peft→tied", alias = "peft->tied")]
+    PeftToTied(PeftToTied),
+    /// .tl to a PEFT directory
+    #[command(visible_alias = "tied→peft", alias = "tied->peft")]
+    TiedToPeft(TiedToPeft),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PeftToTied {
+    /// PEFT directory: adapter_config.json with adapter_model.safetensors or adapter_model.bin
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) adapter: PathBuf,
+    /// The .tl file to write
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) output: PathBuf,
+    /// The base model: records its fingerprint, and answers what VeRA adapters leave open
+    #[arg(long, value_hint = ValueHint::AnyPath)]
+    pub(crate) base: Option<PathBuf>,
+    /// Compress tensors with zstd; the root stays the same
+    #[arg(long)]
+    pub(crate) zstd: bool,
+    /// How torch rounded VeRA projections that are not stored
+    #[arg(long, value_enum, default_value = "fused")]
+    pub(crate) projection_rounding: ProjectionRounding,
+    /// The base's dtype in training, for VeRA projections that are not stored [default: the base's]
+    #[arg(long, value_parser = float_dtype)]
+    pub(crate) projection_dtype: Option<Dtype>,
+    /// Replace an existing output
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum ProjectionRounding {
+    /// One rounding (torch on x86-64 with AVX2 or newer)
+    Fused,
+    /// Two roundings (torch without FMA)
+    Separate,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TiedToPeft {
+    /// The .tl file
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub(crate) file: PathBuf,
+    /// The PEFT directory to write
+    #[arg(short, long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) output: PathBuf,
+    /// The form that PEFT, vLLM and llama.cpp all load alike: alpha = r, one rank, scale in B
+    #[arg(long, conflicts_with = "kind")]
+    pub(crate) portable: bool,
+    /// What to write
+    #[arg(long = "as", id = "kind", value_enum, default_value = "lora")]
+    pub(crate) kind: PeftForm,
+    /// Element type of the factors
+    #[arg(long, value_parser = float_dtype, default_value = "F32")]
+    pub(crate) dtype: Dtype,
+    /// The base model, so that target modules are named by suffix only where that is exact
+    #[arg(long, value_hint = ValueHint::AnyPath)]
+    pub(crate) base: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) blobs: Blobs,
+    /// Replace an existing output
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PeftForm {
+    Lora,
+    Vera,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Blobs {
+    /// Folder with the tensors that a thin .tl leaves out, each named by its SHA-256
+    #[arg(long = "blobs", value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Merge {
+    /// Base model: a safetensors file or a model directory
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub(crate) base: PathBuf,
+    /// Adapters, each a .tl or a PEFT directory, optionally with a weight: ADAPTER=0.5
+    #[arg(required = true, value_name = "ADAPTER[=WEIGHT]", value_hint = ValueHint::AnyPath)]
+    pub(crate) adapters: Vec<String>,
+    /// The file or directory to write [default: BASE-ADAPTER beside the base]
+    #[arg(short, long, value_hint = ValueHint::AnyPath)]
+    pub(crate) output: Option<PathBuf>,
+    /// Change the base itself, and write an undo file first
+    #[arg(long, conflicts_with_all = ["output", "untie_or_shared"])]
+    pub(crate) in_place: bool,
+    /// The undo file of --in-place [default: BASE.tlkit-undo]
+    #[arg(long, requires = "in_place", value_hint = ValueHint::FilePath)]
+    pub(crate) undo: Option<PathBuf>,
+    /// peft: round once, as PEFT by default; peft-safe: round the update first, as its safe_merge
+    #[arg(long, value_parser = rounding, default_value = "peft")]
+    pub(crate) rounding: Rounding,
+    /// What to do where an adapter changes a tensor that input and output embedding share
+    #[arg(long, id = "untie_or_shared", value_parser = tied_policy, value_name = "refuse|untie|shared")]
+    pub(crate) tied: Option<TiedPolicy>,
+    /// Replace a leading part of adapter module names: --rename backbone=model
+    #[arg(long, value_name = "FROM=TO", value_parser = rename)]
+    pub(crate) rename: Vec<(String, String)>,
+    /// Refuse a base whose weights are not those that the adapter was made for
+    #[arg(long)]
+    pub(crate) check_base: bool,
+    /// Show what would be done, and write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Do not wait until the output is on the disk
+    #[arg(long)]
+    pub(crate) no_fsync: bool,
+    /// Accept an adapter that changes nothing
+    #[arg(long)]
+    pub(crate) allow_unchanged: bool,
+    #[command(flatten)]
+    pub(crate) blobs: Blobs,
+    /// Replace an existing output
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Unmerge {
+    /// The base that was merged in place
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub(crate) base: PathBuf,
+    /// The undo file [default: BASE.tlkit-undo]
+    #[arg(long, value_hint = ValueHint::FilePath)]
+    pub(crate) undo: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verify {
+    /// Check every digest and the canonical form of a .tl
+    File(VerifyFile),
+    /// Compare what two adapters do to each module
+    Adapters(VerifyAdapters),
+    /// Recompute a merged model bit by bit, and name the rounding it obeys
+    Merged(VerifyMerged),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyFile {
+    /// The .tl file
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) blobs: Blobs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyAdapters {
+    /// A .tl or a PEFT directory
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub(crate) one: PathBuf,
+    /// Another one
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub(crate) two: PathBuf,
+    /// Largest relative error (Frobenius norm, of any module) that counts as equal
+    #[arg(long, default_value_t = 1e-6)]
+    pub(crate) tolerance: f64,
+    /// The base model, where a VeRA directory needs it
+    #[arg(long, value_hint = ValueHint::AnyPath)]
+    pub(crate) base: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) blobs: Blobs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyMerged {
+    /// Base model that was merged into
+    #[arg(long, value_hint = ValueHint::AnyPath)]
+    pub(crate) base: PathBuf,
+    /// Adapters that were merged, in order, each optionally with =WEIGHT
+    #[arg(long = "adapter", required = true, value_name = "ADAPTER[=WEIGHT]", value_hint = ValueHint::AnyPath)]
+    pub(crate) adapters: Vec<String>,
+    /// The merged model
+    #[arg(long, value_hint = ValueHint::AnyPath)]
+    pub(crate) merged: PathBuf,
+    /// Largest distance in units in the last place that counts as equal
+    #[arg(long, value_name = "ULP", default_value_t = 0)]
+    pub(crate) max_ulp: u32,
+    /// As in merge
+    #[arg(long, value_parser = tied_policy, value_name = "refuse|untie|shared")]
+    pub(crate) tied: Option<TiedPolicy>,
+    /// As in merge
+    #[arg(long, value_name = "FROM=TO", value_parser = rename)]
+    pub(crate) rename: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) blobs: Blobs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Inspect {
+    /// A .tl file, a PEFT directory, a safetensors file or a model directory
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub(crate) path: PathBuf,
+    /// List every tensor
+    #[arg(long)]
+    pub(crate) tensors: bool,
+    /// The base model, where a VeRA directory needs it
+    #[arg(long, value_hint = ValueHint::AnyPath)]
+    pub(crate) base: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Pack {
+    /// The .tl file to read
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub(crate) file: PathBuf,
+    /// The .tl file to write
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) output: PathBuf,
+    /// Leave out seeded tensors, and with --blobs every A and B
+    #[arg(long)]
+    pub(crate) thin: bool,
+    /// Compress tensors with zstd
+    #[arg(long)]
+    pub(crate) zstd: bool,
+    /// Where left-out tensors are read from, and with --thin written to
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) blobs: Option<PathBuf>,
+    /// Replace an existing output
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Where to work; kept afterwards [default: a temporary folder, removed]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) keep: Option<PathBuf>,
+}
+
+fn float_dtype(text: &str) -> Result<Dtype, String> {
+    match text.to_ascii_uppercase().parse::<Dtype>() {
+        Ok(dtype) if dtype.is_float() => Ok(dtype),
+        _ => Err("not one of f32, f16, bf16".into()),
+    }
+}
+
+fn rounding(text: &str) -> Result<Rounding, String> {
+    match text {
+        "peft" => Ok(Rounding::Peft),
+        "peft-safe" => Ok(Rounding::PeftSafe),
+        _ => Err("not one of peft, peft-safe".into()),
+    }
+}
+
+fn tied_policy(text: &str) -> Result<TiedPolicy, String> {
+    match text {
+        "refuse" => Ok(TiedPolicy::Refuse),
+        "untie" => Ok(TiedPolicy::Untie),
+        "shared" => Ok(TiedPolicy::Shared),
+        _ => Err("not one of refuse, untie, shared".into()),
+    }
+}
+
+fn rename(text: &str) -> Result<(String, String), String> {
+    let (from, to) = text.split_once('=').ok_or("not of the form FROM=TO")?;
+    Ok((from.to_owned(), to.to_owned()))
+}

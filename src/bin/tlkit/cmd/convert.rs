@@ -1,0 +1,113 @@
+use tlkit::Result;
+use tlkit::convert::{self, Found, ToPeft, ToTied, ToTiedOptions};
+use tlkit::format::{Packing, WriteOptions};
+use tlkit::peft::export::{ExportOptions, Form};
+use tlkit::peft::projection::Fma;
+
+use super::{blob_source, existing, open_base, show};
+use crate::args::{PeftForm, PeftToTied, ProjectionRounding, TiedToPeft};
+use crate::output::{Outcome, Output, bytes, count, fields, number};
+
+pub(crate) fn peft_to_tied(args: &PeftToTied, output: &Output) -> Result<Outcome> {
+    let base = open_base(args.base.as_ref())?;
+    let options = ToTiedOptions {
+        base: base.as_ref(),
+        write: WriteOptions {
+            packing: Packing::Fat,
+            zstd: args.zstd,
+            existing: existing(args.force),
+        },
+        fma: match args.projection_rounding {
+            ProjectionRounding::Fused => Fma::Fused,
+            ProjectionRounding::Separate => Fma::Separate,
+        },
+        projection_dtype: args.projection_dtype,
+    };
+    let report = convert::peft_to_tied(&args.adapter, &args.output, &options)?;
+    for note in &report.notes {
+        output.note(note);
+    }
+    output.report(&report, || tied_text(&report))?;
+    Ok(Outcome::Success)
+}
+
+fn tied_text(r: &ToTied) -> String {
+    let found = match r.found {
+        Found::Vera => "VeRA: tied as it is",
+        Found::VeraRegenerated => "VeRA without projections, which were regenerated from the key",
+        Found::Tied => "LoRA with the factors of a tied adapter, recovered",
+        Found::PartlyTied => {
+            "LoRA, tied in some modules, which were recovered; the others are kept as they are"
+        }
+        Found::Untied => "untied LoRA, kept as it is",
+    };
+    let error = match r.max_relative_error {
+        0.0 => "0 (every ΔW is the same)".to_owned(),
+        e => format!("{} (largest of any ΔW, {})", number(e), r.worst_module),
+    };
+    fields(&[
+        ("found", found.to_owned()),
+        ("method", r.method.clone()),
+        (
+            "modules",
+            format!(
+                "{} in {} tie group{}",
+                r.modules,
+                r.groups,
+                if r.groups == 1 { "" } else { "s" }
+            ),
+        ),
+        ("error", error),
+        (
+            "parameters",
+            format!(
+                "{} → {}",
+                count(r.parameters_before),
+                count(r.parameters_after)
+            ),
+        ),
+        ("bytes", change(r.bytes_before, r.bytes_after)),
+        ("root", r.root.clone()),
+        ("output", show(&r.output)),
+    ])
+}
+
+fn change(before: u64, after: u64) -> String {
+    format!(
+        "{} → {} ({:.1} %)",
+        bytes(before),
+        bytes(after),
+        100.0 * after as f64 / before.max(1) as f64
+    )
+}
+
+pub(crate) fn tied_to_peft(args: &TiedToPeft, output: &Output) -> Result<Outcome> {
+    let base = open_base(args.base.as_ref())?;
+    let form = match (args.kind, args.portable) {
+        (PeftForm::Vera, _) => Form::Vera,
+        (PeftForm::Lora, true) => Form::Portable,
+        (PeftForm::Lora, false) => Form::Faithful,
+    };
+    let options = ExportOptions {
+        form,
+        dtype: Some(args.dtype),
+        base: None,
+        replace: args.force,
+    };
+    let blobs = blob_source(&args.blobs);
+    let report = convert::tied_to_peft(&args.file, &args.output, &*blobs, base.as_ref(), &options)?;
+    output.report(&report, || peft_text(&report))?;
+    Ok(Outcome::Success)
+}
+
+fn peft_text(r: &ToPeft) -> String {
+    fields(&[
+        ("form", format!("PEFT {}", r.form)),
+        ("method", r.method.clone()),
+        ("modules", r.modules.to_string()),
+        ("tensors", r.tensors.to_string()),
+        ("bytes", change(r.bytes_before, r.bytes_after)),
+        ("root", r.root.clone()),
+        ("output", show(&r.output)),
+    ])
+}

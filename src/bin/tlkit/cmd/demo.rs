@@ -1,0 +1,271 @@
+//! The main job on files that the binary carries: convert, merge, verify, undo.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use tlkit::convert::{ToTiedOptions, peft_to_tied, tied_to_peft};
+use tlkit::format::{NoBlobs, encode};
+use tlkit::merge::{self, Control, ExecOptions, MergeInput, PlanOptions};
+use tlkit::peft::export::ExportOptions;
+use tlkit::safetensors::Checkpoint;
+use tlkit::verify::{verify_file, verify_merged};
+use tlkit::{Code, Error, Result};
+
+use super::show;
+use crate::args::Demo;
+use crate::output::{Outcome, Output, bytes, number, percent};
+
+macro_rules! carried {
+    ($($path:literal),+ $(,)?) => {
+        &[$(($path, include_bytes!(concat!("../../../../fixtures/", $path)) as &[u8])),+]
+    };
+}
+
+const FILES: &[(&str, &[u8])] = carried![
+    "llama-tiny/config.json",
+    "llama-tiny/model.safetensors.index.json",
+    "llama-tiny/model-00001-of-00002.safetensors",
+    "llama-tiny/model-00002-of-00002.safetensors",
+    "adapters/style-peft/adapter_config.json",
+    "adapters/style-peft/adapter_model.safetensors",
+    "adapters/lora/adapter_config.json",
+    "adapters/lora/adapter_model.safetensors",
+];
+
+pub(crate) fn demo(args: &Demo, output: &Output) -> Result<Outcome> {
+    let dir = match &args.keep {
+        Some(dir) => dir.clone(),
+        None => std::env::temp_dir().join(format!("tlkit-demo-{}", std::process::id())),
+    };
+    fs::create_dir(&dir).map_err(|e| Error::io(&dir, "create", e))?;
+    let result = Tour {
+        dir: dir.clone(),
+        output,
+        steps: Vec::new(),
+    }
+    .run();
+    if args.keep.is_none() {
+        // A folder left in the temporary directory does no harm; the tour's own result counts.
+        let _ = fs::remove_dir_all(&dir);
+    }
+    result
+}
+
+struct Tour<'a> {
+    dir: PathBuf,
+    output: &'a Output,
+    steps: Vec<Step>,
+}
+
+#[derive(serde::Serialize)]
+struct Step {
+    command: String,
+    result: String,
+}
+
+impl Tour<'_> {
+    fn run(mut self) -> Result<Outcome> {
+        for (name, content) in FILES {
+            let path = self.dir.join(name);
+            let parent = path.parent().unwrap_or(Path::new("."));
+            fs::create_dir_all(parent).map_err(|e| Error::io(parent, "create", e))?;
+            fs::write(&path, content).map_err(|e| Error::io(&path, "write", e))?;
+        }
+        let base = Checkpoint::open(self.dir.join("llama-tiny"))?;
+        let tl = self.convert(&base)?;
+        let merged = self.merge(&base, &tl)?;
+        self.verify(&base, &tl, &merged)?;
+        self.same_from_peft(&base, &tl, &merged)?;
+        self.in_place(&tl)?;
+        let steps = self.steps;
+        let note =
+            "Every step ran the library on a LLaMA-shaped model of 4 layers (bf16, two shards).";
+        self.output.report(&steps, || {
+            let text = steps.iter().enumerate().map(|(i, s)| {
+                let result = s.result.replace('\n', "\n   ");
+                format!("{}. $ tlkit {}\n   {result}\n\n", i + 1, s.command)
+            });
+            format!("{}{note}", text.collect::<String>())
+        })?;
+        Ok(Outcome::Success)
+    }
+
+    fn step(&mut self, command: &str, result: String) {
+        self.steps.push(Step {
+            command: command.to_owned(),
+            result,
+        });
+    }
+
+    fn convert(&mut self, base: &Checkpoint) -> Result<PathBuf> {
+        let tl = self.dir.join("style.tl");
+        let options = ToTiedOptions {
+            base: Some(base),
+            ..Default::default()
+        };
+        let tied = peft_to_tied(&self.dir.join("adapters/style-peft"), &tl, &options)?;
+        let lora = peft_to_tied(
+            &self.dir.join("adapters/lora"),
+            &self.dir.join("lora.tl"),
+            &options,
+        )?;
+        let line = |r: &tlkit::convert::ToTied, what: &str| {
+            format!(
+                "{what} ({}): {} → {}, largest error of any ΔW {}",
+                r.method,
+                bytes(r.bytes_before),
+                bytes(r.bytes_after),
+                number(r.max_relative_error)
+            )
+        };
+        self.step(
+            "convert peft-to-tied style-peft -o style.tl",
+            line(&tied, "found a tied adapter"),
+        );
+        self.step(
+            "convert peft-to-tied lora -o lora.tl",
+            line(&lora, "an ordinary LoRA, kept bit for bit"),
+        );
+        let file = verify_file(&tl, &NoBlobs)?;
+        self.step("verify file style.tl", format!("valid, root {}", file.root));
+        Ok(tl)
+    }
+
+    fn inputs(&self, path: &Path) -> Result<Vec<MergeInput>> {
+        let opened = tlkit::convert::open_adapter(path, None, &NoBlobs)?;
+        Ok(vec![MergeInput::new(
+            show(path),
+            opened.adapter,
+            opened.identity,
+        )])
+    }
+
+    fn merge(&mut self, base: &Checkpoint, tl: &Path) -> Result<PathBuf> {
+        let out = self.dir.join("merged");
+        let inputs = self.inputs(tl)?;
+        let plan = merge::plan(base, &inputs, &PlanOptions::default())?;
+        let report = merge::execute(&plan, &out, &ExecOptions::default(), &Control::default())?;
+        let survived = report.total.survived.unwrap_or_default();
+        let result = format!(
+            "{} tensors merged, {} of their elements changed, {} of ΔW survived the rounding to bf16",
+            report.total.tensors,
+            percent(report.total.changed_share),
+            percent(survived)
+        );
+        self.step("merge llama-tiny style.tl -o merged", result);
+        Ok(out)
+    }
+
+    fn verify(&mut self, base: &Checkpoint, tl: &Path, merged: &Path) -> Result<()> {
+        let merged = Checkpoint::open(merged)?;
+        let inputs = self.inputs(tl)?;
+        let report = verify_merged(
+            base,
+            &inputs,
+            &merged,
+            &PlanOptions::default(),
+            &Control::default(),
+        )?;
+        expect(
+            report.is_equal(0),
+            "the merged model is not base plus adapter",
+        )?;
+        let result = format!(
+            "bit for bit base plus adapter (rounding {}); {} other tensors byte-equal",
+            report.obeys.unwrap_or("-"),
+            report.tensors_untouched
+        );
+        self.step(
+            "verify merged --base llama-tiny --adapter style.tl --merged merged",
+            result,
+        );
+        Ok(())
+    }
+
+    /// Exports to PEFT, merges the export, and compares the bytes.
+    fn same_from_peft(&mut self, base: &Checkpoint, tl: &Path, merged: &Path) -> Result<()> {
+        let peft = self.dir.join("style-exported");
+        let report = tied_to_peft(tl, &peft, &NoBlobs, Some(base), &ExportOptions::default())?;
+        self.step(
+            "convert tied-to-peft style.tl -o style-exported",
+            format!(
+                "PEFT LoRA, {} tensors: {} → {}",
+                report.tensors,
+                bytes(report.bytes_before),
+                bytes(report.bytes_after)
+            ),
+        );
+        let inputs = self.inputs(&peft)?;
+        let plan = merge::plan(base, &inputs, &PlanOptions::default())?;
+        let again = self.dir.join("merged-from-peft");
+        merge::execute(&plan, &again, &ExecOptions::default(), &Control::default())?;
+        for shard in base.shards() {
+            let name = shard.path().file_name().unwrap_or_default();
+            expect(
+                same_files(&merged.join(name), &again.join(name))?,
+                "merging the export gives other bytes",
+            )?;
+        }
+        self.step(
+            "merge llama-tiny style-exported -o merged-from-peft",
+            "the same bytes as from the .tl".into(),
+        );
+        Ok(())
+    }
+
+    fn in_place(&mut self, tl: &Path) -> Result<()> {
+        let dir = self.dir.join("llama-tiny");
+        let before = content(&dir)?;
+        let base = Checkpoint::open(&dir)?;
+        let inputs = self.inputs(tl)?;
+        let plan = merge::plan(&base, &inputs, &PlanOptions::default())?;
+        let undo = self.dir.join("undo");
+        merge::merge_in_place(&plan, &undo, false, &Control::default())?;
+        expect(
+            content(&dir)? != before,
+            "the merge in place changed nothing",
+        )?;
+        merge::unmerge(&dir, &undo, &Control::default())?;
+        expect(content(&dir)? == before, "unmerge did not restore the base")?;
+        self.step(
+            "merge llama-tiny style.tl --in-place --undo undo",
+            "merged; the original bytes are in the undo file".into(),
+        );
+        self.step(
+            "unmerge llama-tiny --undo undo",
+            "every byte of the base is back".into(),
+        );
+        let digest = encode(&self.inputs(tl)?[0].adapter)?.manifest.root();
+        expect(
+            digest.to_string() == verify_file(tl, &NoBlobs)?.root,
+            "the adapter changed",
+        )
+    }
+}
+
+fn expect(holds: bool, otherwise: &str) -> Result<()> {
+    if holds {
+        Ok(())
+    } else {
+        Err(Error::new(
+            Code::Io,
+            format!("the demo failed: {otherwise}"),
+        ))
+    }
+}
+
+fn same_files(a: &Path, b: &Path) -> Result<bool> {
+    let read = |p: &Path| fs::read(p).map_err(|e| Error::io(p, "read", e));
+    Ok(read(a)? == read(b)?)
+}
+
+fn content(dir: &Path) -> Result<Vec<Vec<u8>>> {
+    let files = [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    ];
+    files
+        .iter()
+        .map(|f| fs::read(dir.join(f)).map_err(|e| Error::io(dir, "read", e)))
+        .collect()
+}

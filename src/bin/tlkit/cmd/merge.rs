@@ -1,0 +1,296 @@
+use std::path::{Path, PathBuf};
+
+use tlkit::convert::{CheckpointModules, Source, open_adapter};
+use tlkit::format::BlobSource;
+use tlkit::merge::{
+    self, ExecOptions, MergeInput, MergeReport, Plan, PlanOptions, PlanSummary, TiedPolicy,
+};
+use tlkit::peft::import::PeftKind;
+use tlkit::safetensors::Checkpoint;
+use tlkit::{Code, Error, Result};
+
+use super::{blob_source, existing, show};
+use crate::args::{Merge, Unmerge};
+use crate::output::{Outcome, Output, bytes, count, fields, number, percent, table};
+use crate::progress::with_bar;
+
+pub(crate) fn merge(args: &Merge, output: &Output) -> Result<Outcome> {
+    let base = Checkpoint::open(&args.base)?;
+    let blobs = blob_source(&args.blobs);
+    let inputs = open_inputs(&args.adapters, &base, &*blobs, output)?;
+    if args.check_base {
+        check_base(&base, &inputs)?;
+    }
+    let options = PlanOptions {
+        rounding: args.rounding,
+        tied: args.tied.unwrap_or(TiedPolicy::Refuse),
+        renames: args.rename.clone(),
+    };
+    let plan = merge::plan(&base, &inputs, &options)?;
+    if args.dry_run {
+        let summary = plan.summary();
+        output.report(&summary, || dry_text(&summary))?;
+        return Ok(Outcome::Success);
+    }
+    let exec = ExecOptions {
+        existing: existing(args.force),
+        durable: !args.no_fsync,
+        allow_unchanged: args.allow_unchanged,
+    };
+    let report = if args.in_place {
+        in_place(args, &plan)?
+    } else {
+        out_of_place(args, &plan, &exec)?
+    };
+    for note in &report.notes {
+        output.note(note);
+    }
+    for skipped in &report.skipped {
+        output.note(&format!("not copied: {skipped}"));
+    }
+    output.report(&report, || merge_text(&report))?;
+    Ok(Outcome::Success)
+}
+
+fn out_of_place(args: &Merge, plan: &Plan<'_>, exec: &ExecOptions) -> Result<MergeReport> {
+    let path = match &args.output {
+        Some(path) => path.clone(),
+        None => default_output(&args.base, &args.adapters)?,
+    };
+    with_bar("merging", plan.bytes_out(), |control| {
+        merge::execute(plan, &path, exec, &control)
+    })
+}
+
+fn in_place(args: &Merge, plan: &Plan<'_>) -> Result<MergeReport> {
+    let undo = args
+        .undo
+        .clone()
+        .unwrap_or_else(|| default_undo(&args.base));
+    let touched = plan.shards().iter().map(|s| s.bytes_merged).sum::<u64>();
+    with_bar("merging in place", 2 * touched, |control| {
+        merge::merge_in_place(plan, &undo, args.allow_unchanged, &control)
+    })
+}
+
+/// `base.safetensors` and `style.tl` give `base-style.safetensors`, beside the base.
+fn default_output(base: &Path, adapters: &[String]) -> Result<PathBuf> {
+    // Canonical, so that `.` and a trailing slash have a name too.
+    let base = base
+        .canonicalize()
+        .map_err(|e| Error::io(base, "open", e))?;
+    let names: Vec<String> = adapters
+        .iter()
+        .map(|a| {
+            let path = Path::new(split_weight(a).map_or(a.as_str(), |(p, _)| p));
+            path.file_stem()
+                .unwrap_or(path.as_os_str())
+                .to_string_lossy()
+                .into_owned()
+        })
+        .collect();
+    let extension = if base.is_dir() {
+        None
+    } else {
+        base.extension()
+    };
+    let stem = if extension.is_some() {
+        base.file_stem()
+    } else {
+        base.file_name()
+    };
+    let stem = stem.unwrap_or_default().to_string_lossy();
+    let mut name = format!("{stem}-{}", names.join("-"));
+    if let Some(extension) = extension {
+        name = format!("{name}.{}", extension.to_string_lossy());
+    }
+    Ok(base.with_file_name(name))
+}
+
+fn default_undo(base: &Path) -> PathBuf {
+    let mut name = base.as_os_str().to_owned();
+    name.push(".tlkit-undo");
+    PathBuf::from(name)
+}
+
+/// `PATH=WEIGHT`, unless a file of the whole name exists.
+fn split_weight(text: &str) -> Option<(&str, f64)> {
+    if Path::new(text).exists() {
+        return None;
+    }
+    let (path, weight) = text.rsplit_once('=')?;
+    Some((path, weight.parse().ok()?))
+}
+
+/// Opens adapters as the command line names them.
+pub(super) fn open_inputs(
+    texts: &[String],
+    base: &Checkpoint,
+    blobs: &dyn BlobSource,
+    output: &Output,
+) -> Result<Vec<MergeInput>> {
+    let mut inputs = Vec::with_capacity(texts.len());
+    for text in texts {
+        let (path, weight) = split_weight(text).unwrap_or((text, 1.0));
+        if !weight.is_finite() {
+            return Err(Error::new(
+                Code::Usage,
+                format!("`{text}`: the weight is not a finite number"),
+            ));
+        }
+        let opened = open_adapter(Path::new(path), Some(base), blobs)?;
+        for note in &opened.notes {
+            output.note(&format!("{path}: {note}"));
+        }
+        let vera = matches!(
+            opened.source,
+            Source::Peft(PeftKind::Vera | PeftKind::VeraRegenerated)
+        );
+        let single_rounding = vera || opened.adapter.method() == tlkit::adapter::Method::Vera;
+        inputs.push(MergeInput {
+            weight,
+            magnitudes: opened.magnitudes,
+            single_rounding,
+            lenient_layout: opened.source != Source::Tl,
+            ..MergeInput::new(path, opened.adapter, opened.identity)
+        });
+    }
+    Ok(inputs)
+}
+
+fn check_base(base: &Checkpoint, inputs: &[MergeInput]) -> Result<()> {
+    let known = CheckpointModules::new(base)?;
+    for input in inputs {
+        tlkit::convert::check_fingerprint(&input.adapter, &known)
+            .map_err(|e| e.file(&input.label))?;
+    }
+    Ok(())
+}
+
+fn dry_text(s: &PlanSummary) -> String {
+    let mut text = fields(&[
+        (
+            "tensors",
+            format!("{} merged of {}", s.tensors_merged, s.tensors_total),
+        ),
+        ("bytes out", bytes(s.bytes_out)),
+        ("copied", bytes(s.bytes_copied)),
+        ("merged", bytes(s.bytes_merged)),
+        ("disk needed", bytes(s.disk_needed)),
+        ("peak memory", format!("about {}", bytes(s.memory))),
+    ]);
+    for shard in &s.shards {
+        text.push_str(&format!("\n{} ({})\n", shard.name, bytes(shard.bytes_out)));
+        for name in &shard.tensors {
+            text.push_str(&format!("  {name}\n"));
+        }
+    }
+    for note in &s.notes {
+        text.push_str(&format!("\nnote: {note}\n"));
+    }
+    text
+}
+
+fn merge_text(r: &MergeReport) -> String {
+    const MOST_ROWS: usize = 40;
+    let rows = r.tensors.iter().take(MOST_ROWS).map(|t| {
+        vec![
+            t.name.clone(),
+            t.dtype.clone(),
+            format!("{:?}", t.shape),
+            percent(t.changed_share),
+            number(t.delta_norm),
+            t.survived.map_or("-".into(), percent),
+        ]
+    });
+    let mut text = table(
+        &["tensor", "dtype", "shape", "changed", "‖ΔW‖", "survived"],
+        &[3, 4, 5],
+        rows,
+    );
+    if r.tensors.len() > MOST_ROWS {
+        text.push_str(&format!(
+            "\n… and {} more (--json lists all)",
+            r.tensors.len() - MOST_ROWS
+        ));
+    }
+    let t = &r.total;
+    let survived = t.survived.map_or("-".into(), percent);
+    let mut pairs = vec![
+        (
+            "merged",
+            format!(
+                "{} tensors, {} of {} elements changed ({})",
+                t.tensors,
+                count(t.changed),
+                count(t.elements),
+                percent(t.changed_share)
+            ),
+        ),
+        (
+            "survived",
+            format!("{survived} of ΔW after rounding to the base's dtype"),
+        ),
+        (
+            "wrote",
+            format!(
+                "{} in {:.2} s ({} merged)",
+                bytes(t.bytes_out),
+                t.seconds,
+                bytes(t.bytes_merged)
+            ),
+        ),
+        ("rounding", r.rounding.clone()),
+    ];
+    if t.shards_reused > 0 {
+        pairs.push((
+            "resumed",
+            format!(
+                "{} shards were finished by an interrupted run",
+                t.shards_reused
+            ),
+        ));
+    }
+    if t.tensors_unchanged > 0 {
+        pairs.push((
+            "unchanged",
+            format!(
+                "{} merged tensors did not change in one element",
+                t.tensors_unchanged
+            ),
+        ));
+    }
+    if let Some(undo) = &r.undo {
+        pairs.push(("undo", show(undo)));
+    }
+    pairs.push(("output", show(&r.output)));
+    format!("{text}\n\n{}", fields(&pairs))
+}
+
+pub(crate) fn unmerge(args: &Unmerge, output: &Output) -> Result<Outcome> {
+    let undo = args
+        .undo
+        .clone()
+        .unwrap_or_else(|| default_undo(&args.base));
+    let total = undo.metadata().map(|m| m.len()).unwrap_or(0);
+    let report = with_bar("restoring", total, |control| {
+        merge::unmerge(&args.base, &undo, &control)
+    })?;
+    output.report(&report, || {
+        fields(&[
+            (
+                "restored",
+                format!("{} tensors, {}", report.restored, bytes(report.bytes)),
+            ),
+            (
+                "untouched",
+                format!(
+                    "{} tensors had their original bytes already",
+                    report.already_original
+                ),
+            ),
+            ("base", show(&report.base)),
+        ])
+    })?;
+    Ok(Outcome::Success)
+}

@@ -1,0 +1,219 @@
+use tlkit::Result;
+use tlkit::convert::open_adapter;
+use tlkit::merge::{PlanOptions, Rounding, TiedPolicy};
+use tlkit::safetensors::Checkpoint;
+use tlkit::verify::{self, AdaptersReport, FileReport, MergedReport};
+
+use super::merge::open_inputs;
+use super::{blob_source, open_base, show};
+use crate::args::{VerifyAdapters, VerifyFile, VerifyMerged};
+use crate::output::{Outcome, Output, bytes, count, fields, number, table};
+use crate::progress::with_bar;
+
+const MOST_ROWS: usize = 40;
+
+pub(crate) fn file(args: &VerifyFile, output: &Output) -> Result<Outcome> {
+    let report = verify::verify_file(&args.file, &*blob_source(&args.blobs))?;
+    output.report(&report, || file_text(&report))?;
+    Ok(Outcome::Success)
+}
+
+fn file_text(r: &FileReport) -> String {
+    let rows = r.tensors.iter().map(|t| {
+        let shape = format!("{:?}", t.shape);
+        vec![
+            t.name.clone(),
+            t.stored.into(),
+            t.dtype.clone(),
+            shape,
+            bytes(t.bytes),
+            t.sha256[..16].into(),
+        ]
+    });
+    let list = table(
+        &["tensor", "stored", "dtype", "shape", "bytes", "sha256"],
+        &[4],
+        rows,
+    );
+    let canonical = if r.canonical {
+        "yes"
+    } else {
+        "no: thin or packed"
+    };
+    let head = fields(&[
+        ("valid", "every rule and digest holds".into()),
+        ("root", r.root.clone()),
+        (
+            "bytes",
+            format!("{}, {} of them header", bytes(r.bytes), bytes(r.overhead)),
+        ),
+        ("canonical pack", canonical.into()),
+    ]);
+    format!("{head}\n{list}")
+}
+
+pub(crate) fn adapters(args: &VerifyAdapters, output: &Output) -> Result<Outcome> {
+    let base = open_base(args.base.as_ref())?;
+    let blobs = blob_source(&args.blobs);
+    let one = open_adapter(&args.one, base.as_ref(), &*blobs)?;
+    let two = open_adapter(&args.two, base.as_ref(), &*blobs)?;
+    let report = verify::verify_adapters(
+        (&one.adapter, &one.magnitudes),
+        (&two.adapter, &two.magnitudes),
+    )?;
+    let equal = report.is_equal(args.tolerance);
+    let json = WithVerdict {
+        equal,
+        report: &report,
+    };
+    output.report(&json, || adapters_text(&report, equal, args.tolerance))?;
+    Ok(if equal {
+        Outcome::Success
+    } else {
+        Outcome::Different
+    })
+}
+
+#[derive(serde::Serialize)]
+struct WithVerdict<'a, R> {
+    equal: bool,
+    #[serde(flatten)]
+    report: &'a R,
+}
+
+fn adapters_text(r: &AdaptersReport, equal: bool, tolerance: f64) -> String {
+    let rows = r.targets.iter().map(|t| {
+        let cells = [
+            number(t.norm),
+            number(t.relative),
+            number(t.max_relative),
+            number(t.max_abs),
+        ];
+        [
+            vec![t.target.clone(), t.modules.to_string()],
+            cells.to_vec(),
+        ]
+        .concat()
+    });
+    let header = [
+        "target",
+        "modules",
+        "‖ΔW‖",
+        "relative error",
+        "worst module",
+        "max |error|",
+    ];
+    let mut text = table(&header, &[1, 2, 3, 4, 5], rows);
+    for e in &r.extras {
+        text.push_str(&format!(
+            "\n{} differs: relative {}, max {}",
+            e.name,
+            number(e.relative),
+            number(e.max_abs)
+        ));
+    }
+    for (names, which) in [(&r.only_in_one, "first"), (&r.only_in_two, "second")] {
+        for name in names.iter().take(MOST_ROWS) {
+            text.push_str(&format!("\nonly in the {which}: {name}"));
+        }
+    }
+    let verdict = if equal { "equal" } else { "different" };
+    format!(
+        "{text}\n\n{verdict}: largest relative error {} (tolerance {tolerance:e})",
+        number(r.max_relative)
+    )
+}
+
+pub(crate) fn merged(args: &VerifyMerged, output: &Output) -> Result<Outcome> {
+    let base = Checkpoint::open(&args.base)?;
+    let merged = Checkpoint::open(&args.merged)?;
+    let blobs = blob_source(&args.blobs);
+    let inputs = open_inputs(&args.adapters, &base, &*blobs, output)?;
+    let options = PlanOptions {
+        rounding: Rounding::Peft,
+        tied: args.tied.unwrap_or(TiedPolicy::Refuse),
+        renames: args.rename.clone(),
+    };
+    let report = with_bar("verifying", merged.byte_len(), |control| {
+        verify::verify_merged(&base, &inputs, &merged, &options, &control)
+    })?;
+    let equal = report.is_equal(args.max_ulp);
+    let json = WithVerdict {
+        equal,
+        report: &report,
+    };
+    output.report(&json, || merged_text(&report, equal, args))?;
+    Ok(if equal {
+        Outcome::Success
+    } else {
+        Outcome::Different
+    })
+}
+
+fn merged_text(r: &MergedReport, equal: bool, args: &VerifyMerged) -> String {
+    let rounding = match r.obeys {
+        Some("both") => "both peft and peft-safe (they agree here), in every bit".to_owned(),
+        Some(name) => format!("{name}, in every bit"),
+        None => format!("neither in every bit; closest to {}", r.closest),
+    };
+    let mut text = fields(&[
+        ("rounding", rounding),
+        (
+            "merged",
+            format!(
+                "{} tensors, {} of {} elements differ",
+                r.tensors_merged,
+                count(r.differing),
+                count(r.elements)
+            ),
+        ),
+        ("largest", format!("{} ulp", r.max_ulp)),
+        (
+            "untouched",
+            format!(
+                "{} tensors, {} not byte-equal to the base",
+                r.tensors_untouched,
+                r.untouched_differing.len()
+            ),
+        ),
+    ]);
+    if r.differing > 0 {
+        let rows = r.histogram.iter().map(|c| {
+            let range = match c.to {
+                Some(to) if to == c.from => to.to_string(),
+                Some(to) => format!("{}–{to}", c.from),
+                None => format!("≥ {}", c.from),
+            };
+            vec![range, count(c.elements)]
+        });
+        text.push_str(&format!(
+            "\n{}\n",
+            table(&["ulp", "elements"], &[0, 1], rows)
+        ));
+        let rows = r.tensors.iter().take(MOST_ROWS);
+        let rows = rows.map(|t| vec![t.name.clone(), count(t.differing), t.max_ulp.to_string()]);
+        text.push_str(&format!(
+            "\n{}\n",
+            table(&["tensor", "differing", "max ulp"], &[1, 2], rows)
+        ));
+    }
+    let lists = [
+        (
+            &r.untouched_differing,
+            "differs from the base, and no adapter touches it",
+        ),
+        (&r.missing, "missing, or of another dtype or shape"),
+        (&r.unexpected, "unexpected"),
+    ];
+    for (names, what) in lists {
+        for name in names.iter().take(MOST_ROWS) {
+            text.push_str(&format!("{what}: {name}\n"));
+        }
+    }
+    let verdict = if equal { "is" } else { "is not" };
+    format!(
+        "{text}\n{} {verdict} base plus adapters, within {} ulp",
+        show(&args.merged),
+        args.max_ulp
+    )
+}

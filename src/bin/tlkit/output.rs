@@ -1,0 +1,205 @@
+//! What the user sees: data on stdout, all else on stderr, and the exit code.
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+use tlkit::error::sanitize;
+use tlkit::{Code, Error, ErrorKind, Result};
+
+/// How a command that did its work ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Done, or equal within the bound.
+    Success,
+    /// The answer to a question was no.
+    Different,
+}
+
+/// Where results go.
+#[derive(Debug)]
+pub(crate) struct Output {
+    json: bool,
+}
+
+impl Output {
+    pub(crate) fn new(json: bool) -> Self {
+        Self { json }
+    }
+
+    /// Prints a report: the JSON of `value`, or the text that `text` makes.
+    pub(crate) fn report(
+        &self,
+        value: &impl Serialize,
+        text: impl FnOnce() -> String,
+    ) -> Result<()> {
+        if self.json {
+            let json = serde_json::to_string_pretty(value);
+            return self.print(&json.map_err(|e| Error::new(Code::Io, format!("JSON: {e}")))?);
+        }
+        self.print(text().trim_end())
+    }
+
+    /// Prints text and a newline on stdout. A closed pipe is no error: the reader had enough.
+    pub(crate) fn print(&self, text: &str) -> Result<()> {
+        let mut stdout = io::stdout().lock();
+        match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+            Err(e) => Err(Error::new(Code::Io, format!("stdout: {e}"))),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Tells the user something that is no result.
+    pub(crate) fn note(&self, text: &str) {
+        let _ = writeln!(io::stderr().lock(), "note: {}", sanitize(text));
+    }
+
+    /// Reports a failure and gives the exit code.
+    pub(crate) fn finish(&self, outcome: Result<Outcome>) -> ExitCode {
+        let error = match outcome {
+            Ok(Outcome::Success) => return ExitCode::SUCCESS,
+            Ok(Outcome::Different) => return ExitCode::from(1),
+            Err(error) => error,
+        };
+        let mut stderr = io::stderr().lock();
+        let label = if colour() {
+            "\x1b[1;31merror\x1b[0m"
+        } else {
+            "error"
+        };
+        let _ = writeln!(stderr, "{label}[{}]: {error}", error.code().as_str());
+        if let Some(hint) = error.hint_text() {
+            let _ = writeln!(stderr, "hint: {}", sanitize(hint));
+        }
+        drop(stderr);
+        if self.json {
+            let _ = self.report(&JsonError::of(&error), String::new);
+        }
+        ExitCode::from(exit_code(error.kind()))
+    }
+}
+
+fn colour() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+}
+
+fn exit_code(kind: ErrorKind) -> u8 {
+    match kind {
+        ErrorKind::Usage => 2,
+        ErrorKind::Io => 3,
+        ErrorKind::Malformed | ErrorKind::Integrity | ErrorKind::Limit => 4,
+        ErrorKind::Unsupported => 5,
+        ErrorKind::Incompatible => 6,
+        ErrorKind::Interrupted => 130,
+        _ => 3,
+    }
+}
+
+#[derive(Serialize)]
+struct JsonError {
+    error: Fields,
+}
+
+#[derive(Serialize)]
+struct Fields {
+    code: &'static str,
+    message: String,
+    file: Option<String>,
+    tensor: Option<String>,
+    hint: Option<String>,
+}
+
+impl JsonError {
+    fn of(e: &Error) -> Self {
+        Self {
+            error: Fields {
+                code: e.code().as_str(),
+                message: e.message().to_owned(),
+                file: e.path().map(|p| p.display().to_string()),
+                tensor: e.tensor_name().map(str::to_owned),
+                hint: e.hint_text().map(str::to_owned),
+            },
+        }
+    }
+}
+
+/// A table without borders; columns named in `right` are aligned to the right.
+pub(crate) fn table(
+    header: &[&str],
+    right: &[usize],
+    rows: impl IntoIterator<Item = Vec<String>>,
+) -> String {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_header(header.iter().map(|h| h.to_string()));
+    for row in rows {
+        table.add_row(
+            row.iter()
+                .map(|cell| cell.lines().map(sanitize).collect::<Vec<_>>().join("\n")),
+        );
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    for column in right {
+        if let Some(column) = table.column_mut(*column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let lines: Vec<String> = table.lines().map(|l| l.trim_end().to_owned()).collect();
+    lines.join("\n")
+}
+
+/// Lines of `label  value`, the values below one another.
+pub(crate) fn fields(pairs: &[(&str, String)]) -> String {
+    let width = pairs.iter().map(|(k, _)| k.len()).max().unwrap_or(0);
+    pairs
+        .iter()
+        .map(|(k, v)| format!("{k:width$}  {}\n", sanitize(v)))
+        .collect()
+}
+
+/// Bytes as people read them: `1.2 MB` (powers of ten), exact below 10 kB.
+pub(crate) fn bytes(n: u64) -> String {
+    const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
+    if n < 10_000 {
+        return format!("{n} B");
+    }
+    let mut value = n as f64 / 1000.0;
+    let mut unit = 0;
+    while value >= 1000.0 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+/// A count with thin groups of three: `4 194 304`.
+pub(crate) fn count(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, c) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(' ');
+        }
+        out.push(c);
+    }
+    out
+}
+
+/// A small number: `0`, `1.5e-8`, `0.0123`.
+pub(crate) fn number(x: f64) -> String {
+    match x.abs() {
+        0.0 => "0".into(),
+        a if !(1e-3..1e5).contains(&a) => format!("{x:.2e}"),
+        _ => format!("{x:.4}"),
+    }
+}
+
+/// A share as a percentage.
+pub(crate) fn percent(x: f64) -> String {
+    format!("{:.1} %", 100.0 * x)
+}

@@ -1,0 +1,41 @@
+//! Progress bars, on a terminal only, and the interrupt flag that long work looks at.
+
+use std::io::IsTerminal;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tlkit::merge::Control;
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Makes the first Ctrl-C or SIGTERM stop long work cleanly, and the second one at once.
+pub(crate) fn watch_interrupts() {
+    // Without a handler (it can be set once only) an interrupt just kills the process, which
+    // leaves no half-written output under its name either.
+    let _ = ctrlc::set_handler(|| {
+        if INTERRUPTED.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    });
+}
+
+/// Runs `work` under a bar over `total` bytes.
+pub(crate) fn with_bar<T>(label: &str, total: u64, work: impl FnOnce(Control<'_>) -> T) -> T {
+    let target = match std::io::stderr().is_terminal() {
+        true => ProgressDrawTarget::stderr(),
+        false => ProgressDrawTarget::hidden(),
+    };
+    let bar = ProgressBar::with_draw_target(Some(total), target).with_message(label.to_owned());
+    if let Ok(style) = ProgressStyle::with_template(
+        "{msg} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}",
+    ) {
+        bar.set_style(style);
+    }
+    let advance = |n: u64| bar.inc(n);
+    let result = work(Control {
+        cancel: Some(&INTERRUPTED),
+        progress: Some(&advance),
+    });
+    bar.finish_and_clear();
+    result
+}

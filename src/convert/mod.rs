@@ -1,0 +1,331 @@
+//! Between PEFT and `.tl`, without loss.
+//!
+//! [`peft_to_tied`] looks at the tensors, not at a hint: VeRA is tied already; LoRA whose factors
+//! are those of a tied adapter is recovered up to rounding; any other LoRA is kept as it is.
+//! [`tied_to_peft`] goes back.
+
+mod base;
+mod coalesce;
+mod open;
+mod ties;
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+pub use base::CheckpointModules;
+pub use coalesce::coalesce;
+pub use open::{Opened, Source, open_adapter};
+pub use ties::recover_ties;
+
+use crate::adapter::{Adapter, BaseModel, Method, Module, TieGroup};
+use crate::error::{Code, Error, Result};
+use crate::format::{BlobSource, Digest, TlFile, WriteOptions, fingerprint, write_tl};
+use crate::peft::export::{ExportOptions, Form, export};
+use crate::peft::import::{ImportOptions, Imported, PeftKind, import};
+use crate::peft::projection::Fma;
+use crate::safetensors::Checkpoint;
+use crate::tensor::Dtype;
+use crate::verify::{DeltaError, delta_error};
+
+/// What the tensors of a PEFT adapter turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Found {
+    /// VeRA with stored projections: tied as it is.
+    Vera,
+    /// VeRA whose projections were made again from their key.
+    VeraRegenerated,
+    /// LoRA whose factors are those of a tied adapter, in every module with layers.
+    Tied,
+    /// LoRA of which some modules are tied.
+    PartlyTied,
+    /// Any other LoRA, stored as it is.
+    Untied,
+}
+
+/// Report of [`peft_to_tied`].
+#[derive(Debug, Clone, Serialize)]
+pub struct ToTied {
+    /// What was found.
+    pub found: Found,
+    /// The preset that the result follows.
+    pub method: String,
+    /// Number of adapted modules.
+    pub modules: usize,
+    /// Number of tie groups.
+    pub groups: usize,
+    /// Largest ‖ΔW − ΔW'‖_F / ‖ΔW‖_F of any module.
+    pub max_relative_error: f64,
+    /// The module that has it.
+    pub worst_module: String,
+    /// Numbers in the adapter before.
+    pub parameters_before: u64,
+    /// Numbers in the `.tl`.
+    pub parameters_after: u64,
+    /// Bytes of the PEFT files.
+    pub bytes_before: u64,
+    /// Bytes of the `.tl`.
+    pub bytes_after: u64,
+    /// The adapter's identity.
+    pub root: String,
+    /// What a careful user should know.
+    pub notes: Vec<String>,
+    /// The file written.
+    pub output: PathBuf,
+}
+
+/// How to convert to `.tl`.
+#[derive(Debug, Default)]
+pub struct ToTiedOptions<'a> {
+    /// The base model: fingerprinted into the adapter, and asked for shapes.
+    pub base: Option<&'a Checkpoint>,
+    /// How the file is written.
+    pub write: WriteOptions,
+    /// How torch rounded when it made VeRA's projections.
+    pub fma: Fma,
+    /// The dtype of the base that VeRA's regenerated projections were used in; from the base where
+    /// that is given.
+    pub projection_dtype: Option<Dtype>,
+}
+
+/// Converts a PEFT adapter directory to a `.tl`.
+///
+/// # Errors
+/// Those of [`import`] and [`write_tl`]; [`Code::UnsupportedDora`].
+pub fn peft_to_tied(dir: &Path, output: &Path, options: &ToTiedOptions<'_>) -> Result<ToTied> {
+    let imported = import_with_base(dir, options.base, options.fma, options.projection_dtype)?;
+    if imported.kind == PeftKind::Dora {
+        return Err(Error::new(
+            Code::UnsupportedDora,
+            "DoRA rescales the merged weight, which a .tl of version 1 cannot say",
+        )
+        .file(dir)
+        .hint("merge it directly: tlkit merge BASE ADAPTER_DIR"));
+    }
+    let Imported {
+        adapter: source,
+        kind,
+        notes,
+        bytes,
+        ..
+    } = imported;
+    let (mut tied, found) = find_ties(&source, kind)?;
+    if let Some(base) = options.base {
+        let known = CheckpointModules::new(base)?;
+        let names = touched_tensors(&tied, &known)?;
+        let weights = fingerprint(base, names.iter().map(String::as_str))?.hex();
+        tied.base = Some(BaseModel {
+            weights: Some(weights),
+            ..tied.base.unwrap_or_default()
+        });
+    }
+    let (worst, worst_module) = largest_error(&source, &tied)?;
+    let written = write_tl(output, &tied, &options.write)?;
+    Ok(ToTied {
+        found,
+        method: tied.method().name().to_owned(),
+        modules: source.modules().len(),
+        groups: tied.groups.len(),
+        max_relative_error: worst.relative,
+        worst_module,
+        parameters_before: source.parameters(),
+        parameters_after: tied.parameters(),
+        bytes_before: bytes,
+        bytes_after: written.bytes,
+        root: written.root.to_string(),
+        notes,
+        output: output.to_owned(),
+    })
+}
+
+/// Reads a PEFT adapter, with what the base says where it is at hand.
+///
+/// # Errors
+/// Those of [`import`].
+pub fn import_with_base(
+    dir: &Path,
+    base: Option<&Checkpoint>,
+    fma: Fma,
+    projection_dtype: Option<Dtype>,
+) -> Result<Imported> {
+    let known = base.map(CheckpointModules::new).transpose()?;
+    let projection_dtype =
+        projection_dtype.or_else(|| known.as_ref().and_then(CheckpointModules::weight_dtype));
+    let base = known
+        .as_ref()
+        .map(|k| k as &dyn crate::peft::import::BaseShapes);
+    import(
+        dir,
+        &ImportOptions {
+            base,
+            fma,
+            projection_dtype,
+        },
+    )
+}
+
+/// Brings an imported adapter (groups of one layer) into tie groups.
+///
+/// # Errors
+/// [`Code::DtypeNotAllowed`] for factors that are not floats.
+pub fn find_ties(source: &Adapter, kind: PeftKind) -> Result<(Adapter, Found)> {
+    let stacked = coalesce(source)?;
+    match kind {
+        PeftKind::Vera => return Ok((stacked, Found::Vera)),
+        PeftKind::VeraRegenerated => return Ok((stacked, Found::VeraRegenerated)),
+        PeftKind::Lora | PeftKind::Dora => {}
+    }
+    let tied = recover_ties(&stacked)?;
+    // One layer is tied to nothing, so it says nothing about the others.
+    let layered: Vec<&TieGroup> = tied.groups.iter().filter(|g| g.instances() > 1).collect();
+    let count = layered.iter().filter(|g| g.is_tied()).count();
+    let found = match count {
+        0 => Found::Untied,
+        n if n == layered.len() => Found::Tied,
+        _ => Found::PartlyTied,
+    };
+    Ok((tied, found))
+}
+
+/// Checks that a base is the one whose fingerprint the adapter carries.
+///
+/// # Errors
+/// [`Code::FingerprintAbsent`], [`Code::FingerprintMismatch`]; [`Code::UnmatchedModule`].
+pub fn check_fingerprint(adapter: &Adapter, base: &CheckpointModules<'_>) -> Result<()> {
+    let Some(want) = adapter.base.as_ref().and_then(|b| b.weights.as_ref()) else {
+        return Err(Error::new(
+            Code::FingerprintAbsent,
+            "the adapter carries no fingerprint of its base",
+        )
+        .hint("record one when converting: tlkit convert peft-to-tied … --base BASE"));
+    };
+    let names = touched_tensors(adapter, base)?;
+    let actual = fingerprint(base.checkpoint(), names.iter().map(String::as_str))?.hex();
+    if actual == *want {
+        return Ok(());
+    }
+    let message = format!("made for a base with fingerprint {want}, this one has {actual}");
+    Err(Error::new(Code::FingerprintMismatch, message)
+        .hint("use the base that the adapter was trained on"))
+}
+
+/// The base tensors that an adapter changes, under the base's names.
+fn touched_tensors(adapter: &Adapter, known: &CheckpointModules<'_>) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    let weights = adapter
+        .modules()
+        .into_iter()
+        .map(|m| format!("{}.weight", m.path));
+    for name in weights.chain(adapter.extras.iter().map(|e| e.name.clone())) {
+        let found = known.resolve(&name).ok_or_else(|| {
+            Error::new(Code::UnmatchedModule, format!("the base has no `{name}`"))
+                .file(known.path())
+        })?;
+        names.push(found);
+    }
+    Ok(names)
+}
+
+/// The worst module of a conversion.
+fn largest_error(source: &Adapter, tied: &Adapter) -> Result<(DeltaError, String)> {
+    let places: std::collections::HashMap<String, Module> = tied
+        .modules()
+        .into_iter()
+        .map(|m| (m.path.clone(), m))
+        .collect();
+    let mut worst = (
+        DeltaError {
+            frobenius: 0.0,
+            norm: 0.0,
+            relative: -1.0,
+            max_abs: 0.0,
+        },
+        String::new(),
+    );
+    for module in source.modules() {
+        let lost = || {
+            Error::new(
+                Code::MissingFactor,
+                format!("`{}` got lost in the conversion", module.path),
+            )
+        };
+        let place = places.get(&module.path).ok_or_else(lost)?;
+        let before = source.groups[module.group].low_rank(module.layer, module.target)?;
+        let after = tied.groups[place.group].low_rank(place.layer, place.target)?;
+        let error = delta_error(&before, &after)?;
+        if error.relative > worst.0.relative {
+            worst = (error, module.path);
+        }
+    }
+    worst.0.relative = worst.0.relative.max(0.0);
+    Ok(worst)
+}
+
+/// Report of [`tied_to_peft`].
+#[derive(Debug, Clone, Serialize)]
+pub struct ToPeft {
+    /// `lora`, `lora-portable` or `vera`.
+    pub form: &'static str,
+    /// The preset that the `.tl` follows.
+    pub method: String,
+    /// Number of adapted modules.
+    pub modules: usize,
+    /// Number of tensors written.
+    pub tensors: usize,
+    /// Bytes of the `.tl`.
+    pub bytes_before: u64,
+    /// Bytes of the PEFT files.
+    pub bytes_after: u64,
+    /// The adapter's identity.
+    pub root: String,
+    /// The folder written.
+    pub output: PathBuf,
+}
+
+/// Converts a `.tl` to a PEFT adapter directory.
+///
+/// # Errors
+/// Those of [`TlFile::open`], [`TlFile::load`] and [`export`].
+pub fn tied_to_peft(
+    file: &Path,
+    output: &Path,
+    blobs: &dyn BlobSource,
+    base: Option<&Checkpoint>,
+    options: &ExportOptions<'_>,
+) -> Result<ToPeft> {
+    let tl = TlFile::open(file)?;
+    let adapter = tl.load(blobs)?;
+    let known = base.map(CheckpointModules::new).transpose()?;
+    let known = known
+        .as_ref()
+        .map(|k| k as &dyn crate::peft::target_names::BaseModules);
+    let written = export(
+        &adapter,
+        output,
+        &ExportOptions {
+            base: known,
+            ..*options
+        },
+    )
+    .map_err(|e| e.file(file))?;
+    let root: Digest = tl.root();
+    let method: Method = adapter.method();
+    Ok(ToPeft {
+        form: match options.form {
+            Form::Faithful => "lora",
+            Form::Portable => "lora-portable",
+            Form::Vera => "vera",
+        },
+        method: method.name().to_owned(),
+        modules: adapter.modules().len(),
+        tensors: written.tensors,
+        bytes_before: tl.file().byte_len(),
+        bytes_after: written.bytes,
+        root: root.to_string(),
+        output: output.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,327 @@
+use std::path::Path;
+
+use super::*;
+use crate::adapter::{Factor, ModuleKind, Scaling, ScalingRule, Seed, Target};
+use crate::format::{NoBlobs, seeded_tensor};
+use crate::peft::testing::shared;
+use crate::tensor::Tensor;
+
+fn random(shape: &[usize], key: u8) -> Tensor {
+    seeded_tensor(
+        &Seed {
+            key: [key; 32],
+            step: f32::powi(2.0, -24),
+        },
+        Dtype::F32,
+        shape,
+    )
+    .unwrap()
+}
+
+/// TL6 joint over q (6 rows), k and v (4 rows), three layers.
+fn tied(rank: usize, with_u: bool, with_v: bool) -> Adapter {
+    let target = |n: &str, out| Target {
+        module: format!("model.layers.{{}}.self_attn.{n}"),
+        out,
+        kind: ModuleKind::Linear,
+    };
+    let group = TieGroup {
+        layers: Some(vec![0, 1, 2]),
+        rank,
+        in_features: 16,
+        scaling: Scaling {
+            alpha: 3.0,
+            rule: ScalingRule::AlphaOverSqrtRank,
+        },
+        a: Factor::trained(random(&[rank, 16], 1)),
+        b: Factor::trained(random(&[14, rank], 2)),
+        u: with_u.then(|| Factor::trained(random(&[3, rank], 3))),
+        v: with_v.then(|| Factor::trained(random(&[3, 14], 4))),
+        targets: vec![
+            target("q_proj", 6),
+            target("k_proj", 4),
+            target("v_proj", 4),
+        ],
+    };
+    Adapter {
+        groups: vec![group],
+        ..Adapter::default()
+    }
+}
+
+fn round_trip(adapter: &Adapter, dtype: Dtype, form: Form, dir: &Path) -> ToTied {
+    let folder = dir.join(format!("{dtype}-{form:?}"));
+    export(
+        adapter,
+        &folder,
+        &ExportOptions {
+            form,
+            dtype: Some(dtype),
+            ..Default::default()
+        },
+    )
+    .unwrap();
+    let out = dir.join(format!("{dtype}-{form:?}.tl"));
+    peft_to_tied(&folder, &out, &ToTiedOptions::default()).unwrap()
+}
+
+#[test]
+fn an_exported_tied_adapter_is_recognised_in_every_dtype() {
+    // Fails if the tolerance is tighter than an export's rounding, or the gauge loses accuracy.
+    let dir = tempfile::tempdir().unwrap();
+    for (with_u, with_v, method) in [
+        (true, true, "tl6"),
+        (true, false, "custom"),
+        (false, false, "tl5"),
+    ] {
+        let adapter = tied(4, with_u, with_v);
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+            for form in [Form::Faithful, Form::Portable] {
+                let sub = tempfile::tempdir_in(&dir).unwrap();
+                let report = round_trip(&adapter, dtype, form, sub.path());
+                assert_eq!(
+                    (report.found, report.method.as_str()),
+                    (Found::Tied, method),
+                    "{dtype} {form:?}"
+                );
+                assert!(
+                    report.max_relative_error < 4.0 * dtype.unit_roundoff(),
+                    "{dtype} {}",
+                    report.max_relative_error
+                );
+                assert_eq!(
+                    report.groups, 1,
+                    "q, k and v share A and u, so they are one group"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn an_ordinary_lora_keeps_every_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut adapter = tied(4, false, false);
+    adapter.groups[0].a = Factor::trained(random(&[3, 4, 16], 5));
+    adapter.groups[0].b = Factor::trained(random(&[3, 14, 4], 6));
+    let report = round_trip(&adapter, Dtype::F32, Form::Faithful, dir.path());
+    assert_eq!(
+        (report.found, report.max_relative_error),
+        (Found::Untied, 0.0)
+    );
+    let back = TlFile::open(&report.output)
+        .unwrap()
+        .load(&NoBlobs)
+        .unwrap();
+    for module in adapter.modules() {
+        let place = back
+            .modules()
+            .into_iter()
+            .find(|m| m.path == module.path)
+            .unwrap();
+        let want = adapter.groups[module.group]
+            .low_rank(module.layer, module.target)
+            .unwrap();
+        let got = back.groups[place.group]
+            .low_rank(place.layer, place.target)
+            .unwrap();
+        assert_eq!(want, got, "{}", module.path);
+    }
+}
+
+#[test]
+fn one_layer_that_differs_breaks_the_tie() {
+    // A tie that is claimed and not there would change a layer without a word.
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("lora");
+    export(&tied(4, true, true), &folder, &ExportOptions::default()).unwrap();
+    let path = folder.join(crate::peft::WEIGHTS_FILE);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes.len() - 400;
+    bytes[at + 3] = 0x42;
+    std::fs::write(&path, bytes).unwrap();
+    let report =
+        peft_to_tied(&folder, &dir.path().join("x.tl"), &ToTiedOptions::default()).unwrap();
+    assert_eq!(report.found, Found::PartlyTied);
+    assert!(
+        report.max_relative_error < 1e-6,
+        "the damaged module itself keeps its bits"
+    );
+}
+
+#[test]
+fn vera_goes_there_and_back_as_vera() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut groups = Vec::new();
+    for (i, (name, n, out)) in [("q_proj", 8, 8), ("k_proj", 8, 4)].into_iter().enumerate() {
+        let key = 10 + 2 * i as u8;
+        groups.push(TieGroup {
+            layers: Some(vec![0, 1]),
+            rank: 3,
+            in_features: n,
+            scaling: Scaling::one(3),
+            a: Factor::frozen(random(&[3, 8], 1)),
+            b: Factor::frozen(random(&[8, 3], 2)),
+            u: Some(Factor::trained(random(&[2, 3], key))),
+            v: Some(Factor::trained(random(&[2, out], key + 1))),
+            targets: vec![Target {
+                module: format!("m.layers.{{}}.{name}"),
+                out,
+                kind: ModuleKind::Linear,
+            }],
+        });
+    }
+    let adapter = Adapter {
+        groups,
+        ..Adapter::default()
+    };
+    let folder = dir.path().join("vera");
+    export(
+        &adapter,
+        &folder,
+        &ExportOptions {
+            form: Form::Vera,
+            ..Default::default()
+        },
+    )
+    .unwrap();
+    let report =
+        peft_to_tied(&folder, &dir.path().join("v.tl"), &ToTiedOptions::default()).unwrap();
+    assert_eq!(
+        (
+            report.found,
+            report.method.as_str(),
+            report.max_relative_error
+        ),
+        (Found::Vera, "vera", 0.0)
+    );
+    let joint = tied(4, true, true);
+    let e = export(
+        &joint,
+        &dir.path().join("no"),
+        &ExportOptions {
+            form: Form::Vera,
+            ..Default::default()
+        },
+    )
+    .unwrap_err();
+    assert_eq!(e.code(), Code::ExportImpossible);
+    assert!(!dir.path().join("no").exists());
+}
+
+#[test]
+fn every_interop_adapter_converts_or_is_refused_by_name() {
+    let Some(data) = shared("peft-interop") else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mut outcomes = Vec::new();
+    for entry in std::fs::read_dir(data.join("adapters")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let adapter = data.join("adapters").join(&name);
+        let config = std::fs::read_to_string(adapter.join(crate::peft::CONFIG_FILE)).unwrap();
+        let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        let base = Checkpoint::open(data.join(config["base_model_name_or_path"].as_str().unwrap()))
+            .unwrap();
+        let out = dir.path().join(format!("{name}.tl"));
+        let options = ToTiedOptions {
+            base: Some(&base),
+            ..Default::default()
+        };
+        match peft_to_tied(&adapter, &out, &options) {
+            Err(e) => {
+                assert!(!out.exists(), "{name}: refused, and something was written");
+                outcomes.push((name, e.code().as_str()));
+            }
+            Ok(report) => {
+                assert_eq!(report.max_relative_error, 0.0, "{name}");
+                let back = dir.path().join(&name);
+                tied_to_peft(
+                    &out,
+                    &back,
+                    &NoBlobs,
+                    Some(&base),
+                    &ExportOptions::default(),
+                )
+                .unwrap();
+                let source = import_with_base(&adapter, Some(&base), Fma::Fused, None)
+                    .unwrap()
+                    .adapter;
+                let exported = import_with_base(&back, Some(&base), Fma::Fused, None)
+                    .unwrap()
+                    .adapter;
+                let places: std::collections::BTreeMap<_, _> = exported
+                    .modules()
+                    .into_iter()
+                    .map(|m| (m.path.clone(), m))
+                    .collect();
+                for m in source.modules() {
+                    let p = &places[&m.path];
+                    let want = source.groups[m.group].low_rank(m.layer, m.target).unwrap();
+                    let got = exported.groups[p.group]
+                        .low_rank(p.layer, p.target)
+                        .unwrap();
+                    assert_eq!(
+                        (want.left, want.right, want.scale as f32),
+                        (got.left, got.right, got.scale as f32),
+                        "{name} {}",
+                        m.path
+                    );
+                }
+                let names = |a: &Adapter| {
+                    a.extras
+                        .iter()
+                        .map(|e| (e.name.clone(), e.role))
+                        .collect::<Vec<_>>()
+                };
+                assert_eq!(names(&source), names(&exported), "{name}");
+                let found = match report.found {
+                    Found::Vera => "vera",
+                    Found::VeraRegenerated => "vera-regenerated",
+                    Found::Untied => "untied",
+                    _ => "tied",
+                };
+                outcomes.push((name, found));
+            }
+        }
+    }
+    outcomes.sort();
+    let special: Vec<_> = outcomes
+        .iter()
+        .filter(|(_, o)| *o != "untied")
+        .map(|(n, o)| (n.as_str(), *o))
+        .collect();
+    assert_eq!(outcomes.len(), 23);
+    assert_eq!(
+        special,
+        [
+            ("lora-dora", "TL0401"),
+            ("lora-pissa", "TL0405"),
+            ("vera-all7-bf16", "vera"),
+            ("vera-gpt2", "vera"),
+            ("vera-noproj", "vera-regenerated"),
+            ("vera-qkv", "vera"),
+        ]
+    );
+}
+
+#[test]
+fn real_adapters_convert_or_are_refused_by_name() {
+    let Some(data) = shared("adapters") else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let outcome = |name: &str| {
+        let out = dir.path().join(name);
+        peft_to_tied(&data.join(name), &out, &ToTiedOptions::default())
+            .map(|r| r.found)
+            .map_err(|e| e.code())
+    };
+    assert_eq!(outcome("gpt-oss-20b-r4-qv-luster"), Ok(Found::Untied));
+    assert_eq!(
+        outcome("smollm-135m-r16-qv-medai-ckpt1000"),
+        Ok(Found::Untied)
+    );
+    assert_eq!(outcome("bloom-560m-r8-bin"), Err(Code::UnsupportedVariant));
+    assert_eq!(outcome("mlx-qwen2.5-0.5b-wyek1n"), Err(Code::NotPeft));
+}

@@ -1,0 +1,140 @@
+//! The files of a PEFT adapter directory.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::config::{MAX_CONFIG_BYTES, PeftConfig};
+use super::pickle::{Limits, read_torch_archive};
+use crate::error::{Code, Error, Result};
+use crate::format::{Digest, Hasher};
+use crate::safetensors::{SafetensorsFile, read_limited};
+use crate::tensor::Tensor;
+
+/// The config of an adapter directory.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+/// The weights of an adapter directory.
+pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// The weights in the older, pickled form.
+pub const PICKLE_FILE: &str = "adapter_model.bin";
+
+/// An opened adapter directory.
+pub(super) struct AdapterFiles {
+    dir: PathBuf,
+    config_bytes: Vec<u8>,
+    pub(super) config: PeftConfig,
+    pub(super) weights_path: PathBuf,
+    weights: Weights,
+    pub(super) bytes: u64,
+}
+
+enum Weights {
+    Safetensors(SafetensorsFile),
+    Pickle(BTreeMap<String, Tensor>),
+}
+
+/// Whether a path looks like a PEFT adapter directory.
+pub fn is_peft_dir(path: &Path) -> bool {
+    path.is_dir() && path.join(CONFIG_FILE).exists()
+}
+
+impl AdapterFiles {
+    pub(super) fn open(dir: &Path) -> Result<Self> {
+        let config_path = dir.join(CONFIG_FILE);
+        if !dir.is_dir() {
+            let problem = if dir.exists() {
+                "not a folder"
+            } else {
+                "no such folder"
+            };
+            let code = if dir.exists() {
+                Code::NoAdapter
+            } else {
+                Code::NotFound
+            };
+            return Err(Error::new(code, problem)
+                .file(dir)
+                .hint("a PEFT adapter is a folder with adapter_config.json"));
+        }
+        if !config_path.exists() {
+            return Err(no_adapter(dir, CONFIG_FILE));
+        }
+        let config_bytes = read_limited(&config_path, MAX_CONFIG_BYTES as u64)?;
+        let config = PeftConfig::from_slice(&config_bytes).map_err(|e| e.file(&config_path))?;
+        // PEFT prefers safetensors where both exist.
+        let (weights_path, weights) = if dir.join(WEIGHTS_FILE).exists() {
+            let path = dir.join(WEIGHTS_FILE);
+            let file = SafetensorsFile::open(&path)?;
+            (path, Weights::Safetensors(file))
+        } else if dir.join(PICKLE_FILE).exists() {
+            let path = dir.join(PICKLE_FILE);
+            let tensors = read_torch_archive(&path, Limits::default())?;
+            (path, Weights::Pickle(tensors))
+        } else {
+            return Err(no_adapter(
+                dir,
+                "adapter_model.safetensors or adapter_model.bin",
+            ));
+        };
+        let len = weights_path
+            .metadata()
+            .map_err(|e| Error::io(&weights_path, "stat", e))?
+            .len();
+        let bytes = len + config_bytes.len() as u64;
+        Ok(Self {
+            dir: dir.to_owned(),
+            config_bytes,
+            config,
+            weights_path,
+            weights,
+            bytes,
+        })
+    }
+
+    pub(super) fn config_path(&self) -> PathBuf {
+        self.dir.join(CONFIG_FILE)
+    }
+
+    /// Every tensor by its name in the file.
+    pub(super) fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
+        match &self.weights {
+            Weights::Pickle(tensors) => Ok(tensors.clone()),
+            Weights::Safetensors(file) => {
+                let infos = file.header().tensors.iter();
+                infos
+                    .map(|info| Ok((info.name.clone(), file.mapped(info)?)))
+                    .collect()
+            }
+        }
+    }
+
+    /// SHA-256 over the config, and the names, dtypes, shapes and bytes of all tensors.
+    pub(super) fn identity(&self) -> Result<Digest> {
+        let mut hasher = Hasher::default();
+        hasher.update(Digest::of(&self.config_bytes).as_bytes());
+        for (name, tensor) in self.tensors()? {
+            hasher.update(format!("{name}\t{}\t{:?}\t", tensor.dtype(), tensor.shape()).as_bytes());
+            hasher.update(Digest::of(tensor.data()).as_bytes());
+        }
+        Ok(hasher.finish())
+    }
+}
+
+fn no_adapter(dir: &Path, missing: &str) -> Error {
+    let e = Error::new(Code::NoAdapter, format!("has no {missing}")).file(dir);
+    if dir.join("config.json").exists() {
+        return e
+            .hint("this looks like a base model's folder; a PEFT adapter has adapter_config.json");
+    }
+    let inner = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|d| d.path())
+        .find(|p| is_peft_dir(p));
+    match inner {
+        Some(inner) => e.hint(format!("there is an adapter in {}", inner.display())),
+        None => e.hint(
+            "a PEFT adapter is a folder with adapter_config.json and adapter_model.safetensors",
+        ),
+    }
+}

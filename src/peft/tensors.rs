@@ -1,0 +1,216 @@
+//! The tensors of a PEFT adapter, sorted by what their names say.
+
+use std::collections::BTreeMap;
+
+use super::files::AdapterFiles;
+use super::import::{plain_name, unknown_tensor};
+use crate::error::{Code, Error, Result};
+use crate::tensor::Tensor;
+
+/// The LoRA tensors of one module.
+#[derive(Debug, Default)]
+pub(super) struct LoraModule {
+    pub(super) a: Option<Tensor>,
+    pub(super) b: Option<Tensor>,
+    pub(super) bias: Option<Tensor>,
+    pub(super) magnitude: Option<Tensor>,
+    pub(super) embedding: bool,
+}
+
+/// The VeRA vectors of one module.
+#[derive(Debug, Default)]
+pub(super) struct VeraModule {
+    pub(super) lambda_d: Option<Tensor>,
+    pub(super) lambda_b: Option<Tensor>,
+}
+
+/// All tensors of an adapter file, by kind; keys are module paths or base tensor names.
+#[derive(Debug, Default)]
+pub(super) struct Sorted {
+    pub(super) lora: BTreeMap<String, LoraModule>,
+    pub(super) vera: BTreeMap<String, VeraModule>,
+    pub(super) projection: Option<(Tensor, Tensor)>,
+    /// `<module>.base_layer.weight` and `.bias`, under the base's own names.
+    pub(super) base_layers: BTreeMap<String, Tensor>,
+    /// Full tensors without a LoRA suffix, under the base's own names.
+    pub(super) others: BTreeMap<String, Tensor>,
+}
+
+/// Sorts by name; every tensor must be explained.
+///
+/// # Errors
+/// [`Code::UnknownAdapterTensor`], [`Code::EmptyTensor`], [`Code::DtypeNotAllowed`] and the
+/// `TL04xx` codes of variants that show in tensor names alone.
+pub(super) fn sort_tensors(files: &AdapterFiles) -> Result<Sorted> {
+    let mut sorted = Sorted::default();
+    let (mut vera_a, mut vera_b) = (None, None);
+    for (key, tensor) in files.tensors()? {
+        check_tensor(&tensor).map_err(|e| e.tensor(&key))?;
+        match key.as_str() {
+            "base_model.vera_A" => vera_a = Some(tensor),
+            "base_model.vera_B" => vera_b = Some(tensor),
+            _ => sorted.place(&key, tensor)?,
+        }
+    }
+    sorted.projection = match (vera_a, vera_b) {
+        (Some(a), Some(b)) => Some((a, b)),
+        (None, None) => None,
+        _ => {
+            return Err(Error::new(
+                Code::MissingFactor,
+                "has one of base_model.vera_A and vera_B, not both",
+            ));
+        }
+    };
+    Ok(sorted)
+}
+
+fn check_tensor(tensor: &Tensor) -> Result<()> {
+    if tensor.is_empty() {
+        return Err(Error::new(Code::EmptyTensor, format!("has no elements: {:?}", tensor.shape())).hint(
+            "ZeRO-3 and FSDP leave such shards behind when parameters are not gathered; save the adapter again, gathered",
+        ));
+    }
+    if !tensor.dtype().is_float() {
+        return Err(crate::tensor::not_float(tensor.dtype()));
+    }
+    Ok(())
+}
+
+/// What follows the module path in an adapter tensor's name.
+const SUFFIXES: &[(&str, Slot)] = &[
+    (".lora_A.weight", Slot::A),
+    (".lora_B.weight", Slot::B),
+    (".lora_B.bias", Slot::Bias),
+    (".lora_embedding_A", Slot::EmbeddingA),
+    (".lora_embedding_B", Slot::EmbeddingB),
+    (".lora_magnitude_vector", Slot::Magnitude),
+    (".lora_magnitude_vector.weight", Slot::Magnitude),
+    (".vera_lambda_d", Slot::LambdaD),
+    (".vera_lambda_b", Slot::LambdaB),
+];
+
+#[derive(Clone, Copy)]
+enum Slot {
+    A,
+    B,
+    Bias,
+    EmbeddingA,
+    EmbeddingB,
+    Magnitude,
+    LambdaD,
+    LambdaB,
+}
+
+impl Sorted {
+    fn place(&mut self, key: &str, tensor: Tensor) -> Result<()> {
+        let name = plain_name(key);
+        refuse_variants(key, name)?;
+        if let Some((module, slot)) = SUFFIXES
+            .iter()
+            .find_map(|(s, slot)| Some((name.strip_suffix(s)?, slot)))
+        {
+            if module.split('.').any(|s| s == "base_layer") {
+                return Err(Error::new(
+                    Code::UnsupportedMha,
+                    "the adapter is inside another wrapped layer (nn.MultiheadAttention, or nested parameters)",
+                )
+                .tensor(key)
+                .hint("PEFT itself merges such layers wrongly; keep the adapter unmerged"));
+            }
+            return self.fill(module, *slot, tensor).map_err(|e| e.tensor(key));
+        }
+        if name.contains("lora_") || name.contains("vera_") {
+            return Err(unknown_tensor(key));
+        }
+        for (suffix, own) in [
+            (".base_layer.weight", ".weight"),
+            (".base_layer.bias", ".bias"),
+        ] {
+            if let Some(module) = name.strip_suffix(suffix) {
+                return insert(&mut self.base_layers, format!("{module}{own}"), tensor)
+                    .map_err(|e| e.tensor(key));
+            }
+        }
+        insert(&mut self.others, name.to_owned(), tensor).map_err(|e| e.tensor(key))
+    }
+
+    fn fill(&mut self, module: &str, slot: Slot, tensor: Tensor) -> Result<()> {
+        let place = match slot {
+            Slot::LambdaD => &mut self.vera.entry(module.to_owned()).or_default().lambda_d,
+            Slot::LambdaB => &mut self.vera.entry(module.to_owned()).or_default().lambda_b,
+            _ => {
+                let entry = self.lora.entry(module.to_owned()).or_default();
+                entry.embedding |= matches!(slot, Slot::EmbeddingA | Slot::EmbeddingB);
+                match slot {
+                    Slot::A | Slot::EmbeddingA => &mut entry.a,
+                    Slot::B | Slot::EmbeddingB => &mut entry.b,
+                    Slot::Bias => &mut entry.bias,
+                    _ => &mut entry.magnitude,
+                }
+            }
+        };
+        match place.replace(tensor) {
+            None => Ok(()),
+            Some(_) => Err(twice()),
+        }
+    }
+}
+
+fn insert(map: &mut BTreeMap<String, Tensor>, name: String, tensor: Tensor) -> Result<()> {
+    match map.insert(name, tensor) {
+        None => Ok(()),
+        Some(_) => Err(twice()),
+    }
+}
+
+fn twice() -> Error {
+    Error::new(
+        Code::UnknownAdapterTensor,
+        "another tensor of the file has the same place",
+    )
+}
+
+/// Variants that some configs do not mention, and tensor names give away.
+fn refuse_variants(key: &str, name: &str) -> Result<()> {
+    let signs = [
+        (
+            ".lora_diag",
+            Code::UnsupportedKasa,
+            "KaSA's diagonal between A and B",
+        ),
+        (
+            ".token_adapter.",
+            Code::UnsupportedTrainableTokens,
+            "rows that replace rows of an embedding",
+        ),
+        (
+            ".lora_velora_",
+            Code::UnsupportedVariant,
+            "VeLoRA's extra embedding",
+        ),
+        (
+            ".lora_monteclora_",
+            Code::UnsupportedVariant,
+            "MonteCLoRA's sampler",
+        ),
+    ];
+    for (sign, code, what) in signs {
+        if name.contains(sign) {
+            return Err(Error::new(
+                code,
+                format!("holds {what}, which a low-rank update cannot say"),
+            )
+            .tensor(key)
+            .hint("merge it with PEFT's merge_and_unload"));
+        }
+    }
+    if name.ends_with(".lora_a") || name.ends_with(".lora_b") {
+        return Err(
+            Error::new(Code::NotPeft, "is named as MLX names it, not PEFT")
+                .tensor(key)
+                .hint("convert the adapter to PEFT's layout first"),
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,323 @@
+//! A merged model, recomputed bit by bit; also one that another tool merged.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::error::Result;
+use crate::merge::{Control, Job, MergeInput, Plan, PlanOptions, Rounding, plan};
+use crate::safetensors::{Checkpoint, SafetensorsFile, TensorInfo};
+use crate::tensor::Dtype;
+
+/// Bytes compared at a time.
+const CHUNK: usize = 4 << 20;
+/// Upper ends of the histogram's classes, in units in the last place.
+const CLASSES: [u32; 6] = [0, 1, 2, 4, 16, 256];
+
+/// What a merged model turned out to be.
+#[derive(Debug, Clone, Serialize)]
+pub struct MergedReport {
+    /// The rounding that the file obeys in every bit; `both` where the two agree; none where
+    /// neither does.
+    pub obeys: Option<&'static str>,
+    /// The rounding that it comes closest to, to which the counts below refer.
+    pub closest: &'static str,
+    /// Adapted tensors compared.
+    pub tensors_merged: usize,
+    /// Elements of them.
+    pub elements: u64,
+    /// Elements with other bits than recomputed.
+    pub differing: u64,
+    /// Largest distance in units in the last place.
+    pub max_ulp: u32,
+    /// Elements by distance.
+    pub histogram: Vec<UlpClass>,
+    /// Adapted tensors that differ.
+    pub tensors: Vec<TensorDifference>,
+    /// Other tensors compared byte by byte.
+    pub tensors_untouched: usize,
+    /// Those of them that are not byte-equal to the base.
+    pub untouched_differing: Vec<String>,
+    /// Tensors that only the recomputed model has, or with another dtype or shape.
+    pub missing: Vec<String>,
+    /// Tensors that only the merged model has.
+    pub unexpected: Vec<String>,
+}
+
+/// A class of the histogram.
+#[derive(Debug, Clone, Serialize)]
+pub struct UlpClass {
+    /// Smallest distance.
+    pub from: u32,
+    /// Largest distance; none for the last class.
+    pub to: Option<u32>,
+    /// Elements.
+    pub elements: u64,
+}
+
+/// An adapted tensor that differs.
+#[derive(Debug, Clone, Serialize)]
+pub struct TensorDifference {
+    /// Name.
+    pub name: String,
+    /// Elements with other bits.
+    pub differing: u64,
+    /// Largest distance in units in the last place.
+    pub max_ulp: u32,
+}
+
+impl MergedReport {
+    /// Whether the model is base plus adapters, with no element further off than `max_ulp`.
+    pub fn is_equal(&self, max_ulp: u32) -> bool {
+        self.max_ulp <= max_ulp
+            && self.untouched_differing.is_empty()
+            && self.missing.is_empty()
+            && self.unexpected.is_empty()
+    }
+}
+
+/// Recomputes the merge under both roundings and compares; every other tensor must be byte-equal.
+///
+/// # Errors
+/// Those of [`plan`] and [`Job::merge`]; [`crate::Code::Io`]; [`crate::Code::Interrupted`].
+pub fn verify_merged(
+    base: &Checkpoint,
+    inputs: &[MergeInput],
+    merged: &Checkpoint,
+    options: &PlanOptions,
+    control: &Control<'_>,
+) -> Result<MergedReport> {
+    let with = |rounding| {
+        plan(
+            base,
+            inputs,
+            &PlanOptions {
+                rounding,
+                ..options.clone()
+            },
+        )
+    };
+    let plans = [with(Rounding::Peft)?, with(Rounding::PeftSafe)?];
+    let planned: BTreeMap<&str, usize> = plans[0]
+        .tensors()
+        .iter()
+        .enumerate()
+        .map(|(i, t)| (t.name.as_str(), i))
+        .collect();
+    let mut counts = [Counts::default(), Counts::default()];
+    let mut report = Found::default();
+    for (name, place) in merged.tensors() {
+        let (file, info) = merged.at(*place);
+        match planned.get(name.as_str()) {
+            Some(at) => {
+                let tensor = &plans[0].tensors()[*at];
+                if (tensor.dtype, &tensor.shape) != (info.dtype, &info.shape) {
+                    report.missing.push(name.clone());
+                    continue;
+                }
+                report.merged += 1;
+                compare_merged(&plans, *at, (file, info), &mut counts, control)?;
+            }
+            None => match base.locate(name).map(|l| base.at(l)) {
+                None => report.unexpected.push(name.clone()),
+                Some((_, b)) if (b.dtype, &b.shape) != (info.dtype, &info.shape) => {
+                    report.missing.push(name.clone())
+                }
+                Some(source) => {
+                    report.untouched += 1;
+                    if !same_bytes(source, (file, info), control)? {
+                        report.untouched_differing.push(name.clone());
+                    }
+                }
+            },
+        }
+    }
+    let expected = base
+        .tensors()
+        .keys()
+        .map(String::as_str)
+        .chain(planned.into_keys());
+    let absent = expected.filter(|n| merged.locate(n).is_none());
+    report.missing.extend(absent.map(str::to_owned));
+    report.missing.sort();
+    report.missing.dedup();
+    Ok(report.finish(counts))
+}
+
+#[derive(Default)]
+struct Found {
+    merged: usize,
+    untouched: usize,
+    untouched_differing: Vec<String>,
+    missing: Vec<String>,
+    unexpected: Vec<String>,
+}
+
+impl Found {
+    fn finish(self, [peft, safe]: [Counts; 2]) -> MergedReport {
+        let obeys = match (peft.differing == 0, safe.differing == 0) {
+            (true, true) => Some("both"),
+            (true, false) => Some("peft"),
+            (false, true) => Some("peft-safe"),
+            (false, false) => None,
+        };
+        let safe_is_closer = (safe.differing, safe.max_ulp) < (peft.differing, peft.max_ulp);
+        let (closest, counts) = if safe_is_closer {
+            ("peft-safe", safe)
+        } else {
+            ("peft", peft)
+        };
+        let class = |(i, elements): (usize, &u64)| UlpClass {
+            from: if i == 0 { 0 } else { CLASSES[i - 1] + 1 },
+            to: CLASSES.get(i).copied(),
+            elements: *elements,
+        };
+        MergedReport {
+            obeys,
+            closest,
+            tensors_merged: self.merged,
+            elements: counts.elements,
+            differing: counts.differing,
+            max_ulp: counts.max_ulp,
+            histogram: counts.classes.iter().enumerate().map(class).collect(),
+            tensors: counts.tensors,
+            tensors_untouched: self.untouched,
+            untouched_differing: self.untouched_differing,
+            missing: self.missing,
+            unexpected: self.unexpected,
+        }
+    }
+}
+
+/// Differences from the model recomputed under one rounding.
+#[derive(Default)]
+struct Counts {
+    elements: u64,
+    differing: u64,
+    max_ulp: u32,
+    classes: [u64; CLASSES.len() + 1],
+    tensors: Vec<TensorDifference>,
+}
+
+fn compare_merged(
+    plans: &[Plan<'_>; 2],
+    at: usize,
+    (file, info): (&SafetensorsFile, &TensorInfo),
+    counts: &mut [Counts; 2],
+    control: &Control<'_>,
+) -> Result<()> {
+    for (i, (plan, counts)) in plans.iter().zip(counts.iter_mut()).enumerate() {
+        let job = Job::new(plan, &plan.tensors()[at])?;
+        let mut offset = file.file_range(info).start;
+        let (mut want, mut have) = (vec![0; job.block_bytes()], vec![0; job.block_bytes()]);
+        let mut difference = TensorDifference {
+            name: info.name.clone(),
+            differing: 0,
+            max_ulp: 0,
+        };
+        for rows in job.blocks() {
+            control.check()?;
+            let len = rows.len() * job.row_bytes();
+            let (want, have) = (&mut want[..len], &mut have[..len]);
+            job.read(&rows, want)?;
+            job.merge(rows, want)?;
+            file.read_at(have, offset)?;
+            offset += len as u64;
+            compare_block(info.dtype, want, have, counts, &mut difference);
+            // The two passes together are the tensor's bytes once.
+            control.advance(if i == 0 { len as u64 } else { 0 });
+        }
+        counts.max_ulp = counts.max_ulp.max(difference.max_ulp);
+        counts.differing += difference.differing;
+        if difference.differing > 0 {
+            counts.tensors.push(difference);
+        }
+    }
+    Ok(())
+}
+
+fn compare_block(
+    dtype: Dtype,
+    want: &[u8],
+    have: &[u8],
+    counts: &mut Counts,
+    difference: &mut TensorDifference,
+) {
+    let width = dtype.bits() / 8;
+    counts.elements += (want.len() / width) as u64;
+    if want == have {
+        counts.classes[0] += (want.len() / width) as u64;
+        return;
+    }
+    for (a, b) in want.chunks_exact(width).zip(have.chunks_exact(width)) {
+        let ulp = if a == b {
+            0
+        } else {
+            place(a).abs_diff(place(b)).min(u32::MAX.into()) as u32
+        };
+        let class = CLASSES
+            .iter()
+            .position(|end| ulp <= *end)
+            .unwrap_or(CLASSES.len());
+        counts.classes[class] += 1;
+        if a != b {
+            difference.differing += 1;
+            // +0 and −0 are one place, and still other bits.
+            difference.max_ulp = difference.max_ulp.max(ulp.max(1));
+        }
+    }
+}
+
+/// A float's place among all floats of its dtype, so that neighbours are one apart.
+fn place(bytes: &[u8]) -> i64 {
+    let mut wide = [0; 8];
+    wide[..bytes.len()].copy_from_slice(bytes);
+    let bits = i64::from_le_bytes(wide);
+    let sign = 1i64 << (8 * bytes.len() - 1);
+    if bits & sign == 0 {
+        bits
+    } else {
+        -(bits ^ sign)
+    }
+}
+
+fn same_bytes(
+    one: (&SafetensorsFile, &TensorInfo),
+    two: (&SafetensorsFile, &TensorInfo),
+    control: &Control<'_>,
+) -> Result<bool> {
+    let (range, mut other) = (one.0.file_range(one.1), two.0.file_range(two.1).start);
+    let mut buffers = [vec![0; CHUNK], vec![0; CHUNK]];
+    let mut at = range.start;
+    while at < range.end {
+        control.check()?;
+        let len = (range.end - at).min(CHUNK as u64) as usize;
+        let [a, b] = &mut buffers;
+        one.0.read_at(&mut a[..len], at)?;
+        two.0.read_at(&mut b[..len], other)?;
+        if a[..len] != b[..len] {
+            return Ok(false);
+        }
+        at += len as u64;
+        other += len as u64;
+        control.advance(len as u64);
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_of_neighbours_are_one_apart() {
+        let of = |x: f32| place(&x.to_le_bytes());
+        assert_eq!(of(1.0f32.next_up()) - of(1.0), 1);
+        assert_eq!(of(f32::from_bits(1)) - of(-f32::from_bits(1)), 2);
+        assert_eq!(of(0.0), of(-0.0));
+        assert_eq!(
+            place(&0x3f81u16.to_le_bytes()) - place(&0x3f80u16.to_le_bytes()),
+            1
+        );
+    }
+}

@@ -1,0 +1,11 @@
+//! Proof: that a file is what it says, that two adapters do the same, that a merge was done right.
+
+mod adapters;
+mod factored;
+mod file;
+mod merged;
+
+pub use adapters::{AdaptersReport, ExtraReport, Magnitudes, TargetReport, verify_adapters};
+pub use factored::{DeltaError, delta_error};
+pub use file::{FileReport, TensorCheck, verify_file};
+pub use merged::{MergedReport, TensorDifference, UlpClass, verify_merged};
