@@ -32,7 +32,6 @@ def fields(value, optional, **types):
         of = of[0] if isinstance(of, list) else of
         need(isinstance(items, list) and all(of in (None, type(x)) for x in items), f"{key} has the wrong type")
         need(of is not int or all(0 <= x < 2**64 for x in items), f"{key} is out of range")
-
 # ---- chapter 5: the manifest ----
 def alpha(spelling):
     """The f64 of an alpha: an integer below 2^53, else "0x" and the 16 hex digits of its bits."""
@@ -107,6 +106,7 @@ def check_manifest(m):
         check_tensor(t)
     for g in m["groups"]:
         check_group(g, m["tensors"])
+    need(sum(len(g.get("layers", [0])) * len(g["targets"]) for g in m["groups"]) <= 262144, "too many modules")
     paths = [t["module"].replace("{}", str(n)) for g in m["groups"] for n in g.get("layers", [0]) for t in g["targets"]]
     need(len(set(paths)) == len(paths), "a module is adapted twice")
     for x in extras:

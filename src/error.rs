@@ -91,7 +91,7 @@ codes! {
     BadTensorName = "TL0105", Malformed;
     /// A tensor's dtype is not one that safetensors defines.
     UnknownDtype = "TL0106", Unsupported;
-    /// A tensor's data offsets are reversed or lie outside the file.
+    /// A tensor's data offsets are reversed.
     BadOffsets = "TL0107", Malformed;
     /// A tensor's byte length differs from its shape times its dtype's size.
     SizeMismatch = "TL0108", Malformed;

@@ -362,6 +362,11 @@ impl TieGroup {
                 return Err(Error::new(Code::BadName, message));
             }
         }
+        let mut outs = self.targets.iter().map(|t| t.out);
+        if outs.try_fold(0usize, usize::checked_add).is_none() {
+            let message = "the targets have more outputs than any B has rows";
+            return Err(Error::new(Code::ShapeDisagrees, message));
+        }
         for target in &self.targets {
             check_name(&target.module, self.layers.is_some())?;
         }

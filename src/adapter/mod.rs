@@ -21,6 +21,8 @@ pub const MAX_GROUPS: usize = 65_536;
 pub const MAX_LAYERS: usize = 4_096;
 /// Highest rank.
 pub const MAX_RANK: usize = 65_536;
+/// Most adapted modules: layers × targets, over all groups. A few kilobytes can name billions.
+pub const MAX_MODULES: usize = 262_144;
 /// Longest module path or tensor name in bytes.
 pub const MAX_NAME_BYTES: usize = 512;
 
@@ -125,6 +127,12 @@ impl Adapter {
         }
         for group in &self.groups {
             group.validate()?;
+        }
+        let count = |g: &TieGroup| g.instances().saturating_mul(g.targets.len());
+        let modules = self.groups.iter().map(count).fold(0, usize::saturating_add);
+        if modules > MAX_MODULES {
+            let message = format!("{modules} adapted modules, the limit is {MAX_MODULES}");
+            return Err(Error::new(Code::ManifestLimit, message));
         }
         let mut seen = BTreeSet::new();
         for module in self.modules() {

@@ -32,11 +32,15 @@ pub struct EncodedTensor {
 /// tensors named after their first use (`g0.A`, `g0.u`, `x0`).
 ///
 /// # Errors
-/// Those of [`Adapter::validate`]; [`Code::NonFinite`] naming the tensor.
+/// Those of [`Adapter::validate`]; [`Code::NonFinite`] naming the tensor; [`Code::SizeMismatch`]
+/// where a tensor has no bytes, as those of [`Manifest::adapter`].
 pub fn encode(adapter: &Adapter) -> Result<Encoded> {
     let mut adapter = adapter.clone();
     adapter.sort();
     adapter.validate()?;
+    if let Some(weights) = adapter.base.as_ref().and_then(|b| b.weights.as_ref()) {
+        weights.parse::<Digest>()?;
+    }
     let mut builder = Builder::default();
     let mut names = Names::default();
     for (i, group) in adapter.groups.iter().enumerate() {
@@ -83,6 +87,10 @@ impl Builder {
         fallback: String,
         is_projection: bool,
     ) -> Result<String> {
+        if tensor.data().len() as u64 != tensor.byte_len() {
+            let message = "known by its shape only, its bytes were not loaded";
+            return Err(Error::new(Code::SizeMismatch, message).tensor(fallback));
+        }
         check_finite(tensor).map_err(|e| e.tensor(&fallback))?;
         let digest = Digest::of(tensor.data());
         let content = (tensor.dtype().as_str(), tensor.shape().to_vec(), digest);

@@ -25,6 +25,9 @@ pub const FEATURES: &[&str] = &[];
 pub const MAX_MANIFEST_BYTES: usize = 8 << 20;
 /// Most bytes of one tensor.
 pub const MAX_TENSOR_BYTES: u64 = 4 << 30;
+/// Most bytes that the seeded and packed tensors of one file may become together: what a small
+/// file can order is bounded, however many tensors it names.
+pub const MAX_EXPANDED_BYTES: u64 = 8 << 30;
 const MAX_TENSORS: usize = 65_536;
 const MAX_PROVENANCE: usize = 1024;
 const MAX_TEXT_BYTES: usize = 64 << 10;
@@ -48,7 +51,7 @@ pub struct Manifest {
     pub(super) tl: u32,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Base {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -326,7 +329,11 @@ impl Manifest {
         let groups = adapter.groups.iter().zip(&names.groups);
         let extras = adapter.extras.iter().zip(&names.extras);
         Self {
-            base: adapter.base.as_ref().map(Base::of),
+            base: adapter
+                .base
+                .as_ref()
+                .map(Base::of)
+                .filter(|b| *b != Base::default()),
             extras: extras
                 .map(|(extra, name)| ManifestExtra::of(extra, name))
                 .collect(),
@@ -394,6 +401,15 @@ impl Manifest {
                 self.method,
                 adapter.method()
             ));
+        }
+        if self.base == Some(Base::default()) {
+            return not_canonical("`base` says nothing, and is there".into());
+        }
+        let factors = self.groups.iter().flat_map(Group::names);
+        let factors: BTreeSet<&String> = factors.map(|(_, name)| name).collect();
+        let seeded = self.tensors.iter().filter(|(_, t)| t.seed.is_some());
+        if let Some((name, _)) = seeded.into_iter().find(|(n, _)| !factors.contains(n)) {
+            return not_canonical(format!("tensor `{name}` has a seed, and is no factor"));
         }
         let mut seen = BTreeSet::new();
         let mut used = |name: &str, own: String| -> Result<()> {
@@ -671,6 +687,9 @@ impl ManifestTensor {
 
     fn hollow(&self) -> Result<Tensor> {
         self.byte_len()?;
+        if self.shape.contains(&0) {
+            return Err(invalid("a tensor without elements"));
+        }
         if self.seed()?.is_some() && self.shape.iter().product::<usize>() > MAX_SEEDED_ELEMENTS {
             let message =
                 format!("more seeded elements than the {MAX_SEEDED_ELEMENTS} of the limit");

@@ -18,7 +18,8 @@ pub use digest::{Digest, Hasher};
 pub use encode::{Encoded, EncodedTensor, encode};
 pub use fingerprint::fingerprint;
 pub use manifest::{
-    FEATURES, MAX_MANIFEST_BYTES, MAX_TENSOR_BYTES, Manifest, ManifestTensor, VERSION,
+    FEATURES, MAX_EXPANDED_BYTES, MAX_MANIFEST_BYTES, MAX_TENSOR_BYTES, Manifest, ManifestTensor,
+    VERSION,
 };
 pub use pack::unpack;
 pub use read::{BlobSource, DirBlobs, NoBlobs, Stored, TlFile};

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use super::digest::Digest;
 use super::encode::check_finite;
-use super::manifest::{Manifest, ManifestTensor};
+use super::manifest::{MAX_EXPANDED_BYTES, Manifest, ManifestTensor};
 use super::{pack, seeded};
 use crate::adapter::Adapter;
 use crate::error::{Code, Error, Result};
@@ -48,6 +48,10 @@ impl BlobSource for DirBlobs {
         match read_limited(&path, len) {
             Ok(bytes) => Ok(Some(bytes.into())),
             Err(e) if e.code() == Code::NotFound => Ok(None),
+            Err(e) if e.code() == Code::HeaderTooLarge => {
+                let message = format!("longer than the {len} bytes of this tensor");
+                Err(Error::new(Code::DigestMismatch, message).file(path))
+            }
             Err(e) => Err(e),
         }
     }
@@ -176,8 +180,11 @@ impl TlFile {
     ///
     /// # Errors
     /// [`Code::DigestMismatch`], [`Code::ExternalMissing`], [`Code::PackInvalid`],
-    /// [`Code::PackSize`], [`Code::NonFinite`]; [`Code::Io`].
+    /// [`Code::PackSize`], [`Code::NonFinite`]; [`Code::ManifestLimit`] where seeded and packed
+    /// tensors are more than [`MAX_EXPANDED_BYTES`] together; [`Code::Io`].
     pub fn load(&self, blobs: &dyn BlobSource) -> Result<Adapter> {
+        self.check_expansion()
+            .map_err(|e| e.file(self.file.path()))?;
         let mut tensors = BTreeMap::new();
         for (name, stored) in self.storage() {
             let tensor = self
@@ -186,6 +193,24 @@ impl TlFile {
             tensors.insert(name, tensor);
         }
         self.manifest.assemble(&tensors)
+    }
+
+    fn check_expansion(&self) -> Result<()> {
+        let mut expanded: u64 = 0;
+        for (name, stored) in self.storage() {
+            if let (Stored::Seeded | Stored::Packed, Some(entry)) =
+                (stored, self.manifest.tensors().get(name))
+            {
+                expanded = expanded.saturating_add(entry.byte_len()?);
+            }
+        }
+        if expanded > MAX_EXPANDED_BYTES {
+            let message = format!(
+                "seeded and packed tensors of {expanded} bytes, the limit is {MAX_EXPANDED_BYTES}"
+            );
+            return Err(Error::new(Code::ManifestLimit, message));
+        }
+        Ok(())
     }
 
     /// One verified tensor of the manifest.
@@ -202,10 +227,10 @@ impl TlFile {
             .ok_or_else(|| Error::new(Code::TensorUndeclared, "not in the manifest"))?;
         let (dtype, len) = (entry.dtype()?, entry.byte_len()?);
         let bytes: Bytes = match stored {
-            Stored::Raw => self.file.tensor(name)?.data().clone(),
+            Stored::Raw => self.stored(name)?.into(),
             Stored::Packed => {
-                let packed = self.file.tensor(&format!("{}{name}", pack::PREFIX))?;
-                pack::unpack(dtype, packed.data(), len)?.into()
+                let packed = self.stored(&format!("{}{name}", pack::PREFIX))?;
+                pack::unpack(dtype, &packed, len)?.into()
             }
             Stored::Seeded => self.regenerate(entry, dtype)?,
             Stored::External => blobs
@@ -224,6 +249,16 @@ impl TlFile {
         let tensor = Tensor::new(dtype, entry.shape.clone(), bytes)?;
         check_finite(&tensor)?;
         Ok(tensor)
+    }
+
+    /// A copy of the stored bytes: what is verified must not change afterwards, as a map could.
+    fn stored(&self, name: &str) -> Result<Vec<u8>> {
+        let info = self.file.header().get(name);
+        let info = info.ok_or_else(|| Error::new(Code::TensorNotFound, "not in this file"))?;
+        let mut bytes = vec![0; info.byte_len() as usize];
+        self.file
+            .read_at(&mut bytes, self.file.file_range(info).start)?;
+        Ok(bytes)
     }
 
     fn regenerate(&self, entry: &ManifestTensor, dtype: Dtype) -> Result<Bytes> {

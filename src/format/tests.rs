@@ -5,7 +5,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::adapter::{
-    Adapter, Extra, ExtraRole, Factor, ModuleKind, Scaling, ScalingRule, Seed, Target, TieGroup,
+    Adapter, BaseModel, Extra, ExtraRole, Factor, ModuleKind, Scaling, ScalingRule, Seed, Target,
+    TieGroup,
 };
 use crate::error::Code;
 use crate::tensor::{Dtype, Tensor};
@@ -254,6 +255,113 @@ fn manifest_rules_have_their_codes() {
         parse_changed("chacha20-uniform/1", "xorshift/1"),
         Code::SeedInvalid
     );
+}
+
+/// One group of `layers` × `targets` linear modules with one output each, rank 1, in 1.
+fn wide(layers: usize, targets: &[String]) -> String {
+    let numbers: Vec<String> = (0..layers).map(|i| i.to_string()).collect();
+    let tensor = |name: &str, digit: &str, rows: usize| {
+        let digest = digit.repeat(64);
+        format!(r#""{name}":{{"dtype":"F32","sha256":"{digest}","shape":[{rows},1]}}"#)
+    };
+    format!(
+        r#"{{"groups":[{{"A":"g0.A","B":"g0.B","alpha":1,"in":1,"layers":[{}],"rank":1,"scaling":"alpha/rank","targets":[{}],"trained":["A","B"]}}],"method":"tl5","requires":[],"tensors":{{{},{}}},"tl":1}}"#,
+        numbers.join(","),
+        targets.join(","),
+        tensor("g0.A", "0", 1),
+        tensor("g0.B", "1", targets.len()),
+    )
+}
+
+fn parse_code(text: &str) -> Option<Code> {
+    Manifest::parse(text.as_bytes()).err().map(|e| e.code())
+}
+
+#[test]
+fn a_small_manifest_cannot_order_a_large_amount_of_work() {
+    // 50 kB of text would otherwise become millions of module paths.
+    let targets = |n| -> Vec<String> {
+        (0..n)
+            .map(|i| format!(r#"{{"module":"{{}}.a{i}","out":1}}"#))
+            .collect()
+    };
+    assert_eq!(parse_code(&wide(4096, &targets(64))), None);
+    assert_eq!(
+        parse_code(&wide(4096, &targets(65))),
+        Some(Code::ManifestLimit)
+    );
+}
+
+#[test]
+fn outputs_that_overflow_are_refused() {
+    // The sum would wrap to 4, and B would seem to fit.
+    let outs = [u64::MAX, 5].map(|n| format!(r#"{{"module":"{{}}.a{n}","out":{n}}}"#));
+    assert_eq!(parse_code(&wide(1, &outs)), Some(Code::ShapeDisagrees));
+}
+
+#[test]
+fn one_adapter_has_one_manifest() {
+    // Each of these would be a second spelling of an adapter, with another root.
+    let text = |base: &str, tensor: &str| {
+        let extra = r#"[{"name":"n","role":"replace","tensor":"x0"}]"#;
+        format!(
+            r#"{{{base}"extras":{extra},"groups":[],"method":"custom","requires":[],"tensors":{{"x0":{tensor}}},"tl":1}}"#
+        )
+    };
+    let digest = "0".repeat(64);
+    let plain = |shape: &str| format!(r#"{{"dtype":"F32","sha256":"{digest}","shape":{shape}}}"#);
+    assert_eq!(parse_code(&text("", &plain("[1]"))), None);
+    assert_eq!(
+        parse_code(&text(r#""base":{},"#, &plain("[1]"))),
+        Some(Code::ManifestNotCanonical)
+    );
+    assert_eq!(
+        parse_code(&text("", &plain("[2,0]"))),
+        Some(Code::ManifestInvalid)
+    );
+    let seeded = format!(
+        r#"{{"dtype":"F32","seed":{{"generator":"{GENERATOR}","key":"{digest}","step":"33000000"}},"sha256":"{digest}","shape":[1]}}"#
+    );
+    assert_eq!(
+        parse_code(&text("", &seeded)),
+        Some(Code::ManifestNotCanonical)
+    );
+}
+
+#[test]
+fn what_cannot_be_read_back_is_not_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let code = |adapter: &Adapter, packing| {
+        let options = WriteOptions {
+            packing,
+            ..WriteOptions::default()
+        };
+        let written = write_tl(&dir.path().join("a.tl"), adapter, &options);
+        written.unwrap_err().code()
+    };
+    let mut wrong_seed = paper(1, 2, 1);
+    wrong_seed.groups[0].a.seed.as_mut().unwrap().key[0] ^= 1;
+    assert_eq!(code(&wrong_seed, Packing::Thin), Code::SeedInvalid);
+    let hollow = encode(&paper(1, 2, 1)).unwrap().manifest.adapter().unwrap();
+    assert_eq!(code(&hollow, Packing::Fat), Code::SizeMismatch);
+    let mut bad_base = paper(1, 2, 1);
+    bad_base.base = Some(BaseModel {
+        weights: Some("nonsense".into()),
+        ..BaseModel::default()
+    });
+    assert_eq!(code(&bad_base, Packing::Fat), Code::ManifestInvalid);
+}
+
+#[test]
+fn a_longer_blob_is_a_damaged_one() {
+    let adapter = paper(1, 2, 1);
+    let b = Digest::of(adapter.groups[0].b.tensor.data());
+    let (dir, path, _) = write(&adapter, Packing::External([b].into()), false);
+    fs::write(dir.path().join(b.hex()), [0; 1000]).unwrap();
+    let loaded = TlFile::open(path)
+        .unwrap()
+        .load(&DirBlobs(dir.path().into()));
+    assert_eq!(loaded.unwrap_err().code(), Code::DigestMismatch);
 }
 
 #[test]

@@ -5,8 +5,9 @@ use super::digest::Digest;
 use super::encode::{Encoded, encode};
 use super::pack;
 use super::read::{ALIGN, KEY_MANIFEST, KEY_PACK, KEY_ROOT, KEY_VERSION};
+use super::seeded::seeded_tensor;
 use crate::adapter::Adapter;
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::safetensors::{AtomicFile, Existing, encode_header};
 use crate::tensor::{Bytes, Dtype};
 
@@ -55,7 +56,8 @@ pub struct Written {
 /// Writes an adapter atomically and durably.
 ///
 /// # Errors
-/// Those of [`encode`]; [`crate::Code::OutputExists`], [`crate::Code::NoSpace`], [`crate::Code::Io`].
+/// Those of [`encode`]; [`Code::SeedInvalid`] where a tensor to be left out is not what its seed
+/// makes; [`crate::Code::OutputExists`], [`crate::Code::NoSpace`], [`crate::Code::Io`].
 pub fn write_tl(path: &Path, adapter: &Adapter, options: &WriteOptions) -> Result<Written> {
     let encoded = encode(adapter)?;
     let bytes = assemble(&encoded, options)?;
@@ -72,6 +74,21 @@ pub fn write_tl(path: &Path, adapter: &Adapter, options: &WriteOptions) -> Resul
     })
 }
 
+/// A tensor that is left out for its seed is lost, unless the seed makes it.
+fn check_recipe(encoded: &Encoded, name: &str) -> Result<()> {
+    let Some(entry) = encoded.manifest.tensors().get(name) else {
+        return Ok(());
+    };
+    if let Some(seed) = entry.seed()? {
+        let made = seeded_tensor(&seed, entry.dtype()?, &entry.shape)?;
+        if Digest::of(made.data()) != entry.sha256 {
+            let message = "its seed makes other values, so it cannot be left out";
+            return Err(Error::new(Code::SeedInvalid, message));
+        }
+    }
+    Ok(())
+}
+
 /// The pieces of the file, in order.
 pub(super) fn assemble(encoded: &Encoded, options: &WriteOptions) -> Result<Vec<Bytes>> {
     let mut stored: Vec<(String, Dtype, Vec<usize>, Bytes)> = Vec::new();
@@ -83,6 +100,7 @@ pub(super) fn assemble(encoded: &Encoded, options: &WriteOptions) -> Result<Vec<
         };
         let tensor = &entry.tensor;
         if left_out {
+            check_recipe(encoded, name).map_err(|e| e.tensor(name))?;
             continue;
         } else if options.zstd {
             let packed = pack::pack(tensor.dtype(), tensor.data())?;

@@ -1,4 +1,4 @@
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::ops::Range;
 
@@ -43,6 +43,8 @@ pub struct Header {
     pub tensors: Vec<TensorInfo>,
     /// Offset of the data section in the file: 8 + header length.
     pub data_start: u64,
+    /// Places in `tensors`; a hostile header has too many of them for a search.
+    by_name: HashMap<String, usize>,
 }
 
 impl Header {
@@ -90,8 +92,10 @@ impl Header {
             (a.range.start, a.range.end, &a.name).cmp(&(b.range.start, b.range.end, &b.name))
         });
         check_contiguous(&tensors, data_len)?;
+        let names = tensors.iter().map(|t| t.name.clone());
         Ok(Self {
             metadata: raw.metadata,
+            by_name: names.zip(0..).collect(),
             tensors,
             data_start: 8 + json.len() as u64,
         })
@@ -107,7 +111,9 @@ impl Header {
 
     /// The tensor of a name.
     pub fn get(&self, name: &str) -> Option<&TensorInfo> {
-        self.tensors.iter().find(|t| t.name == name)
+        self.by_name
+            .get(name)
+            .and_then(|place| self.tensors.get(*place))
     }
 }
 
@@ -142,7 +148,7 @@ fn check_contiguous(tensors: &[TensorInfo], data_len: u64) -> Result<()> {
 
 fn header_error(e: serde_json::Error) -> Error {
     let text = e.to_string();
-    let code = if text.contains("duplicate key") {
+    let code = if text.contains("duplicate key") || text.contains("duplicate field") {
         Code::DuplicateKey
     } else {
         Code::HeaderInvalid
