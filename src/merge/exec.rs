@@ -4,7 +4,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::copy::{check_space, clone_whole, copy_range};
-use super::plan::{Plan, Segment, ShardPlan};
+use super::layout::{Segment, ShardPlan};
+use super::plan::Plan;
 use super::report::{MergeReport, TensorReport, check_changed};
 use super::{Control, ExecOptions, Job, dir};
 use crate::compute::Stats;

@@ -217,6 +217,7 @@ fn empty_record(plan: &Plan<'_>, files: &Files) -> Undo {
             end: range.end,
             original: unknown,
             merged: unknown,
+            stored: 0..0,
         }
     };
     Undo {

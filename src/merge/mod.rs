@@ -8,12 +8,15 @@
 //!
 //! An output appears under its name only when it is complete. Work runs on the current rayon pool.
 
+mod build;
 mod copy;
 mod dir;
 mod exec;
 mod inplace;
 mod job;
+mod layout;
 mod names;
+mod orient;
 mod plan;
 mod report;
 mod tied;
@@ -25,10 +28,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::Serialize;
 
 pub use crate::compute::Rounding;
+pub use build::plan;
 pub use exec::execute;
 pub use inplace::merge_in_place;
 pub use job::Job;
-pub use plan::{Addition, Plan, PlanSummary, Segment, ShardPlan, ShardSummary, TensorPlan, plan};
+pub use layout::{Segment, ShardPlan};
+pub use plan::{Addition, Plan, PlanSummary, ShardSummary, TensorPlan};
 pub use report::{AdapterReport, MergeReport, TensorReport, Totals};
 pub use undo::{UnmergeReport, unmerge};
 
@@ -127,8 +132,9 @@ impl Default for ExecOptions {
 pub struct Control<'a> {
     /// Once true, the work stops at the next block with [`Code::Interrupted`].
     pub cancel: Option<&'a AtomicBool>,
-    /// Called with the number of bytes done since the last call; they add up to
-    /// [`Plan::bytes_out`] for [`execute`].
+    /// Called with the number of bytes done since the last call. They add up to
+    /// [`Plan::bytes_out`] for [`execute`], to twice the merged bytes for [`merge_in_place`], to
+    /// [`UnmergeReport::bytes`] for [`unmerge`].
     pub progress: Option<&'a (dyn Fn(u64) + Sync)>,
 }
 

@@ -5,8 +5,10 @@
 //! file is called `NAME.incomplete`: only then may a range be neither merged nor original. The
 //! undo is durable before the first byte of the base changes.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -16,7 +18,7 @@ use super::Control;
 use super::exec::write_at;
 use crate::error::{Code, Error, Result};
 use crate::format::{Digest, Hasher};
-use crate::safetensors::{SafetensorsFile, parent, rename_new, sync_dir};
+use crate::safetensors::{SafetensorsFile, TensorInfo, parent, rename_new, sync_dir};
 use crate::tensor::Dtype;
 
 pub(super) const METADATA_KEY: &str = "tlkit_undo";
@@ -51,6 +53,9 @@ pub(super) struct Patch {
     pub end: u64,
     pub original: Digest,
     pub merged: Digest,
+    /// Where the undo file has the original bytes; known once it was read.
+    #[serde(skip)]
+    pub stored: Range<u64>,
 }
 
 /// What [`unmerge`] did; serialises for `--json`.
@@ -136,13 +141,16 @@ impl Undo {
         let Some(text) = stored.header().metadata(METADATA_KEY) else {
             return Err(bad("this is not an undo file".to_owned()));
         };
-        let undo: Undo = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
+        let mut undo: Undo = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
         if undo.version != VERSION {
             return Err(bad(format!("undo version {} is not known", undo.version)));
         }
+        let tensors = &stored.header().tensors;
+        let by_name: BTreeMap<&str, &TensorInfo> =
+            tensors.iter().map(|t| (t.name.as_str(), t)).collect();
         let mut places = Vec::with_capacity(undo.ranges.len());
-        for r in &undo.ranges {
-            let info = stored.header().get(&r.tensor);
+        for r in &mut undo.ranges {
+            let info = by_name.get(r.tensor.as_str());
             let file = undo.files.get(r.file);
             let fits = r.start <= r.end
                 && file.is_some_and(|f| r.end <= f.bytes)
@@ -150,6 +158,7 @@ impl Undo {
             if !fits {
                 return Err(bad(format!("the range of `{}` is not valid", r.tensor)));
             }
+            r.stored = info.map(|i| stored.file_range(i)).unwrap_or_default();
             places.push((r.file, r.start, r.end));
         }
         places.sort_unstable();
@@ -256,7 +265,7 @@ fn check_ranges<'u>(
                 "undo later merges first; if the base was changed otherwise, it cannot be restored",
             ));
         }
-        let range = original(stored, patch)?;
+        let range = patch.stored.clone();
         if digest(stored.file(), stored.path(), range, control)? != patch.original {
             let message = "the original bytes in the undo file are damaged";
             return Err(Error::new(Code::DigestMismatch, message)
@@ -266,13 +275,6 @@ fn check_ranges<'u>(
         pending.push(patch);
     }
     Ok(pending)
-}
-
-/// Where the undo file has the original bytes of a range.
-fn original(stored: &SafetensorsFile, patch: &Patch) -> Result<std::ops::Range<u64>> {
-    let info = stored.header().get(&patch.tensor);
-    info.map(|i| stored.file_range(i))
-        .ok_or_else(|| mismatch(stored.path(), "lacks a tensor").tensor(&patch.tensor))
 }
 
 fn restore(
@@ -286,7 +288,7 @@ fn restore(
     let mut bytes = 0;
     for patch in pending {
         let target = &targets[patch.file];
-        let from = original(stored, patch)?.start;
+        let from = patch.stored.start;
         let mut done = 0;
         while patch.start + done < patch.end {
             let n = (patch.end - patch.start - done).min(BLOCK as u64) as usize;
@@ -318,12 +320,7 @@ fn restore(
     Ok(bytes)
 }
 
-fn digest(
-    file: &File,
-    path: &Path,
-    range: std::ops::Range<u64>,
-    control: &Control<'_>,
-) -> Result<Digest> {
+fn digest(file: &File, path: &Path, range: Range<u64>, control: &Control<'_>) -> Result<Digest> {
     let mut hasher = Hasher::default();
     let mut buffer = vec![0; BLOCK.min((range.end - range.start) as usize)];
     let mut at = range.start;

@@ -1,6 +1,7 @@
 //! What the merged bytes are.
 
 use super::*;
+use crate::safetensors::AtomicFile;
 use std::sync::atomic::AtomicBool;
 
 #[test]
@@ -332,4 +333,29 @@ fn progress_adds_up_and_a_cancelled_merge_leaves_nothing() {
     );
     assert_eq!((summary.tensors_merged, summary.shards.len()), (6, 1));
     assert!(serde_json::to_string(&summary).is_ok());
+}
+
+#[test]
+fn writing_over_a_clone_of_the_base_gives_the_same_file() {
+    // What happens on file systems that share extents; only there do the copies fall away.
+    let bench = Bench::file(&decoder());
+    let inputs = [input(vec![tied_qkv(70)])];
+    bench.merge(&inputs).unwrap();
+    let checkpoint = Checkpoint::open(&bench.base).unwrap();
+    let plan = plan(&checkpoint, &inputs, &PlanOptions::default()).unwrap();
+    let mut clone = AtomicFile::create(bench.dir.path().join("clone"), Existing::Refuse).unwrap();
+    clone.write_all(&fs::read(&bench.base).unwrap()).unwrap();
+    let seen = std::sync::atomic::AtomicU64::new(0);
+    let count = |n| {
+        seen.fetch_add(n, Ordering::Relaxed);
+    };
+    let control = Control {
+        cancel: None,
+        progress: Some(&count),
+    };
+    super::super::exec::write_shard(&plan, &plan.shards()[0], &clone, true, &control).unwrap();
+    clone.commit(false).unwrap();
+    let got = fs::read(bench.dir.path().join("clone")).unwrap();
+    assert!(got == fs::read(bench.out()).unwrap());
+    assert_eq!(seen.into_inner(), plan.bytes_out());
 }

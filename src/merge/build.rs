@@ -1,0 +1,421 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::layout::lay_out;
+use super::names::{quantised, resolve};
+use super::orient::Layouts;
+use super::plan::{Addition, Plan, TensorPlan};
+use super::tied::{self, Ties};
+use super::{MergeInput, PlanOptions, Rounding, TiedPolicy};
+use crate::adapter::{Extra, ExtraRole, Module};
+use crate::error::{Code, Error, Result};
+use crate::safetensors::{Checkpoint, Location};
+use crate::tensor::shape_text;
+
+/// Matches every adapter to the base, checks that all of it fits, and lays out the outputs.
+/// Nothing is written, and no weight is read.
+///
+/// # Errors
+/// [`Code::UnmatchedModule`], [`Code::AmbiguousModule`], [`Code::BaseShape`], [`Code::BaseDtype`],
+/// [`Code::TiedEmbedding`], [`Code::AdaptersConflict`]; [`Code::Usage`] for a weight that cannot
+/// be applied; [`Code::ConfigInvalid`] for the base's `config.json`.
+pub fn plan<'a>(
+    base: &'a Checkpoint,
+    inputs: &'a [MergeInput],
+    options: &PlanOptions,
+) -> Result<Plan<'a>> {
+    if inputs.is_empty() {
+        return Err(Error::new(Code::Usage, "no adapter to merge"));
+    }
+    let mut builder = Builder {
+        base,
+        inputs,
+        options,
+        ties: Ties::of(base)?,
+        tensors: BTreeMap::new(),
+        new_output: None,
+        untie: false,
+        notes: Vec::new(),
+    };
+    for (index, input) in inputs.iter().enumerate() {
+        builder
+            .add_input(index, input)
+            .map_err(|e| in_adapter(e, inputs, input))?;
+    }
+    builder.finish()
+}
+
+/// Says which adapter an error is about, where there are several.
+fn in_adapter(error: Error, inputs: &[MergeInput], input: &MergeInput) -> Error {
+    if inputs.len() < 2 {
+        return error;
+    }
+    let mut e = Error::new(
+        error.code(),
+        format!("{}: {}", input.label, error.message()),
+    );
+    if let Some(tensor) = error.tensor_name() {
+        e = e.tensor(tensor);
+    }
+    if let Some(file) = error.path() {
+        e = e.file(file);
+    }
+    match error.hint_text() {
+        Some(hint) => e.hint(hint),
+        None => e,
+    }
+}
+
+/// Where a name of the adapter leads: a stored tensor, or the output projection that untying adds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Site {
+    Stored(Location),
+    NewOutput,
+}
+
+struct Builder<'a, 'o> {
+    base: &'a Checkpoint,
+    inputs: &'a [MergeInput],
+    options: &'o PlanOptions,
+    ties: Ties,
+    tensors: BTreeMap<Site, TensorPlan>,
+    new_output: Option<String>,
+    untie: bool,
+    notes: Vec<String>,
+}
+
+impl<'a> Builder<'a, '_> {
+    fn add_input(&mut self, index: usize, input: &'a MergeInput) -> Result<()> {
+        if !input.weight.is_finite() {
+            let message = format!("weight {} is not a number to scale by", input.weight);
+            return Err(Error::new(Code::Usage, message));
+        }
+        let modules = input.adapter.modules();
+        let extras = &input.adapter.extras;
+        let wanted: Vec<String> = modules
+            .iter()
+            .map(|m| format!("{}.weight", m.path))
+            .chain(extras.iter().map(|e| e.name.clone()))
+            .collect();
+        let tied = self.ties.tied;
+        let may_miss = |name: &str| tied && tied::is_output(name);
+        let places = resolve(self.base, &wanted, &self.options.renames, may_miss).map_err(|e| {
+            let bias = extras.iter().any(|x| {
+                matches!(x.role, ExtraRole::AddBias(..)) && e.tensor_name() == Some(&x.name)
+            });
+            if bias && e.code() == Code::UnmatchedModule {
+                return Error::new(Code::UnmatchedModule, "the base has no such bias to add to")
+                    .tensor(e.tensor_name().unwrap_or_default())
+                    .hint("PEFT refuses to merge a lora_bias into a layer without bias, too");
+            }
+            e
+        })?;
+        let mut taken = BTreeSet::new();
+        for (i, (name, place)) in wanted.iter().zip(&places).enumerate() {
+            // A module's weight may be replaced too: then it is an extra and a module.
+            let is_extra = i >= modules.len();
+            if place.is_some_and(|p| !taken.insert((p, is_extra))) {
+                let message = "two names of the adapter lead to one tensor of the base";
+                return Err(Error::new(Code::AmbiguousModule, message).tensor(name));
+            }
+        }
+        let layouts = Layouts::of(self.base, input, &modules, &places);
+        for (module, place) in modules.iter().zip(&places) {
+            for site in self.sites(*place, &format!("{}.weight", module.path))? {
+                self.add_module(site, index, module, &layouts)?;
+            }
+        }
+        for (e, place) in places.iter().skip(modules.len()).enumerate() {
+            let Some(extra) = extras.get(e) else { break };
+            for site in self.sites(*place, &extra.name)? {
+                self.add_extra(site, index, e)?;
+            }
+        }
+        self.check_whole(input)?;
+        self.note_quantised(input);
+        Ok(())
+    }
+
+    /// The tensors that change when the adapter changes the one at `place`, by the policy.
+    fn sites(&mut self, place: Option<Location>, name: &str) -> Result<Vec<Site>> {
+        let is_output = place.is_none() || place == self.ties.output;
+        let is_input = place.is_some() && place == self.ties.input;
+        let stored = |l: &Location| Site::Stored(*l);
+        if !self.ties.tied || !(is_output || is_input) {
+            return Ok(place.iter().map(stored).collect());
+        }
+        match self.options.tied {
+            TiedPolicy::Refuse => {
+                let other = if is_output { "input" } else { "output" };
+                let message = format!(
+                    "the model's input and output embedding are one tensor, and changing this one would change the {other} too"
+                );
+                Err(Error::new(Code::TiedEmbedding, message)
+                    .tensor(name)
+                    .file(self.base.path())
+                    .hint("ask for --tied untie (an output tensor of its own) or --tied shared (change both, as PEFT does)"))
+            }
+            TiedPolicy::Shared => {
+                let both = [self.ties.input, self.ties.output];
+                Ok(both.iter().flatten().map(stored).collect())
+            }
+            TiedPolicy::Untie => {
+                self.untie = true;
+                if self.ties.output.is_none() && self.new_output.is_none() {
+                    self.new_output = Some(self.ties.new_output(self.base)?);
+                    self.tensor(Site::NewOutput)?;
+                }
+                Ok(vec![place.map_or(Site::NewOutput, Site::Stored)])
+            }
+        }
+    }
+
+    /// The plan of a tensor, started where this is the first that happens to it.
+    fn tensor(&mut self, site: Site) -> Result<&mut TensorPlan> {
+        let source = match site {
+            Site::Stored(place) => place,
+            Site::NewOutput => self.ties.input.ok_or_else(|| {
+                Error::new(Code::TiedEmbedding, "the base has no input embedding")
+            })?,
+        };
+        let (file, info) = self.base.at(source);
+        if !info.dtype.is_float() {
+            let message = format!(
+                "the base stores it as {}, which cannot be merged into",
+                info.dtype
+            );
+            return Err(quantised(Error::new(Code::BaseDtype, message))
+                .tensor(&info.name)
+                .file(file.path()));
+        }
+        let name = match (site, &self.new_output) {
+            (Site::NewOutput, Some(name)) => name.clone(),
+            _ => info.name.clone(),
+        };
+        Ok(self.tensors.entry(site).or_insert_with(|| TensorPlan {
+            name,
+            source,
+            appended: site == Site::NewOutput,
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+            replace: None,
+            additions: Vec::new(),
+            rounding: Rounding::Peft,
+        }))
+    }
+
+    fn add_module(
+        &mut self,
+        site: Site,
+        index: usize,
+        module: &Module,
+        layouts: &Layouts,
+    ) -> Result<()> {
+        let (base, rounding) = (self.base, self.options.rounding);
+        let input = &self.inputs[index];
+        let group = &input.adapter.groups[module.group];
+        let target = &group.targets[module.target];
+        let dora = input.magnitudes.contains_key(&module.path);
+        let scale = weighted(input, group.scaling.factor(group.rank))?;
+        let tensor = self.tensor(site)?;
+        let kind = layouts.kind(target, group.in_features, &tensor.name, &tensor.shape);
+        let needs = kind.weight_shape(target.out, group.in_features);
+        if tensor.shape != needs {
+            return Err(misfit(base, tensor, &needs));
+        }
+        if let Some(m) = input.magnitudes.get(&module.path)
+            && m.len() != target.out
+        {
+            let message = format!("{} magnitudes for {} outputs", m.len(), target.out);
+            return Err(Error::new(Code::FactorShape, message).tensor(&module.path));
+        }
+        let others = |a: &Addition| match a {
+            Addition::Module { input, dora: d, .. } => *input != index && (dora || *d),
+            Addition::Bias { .. } => false,
+        };
+        if tensor.additions.iter().any(others) {
+            let message = "a DoRA depends on the weight alone, and cannot share a module with another adapter";
+            return Err(Error::new(Code::AdaptersConflict, message)
+                .tensor(&tensor.name)
+                .hint("merge one, then the other into the result, if the order is right for you"));
+        }
+        if tensor
+            .additions
+            .iter()
+            .any(|a| matches!(a, Addition::Bias { .. }))
+        {
+            return Err(mixed(tensor));
+        }
+        if !input.single_rounding {
+            tensor.rounding = rounding;
+        }
+        tensor.additions.push(Addition::Module {
+            input: index,
+            module: module.clone(),
+            transposed: kind.is_transposed(),
+            scale,
+            dora,
+        });
+        Ok(())
+    }
+
+    fn add_extra(&mut self, site: Site, index: usize, e: usize) -> Result<()> {
+        let (base, inputs) = (self.base, self.inputs);
+        let input = &inputs[index];
+        let extra = &input.adapter.extras[e];
+        let tensor = self.tensor(site)?;
+        if tensor.shape != extra.tensor.shape() {
+            return Err(misfit(base, tensor, extra.tensor.shape()));
+        }
+        if let ExtraRole::AddBias(scaling, rank) = extra.role {
+            let scale = weighted(input, scaling.factor(rank))?;
+            if tensor
+                .additions
+                .iter()
+                .any(|a| matches!(a, Addition::Module { .. }))
+            {
+                return Err(mixed(tensor));
+            }
+            tensor.additions.push(Addition::Bias {
+                input: index,
+                extra: e,
+                scale,
+            });
+            return Ok(());
+        }
+        match tensor.replace {
+            None => tensor.replace = Some((index, e)),
+            Some((other, _)) if other != index => {
+                let message = format!(
+                    "`{}` and `{}` both replace it",
+                    inputs[other].label, input.label
+                );
+                return Err(Error::new(Code::AdaptersConflict, message).tensor(&tensor.name));
+            }
+            // Two names of one adapter that are one tensor in the model.
+            Some((_, first)) => {
+                if !input.adapter.extras[first].tensor.same_bytes(&extra.tensor) {
+                    let message = "the adapter holds different input and output embeddings, which a tied model cannot";
+                    return Err(Error::new(Code::TiedEmbedding, message)
+                        .tensor(&extra.name)
+                        .hint("ask for --tied untie"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What replaces or normalises weights cannot be scaled as a whole.
+    fn check_whole(&self, input: &MergeInput) -> Result<()> {
+        let replaces = |e: &&Extra| !matches!(e.role, ExtraRole::AddBias(..));
+        let what = match input.adapter.extras.iter().find(replaces) {
+            Some(extra) => Some(format!("replaces `{}`", extra.name)),
+            None => (!input.magnitudes.is_empty()).then(|| "is a DoRA".to_owned()),
+        };
+        match what {
+            Some(what) if input.weight != 1.0 => Err(Error::new(
+                Code::Usage,
+                format!(
+                    "`{}` {what}, so that it has no meaning with weight {}",
+                    input.label, input.weight
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn note_quantised(&mut self, input: &MergeInput) {
+        let base = input.adapter.base.as_ref().and_then(|b| b.name.as_deref());
+        let name = base.unwrap_or_default().to_ascii_lowercase();
+        if ["4bit", "8bit", "-gptq", "-awq", "int4", "int8"]
+            .iter()
+            .any(|q| name.contains(q))
+        {
+            self.notes.push(format!(
+                "{} was trained on a quantised base; merged into full weights it may behave slightly differently",
+                input.label
+            ));
+        }
+    }
+
+    fn finish(self) -> Result<Plan<'a>> {
+        let mut tensors: Vec<TensorPlan> = self.tensors.into_values().collect();
+        // By place in the output: an appended tensor is the last of its shard.
+        tensors.sort_by_key(|t| (t.source.shard, t.appended, t.source.tensor));
+        let mut shards = Vec::new();
+        for (index, file) in self.base.shards().iter().enumerate() {
+            shards.push(lay_out(index, file, &tensors)?);
+        }
+        let mut plan = Plan {
+            base: self.base,
+            inputs: self.inputs,
+            options: self.options.clone(),
+            tensors,
+            shards,
+            rewritten: Vec::new(),
+            unties: self.untie,
+            notes: self.notes,
+        };
+        if self.untie {
+            plan.untie()?;
+        }
+        Ok(plan)
+    }
+}
+
+impl Plan<'_> {
+    fn untie(&mut self) -> Result<()> {
+        match tied::untied_config(self.base)? {
+            Some(config) if self.base.is_dir() => self.rewritten.push(config),
+            _ => self.notes.push(
+                "the output has an output embedding of its own: set tie_word_embeddings to false in the model's config.json"
+                    .to_owned(),
+            ),
+        }
+        if let Some(t) = self.tensors.iter().find(|t| t.appended)
+            && self.base.is_sharded()
+            && let Some(shard) = self.shards.get(t.source.shard)
+        {
+            let elements = t.shape.iter().product::<usize>() as u64;
+            let (name, bytes) = (&t.name, t.byte_len());
+            let index = tied::extended_index(self.base, name, &shard.name, bytes, elements)?;
+            self.rewritten.push(index);
+        }
+        Ok(())
+    }
+}
+
+fn weighted(input: &MergeInput, factor: f64) -> Result<f32> {
+    let scale = (factor * input.weight) as f32;
+    if scale.is_finite() {
+        return Ok(scale);
+    }
+    let message = format!("scaling {factor} times weight {} overflows", input.weight);
+    Err(Error::new(Code::BadAlpha, message))
+}
+
+fn mixed(tensor: &TensorPlan) -> Error {
+    let message = "both a low-rank update and a bias are to be added to it";
+    Error::new(Code::AdaptersConflict, message).tensor(&tensor.name)
+}
+
+fn misfit(base: &Checkpoint, tensor: &TensorPlan, needs: &[usize]) -> Error {
+    let message = format!(
+        "the adapter needs {}, the base has {}",
+        shape_text(needs),
+        shape_text(&tensor.shape)
+    );
+    let (file, _) = base.at(tensor.source);
+    let hint = match (needs, &tensor.shape[..]) {
+        ([_, a], [_, b]) if a == b => {
+            "the number of rows differs: was the vocabulary resized for training, or is it another model size?"
+        }
+        ([a, b], [c, d]) if (a, b) == (d, c) => {
+            "the base stores it transposed; the adapter says otherwise"
+        }
+        _ => "check that this is the adapter's base model",
+    };
+    Error::new(Code::BaseShape, message)
+        .tensor(&tensor.name)
+        .file(file.path())
+        .hint(hint)
+}
