@@ -155,7 +155,7 @@ fn common_row<'v>(
     let wide: Vec<f64> = direction.iter().map(|x| f64::from(*x)).collect();
     let square: f64 = wide.iter().map(|x| x * x).sum();
     let mut multipliers = Vec::with_capacity(layers);
-    for l in 0..layers {
+    for (l, norm) in norms.iter().enumerate() {
         let row = of_layer(l);
         let s = (dot(row, &wide) / square) as f32;
         let off: f64 = row
@@ -163,7 +163,7 @@ fn common_row<'v>(
             .zip(&wide)
             .map(|(x, d)| (f64::from(*x) - f64::from(s) * d).powi(2))
             .sum();
-        if off.sqrt() > tolerance * norms[l].sqrt() + floor * (columns as f64).sqrt() {
+        if off.sqrt() > tolerance * norm.sqrt() + floor * (columns as f64).sqrt() {
             return None;
         }
         multipliers.push(s);

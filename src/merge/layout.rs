@@ -17,7 +17,7 @@ pub enum Segment {
     },
     /// A merged tensor.
     Merge {
-        /// Index into [`Plan::tensors`].
+        /// Index into [`Plan::tensors`](super::Plan::tensors).
         tensor: usize,
         /// Where it goes.
         at: u64,
@@ -27,7 +27,7 @@ pub enum Segment {
 /// How one shard comes to be.
 #[derive(Debug, Clone)]
 pub struct ShardPlan {
-    /// Index into [`Checkpoint::shards`], and file name.
+    /// Index into [`Checkpoint::shards`](crate::safetensors::Checkpoint::shards), and file name.
     pub index: usize,
     /// File name, the same in base and output.
     pub name: String,

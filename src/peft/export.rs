@@ -8,10 +8,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::config::{Bias, LoraConfig, Names, VeraConfig};
+use super::config::{Bias, LoraConfig, VeraConfig};
 use super::files::{CONFIG_FILE, WEIGHTS_FILE};
 use super::names::PREFIX;
-use super::target_names::{BaseModules, target_names};
+use super::target_names::{BaseModules, select};
 use crate::adapter::{
     Adapter, ExtraRole, LowRank, Module, ModuleKind, Part, Scaling, ScalingRule, TieGroup,
 };
@@ -226,7 +226,7 @@ fn plan_lora(adapter: &Adapter, modules: &[Module], options: &ExportOptions<'_>)
             values: Values::Left(i),
         });
     }
-    config.selection.target_modules = Names::List(target_names(modules, options.base));
+    config.selection = select(modules, options.base)?;
     config.fan_in_fan_out = has_conv1d(adapter)?;
     common_keys(adapter, &mut config.common);
     let extras = extra_entries(adapter, modules)?;
@@ -470,7 +470,8 @@ fn plan_vera(adapter: &Adapter, modules: &[Module], options: &ExportOptions<'_>)
             )?);
         }
     }
-    let mut config = VeraConfig::new(rank as u32, target_names(modules, options.base));
+    let mut config = VeraConfig::new(rank as u32, Vec::new());
+    config.selection = select(modules, options.base)?;
     config.fan_in_fan_out = has_conv1d(adapter)?;
     let key = adapter
         .provenance

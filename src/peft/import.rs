@@ -196,9 +196,8 @@ impl Importer<'_> {
             }
         }
         let dora = config.is_dora();
-        if dora != !self.magnitudes.is_empty()
-            || (dora && self.magnitudes.len() != sorted.lora.len())
-        {
+        let expected = if dora { sorted.lora.len() } else { 0 };
+        if self.magnitudes.len() != expected {
             let message = format!(
                 "use_dora is {dora}, and {} of {} modules have a magnitude vector",
                 self.magnitudes.len(),

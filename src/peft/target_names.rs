@@ -1,8 +1,12 @@
-//! What to write as `target_modules`.
+//! What to write as `target_modules`: last segments where they mean exactly the adapted modules,
+//! which is what servers understand best, else full names.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::config::{Names, Selection};
+use super::names::TargetRules;
 use crate::adapter::Module;
+use crate::error::Result;
 
 /// The base model's module paths, as far as they have weights.
 pub trait BaseModules {
@@ -13,41 +17,65 @@ pub trait BaseModules {
 /// Last segments that stand for several kinds of modules in one model; short only with the base.
 const AMBIGUOUS: &[&str] = &["c_proj", "dense", "out_proj", "proj", "fc", "0", "1", "2"];
 
-/// Names for `target_modules` that select exactly `modules`.
-///
-/// Last segments where they mean exactly these modules, which is what servers understand best,
-/// else full names. Without the base, a suffix is taken to mean them where every template covers
-/// the same layers from 0 on.
-pub(super) fn target_names(modules: &[Module], base: Option<&dyn BaseModules>) -> Vec<String> {
+/// The keys of a config that select modules: `target_modules` and `layers_to_transform`.
+pub(super) fn select(modules: &[Module], base: Option<&dyn BaseModules>) -> Result<Selection> {
     let adapted: BTreeSet<&str> = modules.iter().map(|m| m.path.as_str()).collect();
     let last = |path: &str| path.rsplit('.').next().unwrap_or(path).to_owned();
     let suffixes: BTreeSet<String> = adapted.iter().map(|p| last(p)).collect();
-    let exact = match base {
-        Some(base) => base
-            .modules()
-            .iter()
-            .all(|m| adapted.contains(m.as_str()) || !suffixes.contains(&last(m))),
-        None => {
-            covers_layers(&adapted) && !suffixes.iter().any(|s| AMBIGUOUS.contains(&s.as_str()))
-        }
+    let named = |names: BTreeSet<String>, layers| Selection {
+        target_modules: Names::List(names.into_iter().collect()),
+        layers_to_transform: layers,
+        ..Selection::default()
     };
-    if exact {
-        suffixes.into_iter().collect()
-    } else {
-        adapted.iter().map(|p| (*p).to_owned()).collect()
+    let by_suffix = match base {
+        Some(base) => {
+            let exact = base
+                .modules()
+                .iter()
+                .all(|m| adapted.contains(m.as_str()) || !suffixes.contains(&last(m)));
+            exact.then(|| named(suffixes, None))
+        }
+        None => confined_to_layers(&adapted).map(|(names, layers)| named(names, Some(layers))),
+    };
+    if let Some(selection) = by_suffix {
+        let rules = TargetRules::new(&selection)?;
+        let mut all = true;
+        for path in &adapted {
+            all &= rules.matches(path)?;
+        }
+        if all {
+            return Ok(selection);
+        }
     }
+    Ok(named(
+        adapted.iter().map(|p| (*p).to_owned()).collect(),
+        None,
+    ))
 }
 
-fn covers_layers(adapted: &BTreeSet<&str>) -> bool {
+/// Suffixes, and the layers to which they are confined: without the base nobody knows whether it
+/// has more layers than the adapter. Modules outside the layers go by their full names, which the
+/// confinement does not touch.
+fn confined_to_layers(adapted: &BTreeSet<&str>) -> Option<(BTreeSet<String>, Vec<u64>)> {
+    let mut names = BTreeSet::new();
     let mut layers: BTreeMap<String, BTreeSet<u32>> = BTreeMap::new();
     for path in adapted {
-        let (template, layer) = super::import::split_layer(path);
-        layers.entry(template).or_default().extend(layer);
+        match super::import::split_layer(path) {
+            (template, Some(layer)) => {
+                let suffix = path.rsplit('.').next()?;
+                if AMBIGUOUS.contains(&suffix) {
+                    return None;
+                }
+                names.insert(suffix.to_owned());
+                layers.entry(template).or_default().insert(layer);
+            }
+            (_, None) => {
+                names.insert((*path).to_owned());
+            }
+        }
     }
-    let mut sets = layers.values().filter(|l| !l.is_empty());
-    let Some(first) = sets.next() else {
-        return true;
-    };
-    let from_zero = first.iter().enumerate().all(|(i, l)| i as u32 == *l);
-    from_zero && first.len() > 1 && sets.all(|l| l == first)
+    let mut sets = layers.into_values();
+    let first = sets.next()?;
+    sets.all(|l| l == first)
+        .then(|| (names, first.into_iter().map(u64::from).collect()))
 }

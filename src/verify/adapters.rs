@@ -3,6 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::delta_error;
+use super::factored::ratio;
 use crate::adapter::{Adapter, Module};
 use crate::error::Result;
 use crate::tensor::Tensor;
@@ -148,14 +149,6 @@ impl Sum {
             worst: sum.worst,
             max_abs: sum.max_abs,
         }
-    }
-}
-
-fn ratio(part: f64, whole: f64) -> f64 {
-    match (part, whole) {
-        (p, _) if p == 0.0 => 0.0,
-        (_, w) if w == 0.0 => f64::INFINITY,
-        (p, w) => p / w,
     }
 }
 

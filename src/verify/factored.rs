@@ -50,17 +50,22 @@ pub fn delta_error(one: &LowRank, two: &LowRank) -> Result<DeltaError> {
     }
     let left = left_columns(&[(one, 1.0), (two, -1.0)]);
     let frobenius = product_norm(&left, &right_columns(&[one, two]));
-    let relative = match (frobenius, norm) {
-        (f, _) if f == 0.0 => 0.0,
-        (_, n) if n == 0.0 => f64::INFINITY,
-        (f, n) => f / n,
-    };
+    let relative = ratio(frobenius, norm);
     Ok(DeltaError {
         frobenius,
         norm,
         relative,
         max_abs: max_abs_difference(one, two),
     })
+}
+
+/// `part / whole`; 0 where there is no part, infinite where there is only a part.
+pub(super) fn ratio(part: f64, whole: f64) -> f64 {
+    match (part, whole) {
+        (0.0, _) => 0.0,
+        (_, 0.0) => f64::INFINITY,
+        (part, whole) => part / whole,
+    }
 }
 
 /// [±s·B …] of several updates side by side: out × Σr.

@@ -242,7 +242,9 @@ def check_adapter(tool: Tool, a: Adapter, work: Path) -> dict:
         return "refused"
 
     def plain():
-        tool.ok("convert", "peft-to-tied", a.path, "-o", tied)
+        # Only with the base can tlkit know how many inputs the modules of such an adapter have.
+        base = ["--base", a.base] if a.name == "vera-noproj" else []
+        tool.ok("convert", "peft-to-tied", a.path, "-o", tied, *base)
         return check_export(tool, a, tied, work / "plain")
 
     tied = work / "T.tl"
