@@ -212,6 +212,11 @@ pub(crate) fn count(n: u64) -> String {
     out
 }
 
+/// How many of something there are: `1 tensor`, `2 tensors`.
+pub(crate) fn plural(n: usize, thing: &str) -> String {
+    format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
+}
+
 /// A small number: `0`, `1.5e-8`, `0.0123`.
 pub(crate) fn number(x: f64) -> String {
     match x.abs() {

@@ -11,7 +11,7 @@ use tlkit::{Code, Error, Result};
 
 use super::{blob_source, existing, show};
 use crate::args::{Merge, Unmerge};
-use crate::output::{Outcome, Output, bytes, count, fields, number, percent, table};
+use crate::output::{Outcome, Output, bytes, count, fields, number, percent, plural, table};
 use crate::progress::with_bar;
 
 pub(crate) fn merge(args: &Merge, output: &Output) -> Result<Outcome> {
@@ -226,8 +226,8 @@ fn merge_text(r: &MergeReport) -> String {
         (
             "merged",
             format!(
-                "{} tensors, {} of {} elements changed ({})",
-                t.tensors,
+                "{}, {} of {} elements changed ({})",
+                plural(t.tensors, "tensor"),
                 count(t.changed),
                 count(t.elements),
                 percent(t.changed_share)
@@ -256,8 +256,8 @@ fn merge_text(r: &MergeReport) -> String {
         pairs.push((
             "resumed",
             format!(
-                "{} shards were finished by an interrupted run",
-                t.shards_reused
+                "{} finished by an interrupted run",
+                plural(t.shards_reused, "shard")
             ),
         ));
     }
@@ -265,8 +265,8 @@ fn merge_text(r: &MergeReport) -> String {
         pairs.push((
             "unchanged",
             format!(
-                "{} merged tensors did not change in one element",
-                t.tensors_unchanged
+                "{} did not change in one element",
+                plural(t.tensors_unchanged, "merged tensor")
             ),
         ));
     }
@@ -290,13 +290,17 @@ pub(crate) fn unmerge(args: &Unmerge, output: &Output) -> Result<Outcome> {
         fields(&[
             (
                 "restored",
-                format!("{} tensors, {}", report.restored, bytes(report.bytes)),
+                format!(
+                    "{}, {}",
+                    plural(report.restored, "tensor"),
+                    bytes(report.bytes)
+                ),
             ),
             (
                 "untouched",
                 format!(
-                    "{} tensors had their original bytes already",
-                    report.already_original
+                    "{} had the original bytes already",
+                    plural(report.already_original, "tensor")
                 ),
             ),
             ("base", show(&report.base)),
