@@ -15,10 +15,10 @@ Exit codes: 0 done, or equal; 1 not equal (verify); 2 wrong usage; 3 input or ou
 #[command(version, after_help = EXIT_CODES, max_term_width = 100)]
 pub(crate) struct Cli {
     /// Print one JSON document on stdout instead of text
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = 900)]
     pub(crate) json: bool,
     /// Number of threads; results do not depend on it [default: all cores]
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", display_order = 901)]
     pub(crate) threads: Option<usize>,
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -104,10 +104,16 @@ pub(crate) struct TiedToPeft {
     #[arg(long, conflicts_with = "kind")]
     pub(crate) portable: bool,
     /// What to write
-    #[arg(long = "as", id = "kind", value_enum, default_value = "lora")]
+    #[arg(
+        long = "as",
+        id = "kind",
+        value_name = "FORM",
+        value_enum,
+        default_value = "lora"
+    )]
     pub(crate) kind: PeftForm,
     /// Element type of the factors
-    #[arg(long, value_parser = float_dtype, default_value = "F32")]
+    #[arg(long, value_parser = float_dtype, default_value = "f32")]
     pub(crate) dtype: Dtype,
     /// The base model, so that target modules are named by suffix only where that is exact
     #[arg(long, value_hint = ValueHint::AnyPath)]
@@ -141,16 +147,16 @@ pub(crate) struct Merge {
     #[arg(required = true, value_name = "ADAPTER[=WEIGHT]", value_hint = ValueHint::AnyPath)]
     pub(crate) adapters: Vec<String>,
     /// The file or directory to write [default: BASE-ADAPTER beside the base]
-    #[arg(short, long, value_hint = ValueHint::AnyPath)]
+    #[arg(short, long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
     pub(crate) output: Option<PathBuf>,
     /// Change the base itself, and write an undo file first
     #[arg(long, conflicts_with_all = ["output", "untie_or_shared"])]
     pub(crate) in_place: bool,
     /// The undo file of --in-place [default: BASE.tlkit-undo]
-    #[arg(long, requires = "in_place", value_hint = ValueHint::FilePath)]
+    #[arg(long, requires = "in_place", value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) undo: Option<PathBuf>,
     /// peft: round once, as PEFT by default; peft-safe: round the update first, as its safe_merge
-    #[arg(long, value_parser = rounding, default_value = "peft")]
+    #[arg(long, value_parser = rounding, value_name = "peft|peft-safe", default_value = "peft")]
     pub(crate) rounding: Rounding,
     /// What to do where an adapter changes a tensor that input and output embedding share
     #[arg(long, id = "untie_or_shared", value_parser = tied_policy, value_name = "refuse|untie|shared")]
@@ -183,7 +189,7 @@ pub(crate) struct Unmerge {
     #[arg(value_hint = ValueHint::AnyPath)]
     pub(crate) base: PathBuf,
     /// The undo file [default: BASE.tlkit-undo]
-    #[arg(long, value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) undo: Option<PathBuf>,
 }
 

@@ -13,7 +13,10 @@ use args::{Cli, Command, Convert, Verify};
 use output::{Outcome, Output};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return output::usage(&error),
+    };
     let output = Output::new(cli.json);
     progress::watch_interrupts();
     let outcome = set_threads(cli.threads).and_then(|()| run(cli.command, &output));

@@ -81,6 +81,28 @@ impl Output {
     }
 }
 
+/// Answers a command line that clap did not take: help, the version, or what is wrong with it.
+///
+/// The arguments are not known then, so `--json` is looked for by hand.
+pub(crate) fn usage(error: &clap::Error) -> ExitCode {
+    // Best effort, as for every message: a closed pipe is no reason to fail.
+    let _ = error.print();
+    if !error.use_stderr() {
+        return ExitCode::SUCCESS;
+    }
+    let text = error.to_string();
+    let mut parts = text.split("\n\n");
+    let message = parts.next().unwrap_or_default();
+    let message = message.strip_prefix("error: ").unwrap_or(message);
+    let words: Vec<&str> = message.split_whitespace().collect();
+    let error = Error::new(Code::Usage, words.join(" ")).hint("try --help");
+    let json = std::env::args_os().skip(1).take_while(|a| a != "--");
+    if json.into_iter().any(|a| a == "--json") {
+        let _ = Output::new(true).report(&JsonError::of(&error), String::new);
+    }
+    ExitCode::from(exit_code(error.kind()))
+}
+
 fn colour() -> bool {
     io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
 }
@@ -188,6 +210,11 @@ pub(crate) fn count(n: u64) -> String {
         out.push(c);
     }
     out
+}
+
+/// How many of something there are: `1 tensor`, `2 tensors`.
+pub(crate) fn plural(n: usize, thing: &str) -> String {
+    format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
 }
 
 /// A small number: `0`, `1.5e-8`, `0.0123`.

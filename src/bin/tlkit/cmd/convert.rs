@@ -6,7 +6,7 @@ use tlkit::peft::projection::Fma;
 
 use super::{blob_source, existing, open_base, show};
 use crate::args::{PeftForm, PeftToTied, ProjectionRounding, TiedToPeft};
-use crate::output::{Outcome, Output, bytes, count, fields, number};
+use crate::output::{Outcome, Output, bytes, count, fields, number, plural};
 
 pub(crate) fn peft_to_tied(args: &PeftToTied, output: &Output) -> Result<Outcome> {
     let base = open_base(args.base.as_ref())?;
@@ -23,7 +23,8 @@ pub(crate) fn peft_to_tied(args: &PeftToTied, output: &Output) -> Result<Outcome
         },
         projection_dtype: args.projection_dtype,
     };
-    let report = convert::peft_to_tied(&args.adapter, &args.output, &options)?;
+    let report = convert::peft_to_tied(&args.adapter, &args.output, &options)
+        .map_err(|e| e.file(&args.adapter))?;
     for note in &report.notes {
         output.note(note);
     }
@@ -50,12 +51,7 @@ fn tied_text(r: &ToTied) -> String {
         ("method", r.method.clone()),
         (
             "modules",
-            format!(
-                "{} in {} tie group{}",
-                r.modules,
-                r.groups,
-                if r.groups == 1 { "" } else { "s" }
-            ),
+            format!("{} in {}", r.modules, plural(r.groups, "tie group")),
         ),
         ("error", error),
         (
@@ -101,8 +97,14 @@ pub(crate) fn tied_to_peft(args: &TiedToPeft, output: &Output) -> Result<Outcome
 }
 
 fn peft_text(r: &ToPeft) -> String {
+    let form = match r.form {
+        "lora" => "PEFT LoRA",
+        "lora-portable" => "PEFT LoRA, portable",
+        "vera" => "PEFT VeRA",
+        other => other,
+    };
     fields(&[
-        ("form", format!("PEFT {}", r.form)),
+        ("form", form.to_owned()),
         ("method", r.method.clone()),
         ("modules", r.modules.to_string()),
         ("tensors", r.tensors.to_string()),

@@ -11,7 +11,7 @@ use tlkit::{Code, Error, Result};
 
 use super::{blob_source, existing, show};
 use crate::args::{Merge, Unmerge};
-use crate::output::{Outcome, Output, bytes, count, fields, number, percent, table};
+use crate::output::{Outcome, Output, bytes, count, fields, number, percent, plural, table};
 use crate::progress::with_bar;
 
 pub(crate) fn merge(args: &Merge, output: &Output) -> Result<Outcome> {
@@ -114,12 +114,24 @@ fn default_undo(base: &Path) -> PathBuf {
 }
 
 /// `PATH=WEIGHT`, unless a file of the whole name exists.
-fn split_weight(text: &str) -> Option<(&str, f64)> {
+fn split_weight(text: &str) -> Result<(&str, f64)> {
+    let whole = (text, 1.0);
     if Path::new(text).exists() {
-        return None;
+        return Ok(whole);
     }
-    let (path, weight) = text.rsplit_once('=')?;
-    Some((path, weight.parse().ok()?))
+    match text.rsplit_once('=') {
+        Some((path, weight)) => match weight.parse::<f64>() {
+            Ok(weight) if weight.is_finite() => Ok((path, weight)),
+            Err(_) if !Path::new(path).exists() => Ok(whole),
+            _ => Err(bad_weight(text, weight)),
+        },
+        None => Ok(whole),
+    }
+}
+
+fn bad_weight(text: &str, weight: &str) -> Error {
+    let message = format!("`{text}`: the weight `{weight}` is not a finite number");
+    Error::new(Code::Usage, message).hint("write a weight as ADAPTER=0.5")
 }
 
 /// Opens adapters as the command line names them.
@@ -131,13 +143,7 @@ pub(super) fn open_inputs(
 ) -> Result<Vec<MergeInput>> {
     let mut inputs = Vec::with_capacity(texts.len());
     for text in texts {
-        let (path, weight) = split_weight(text).unwrap_or((text, 1.0));
-        if !weight.is_finite() {
-            return Err(Error::new(
-                Code::Usage,
-                format!("`{text}`: the weight is not a finite number"),
-            ));
-        }
+        let (path, weight) = split_weight(text)?;
         let opened = open_adapter(Path::new(path), Some(base), blobs)?;
         for note in &opened.notes {
             output.note(&format!("{path}: {note}"));
@@ -220,8 +226,8 @@ fn merge_text(r: &MergeReport) -> String {
         (
             "merged",
             format!(
-                "{} tensors, {} of {} elements changed ({})",
-                t.tensors,
+                "{}, {} of {} elements changed ({})",
+                plural(t.tensors, "tensor"),
                 count(t.changed),
                 count(t.elements),
                 percent(t.changed_share)
@@ -235,7 +241,11 @@ fn merge_text(r: &MergeReport) -> String {
             "wrote",
             format!(
                 "{} in {:.2} s ({} merged)",
-                bytes(t.bytes_out),
+                // In place, the untouched bytes are not written again.
+                bytes(match r.undo {
+                    Some(_) => t.bytes_merged,
+                    None => t.bytes_out,
+                }),
                 t.seconds,
                 bytes(t.bytes_merged)
             ),
@@ -246,8 +256,8 @@ fn merge_text(r: &MergeReport) -> String {
         pairs.push((
             "resumed",
             format!(
-                "{} shards were finished by an interrupted run",
-                t.shards_reused
+                "{} finished by an interrupted run",
+                plural(t.shards_reused, "shard")
             ),
         ));
     }
@@ -255,8 +265,8 @@ fn merge_text(r: &MergeReport) -> String {
         pairs.push((
             "unchanged",
             format!(
-                "{} merged tensors did not change in one element",
-                t.tensors_unchanged
+                "{} did not change in one element",
+                plural(t.tensors_unchanged, "merged tensor")
             ),
         ));
     }
@@ -280,13 +290,17 @@ pub(crate) fn unmerge(args: &Unmerge, output: &Output) -> Result<Outcome> {
         fields(&[
             (
                 "restored",
-                format!("{} tensors, {}", report.restored, bytes(report.bytes)),
+                format!(
+                    "{}, {}",
+                    plural(report.restored, "tensor"),
+                    bytes(report.bytes)
+                ),
             ),
             (
                 "untouched",
                 format!(
-                    "{} tensors had their original bytes already",
-                    report.already_original
+                    "{} had the original bytes already",
+                    plural(report.already_original, "tensor")
                 ),
             ),
             ("base", show(&report.base)),

@@ -7,7 +7,7 @@ use tlkit::verify::{self, AdaptersReport, FileReport, MergedReport};
 use super::merge::open_inputs;
 use super::{blob_source, open_base, show};
 use crate::args::{VerifyAdapters, VerifyFile, VerifyMerged};
-use crate::output::{Outcome, Output, bytes, count, fields, number, table};
+use crate::output::{Outcome, Output, bytes, count, fields, number, plural, table};
 use crate::progress::with_bar;
 
 const MOST_ROWS: usize = 40;
@@ -161,18 +161,18 @@ fn merged_text(r: &MergedReport, equal: bool, args: &VerifyMerged) -> String {
         (
             "merged",
             format!(
-                "{} tensors, {} of {} elements differ",
-                r.tensors_merged,
+                "{}, {} of {} elements differ",
+                plural(r.tensors_merged, "tensor"),
                 count(r.differing),
                 count(r.elements)
             ),
         ),
-        ("largest", format!("{} ulp", r.max_ulp)),
+        ("largest", format!("{} ulp", count(r.max_ulp.into()))),
         (
             "untouched",
             format!(
-                "{} tensors, {} not byte-equal to the base",
-                r.tensors_untouched,
+                "{}, {} not byte-equal to the base",
+                plural(r.tensors_untouched, "tensor"),
                 r.untouched_differing.len()
             ),
         ),
@@ -191,7 +191,7 @@ fn merged_text(r: &MergedReport, equal: bool, args: &VerifyMerged) -> String {
             table(&["ulp", "elements"], &[0, 1], rows)
         ));
         let rows = r.tensors.iter().take(MOST_ROWS);
-        let rows = rows.map(|t| vec![t.name.clone(), count(t.differing), t.max_ulp.to_string()]);
+        let rows = rows.map(|t| vec![t.name.clone(), count(t.differing), count(t.max_ulp.into())]);
         text.push_str(&format!(
             "\n{}\n",
             table(&["tensor", "differing", "max ulp"], &[1, 2], rows)

@@ -1,0 +1,42 @@
+use super::{Shell, assert_transcript};
+
+const COMMANDS: [&str; 14] = [
+    "",
+    "convert",
+    "convert peft-to-tied",
+    "convert tied-to-peft",
+    "merge",
+    "unmerge",
+    "verify",
+    "verify file",
+    "verify adapters",
+    "verify merged",
+    "inspect",
+    "pack",
+    "demo",
+    "completions",
+];
+
+/// Breaks where an option appears, vanishes or is described otherwise without anyone meaning it.
+#[test]
+fn help_of_every_command() {
+    let mut shell = Shell::new();
+    for command in COMMANDS {
+        let run = shell.run(&format!("{command} --help"));
+        assert_eq!((run.code, run.stderr.as_str()), (0, ""), "{command}");
+    }
+    assert_transcript!(shell);
+}
+
+/// Breaks where a shell's script forgets a command.
+#[test]
+fn completions_know_every_command() {
+    let shell = Shell::new();
+    for name in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let run = shell.quiet(&format!("completions {name}"));
+        assert_eq!((run.code, run.stderr.as_str()), (0, ""), "{name}");
+        for word in COMMANDS.iter().flat_map(|c| c.split_whitespace()) {
+            assert!(run.stdout.contains(word), "{name} lacks {word}");
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Merging against what others computed: PEFT's own merged weights, and a naive oracle.
+//!
+//! `peft` needs the shared data (`TLKIT_SHARED`, or `../shared/data`), and says so where it is
+//! absent; `identities` stands on `fixtures/` alone.
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr)]
+
+mod identities;
+mod peft;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use tlkit::Result;
+use tlkit::adapter::Method;
+use tlkit::convert::{Source, ToTiedOptions, open_adapter, peft_to_tied, tied_to_peft};
+use tlkit::format::NoBlobs;
+use tlkit::merge::{self, Control, ExecOptions, MergeInput, PlanOptions, Rounding, TiedPolicy};
+use tlkit::peft::export::{ExportOptions, Form};
+use tlkit::peft::import::PeftKind;
+use tlkit::safetensors::Checkpoint;
+use tlkit::tensor::Tensor;
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
+}
+
+/// Opens an adapter for merging, as `tlkit merge` does.
+fn input(path: &Path, base: &Checkpoint, weight: f64) -> Result<MergeInput> {
+    let opened = open_adapter(path, Some(base), &NoBlobs)?;
+    let vera = matches!(
+        opened.source,
+        Source::Peft(PeftKind::Vera | PeftKind::VeraRegenerated)
+    );
+    Ok(MergeInput {
+        weight,
+        single_rounding: vera || opened.adapter.method() == Method::Vera,
+        magnitudes: opened.magnitudes,
+        lenient_layout: opened.source != Source::Tl,
+        ..MergeInput::new("adapter", opened.adapter, opened.identity)
+    })
+}
+
+/// Merges weighted adapters and reads the result. Tied embeddings change together, as in PEFT.
+fn merge(
+    base: &Path,
+    adapters: &[(&Path, f64)],
+    out: &Path,
+    rounding: Rounding,
+) -> Result<BTreeMap<String, Tensor>> {
+    let base = Checkpoint::open(base)?;
+    let inputs: Result<Vec<_>> = adapters.iter().map(|(p, w)| input(p, &base, *w)).collect();
+    let inputs = inputs?;
+    let options = PlanOptions {
+        rounding,
+        tied: TiedPolicy::Shared,
+        ..PlanOptions::default()
+    };
+    let plan = merge::plan(&base, &inputs, &options)?;
+    let exec = ExecOptions {
+        durable: false,
+        ..ExecOptions::default()
+    };
+    merge::execute(&plan, out, &exec, &Control::default())?;
+    Ok(tensors(out))
+}
+
+/// Every tensor of a file or model directory.
+fn tensors(path: &Path) -> BTreeMap<String, Tensor> {
+    let checkpoint = Checkpoint::open(path).unwrap();
+    let load = |shard: &tlkit::safetensors::SafetensorsFile, name: &str| {
+        (name.to_owned(), shard.tensor(name).unwrap())
+    };
+    let shards = checkpoint.shards().iter();
+    shards
+        .flat_map(|s| s.header().tensors.iter().map(move |t| load(s, &t.name)))
+        .collect()
+}
+
+/// The name of the first tensor in which two checkpoints are not the same bytes.
+fn first_difference(
+    one: &BTreeMap<String, Tensor>,
+    two: &BTreeMap<String, Tensor>,
+) -> Option<String> {
+    let missing = two.keys().find(|n| !one.contains_key(*n));
+    let differs = one.iter().find(|(name, tensor)| {
+        two.get(*name)
+            .is_none_or(|other| !tensor.same_bytes(other) || tensor.shape() != other.shape())
+    });
+    missing.or(differs.map(|(n, _)| n)).cloned()
+}
+
+fn to_tl(adapter: &Path, out: &Path, base: &Path) -> Result<PathBuf> {
+    let base = Checkpoint::open(base)?;
+    let options = ToTiedOptions {
+        base: Some(&base),
+        ..ToTiedOptions::default()
+    };
+    peft_to_tied(adapter, out, &options)?;
+    Ok(out.to_owned())
+}
+
+fn to_peft(tl: &Path, out: &Path, base: &Path, form: Form) -> Result<PathBuf> {
+    let base = Checkpoint::open(base)?;
+    let options = ExportOptions {
+        form,
+        ..ExportOptions::default()
+    };
+    tied_to_peft(tl, out, &NoBlobs, Some(&base), &options)?;
+    Ok(out.to_owned())
+}
+
+/// The names in a folder, sorted.
+fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap();
+    let mut names: Vec<String> = entries
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
