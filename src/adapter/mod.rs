@@ -17,6 +17,9 @@ use crate::tensor::Tensor;
 
 /// Most tie groups in one adapter.
 pub const MAX_GROUPS: usize = 65_536;
+/// Most adapted modules, (layer, target) pairs of all tie groups: layers times targets can be
+/// billions in a manifest of a few megabytes.
+pub const MAX_MODULES: usize = 262_144;
 /// Most layers in one tie group, and one more than the highest layer number.
 pub const MAX_LAYERS: usize = 4_096;
 /// Highest rank.
@@ -126,6 +129,15 @@ impl Adapter {
         for group in &self.groups {
             group.validate()?;
         }
+        let per_group = self
+            .groups
+            .iter()
+            .map(|g| g.instances().saturating_mul(g.targets.len()));
+        let modules = per_group.fold(0, usize::saturating_add);
+        if modules > MAX_MODULES {
+            let message = format!("{modules} adapted modules, the limit is {MAX_MODULES}");
+            return Err(Error::new(Code::ManifestLimit, message));
+        }
         let mut seen = BTreeSet::new();
         for module in self.modules() {
             if let Some(twice) = seen.replace(module.path) {
@@ -149,7 +161,7 @@ impl Adapter {
 
     /// Puts groups and extras into the order that the format requires: by module, then by name.
     pub fn sort(&mut self) {
-        self.groups.sort_by(|a, b| a.sort_key().cmp(&b.sort_key()));
+        self.groups.sort_by(TieGroup::order);
         self.extras.sort_by(|a, b| a.name.cmp(&b.name));
     }
 

@@ -374,18 +374,9 @@ impl Manifest {
     /// The rules that make the manifest of an adapter unique: order, names, no double, no unused.
     fn check_canonical_structure(&self, adapter: &Adapter) -> Result<()> {
         let not_canonical = |m: String| Err(Error::new(Code::ManifestNotCanonical, m));
-        let mut sorted = adapter.clone();
-        sorted.sort();
-        let order = |a: &Adapter| {
-            let groups: Vec<_> = a
-                .groups
-                .iter()
-                .map(|g| (g.targets.clone(), g.layers.clone()))
-                .collect();
-            let extras: Vec<_> = a.extras.iter().map(|e| e.name.clone()).collect();
-            (groups, extras)
-        };
-        if order(&sorted) != order(adapter) {
+        // Validation refused equal ones, so ascending is the one order.
+        let groups_ascend = adapter.groups.is_sorted_by(|a, b| a.order(b).is_lt());
+        if !groups_ascend || !adapter.extras.is_sorted_by_key(|e| &e.name) {
             return not_canonical("groups or extras are not in canonical order".into());
         }
         if adapter.method().name() != self.method {
