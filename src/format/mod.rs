@@ -21,7 +21,7 @@ pub use manifest::{
     FEATURES, MAX_MANIFEST_BYTES, MAX_TENSOR_BYTES, Manifest, ManifestTensor, VERSION,
 };
 pub use pack::unpack;
-pub use read::{BlobSource, DirBlobs, NoBlobs, Stored, TlFile};
+pub use read::{BlobSource, DirBlobs, MAX_MADE_BYTES, NoBlobs, Stored, TlFile};
 pub use seeded::{GENERATOR, MAX_SEEDED_ELEMENTS, generate, seeded_tensor};
 pub use write::{Packing, WriteOptions, Written, write_tl};
 

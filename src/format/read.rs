@@ -12,6 +12,8 @@ use crate::tensor::{Bytes, Dtype, Tensor};
 
 /// Longest `.tl` header.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
+/// Most bytes that [`TlFile::load`] makes of tensors that do not lie raw in the file.
+pub const MAX_MADE_BYTES: u64 = 16 << 30;
 pub(super) const ALIGN: usize = 64;
 pub(super) const KEY_VERSION: &str = "tl";
 pub(super) const KEY_MANIFEST: &str = "tl.manifest";
@@ -176,10 +178,36 @@ impl TlFile {
     ///
     /// # Errors
     /// [`Code::DigestMismatch`], [`Code::ExternalMissing`], [`Code::PackInvalid`],
-    /// [`Code::PackSize`], [`Code::NonFinite`]; [`Code::Io`].
+    /// [`Code::PackSize`], [`Code::NonFinite`]; [`Code::Io`]; [`Code::ManifestLimit`] beyond
+    /// [`MAX_MADE_BYTES`].
     pub fn load(&self, blobs: &dyn BlobSource) -> Result<Adapter> {
+        self.load_within(blobs, MAX_MADE_BYTES)
+    }
+
+    /// As [`load`](Self::load), with a limit of one's own. Raw tensors take what the file takes;
+    /// packed, seeded and external ones may take thousands of times as much, and `max_made` is the
+    /// most bytes that they may add up to.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_within(&self, blobs: &dyn BlobSource, max_made: u64) -> Result<Adapter> {
+        let storage = self.storage();
+        let mut made: u64 = 0;
+        for (name, stored) in &storage {
+            if let (Some(entry), true) =
+                (self.manifest.tensors().get(*name), *stored != Stored::Raw)
+            {
+                made = made.saturating_add(entry.byte_len()?);
+            }
+        }
+        if made > max_made {
+            let message = format!(
+                "its packed and left out tensors take {made} bytes, the limit is {max_made}"
+            );
+            return Err(Error::new(Code::ManifestLimit, message).file(self.file.path()));
+        }
         let mut tensors = BTreeMap::new();
-        for (name, stored) in self.storage() {
+        for (name, stored) in storage {
             let tensor = self
                 .tensor(name, stored, blobs)
                 .map_err(|e| e.tensor(name).file(self.file.path()))?;
@@ -202,10 +230,10 @@ impl TlFile {
             .ok_or_else(|| Error::new(Code::TensorUndeclared, "not in the manifest"))?;
         let (dtype, len) = (entry.dtype()?, entry.byte_len()?);
         let bytes: Bytes = match stored {
-            Stored::Raw => self.file.tensor(name)?.data().clone(),
+            Stored::Raw => self.read(name)?.into(),
             Stored::Packed => {
-                let packed = self.file.tensor(&format!("{}{name}", pack::PREFIX))?;
-                pack::unpack(dtype, packed.data(), len)?.into()
+                let packed = self.read(&format!("{}{name}", pack::PREFIX))?;
+                pack::unpack(dtype, &packed, len)?.into()
             }
             Stored::Seeded => self.regenerate(entry, dtype)?,
             Stored::External => blobs
@@ -224,6 +252,20 @@ impl TlFile {
         let tensor = Tensor::new(dtype, entry.shape.clone(), bytes)?;
         check_finite(&tensor)?;
         Ok(tensor)
+    }
+
+    /// A stored tensor's bytes, copied out: what was verified must not change afterwards, as a
+    /// memory map of a file that somebody writes to would.
+    fn read(&self, name: &str) -> Result<Vec<u8>> {
+        let info = self
+            .file
+            .header()
+            .get(name)
+            .ok_or_else(|| Error::new(Code::TensorNotFound, "not in this file"))?;
+        let mut bytes = vec![0; info.byte_len() as usize];
+        let start = self.file.file_range(info).start;
+        self.file.read_at(&mut bytes, start)?;
+        Ok(bytes)
     }
 
     fn regenerate(&self, entry: &ManifestTensor, dtype: Dtype) -> Result<Bytes> {
