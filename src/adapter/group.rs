@@ -1,3 +1,5 @@
+use std::cmp::Ordering;
+
 use ndarray::Array2;
 
 use super::{LAYER_PLACE, MAX_LAYERS, MAX_RANK, Part, check_name};
@@ -226,9 +228,10 @@ impl TieGroup {
         self.layers.as_ref().map_or(1, Vec::len)
     }
 
-    /// Σ out over the targets.
+    /// Σ out over the targets; `usize::MAX`, which no B can have, where the sum does not fit.
     pub fn total_out(&self) -> usize {
-        self.targets.iter().map(|t| t.out).sum()
+        let outs = self.targets.iter().map(|t| t.out);
+        outs.fold(0, usize::saturating_add)
     }
 
     /// Whether one A and one B serve every layer.
@@ -264,11 +267,12 @@ impl TieGroup {
         }
     }
 
-    pub(super) fn sort_key(&self) -> (Vec<&str>, Option<&[u32]>) {
-        (
-            self.targets.iter().map(|t| t.module.as_str()).collect(),
-            self.layers.as_deref(),
-        )
+    /// The order that the format requires: by the targets' modules, then by layers.
+    pub(crate) fn order(&self, other: &Self) -> Ordering {
+        let modules = self.targets.iter().map(|t| &t.module);
+        modules
+            .cmp(other.targets.iter().map(|t| &t.module))
+            .then_with(|| self.layers.cmp(&other.layers))
     }
 
     /// The factors of one module, widened to f32 and scaled: `A' = rn32(u·A)`, `B' = rn32(v·B)`.

@@ -17,12 +17,13 @@ use crate::tensor::Tensor;
 
 /// Most tie groups in one adapter.
 pub const MAX_GROUPS: usize = 65_536;
+/// Most adapted modules, (layer, target) pairs of all tie groups: layers times targets can be
+/// billions in a manifest of a few megabytes.
+pub const MAX_MODULES: usize = 262_144;
 /// Most layers in one tie group, and one more than the highest layer number.
 pub const MAX_LAYERS: usize = 4_096;
 /// Highest rank.
 pub const MAX_RANK: usize = 65_536;
-/// Most adapted modules: layers × targets, over all groups. A few kilobytes can name billions.
-pub const MAX_MODULES: usize = 262_144;
 /// Longest module path or tensor name in bytes.
 pub const MAX_NAME_BYTES: usize = 512;
 
@@ -157,7 +158,7 @@ impl Adapter {
 
     /// Puts groups and extras into the order that the format requires: by module, then by name.
     pub fn sort(&mut self) {
-        self.groups.sort_by(|a, b| a.sort_key().cmp(&b.sort_key()));
+        self.groups.sort_by(TieGroup::order);
         self.extras.sort_by(|a, b| a.name.cmp(&b.name));
     }
 

@@ -5,8 +5,11 @@
 //! rounding; likewise the rows of B'. A LoRA that was trained untied has no such rows: its layers
 //! differ in direction by far more than any rounding.
 
-use crate::adapter::{Adapter, Factor, ModuleKind, TieGroup};
+use std::collections::BTreeMap;
+
+use crate::adapter::{Adapter, Factor, ModuleKind, Scaling, TieGroup};
 use crate::error::{Code, Error, Result};
+use crate::format::Digest;
 use crate::tensor::{Dtype, Tensor};
 
 /// Units of roundoff that a row may be off the common row: one from the export's product, one from
@@ -185,8 +188,14 @@ const TARGET_ORDER: &[&str] = &[
 /// Joins groups with the same layers, A, u and scaling. Their B and v follow one another.
 fn join_groups(groups: Vec<TieGroup>) -> Result<Vec<TieGroup>> {
     let mut families: Vec<Vec<TieGroup>> = Vec::new();
+    let mut places: BTreeMap<JoinKey, usize> = BTreeMap::new();
     for group in groups {
-        match families.iter_mut().find(|f| joinable(&f[0], &group)) {
+        // By key, not pair by pair: an adapter may have tens of thousands of groups.
+        let place = match join_key(&group) {
+            Some(key) => *places.entry(key).or_insert(families.len()),
+            None => families.len(),
+        };
+        match families.get_mut(place) {
             Some(family) => family.push(group),
             None => families.push(vec![group]),
         }
@@ -194,29 +203,37 @@ fn join_groups(groups: Vec<TieGroup>) -> Result<Vec<TieGroup>> {
     families.into_iter().map(join_family).collect()
 }
 
-fn joinable(one: &TieGroup, two: &TieGroup) -> bool {
-    let same = |a: &Option<Factor>, b: &Option<Factor>| match (a, b) {
-        (Some(a), Some(b)) => a.tensor.same_bytes(&b.tensor) && a.trained == b.trained,
-        (None, None) => true,
-        _ => false,
-    };
-    let alike = |a: &Option<Factor>, b: &Option<Factor>| {
-        a.as_ref().map(|f| f.tensor.dtype()) == b.as_ref().map(|f| f.tensor.dtype())
-    };
-    one.layers.is_some()
-        && one.layers == two.layers
-        && (one.rank, one.in_features, one.scaling) == (two.rank, two.in_features, two.scaling)
-        && [one, two]
-            .iter()
-            .all(|g| g.targets.iter().all(|t| t.kind == ModuleKind::Linear))
-        && one.b.tensor.shape().len() == two.b.tensor.shape().len()
-        && one.b.tensor.dtype() == two.b.tensor.dtype()
-        && [one, two]
-            .iter()
-            .all(|g| g.b.tensor.shape().iter().rev().nth(1) == Some(&g.total_out()))
-        && same(&one.u, &two.u)
-        && alike(&one.v, &two.v)
-        && one.a.tensor.same_bytes(&two.a.tensor)
+/// Dtype, shape and digest: equal for tensors of equal bytes.
+type Content = (Dtype, Vec<usize>, Digest);
+
+/// What groups that may be joined have in common.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct JoinKey {
+    layers: Vec<u32>,
+    shape: (usize, usize, Scaling),
+    a: Content,
+    b: (usize, Dtype),
+    u: Option<(Content, bool)>,
+    v: Option<Dtype>,
+}
+
+/// `None` for a group that is joined with no other.
+fn join_key(group: &TieGroup) -> Option<JoinKey> {
+    let content = |t: &Tensor| (t.dtype(), t.shape().to_vec(), Digest::of(t.data()));
+    let layers = group.layers.clone()?;
+    let b = &group.b.tensor;
+    let linear = group.targets.iter().all(|t| t.kind == ModuleKind::Linear);
+    if !linear || b.shape().iter().rev().nth(1) != Some(&group.total_out()) {
+        return None;
+    }
+    Some(JoinKey {
+        layers,
+        shape: (group.rank, group.in_features, group.scaling),
+        a: content(&group.a.tensor),
+        b: (b.shape().len(), b.dtype()),
+        u: group.u.as_ref().map(|u| (content(&u.tensor), u.trained)),
+        v: group.v.as_ref().map(|v| v.tensor.dtype()),
+    })
 }
 
 fn join_family(mut family: Vec<TieGroup>) -> Result<TieGroup> {

@@ -18,11 +18,10 @@ pub use digest::{Digest, Hasher};
 pub use encode::{Encoded, EncodedTensor, encode};
 pub use fingerprint::fingerprint;
 pub use manifest::{
-    FEATURES, MAX_EXPANDED_BYTES, MAX_MANIFEST_BYTES, MAX_TENSOR_BYTES, Manifest, ManifestTensor,
-    VERSION,
+    FEATURES, MAX_MANIFEST_BYTES, MAX_TENSOR_BYTES, Manifest, ManifestTensor, VERSION,
 };
 pub use pack::unpack;
-pub use read::{BlobSource, DirBlobs, NoBlobs, Stored, TlFile};
+pub use read::{BlobSource, DirBlobs, MAX_MADE_BYTES, NoBlobs, Stored, TlFile};
 pub use seeded::{GENERATOR, MAX_SEEDED_ELEMENTS, generate, seeded_tensor};
 pub use write::{Packing, WriteOptions, Written, write_tl};
 

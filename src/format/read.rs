@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use super::digest::Digest;
 use super::encode::check_finite;
-use super::manifest::{MAX_EXPANDED_BYTES, Manifest, ManifestTensor};
+use super::manifest::{Manifest, ManifestTensor};
 use super::{pack, seeded};
 use crate::adapter::Adapter;
 use crate::error::{Code, Error, Result};
@@ -12,6 +12,8 @@ use crate::tensor::{Bytes, Dtype, Tensor};
 
 /// Longest `.tl` header.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
+/// Most bytes that [`TlFile::load`] makes of tensors that do not lie raw in the file.
+pub const MAX_MADE_BYTES: u64 = 16 << 30;
 pub(super) const ALIGN: usize = 64;
 pub(super) const KEY_VERSION: &str = "tl";
 pub(super) const KEY_MANIFEST: &str = "tl.manifest";
@@ -180,37 +182,42 @@ impl TlFile {
     ///
     /// # Errors
     /// [`Code::DigestMismatch`], [`Code::ExternalMissing`], [`Code::PackInvalid`],
-    /// [`Code::PackSize`], [`Code::NonFinite`]; [`Code::ManifestLimit`] where seeded and packed
-    /// tensors are more than [`MAX_EXPANDED_BYTES`] together; [`Code::Io`].
+    /// [`Code::PackSize`], [`Code::NonFinite`]; [`Code::Io`]; [`Code::ManifestLimit`] beyond
+    /// [`MAX_MADE_BYTES`].
     pub fn load(&self, blobs: &dyn BlobSource) -> Result<Adapter> {
-        self.check_expansion()
-            .map_err(|e| e.file(self.file.path()))?;
+        self.load_within(blobs, MAX_MADE_BYTES)
+    }
+
+    /// As [`load`](Self::load), with a limit of one's own. Raw tensors take what the file takes;
+    /// packed, seeded and external ones may take thousands of times as much, and `max_made` is the
+    /// most bytes that they may add up to.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_within(&self, blobs: &dyn BlobSource, max_made: u64) -> Result<Adapter> {
+        let storage = self.storage();
+        let mut made: u64 = 0;
+        for (name, stored) in &storage {
+            if let (Some(entry), true) =
+                (self.manifest.tensors().get(*name), *stored != Stored::Raw)
+            {
+                made = made.saturating_add(entry.byte_len()?);
+            }
+        }
+        if made > max_made {
+            let message = format!(
+                "its packed and left out tensors take {made} bytes, the limit is {max_made}"
+            );
+            return Err(Error::new(Code::ManifestLimit, message).file(self.file.path()));
+        }
         let mut tensors = BTreeMap::new();
-        for (name, stored) in self.storage() {
+        for (name, stored) in storage {
             let tensor = self
                 .tensor(name, stored, blobs)
                 .map_err(|e| e.tensor(name).file(self.file.path()))?;
             tensors.insert(name, tensor);
         }
         self.manifest.assemble(&tensors)
-    }
-
-    fn check_expansion(&self) -> Result<()> {
-        let mut expanded: u64 = 0;
-        for (name, stored) in self.storage() {
-            if let (Stored::Seeded | Stored::Packed, Some(entry)) =
-                (stored, self.manifest.tensors().get(name))
-            {
-                expanded = expanded.saturating_add(entry.byte_len()?);
-            }
-        }
-        if expanded > MAX_EXPANDED_BYTES {
-            let message = format!(
-                "seeded and packed tensors of {expanded} bytes, the limit is {MAX_EXPANDED_BYTES}"
-            );
-            return Err(Error::new(Code::ManifestLimit, message));
-        }
-        Ok(())
     }
 
     /// One verified tensor of the manifest.
@@ -227,9 +234,9 @@ impl TlFile {
             .ok_or_else(|| Error::new(Code::TensorUndeclared, "not in the manifest"))?;
         let (dtype, len) = (entry.dtype()?, entry.byte_len()?);
         let bytes: Bytes = match stored {
-            Stored::Raw => self.stored(name)?.into(),
+            Stored::Raw => self.read(name)?.into(),
             Stored::Packed => {
-                let packed = self.stored(&format!("{}{name}", pack::PREFIX))?;
+                let packed = self.read(&format!("{}{name}", pack::PREFIX))?;
                 pack::unpack(dtype, &packed, len)?.into()
             }
             Stored::Seeded => self.regenerate(entry, dtype)?,
@@ -251,13 +258,17 @@ impl TlFile {
         Ok(tensor)
     }
 
-    /// A copy of the stored bytes: what is verified must not change afterwards, as a map could.
-    fn stored(&self, name: &str) -> Result<Vec<u8>> {
-        let info = self.file.header().get(name);
-        let info = info.ok_or_else(|| Error::new(Code::TensorNotFound, "not in this file"))?;
+    /// A stored tensor's bytes, copied out: what was verified must not change afterwards, as a
+    /// memory map of a file that somebody writes to would.
+    fn read(&self, name: &str) -> Result<Vec<u8>> {
+        let info = self
+            .file
+            .header()
+            .get(name)
+            .ok_or_else(|| Error::new(Code::TensorNotFound, "not in this file"))?;
         let mut bytes = vec![0; info.byte_len() as usize];
-        self.file
-            .read_at(&mut bytes, self.file.file_range(info).start)?;
+        let start = self.file.file_range(info).start;
+        self.file.read_at(&mut bytes, start)?;
         Ok(bytes)
     }
 

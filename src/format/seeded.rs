@@ -7,7 +7,7 @@
 
 use crate::adapter::Seed;
 use crate::error::{Code, Error, Result};
-use crate::tensor::{Dtype, Tensor};
+use crate::tensor::{Dtype, Tensor, byte_len, narrow_into, not_float};
 
 /// Name of the generator in manifests.
 pub const GENERATOR: &str = "chacha20-uniform/1";
@@ -20,6 +20,15 @@ pub const MAX_SEEDED_ELEMENTS: usize = 1 << 28;
 /// [`Code::SeedInvalid`] where `step` is not finite and positive, or `len` is beyond
 /// [`MAX_SEEDED_ELEMENTS`].
 pub fn generate(seed: &Seed, len: usize) -> Result<Vec<f32>> {
+    check(seed, len)?;
+    let mut out = vec![0.0; len];
+    for (counter, place) in (0..).zip(out.chunks_mut(16)) {
+        place.copy_from_slice(&values(seed, counter)[..place.len()]);
+    }
+    Ok(out)
+}
+
+fn check(seed: &Seed, len: usize) -> Result<()> {
     let top = seed.step * (1 << 23) as f32;
     if !(seed.step > 0.0 && top.is_finite()) {
         return Err(Error::new(
@@ -31,16 +40,13 @@ pub fn generate(seed: &Seed, len: usize) -> Result<Vec<f32>> {
         let message = format!("{len} seeded values, the limit is {MAX_SEEDED_ELEMENTS}");
         return Err(Error::new(Code::SeedInvalid, message));
     }
-    let mut out = Vec::with_capacity(len);
-    let mut counter = 0;
-    while out.len() < len {
-        let block = chacha20_block(&seed.key, counter);
-        counter += 1;
-        for word in block.into_iter().take(len - out.len()) {
-            out.push(((word >> 8) as i32 - (1 << 23)) as f32 * seed.step);
-        }
-    }
-    Ok(out)
+    Ok(())
+}
+
+/// The 16 values that one block of the key stream makes.
+fn values(seed: &Seed, counter: u32) -> [f32; 16] {
+    chacha20_block(&seed.key, counter)
+        .map(|word| ((word >> 8) as i32 - (1 << 23)) as f32 * seed.step)
 }
 
 /// The tensor of a seed.
@@ -48,8 +54,18 @@ pub fn generate(seed: &Seed, len: usize) -> Result<Vec<f32>> {
 /// # Errors
 /// As [`generate`]; [`Code::DtypeNotAllowed`].
 pub fn seeded_tensor(seed: &Seed, dtype: Dtype, shape: &[usize]) -> Result<Tensor> {
-    let len = crate::tensor::byte_len(dtype, shape)? * 8 / dtype.bits() as u64;
-    Tensor::narrowed(dtype, shape.to_vec(), &generate(seed, len as usize)?)
+    if !dtype.is_float() {
+        return Err(not_float(dtype));
+    }
+    let bytes = byte_len(dtype, shape)? as usize;
+    let width = dtype.bits() / 8;
+    check(seed, bytes / width)?;
+    // Block by block into the tensor's dtype: a gigabyte of f32 beside it is never held.
+    let mut data = vec![0; bytes];
+    for (counter, place) in (0..).zip(data.chunks_mut(16 * width)) {
+        narrow_into(dtype, &values(seed, counter)[..place.len() / width], place);
+    }
+    Tensor::new(dtype, shape.to_vec(), data)
 }
 
 fn chacha20_block(key: &[u8; 32], counter: u32) -> [u32; 16] {

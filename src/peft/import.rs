@@ -13,8 +13,8 @@ use super::names::{LoraRules, TargetRules, strip_prefix};
 use super::projection::{Fma, regenerate};
 use super::tensors::{LoraModule, Sorted, sort_tensors};
 use crate::adapter::{
-    Adapter, BaseModel, Extra, ExtraRole, Factor, LAYER_PLACE, ModuleKind, Scaling, ScalingRule,
-    Target, TieGroup,
+    Adapter, BaseModel, Extra, ExtraRole, Factor, LAYER_PLACE, MAX_GROUPS, ModuleKind, Scaling,
+    ScalingRule, Target, TieGroup,
 };
 use crate::error::{Code, Error, Result};
 use crate::format::Digest;
@@ -103,6 +103,15 @@ pub fn import(dir: &Path, options: &ImportOptions<'_>) -> Result<Imported> {
             .map_err(|e| e.file(&config_path))?;
     }
     let sorted = sort_tensors(&files).map_err(|e| e.file(&files.weights_path))?;
+    let count = [
+        sorted.lora.len(),
+        sorted.vera.len(),
+        sorted.base_layers.len() + sorted.others.len(),
+    ];
+    if let Some(n) = count.into_iter().find(|n| *n > MAX_GROUPS) {
+        let message = format!("{n} modules or full tensors, the limit is {MAX_GROUPS}");
+        return Err(Error::new(Code::ManifestLimit, message).file(&files.weights_path));
+    }
     let kind = match &files.config {
         PeftConfig::Lora(config) => importer.lora(config, &sorted),
         PeftConfig::Vera(config) => importer.vera(config, &sorted),
@@ -458,12 +467,14 @@ impl Importer<'_> {
             });
         }
         let mut found = vec![false; saved.len()];
+        let needles: Vec<(String, String)> = saved
+            .iter()
+            .map(|s| (format!(".{s}"), format!("{s}.")))
+            .collect();
         for (name, tensor) in &sorted.others {
             let module = name.rsplit_once('.').map_or("", |(m, _)| m);
-            let hits = saved.iter().map(|s| {
-                module == s
-                    || module.ends_with(&format!(".{s}"))
-                    || module.contains(&format!("{s}."))
+            let hits = saved.iter().zip(&needles).map(|(s, (tail, inner))| {
+                module == s || module.ends_with(tail) || module.contains(inner)
             });
             let mut hit = false;
             for (flag, this) in found.iter_mut().zip(hits) {

@@ -390,6 +390,20 @@ mod tests {
     }
 
     #[test]
+    fn numbers_are_read_to_the_last_bit() {
+        // Alpha is a Python float; one unit off would be another merge than PEFT's.
+        let mut bits = 0x3ff0_0000_0000_0001_u64;
+        for _ in 0..10_000 {
+            bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let x = f64::from_bits(bits);
+            if x.is_finite() && x.fract() != 0.0 {
+                let json = Json::parse(format!("{x:?}").as_bytes()).unwrap();
+                assert_eq!(json, Json::Float(x), "{x:?}");
+            }
+        }
+    }
+
+    #[test]
     fn pretty_text_is_what_python_writes_and_parses_back() {
         // PEFT's own files and ours are compared by people with diff.
         let text = "{\n  \"b\": [\n    \"\\u00e9\\ud83d\\ude00\\\"\",\n    1.5\n  ],\n  \"a\": {},\n  \"c\": null\n}";

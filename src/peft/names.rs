@@ -3,11 +3,11 @@
 //!
 //! Module names here are those of the base model, without PEFT's `base_model.model.`.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use super::config::{LoraConfig, Names, Selection, check_alpha};
 use super::json::cut;
-use super::pyre::{Pattern, bad};
+use super::pyre::{Clock, Pattern, bad};
 use crate::error::Result;
 
 /// What PEFT puts before the name of every adapted module.
@@ -74,12 +74,12 @@ impl Matcher {
         })
     }
 
-    fn new(names: &Names, none: Matcher) -> Result<Self> {
+    fn new(names: &Names, none: Matcher, clock: &Clock) -> Result<Self> {
         Ok(match names {
             Names::None => none,
             Names::AllLinear => Self::Everything,
             Names::List(list) => Self::List(Suffixes(list.iter().cloned().collect())),
-            Names::Regex(regex) => Self::Regex(Pattern::full(regex)?),
+            Names::Regex(regex) => Self::Regex(Pattern::full(regex, clock)?),
         })
     }
 }
@@ -90,7 +90,7 @@ pub struct TargetRules {
     exclude: Matcher,
     saved: Vec<Pattern>,
     targets: Matcher,
-    layers: Option<(Vec<u64>, Vec<Pattern>)>,
+    layers: Option<(BTreeSet<u64>, Vec<Pattern>)>,
 }
 
 impl TargetRules {
@@ -99,10 +99,14 @@ impl TargetRules {
     /// # Errors
     /// [`crate::Code::BadPattern`].
     pub fn new(selection: &Selection) -> Result<Self> {
+        Self::on_clock(selection, &Clock::default())
+    }
+
+    fn on_clock(selection: &Selection, clock: &Clock) -> Result<Self> {
         let compile = |sources: Vec<String>| {
             sources
                 .iter()
-                .map(|s| Pattern::prefix(s))
+                .map(|s| Pattern::prefix(s, clock))
                 .collect::<Result<Vec<_>>>()
         };
         check_count("modules_to_save", selection.modules_to_save.len())?;
@@ -110,7 +114,7 @@ impl TargetRules {
         // An empty string or list means the same to PEFT as none, but only for exclusions.
         let exclude = match &selection.exclude_modules {
             Names::Regex(regex) if regex.is_empty() => Matcher::Nothing,
-            names => Matcher::new(names, Matcher::Nothing)?,
+            names => Matcher::new(names, Matcher::Nothing, clock)?,
         };
         let saved = selection.modules_to_save.iter();
         let layers = selection.layers_to_transform.as_ref().map(|numbers| {
@@ -121,12 +125,13 @@ impl TargetRules {
                     .map(|p| format!(r"(?:^|.*?\.){p}\.(?P<idx>\d+)\."))
                     .collect(),
             };
-            compile(patterns).map(|patterns| (numbers.clone(), patterns))
+            let numbers = numbers.iter().copied().collect();
+            compile(patterns).map(|patterns| (numbers, patterns))
         });
         Ok(Self {
             exclude,
             saved: compile(saved.map(|m| format!(r"(^|.*\.){m}($|\..*)")).collect())?,
-            targets: Matcher::new(&selection.target_modules, Matcher::Everything)?,
+            targets: Matcher::new(&selection.target_modules, Matcher::Everything, clock)?,
             layers: layers.transpose()?,
         })
     }
@@ -180,13 +185,14 @@ fn check_count(key: &str, count: usize) -> Result<()> {
 
 /// A compiled `rank_pattern` or `alpha_pattern`.
 #[derive(Debug, Clone)]
-pub struct Patterns<T>(Vec<(Key, T)>);
-
-#[derive(Debug, Clone)]
-enum Key {
-    /// A name in which only the dots are special: a dot matches any character.
-    Name(String),
-    Regex(Pattern),
+pub struct Patterns<T> {
+    /// The values, in the order of the file.
+    values: Vec<T>,
+    /// Names in which only the dots are special, and the places of their values.
+    names: PlainNames,
+    /// The other patterns, and the places of their values.
+    regexes: Vec<(usize, Pattern)>,
+    clock: Clock,
 }
 
 impl<T: Clone> Patterns<T> {
@@ -195,26 +201,26 @@ impl<T: Clone> Patterns<T> {
     /// # Errors
     /// [`crate::Code::BadPattern`].
     pub fn new(patterns: &[(String, T)]) -> Result<Self> {
+        Self::on_clock(patterns, &Clock::default())
+    }
+
+    fn on_clock(patterns: &[(String, T)], clock: &Clock) -> Result<Self> {
         let plain = |key: &str| {
             key.bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
         };
-        check_count(
-            "rank_pattern or alpha_pattern",
-            patterns.iter().filter(|(k, _)| !plain(k)).count(),
-        )?;
-        let compile = |(key, value): &(String, T)| {
-            let compiled = match plain(key) {
-                true => Key::Name(key.clone()),
-                false => Key::Regex(Pattern::prefix(&format!(r"(.*\.)?({key})$"))?),
-            };
-            Ok((compiled, value.clone()))
+        let keys = patterns.iter().map(|(key, _)| key.as_str()).enumerate();
+        let (names, others): (Vec<_>, Vec<_>) = keys.partition(|(_, key)| plain(key));
+        check_count("rank_pattern or alpha_pattern", others.len())?;
+        let compile = |(at, key): &(usize, &str)| {
+            Pattern::prefix(&format!(r"(.*\.)?({key})$"), clock).map(|regex| (*at, regex))
         };
-        patterns
-            .iter()
-            .map(compile)
-            .collect::<Result<_>>()
-            .map(Self)
+        Ok(Self {
+            values: patterns.iter().map(|(_, value)| value.clone()).collect(),
+            names: PlainNames::new(&names),
+            regexes: others.iter().map(compile).collect::<Result<_>>()?,
+            clock: clock.clone(),
+        })
     }
 
     /// The value of the first pattern that matches `module`, PEFT's `(.*\.)?(pattern)$`.
@@ -222,32 +228,68 @@ impl<T: Clone> Patterns<T> {
     /// # Errors
     /// [`crate::Code::BadPattern`] where matching is too costly.
     pub fn value(&self, module: &str) -> Result<Option<&T>> {
-        for (key, value) in &self.0 {
-            let hit = match key {
-                Key::Name(name) => ends_in(module, name),
-                Key::Regex(regex) => regex.matches(module)?,
-            };
-            if hit {
-                return Ok(Some(value));
+        let mut first = self.clock.charge(module, || self.names.first(module))?;
+        for (at, regex) in &self.regexes {
+            if first.is_some_and(|first| first < *at) {
+                break;
+            }
+            if regex.matches(module)? {
+                first = Some(*at);
+                break;
             }
         }
-        Ok(None)
+        Ok(first.and_then(|at| self.values.get(at)))
     }
 }
 
-/// Whether `(.*\.)?(name)$` matches, for a `name` without any special character but the dot.
-fn ends_in(module: &str, name: &str) -> bool {
-    let mut left = module.chars().rev();
-    let same = name.bytes().rev().all(|n| {
-        left.next().is_some_and(|m| {
-            if n == b'.' {
-                m != '\n'
-            } else {
-                m == char::from(n)
+/// Names without any special character but the dot, which stands for any character. PEFT itself
+/// writes one for each module, so that trying them one after another would be quadratic.
+#[derive(Debug, Clone)]
+struct PlainNames(Vec<(Vec<u8>, usize)>);
+
+impl PlainNames {
+    fn new(names: &[(usize, &str)]) -> Self {
+        let backwards = |(at, name): &(usize, &str)| (name.bytes().rev().collect(), *at);
+        let mut sorted: Vec<(Vec<u8>, usize)> = names.iter().map(backwards).collect();
+        sorted.sort();
+        Self(sorted)
+    }
+
+    /// The lowest place of a name that `(.*\.)?(name)$` finds in `module`.
+    ///
+    /// Both are read from their ends. The names that agree so far are one range of the sorted
+    /// list, which each character narrows to those that have it and those that have a dot there.
+    fn first(&self, module: &str) -> Option<usize> {
+        let letters: Vec<char> = module.chars().rev().collect();
+        let mut best: Option<usize> = None;
+        let mut open = vec![(self.0.as_slice(), 0)];
+        while let Some((names, depth)) = open.pop() {
+            let ended = names.partition_point(|(name, _)| name.len() == depth);
+            let (whole, longer) = names.split_at(ended);
+            let letter = letters.get(depth);
+            if let (Some((_, at)), None | Some('.')) = (whole.first(), letter) {
+                best = Some(best.map_or(*at, |best| best.min(*at)));
             }
-        })
-    });
-    same && left.next().is_none_or(|before| before == '.')
+            let Some(letter) = letter else {
+                continue;
+            };
+            let mut narrow = |byte: u8| {
+                let next = |(name, _): &(Vec<u8>, usize)| name.get(depth).copied();
+                let start = longer.partition_point(|n| next(n) < Some(byte));
+                let end = longer.partition_point(|n| next(n) <= Some(byte));
+                if let Some(range @ [_, ..]) = longer.get(start..end) {
+                    open.push((range, depth + 1));
+                }
+            };
+            if *letter != '\n' {
+                narrow(b'.');
+            }
+            if let (true, Ok(byte)) = (*letter != '.', u8::try_from(*letter)) {
+                narrow(byte);
+            }
+        }
+        best
+    }
 }
 
 /// All rules of a LoRA config for one module after another.
@@ -265,11 +307,12 @@ impl<'c> LoraRules<'c> {
     /// # Errors
     /// [`crate::Code::BadPattern`].
     pub fn new(config: &'c LoraConfig) -> Result<Self> {
+        let clock = Clock::default();
         Ok(Self {
             config,
-            targets: TargetRules::new(&config.selection)?,
-            ranks: Patterns::new(&config.rank_pattern)?,
-            alphas: Patterns::new(&config.alpha_pattern)?,
+            targets: TargetRules::on_clock(&config.selection, &clock)?,
+            ranks: Patterns::on_clock(&config.rank_pattern, &clock)?,
+            alphas: Patterns::on_clock(&config.alpha_pattern, &clock)?,
         })
     }
 
@@ -457,7 +500,8 @@ mod tests {
     fn the_short_cut_for_plain_names_agrees_with_the_pattern() {
         // The fast path must not differ from the rule that it stands for.
         for key in ["q", "a.q", ".q", "q.", "", ".", "a-b_0", "layers.1"] {
-            let regex = Pattern::prefix(&format!(r"(.*\.)?({key})$")).unwrap();
+            let regex = Pattern::prefix(&format!(r"(.*\.)?({key})$"), &Clock::default()).unwrap();
+            let names = PlainNames::new(&[(3, "zz"), (7, key)]);
             for module in [
                 "q",
                 "a.q",
@@ -475,12 +519,39 @@ mod tests {
                 "q.x",
             ] {
                 assert_eq!(
-                    ends_in(module, key),
+                    names.first(module) == Some(7),
                     regex.matches(module).unwrap(),
                     "{key} in {module}"
                 );
             }
         }
+    }
+
+    #[test]
+    fn many_plain_names_are_not_tried_one_by_one() {
+        // PEFT writes one for each module; a linear search would compare 10^10 names here.
+        let name = |i: usize| format!("model.layers.{}.experts.{i}.down_proj", i % 61);
+        let patterns: Vec<(String, usize)> = (0..100_000).map(|i| (name(i), i)).collect();
+        let patterns = Patterns::new(&patterns).unwrap();
+        for i in 0..100_000 {
+            assert_eq!(patterns.value(&name(i)).unwrap(), Some(&i));
+        }
+        let both = [
+            ("b.q".to_owned(), 0),
+            ("q".to_owned(), 1),
+            (".q".to_owned(), 2),
+        ];
+        let first = |module| {
+            Patterns::new(&both)
+                .unwrap()
+                .value(module)
+                .unwrap()
+                .copied()
+        };
+        assert_eq!(
+            [first("a.b.q"), first("a.c.q"), first("x.Xq")],
+            [Some(0), Some(1), Some(2)]
+        );
     }
 
     #[test]

@@ -6,7 +6,6 @@
 mod vm;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{BufReader, Read, Seek};
 use std::ops::Range;
 use std::path::Path;
@@ -16,6 +15,7 @@ use zip::{CompressionMethod, ZipArchive, result::ZipError};
 use self::vm::View;
 use super::json::cut;
 use crate::error::{Code, Error, Result};
+use crate::safetensors::open_regular;
 use crate::tensor::{Bytes, Tensor, byte_len};
 
 /// What a reader of a torch archive is willing to handle.
@@ -50,11 +50,7 @@ impl Default for Limits {
 /// its storage, or beyond `limits`; [`Code::TooManyTensors`], [`Code::DuplicateKey`],
 /// [`Code::ShapeOverflow`]; the errors of the file system.
 pub fn read_torch_archive(path: &Path, limits: Limits) -> Result<BTreeMap<String, Tensor>> {
-    let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
-    let len = file
-        .metadata()
-        .map_err(|e| Error::io(path, "read", e))?
-        .len();
+    let (file, len) = open_regular(path)?;
     if len > limits.max_file {
         let message = format!(
             "the file has {len} bytes, at most {} are read",
@@ -85,6 +81,7 @@ fn read(mut file: impl Read + Seek, len: u64, limits: Limits) -> Result<BTreeMap
     // Views may overlap; what copies of them take is bounded by what the file itself takes.
     let mut room = len.saturating_mul(2);
     for (name, view) in views {
+        let name = name.to_string();
         let storage = match storages.get(&*view.key) {
             Some(bytes) => bytes.clone(),
             None => {

@@ -3,6 +3,10 @@
 //! The two languages differ in corners where a pattern would compile and mean something else
 //! (`[a&&b]`, `\z`, `{` as a letter). Those are translated, or refused.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
 use fancy_regex::{Regex, RegexBuilder};
 
 use super::json::cut;
@@ -19,51 +23,103 @@ const LISTED_SIZE: usize = 256 << 10;
 /// Instructions of the backtracking program around the automata.
 const PROGRAM_LIMIT: usize = 100_000;
 
+/// Time that all matching for one config may take; real configs take milliseconds. Each match stops by
+/// itself, but a thousand patterns times a hundred thousand modules, each just within the limits
+/// above, would take days. Where the limit is not met it has no influence on any result.
+const MATCH_TIME: Duration = Duration::from_secs(20);
+
+/// Adds up the time that the rules of one config take.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Clock(Arc<AtomicU64>);
+
+impl Clock {
+    /// Does some work of matching on this clock.
+    ///
+    /// # Errors
+    /// [`Code::BadPattern`] where the config's time is used up; `source` is what a failure names.
+    pub(super) fn charge<T>(&self, source: &str, work: impl FnOnce() -> T) -> Result<T> {
+        let start = Instant::now();
+        let done = work();
+        let took = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let spent = self
+            .0
+            .fetch_add(took, Ordering::Relaxed)
+            .saturating_add(took);
+        if u128::from(spent) > MATCH_TIME.as_nanos() {
+            return Err(bad(
+                source,
+                "is one of many that are too costly to match together",
+            ));
+        }
+        Ok(done)
+    }
+
+    #[cfg(test)]
+    pub(super) fn used_up() -> Self {
+        Self(Arc::new(AtomicU64::new(MATCH_TIME.as_nanos() as u64)))
+    }
+}
+
 /// A compiled pattern with the text that a failure names.
 #[derive(Debug, Clone)]
 pub(super) struct Pattern {
     regex: Regex,
     source: String,
+    clock: Clock,
 }
 
 impl Pattern {
     /// `re.fullmatch(pattern, …)`, for a pattern that stands alone.
-    pub(super) fn full(pattern: &str) -> Result<Self> {
-        Self::compile(pattern, r"\A(?:", r")\z", ONE_SIZE)
+    pub(super) fn full(pattern: &str, clock: &Clock) -> Result<Self> {
+        Self::compile(pattern, [r"\A(?:", r")\z"], ONE_SIZE, clock)
     }
 
     /// `re.match(pattern, …)`, for one of a list of patterns.
-    pub(super) fn prefix(pattern: &str) -> Result<Self> {
-        Self::compile(pattern, r"\A(?:", ")", LISTED_SIZE)
+    pub(super) fn prefix(pattern: &str, clock: &Clock) -> Result<Self> {
+        Self::compile(pattern, [r"\A(?:", ")"], LISTED_SIZE, clock)
     }
 
-    fn compile(pattern: &str, before: &str, after: &str, size: usize) -> Result<Self> {
+    fn compile(
+        pattern: &str,
+        [before, after]: [&str; 2],
+        size: usize,
+        clock: &Clock,
+    ) -> Result<Self> {
         if pattern.len() > MAX_PATTERN {
             return Err(bad(pattern, &format!("is longer than {MAX_PATTERN} bytes")));
         }
         let body = translate(pattern).map_err(|why| bad(pattern, &why))?;
-        let regex = RegexBuilder::new(&format!("{before}{body}{after}"))
+        let mut builder = RegexBuilder::new(&format!("{before}{body}{after}"));
+        builder
             .backtrack_limit(BACKTRACK_LIMIT)
             .max_prog_size(PROGRAM_LIMIT)
             .delegate_size_limit(size)
             .delegate_dfa_size_limit(size)
-            .delegate_dfa_skip_cache_capacity_check(false)
-            .build()
+            .delegate_dfa_skip_cache_capacity_check(false);
+        let regex = clock
+            .charge(pattern, || builder.build())?
             .map_err(|e| bad(pattern, "is not a valid regular expression").cause(e))?;
         Ok(Self {
             regex,
             source: pattern.to_owned(),
+            clock: clock.clone(),
         })
     }
 
     /// Whether it matches.
     pub(super) fn matches(&self, text: &str) -> Result<bool> {
-        self.regex.is_match(text).map_err(|e| self.too_costly(e))
+        let matched = self
+            .clock
+            .charge(&self.source, || self.regex.is_match(text))?;
+        matched.map_err(|e| self.too_costly(e))
     }
 
     /// What its group `name` matched; `None` where nothing matches.
     pub(super) fn group<'t>(&self, text: &'t str, name: &str) -> Result<Option<&'t str>> {
-        let captures = self.regex.captures(text).map_err(|e| self.too_costly(e))?;
+        let captures = self
+            .clock
+            .charge(&self.source, || self.regex.captures(text))?;
+        let captures = captures.map_err(|e| self.too_costly(e))?;
         Ok(captures.and_then(|c| c.name(name)).map(|m| m.as_str()))
     }
 
@@ -202,8 +258,12 @@ fn repeat<'p>(rest: &'p str, out: &mut String) -> &'p str {
 mod tests {
     use super::*;
 
+    fn compile(pattern: &str) -> Result<Pattern> {
+        Pattern::full(pattern, &Clock::default())
+    }
+
     fn full(pattern: &str, text: &str) -> bool {
-        Pattern::full(pattern).unwrap().matches(text).unwrap()
+        compile(pattern).unwrap().matches(text).unwrap()
     }
 
     #[test]
@@ -272,15 +332,27 @@ mod tests {
             "(?P<n>a)(?P<n>b)",
             &long,
         ] {
-            let code = Pattern::full(pattern).err().map(|e| e.code());
+            let code = compile(pattern).err().map(|e| e.code());
             assert_eq!(code, Some(Code::BadPattern), "{pattern}");
         }
     }
 
     #[test]
+    fn many_patterns_stop_together() {
+        // Each within its own limit, they would add up to days.
+        let late = Pattern::full("q", &Clock::used_up()).unwrap_err();
+        assert_eq!(late.code(), Code::BadPattern);
+        let clock = Clock::default();
+        let pattern = Pattern::full("q", &clock).unwrap();
+        assert!(pattern.matches("q").unwrap());
+        clock.0.store(u64::MAX / 2, Ordering::Relaxed);
+        assert_eq!(pattern.matches("q").unwrap_err().code(), Code::BadPattern);
+    }
+
+    #[test]
     fn costly_patterns_stop() {
         // Without limits the first would run for ages, the others take gigabytes.
-        let p = Pattern::full(r"(?:(a|aa|ab?)(?!x))+c").unwrap();
+        let p = compile(r"(?:(a|aa|ab?)(?!x))+c").unwrap();
         let text = "a".repeat(60) + "cb";
         assert_eq!(p.matches(&text).unwrap_err().code(), Code::BadPattern);
         for huge in [
@@ -288,13 +360,13 @@ mod tests {
             "(?:(?:(?:(?=a)a{999}){999}){999}){999}",
         ] {
             assert!(
-                Pattern::full(huge)
+                compile(huge)
                     .and_then(|p| p.matches("aaaa"))
                     .is_ok_and(|m| !m)
-                    || Pattern::full(huge).is_err(),
+                    || compile(huge).is_err(),
                 "{huge}"
             );
         }
-        assert!(Pattern::full(&"(".repeat(10_000)).is_err());
+        assert!(compile(&"(".repeat(10_000)).is_err());
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::files::AdapterFiles;
 use super::import::{plain_name, unknown_tensor};
+use crate::adapter::MAX_NAME_BYTES;
 use crate::error::{Code, Error, Result};
 use crate::tensor::Tensor;
 
@@ -136,6 +137,14 @@ impl Sorted {
     }
 
     fn fill(&mut self, module: &str, slot: Slot, tensor: Tensor) -> Result<()> {
+        // Before any rule is tried on it: a name of thousands of segments has thousands of tails.
+        if module.len() > MAX_NAME_BYTES {
+            let message = format!(
+                "a module's name has {} bytes, the limit is {MAX_NAME_BYTES}",
+                module.len()
+            );
+            return Err(Error::new(Code::BadName, message));
+        }
         let place = match slot {
             Slot::LambdaD => &mut self.vera.entry(module.to_owned()).or_default().lambda_d,
             Slot::LambdaB => &mut self.vera.entry(module.to_owned()).or_default().lambda_b,

@@ -1,9 +1,10 @@
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
+use rustix::fs::OFlags;
 
 use super::header::{Header, MAX_HEADER_BYTES, TensorInfo};
 use crate::error::{Code, Error, Result};
@@ -38,12 +39,7 @@ impl SafetensorsFile {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_limited(path: &Path, limit: u64) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
-        let meta = file.metadata().map_err(|e| Error::io(path, "stat", e))?;
-        if !meta.is_file() {
-            return Err(Error::new(Code::HeaderInvalid, "not a regular file").file(path));
-        }
-        let len = meta.len();
+        let (file, len) = open_regular(path)?;
         let mut prefix = [0; 8];
         let have = len.min(8) as usize;
         file.read_exact_at(&mut prefix[..have], 0)
@@ -150,12 +146,28 @@ impl SafetensorsFile {
     }
 }
 
+/// Opens a regular file, with its length. Anything else is refused: a pipe in a folder that came
+/// from elsewhere would make the reader wait for a writer, for ever.
+pub(crate) fn open_regular(path: &Path) -> Result<(File, u64)> {
+    let nonblocking = OFlags::NONBLOCK.bits() as i32;
+    let file = File::options()
+        .read(true)
+        .custom_flags(nonblocking)
+        .open(path)
+        .map_err(|e| Error::io(path, "open", e))?;
+    let meta = file.metadata().map_err(|e| Error::io(path, "stat", e))?;
+    if !meta.is_file() {
+        return Err(Error::new(Code::Io, "not a regular file").file(path));
+    }
+    Ok((file, meta.len()))
+}
+
 /// Reads a small file whole, refusing one that is longer than `limit` bytes.
 ///
 /// # Errors
 /// [`Code::Io`] and its kin; [`Code::HeaderTooLarge`] past the limit.
 pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
+    let (file, _) = open_regular(path)?;
     let mut bytes = Vec::new();
     file.take(limit + 1)
         .read_to_end(&mut bytes)

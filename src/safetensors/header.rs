@@ -1,7 +1,8 @@
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
 
+use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
@@ -43,8 +44,8 @@ pub struct Header {
     pub tensors: Vec<TensorInfo>,
     /// Offset of the data section in the file: 8 + header length.
     pub data_start: u64,
-    /// Places in `tensors`; a hostile header has too many of them for a search.
-    by_name: HashMap<String, usize>,
+    /// Places in `tensors`, by ascending name: a header may have a million of them.
+    by_name: Vec<u32>,
 }
 
 impl Header {
@@ -92,10 +93,11 @@ impl Header {
             (a.range.start, a.range.end, &a.name).cmp(&(b.range.start, b.range.end, &b.name))
         });
         check_contiguous(&tensors, data_len)?;
-        let names = tensors.iter().map(|t| t.name.clone());
+        let mut by_name: Vec<u32> = (0..tensors.len() as u32).collect();
+        by_name.sort_by_key(|at| &tensors[*at as usize].name);
         Ok(Self {
+            by_name,
             metadata: raw.metadata,
-            by_name: names.zip(0..).collect(),
             tensors,
             data_start: 8 + json.len() as u64,
         })
@@ -111,9 +113,9 @@ impl Header {
 
     /// The tensor of a name.
     pub fn get(&self, name: &str) -> Option<&TensorInfo> {
-        self.by_name
-            .get(name)
-            .and_then(|place| self.tensors.get(*place))
+        let name_at = |at: &u32| self.tensors.get(*at as usize).map(|t| t.name.as_str());
+        let found = self.by_name.binary_search_by_key(&Some(name), name_at);
+        self.tensors.get(*self.by_name.get(found.ok()?)? as usize)
     }
 }
 
@@ -161,8 +163,9 @@ struct RawHeader {
     tensors: Vec<(String, RawEntry)>,
 }
 
+/// Remote, since a derived struct would read `["U8",[2],[0,2]]` as well, by the order of its fields.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 struct RawEntry {
     dtype: String,
     shape: Vec<u64>,
@@ -211,6 +214,29 @@ impl RawEntry {
             shape,
             range: start..end,
         })
+    }
+}
+
+impl<'de> Deserialize<'de> for RawEntry {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
+        struct EntryVisitor;
+
+        impl<'de> Visitor<'de> for EntryVisitor {
+            type Value = RawEntry;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with dtype, shape and data_offsets")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(
+                self,
+                map: M,
+            ) -> std::result::Result<RawEntry, M::Error> {
+                RawEntry::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+
+        d.deserialize_map(EntryVisitor)
     }
 }
 
@@ -370,6 +396,8 @@ mod tests {
             code(&t("[0,2]").replace("{\"dtype\"", "{\"x\":1,\"dtype\""), 2),
             Code::HeaderInvalid
         );
+        let list = r#"{"a":["U8",[2],[0,2]]}"#;
+        assert_eq!(code(list, 2), Code::HeaderInvalid);
         let two = |b: &str| {
             format!(
                 r#"{{"a":{{"dtype":"U8","shape":[2],"data_offsets":[0,2]}},"{b}":{{"dtype":"I8","shape":[2],"data_offsets":[0,2]}}}}"#
@@ -406,6 +434,7 @@ mod tests {
         let header = Header::parse(&bytes[8..], 12).unwrap();
         assert_eq!(header.metadata("b"), Some("x\"y"));
         assert_eq!(header.get("t").unwrap().range, 0..12);
+        assert_eq!(header.get("s"), None);
         assert_eq!(header.data_start, bytes.len() as u64);
     }
 }

@@ -14,6 +14,8 @@ use crate::tensor::Dtype;
 const MAX_OPS: usize = 4 << 20;
 /// Values on the stack; Python's pickler itself writes batches of 1000 entries.
 const MAX_STACK: usize = 1 << 18;
+/// Bytes of one string, of which a hostile pickle could make a hundred thousand copies.
+const MAX_TEXT: usize = 4096;
 /// Axes of one tensor.
 const MAX_AXES: usize = 8;
 
@@ -84,7 +86,7 @@ struct Machine<'p> {
 /// # Errors
 /// [`Code::PickleRefused`] for anything but a flat dict of tensors, [`Code::BadArchive`] for
 /// broken bytecode, [`Code::TooManyTensors`].
-pub(super) fn read_state_dict(code: &[u8], max_tensors: usize) -> Result<Vec<(String, View)>> {
+pub(super) fn read_state_dict(code: &[u8], max_tensors: usize) -> Result<Vec<(Rc<str>, View)>> {
     let mut machine = Machine {
         code,
         ..Machine::default()
@@ -178,7 +180,7 @@ impl Machine<'_> {
         Ok(())
     }
 
-    fn finish(mut self, max_tensors: usize) -> Result<Vec<(String, View)>> {
+    fn finish(mut self, max_tensors: usize) -> Result<Vec<(Rc<str>, View)>> {
         let top = self.pop()?;
         let (Value::Dict(dict), true) = (top, self.stack.is_empty()) else {
             return Err(refused("its content is not a dict"));
@@ -189,9 +191,7 @@ impl Machine<'_> {
             return Err(Error::new(Code::TooManyTensors, message));
         }
         let entry = |(key, value)| match (key, value) {
-            (Value::Text(name), Value::Tensor(at)) => {
-                Ok((name.to_string(), self.tensors[at].clone()))
-            }
+            (Value::Text(name), Value::Tensor(at)) => Ok((name, self.tensors[at].clone())),
             (Value::Text(name), _) => {
                 Err(refused("an entry of the dict is not a tensor").tensor(&*name))
             }
@@ -252,6 +252,9 @@ impl Machine<'_> {
             _ => 8,
         })?;
         let bytes = self.bytes(usize::try_from(len).unwrap_or(usize::MAX))?;
+        if bytes.len() > MAX_TEXT {
+            return Err(refused(format!("a string is longer than {MAX_TEXT} bytes")));
+        }
         std::str::from_utf8(bytes)
             .map(Rc::from)
             .map_err(|_| broken("a string is not UTF-8"))
@@ -298,9 +301,11 @@ impl Machine<'_> {
     }
 
     fn pop_n(&mut self, count: usize) -> Result<Vec<Value>> {
-        let mut items = (0..count).map(|_| self.pop()).collect::<Result<Vec<_>>>()?;
-        items.reverse();
-        Ok(items)
+        let floor = self.marks.last().copied().unwrap_or(0);
+        match self.stack.len().checked_sub(count) {
+            Some(at) if at >= floor => Ok(self.stack.split_off(at)),
+            _ => Err(broken("its stack is empty")),
+        }
     }
 
     fn pop_mark(&mut self) -> Result<Vec<Value>> {
