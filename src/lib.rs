@@ -1,4 +1,34 @@
-//! tlkit stores, converts, merges and verifies Tied-LoRA adapters.
+//! tlkit stores, converts, merges and verifies Tied-LoRA adapters (arXiv 2311.09578), and the PEFT
+//! LoRA and VeRA adapters that people already have.
+//!
+//! An adapter changes the frozen weight of layer l and target module t by
+//! `ΔW = s · diag(v_l) · B · diag(u_l) · A`, with one A and one B for all layers of a tie group.
+//!
+//! | module | knows |
+//! |---|---|
+//! | [`error`] | one error type: by whose fault, with a stable code |
+//! | [`tensor`] | dtype, shape, bytes; conversion of half precision |
+//! | [`safetensors`] | the container: headers, files, sharded checkpoints, atomic output |
+//! | [`adapter`] | the domain: tie groups, targets, methods, ΔW; no files, no devices |
+//! | [`format`] | `.tl`: manifest, digests, seeded tensors, packing |
+//! | [`peft`] | PEFT's directories: config, name rules, import, export |
+//! | [`compute`] | the normative arithmetic of a merge, for slices |
+//! | [`merge`] | adapters into base weights: plan, then execute; in place with undo |
+//! | [`convert`] | between PEFT and `.tl`, exactly |
+//! | [`verify`] | that files, adapters and merged models are what they should be |
+//!
+//! ```no_run
+//! use tlkit::convert::{ToTiedOptions, peft_to_tied};
+//!
+//! # fn main() -> tlkit::Result<()> {
+//! let report = peft_to_tied("my-lora".as_ref(), "my-lora.tl".as_ref(), &ToTiedOptions::default())?;
+//! assert_eq!(report.max_relative_error, 0.0);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The library prints nothing, panics on no input, and runs on the current rayon pool; its results
+//! are the same bytes for any number of threads.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod adapter;

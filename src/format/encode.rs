@@ -1,7 +1,8 @@
 use std::collections::BTreeMap;
 
 use super::digest::Digest;
-use super::manifest::{Manifest, ManifestTensor, Names};
+use super::manifest::{Manifest, Names};
+use super::parts::ManifestTensor;
 use crate::adapter::{Adapter, Seed};
 use crate::error::{Code, Error, Result};
 use crate::tensor::{Tensor, widen_into};

@@ -10,6 +10,7 @@ mod encode;
 mod fingerprint;
 mod manifest;
 mod pack;
+mod parts;
 mod read;
 mod seeded;
 mod write;
@@ -17,10 +18,9 @@ mod write;
 pub use digest::{Digest, Hasher};
 pub use encode::{Encoded, EncodedTensor, encode};
 pub use fingerprint::fingerprint;
-pub use manifest::{
-    FEATURES, MAX_MANIFEST_BYTES, MAX_TENSOR_BYTES, Manifest, ManifestTensor, VERSION,
-};
+pub use manifest::{FEATURES, MAX_MANIFEST_BYTES, MAX_TENSOR_BYTES, Manifest, VERSION};
 pub use pack::unpack;
+pub use parts::ManifestTensor;
 pub use read::{BlobSource, DirBlobs, MAX_MADE_BYTES, NoBlobs, Stored, TlFile};
 pub use seeded::{GENERATOR, MAX_SEEDED_ELEMENTS, generate, seeded_tensor};
 pub use write::{Packing, WriteOptions, Written, write_tl};

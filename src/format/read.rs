@@ -3,7 +3,8 @@ use std::path::{Path, PathBuf};
 
 use super::digest::Digest;
 use super::encode::check_finite;
-use super::manifest::{Manifest, ManifestTensor};
+use super::manifest::Manifest;
+use super::parts::ManifestTensor;
 use super::{pack, seeded};
 use crate::adapter::Adapter;
 use crate::error::{Code, Error, Result};
