@@ -1,3 +1,4 @@
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ pub enum Existing {
 
 /// A file that appears under its name only when it is complete.
 ///
-/// Bytes go to a hidden sibling; [`commit`](Self::commit) syncs, closes, renames it and syncs the
+/// Bytes go to a hidden sibling; [`commit`](Self::commit) syncs it, renames it and syncs the
 /// folder. Dropped without commit, it is removed. A killed process leaves the sibling behind,
 /// unlocked, and the next writer of the same name removes it.
 #[derive(Debug)]
@@ -37,7 +38,6 @@ impl AtomicFile {
     /// # Errors
     /// [`Code::OutputExists`] where it exists and must not be replaced; [`Code::Io`] and its kin.
     pub fn create(dest: impl AsRef<Path>, existing: Existing) -> Result<Self> {
-        static COUNTER: AtomicU32 = AtomicU32::new(0);
         let dest = dest.as_ref();
         let Some(name) = dest.file_name() else {
             return Err(Error::new(Code::Usage, "the output needs a file name").file(dest));
@@ -45,11 +45,7 @@ impl AtomicFile {
         if existing == Existing::Refuse && dest.symlink_metadata().is_ok() {
             return Err(exists(dest));
         }
-        let folder = parent(dest);
-        let prefix = format!(".{}.tlkit-", name.to_string_lossy());
-        remove_stale(folder, &prefix);
-        let n = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let temp = folder.join(format!("{prefix}{}-{n}.tmp", std::process::id()));
+        let temp = fresh_sibling(parent(dest), name);
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -99,7 +95,9 @@ impl AtomicFile {
     /// [`Code::OutputExists`] where another writer was faster; [`Code::NoSpace`], [`Code::Io`].
     pub fn commit(mut self, durable: bool) -> Result<()> {
         let dest = &self.dest;
-        if let Some(file) = self.file.take()
+        // Open, and so locked, until it has its name: other writers remove what nobody holds.
+        let file = self.file.take();
+        if let Some(file) = &file
             && durable
         {
             file.sync_all().map_err(|e| Error::io(dest, "sync", e))?;
@@ -194,6 +192,15 @@ pub(crate) fn rename_new(from: &Path, to: &Path) -> Result<()> {
     }
 }
 
+/// A hidden name beside `name` that no live process uses. What killed ones left is removed.
+fn fresh_sibling(folder: &Path, name: &OsStr) -> PathBuf {
+    static COUNTER: AtomicU32 = AtomicU32::new(0);
+    let prefix = format!(".{}.tlkit-", name.to_string_lossy());
+    remove_stale(folder, &prefix);
+    let n = COUNTER.fetch_add(1, Ordering::Relaxed);
+    folder.join(format!("{prefix}{}-{n}.tmp", std::process::id()))
+}
+
 fn remove_stale(folder: &Path, prefix: &str) {
     let Ok(entries) = fs::read_dir(folder) else {
         return;
@@ -201,12 +208,17 @@ fn remove_stale(folder: &Path, prefix: &str) {
     for entry in entries.flatten() {
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        if name.starts_with(prefix)
-            && name.ends_with(".tmp")
-            && let Ok(file) = OpenOptions::new().write(true).open(entry.path())
-            && file.try_lock().is_ok()
-        {
-            let _ = fs::remove_file(entry.path());
+        if !(name.starts_with(prefix) && name.ends_with(".tmp")) {
+            continue;
+        }
+        let (path, is_dir) = (entry.path(), entry.file_type().is_ok_and(|t| t.is_dir()));
+        // A folder cannot be opened for writing.
+        let open = OpenOptions::new().read(true).write(!is_dir).open(&path);
+        if open.is_ok_and(|file| file.try_lock().is_ok()) {
+            let _ = match is_dir {
+                true => fs::remove_dir_all(path),
+                false => fs::remove_file(path),
+            };
         }
     }
 }
@@ -238,9 +250,11 @@ pub fn write_dir(
     if existing == Existing::Refuse && dest.symlink_metadata().is_ok() {
         return Err(exists(dest));
     }
-    let name = format!(".{}.tlkit-{}", name.to_string_lossy(), std::process::id());
-    let temp = parent(dest).join(name);
+    let temp = fresh_sibling(parent(dest), name);
     fs::create_dir(&temp).map_err(|e| Error::io(dest, "create", e))?;
+    // Held as long as the folder is filled, like the lock of an `AtomicFile`.
+    let lock = File::open(&temp).map_err(|e| Error::io(dest, "open", e))?;
+    let _ = lock.try_lock();
     let done = fill(&temp).and_then(|()| publish_dir(&temp, dest, existing, true));
     if done.is_err() {
         // Best effort: the error that is returned says more than one about the cleaning up.
@@ -320,5 +334,17 @@ mod tests {
         assert!(!stale.exists());
         let second = AtomicFile::create(&dest, Existing::Replace).unwrap();
         assert!(live.temp.exists() && second.temp.exists());
+        let folder = dir.path().join("y");
+        let stale = dir.path().join(".y.tlkit-1-0.tmp");
+        fs::create_dir(&stale).unwrap();
+        fs::write(stale.join("half"), b"half").unwrap();
+        write_dir(&folder, Existing::Refuse, |live| {
+            assert!(!stale.exists());
+            write_dir(&folder, Existing::Refuse, |_| Ok(()))?;
+            assert!(live.exists());
+            Ok(())
+        })
+        .unwrap_err();
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
     }
 }
