@@ -10,7 +10,7 @@
 //! | [`tensor`] | dtype, shape, bytes; conversion of half precision |
 //! | [`safetensors`] | the container: headers, files, sharded checkpoints, atomic output |
 //! | [`adapter`] | the domain: tie groups, targets, methods, ΔW; no files, no devices |
-//! | [`format`] | `.tl`: manifest, digests, seeded tensors, packing |
+//! | [`mod@format`] | `.tl`: manifest, digests, seeded tensors, packing |
 //! | [`peft`] | PEFT's directories: config, name rules, import, export |
 //! | [`compute`] | the normative arithmetic of a merge, for slices |
 //! | [`merge`] | adapters into base weights: plan, then execute; in place with undo |
