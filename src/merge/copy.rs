@@ -12,6 +12,10 @@ use crate::error::{Code, Error, Result};
 /// Bytes copied between two looks at the cancel flag.
 const STEP: u64 = 32 << 20;
 const BUFFER: usize = 1 << 20;
+/// Copies go on from a multiple of this. The kernel moves 64 KiB at a time through a pipe, and puts
+/// each piece into one large folio of the page cache only if it starts on such a boundary; from
+/// elsewhere a copy takes 1.4 times as long.
+const ALIGN: u64 = 64 << 10;
 
 /// Lets the empty `to` share all of `from`'s extents; false where the file system cannot.
 pub(super) fn clone_whole(from: &File, to: &File) -> bool {
@@ -30,7 +34,11 @@ pub(super) fn copy_range(
     let mut in_kernel = true;
     while read_at < source.end {
         control.check()?;
-        let step = (source.end - read_at).min(STEP);
+        let longest = match write_at % ALIGN {
+            0 => STEP,
+            past => ALIGN - past,
+        };
+        let step = (source.end - read_at).min(longest);
         let done = if in_kernel {
             let (mut i, mut o) = (read_at, write_at);
             match copy_file_range(from, Some(&mut i), to, Some(&mut o), step as usize) {
