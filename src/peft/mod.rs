@@ -8,6 +8,7 @@ pub mod import;
 mod inputs;
 mod json;
 pub mod names;
+mod patterns;
 pub mod pickle;
 pub mod projection;
 mod pyre;
