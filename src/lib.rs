@@ -27,7 +27,7 @@
 //! # }
 //! ```
 //!
-//! The library prints nothing, panics on no input, and runs on the current rayon pool; its results
+//! The library prints nothing, panics on no input, and computes on the rayon pool; its results
 //! are the same bytes for any number of threads.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 

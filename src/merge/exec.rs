@@ -3,11 +3,12 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::time::Instant;
 
+use super::ahead::{Blocks, with_blocks};
 use super::copy::{check_space, clone_whole, copy_range};
 use super::layout::{Segment, ShardPlan};
 use super::plan::Plan;
 use super::report::{MergeReport, TensorReport, check_changed};
-use super::{Control, ExecOptions, Job, dir};
+use super::{Control, ExecOptions, dir};
 use crate::compute::Stats;
 use crate::error::{Code, Error, Result};
 use crate::safetensors::{AtomicFile, Existing, SafetensorsFile};
@@ -93,25 +94,30 @@ pub(super) fn write_shard(
     let base = &plan.base().shards()[shard.index];
     let before = stat(base)?;
     let to = (out.file()?, out.dest());
-    let mut reports = Vec::new();
     if let Some(header) = &shard.new_header {
         write_at(to, header, 0)?;
         control.advance(header.len() as u64);
     }
-    for segment in &shard.segments {
-        match segment {
-            Segment::Copy { source, .. } if cloned => control.advance(source.end - source.start),
-            Segment::Copy { source, at } => {
-                copy_range((base.file(), base.path()), source.clone(), to, *at, control)?;
-            }
-            Segment::Merge { tensor, at } => {
-                let tensor = &plan.tensors()[*tensor];
-                let job = Job::new(plan, tensor)?;
-                let stats = merge_tensor(&job, to, *at, control)?;
-                reports.push(TensorReport::new(tensor, &stats));
+    let merged: Vec<usize> = shard.segments.iter().filter_map(Segment::merged).collect();
+    let reports = with_blocks(plan, &merged, control, |blocks| {
+        let mut reports = Vec::with_capacity(merged.len());
+        for segment in &shard.segments {
+            match segment {
+                Segment::Copy { source, .. } if cloned => {
+                    control.advance(source.end - source.start);
+                }
+                Segment::Copy { source, at } => {
+                    copy_range((base.file(), base.path()), source.clone(), to, *at, control)?;
+                }
+                Segment::Merge { tensor, at } => {
+                    let tensor = &plan.tensors()[*tensor];
+                    let stats = write_merged(&blocks, to, *at, tensor.byte_len(), control)?;
+                    reports.push(TensorReport::new(tensor, &stats));
+                }
             }
         }
-    }
+        Ok(reports)
+    })?;
     let after = stat(base)?;
     if (before.len(), before.mtime(), before.mtime_nsec())
         != (after.len(), after.mtime(), after.mtime_nsec())
@@ -121,22 +127,24 @@ pub(super) fn write_shard(
     Ok(reports)
 }
 
-fn merge_tensor(
-    job: &Job<'_>,
+/// Writes the blocks of one tensor of `len` bytes.
+fn write_merged(
+    blocks: &Blocks,
     to: (&File, &Path),
-    mut at: u64,
+    start: u64,
+    len: u64,
     control: &Control<'_>,
 ) -> Result<Stats> {
-    let mut buffer = vec![0; job.block_bytes()];
     let mut stats = Stats::default();
-    for rows in job.blocks() {
+    let mut at = start;
+    while at < start + len {
         control.check()?;
-        let block = &mut buffer[..rows.len() * job.row_bytes()];
-        job.read(&rows, block)?;
-        stats.add(&job.merge(rows, block)?);
-        write_at(to, block, at)?;
-        at += block.len() as u64;
-        control.advance(block.len() as u64);
+        let block = blocks.next()?;
+        write_at(to, &block.bytes, at)?;
+        at += block.bytes.len() as u64;
+        stats.add(&block.stats);
+        control.advance(block.bytes.len() as u64);
+        blocks.recycle(block);
     }
     Ok(stats)
 }

@@ -6,8 +6,10 @@
 //! through [`crate::compute`], so memory stays flat and the bytes are the same for any number of
 //! threads. The arithmetic is normative (DESIGN §3) and is written down in [`crate::compute`].
 //!
-//! An output appears under its name only when it is complete. Work runs on the current rayon pool.
+//! An output appears under its name only when it is complete. [`execute`] merges on a thread of its
+//! own, ahead of the one that copies and writes; both use the global rayon pool.
 
+mod ahead;
 mod build;
 mod copy;
 mod dir;
