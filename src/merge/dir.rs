@@ -15,7 +15,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::copy::check_space;
-use super::exec::{stat, try_clone, write_shard};
+use super::exec::{stat, syncing, try_clone, write_shard};
 use super::plan::Plan;
 use super::report::{MergeReport, TensorReport, check_changed};
 use super::{Control, ExecOptions};
@@ -77,7 +77,9 @@ fn merge_shards(
             check_space(&staging.path, pending.sum::<u64>() + others.bytes)?;
             space_checked = true;
         }
-        let reports = write_shard(plan, shard, &out, cloned, control)?;
+        let reports = syncing(out.file()?, options.durable, || {
+            write_shard(plan, shard, &out, cloned, control)
+        })?;
         out.commit(options.durable)?;
         staging.record(Done {
             shard: shard.name.clone(),

@@ -1,7 +1,8 @@
 use std::fs::{File, Metadata};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
-use std::time::Instant;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
 
 use super::ahead::{Blocks, with_blocks};
 use super::copy::{check_space, clone_whole, copy_range};
@@ -12,6 +13,9 @@ use super::{Control, ExecOptions, dir};
 use crate::compute::Stats;
 use crate::error::{Code, Error, Result};
 use crate::safetensors::{AtomicFile, Existing, SafetensorsFile};
+
+/// How often a durable merge sends what it has written to the disk.
+const SYNC_EVERY: Duration = Duration::from_millis(100);
 
 /// Writes the merged model to `output`: a file for a base that is a file, else a directory.
 ///
@@ -56,7 +60,9 @@ pub fn execute(
         shard.bytes_out
     };
     check_space(folder.unwrap_or(Path::new(".")), need)?;
-    let tensors = write_shard(plan, shard, &out, cloned, control)?;
+    let tensors = syncing(out.file()?, options.durable, || {
+        write_shard(plan, shard, &out, cloned, control)
+    })?;
     check_changed(&tensors, options.allow_unchanged)?;
     control.check()?;
     out.commit(options.durable)?;
@@ -81,6 +87,25 @@ pub(super) fn try_clone(
     out: &AtomicFile,
 ) -> Result<bool> {
     Ok(shard.new_header.is_none() && clone_whole(file.file(), out.file()?))
+}
+
+/// Runs `write` while another thread keeps sending what is written to the disk, so that the sync at
+/// the end finds little left to do. Failures show in that one, which nobody skips.
+pub(super) fn syncing<T>(file: &File, durable: bool, write: impl FnOnce() -> T) -> T {
+    if !durable {
+        return write();
+    }
+    let (done, wait) = std::sync::mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            while wait.recv_timeout(SYNC_EVERY) == Err(RecvTimeoutError::Timeout) {
+                let _ = file.sync_data();
+            }
+        });
+        let result = write();
+        drop(done);
+        result
+    })
 }
 
 /// Writes one shard, in file order, into the empty or `cloned` file `out`.
