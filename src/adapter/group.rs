@@ -191,7 +191,7 @@ pub struct TieGroup {
     pub targets: Vec<Target>,
 }
 
-/// The factors of one module, ready for the arithmetic of DESIGN §3: D = s · (left · right).
+/// The factors of one module, ready for the arithmetic of spec §12: D = s · (left · right).
 #[derive(Debug, Clone, PartialEq)]
 pub struct LowRank {
     /// B' = diag(v)·B, out × rank, row-major.

@@ -4,7 +4,7 @@
 //! happens to it, which byte ranges of which shard are copied and which are merged. Executing it
 //! copies the untouched ranges inside the kernel and streams the touched ones in blocks of rows
 //! through [`crate::compute`], so memory stays flat and the bytes are the same for any number of
-//! threads. The arithmetic is normative (DESIGN §3) and is written down in [`crate::compute`].
+//! threads. The arithmetic is normative (spec §12) and is written down in [`crate::compute`].
 //!
 //! An output appears under its name only when it is complete. [`execute`] merges on a thread of its
 //! own, ahead of the one that copies and writes; both use the global rayon pool.

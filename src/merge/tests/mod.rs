@@ -257,7 +257,7 @@ fn read(path: &Path) -> BTreeMap<String, Tensor> {
     names.iter().map(|n| (n.clone(), get(n))).collect()
 }
 
-/// DESIGN §3 element by element: one rounding after all updates were summed.
+/// Spec §12 element by element: one rounding after all updates were summed.
 fn oracle(base: &Tensor, updates: &[(&TieGroup, usize, usize, f64)], safe: bool) -> Tensor {
     let (rows, cols) = (base.shape()[0], base.shape()[1]);
     let mut sum = vec![0f32; rows * cols];
