@@ -77,7 +77,7 @@ fn merge_shards(
             check_space(&staging.path, pending.sum::<u64>() + others.bytes)?;
             space_checked = true;
         }
-        let reports = syncing(out.file()?, options.durable, || {
+        let reports = syncing(&out, options.durable, || {
             write_shard(plan, shard, &out, cloned, control)
         })?;
         out.commit(options.durable)?;

@@ -60,7 +60,7 @@ pub fn execute(
         shard.bytes_out
     };
     check_space(folder.unwrap_or(Path::new(".")), need)?;
-    let tensors = syncing(out.file()?, options.durable, || {
+    let tensors = syncing(&out, options.durable, || {
         write_shard(plan, shard, &out, cloned, control)
     })?;
     check_changed(&tensors, options.allow_unchanged)?;
@@ -90,21 +90,33 @@ pub(super) fn try_clone(
 }
 
 /// Runs `write` while another thread keeps sending what is written to the disk, so that the sync at
-/// the end finds little left to do. Failures show in that one, which nobody skips.
-pub(super) fn syncing<T>(file: &File, durable: bool, write: impl FnOnce() -> T) -> T {
+/// the end finds little left to do.
+///
+/// The kernel reports a failed write-back to one sync of a file only, so a failure seen here is a
+/// failure of the merge.
+pub(super) fn syncing<T>(
+    out: &AtomicFile,
+    durable: bool,
+    write: impl FnOnce() -> Result<T>,
+) -> Result<T> {
     if !durable {
         return write();
     }
+    let file = out.file()?;
     let (done, wait) = std::sync::mpsc::channel::<()>();
     std::thread::scope(|scope| {
-        scope.spawn(move || {
+        let background = scope.spawn(move || -> std::io::Result<()> {
             while wait.recv_timeout(SYNC_EVERY) == Err(RecvTimeoutError::Timeout) {
-                let _ = file.sync_data();
+                file.sync_data()?;
             }
+            Ok(())
         });
         let result = write();
         drop(done);
-        result
+        let synced = background.join().unwrap_or(Ok(()));
+        let result = result?;
+        synced.map_err(|e| Error::io(out.dest(), "sync", e))?;
+        Ok(result)
     })
 }
 
