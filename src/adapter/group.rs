@@ -4,7 +4,7 @@ use ndarray::Array2;
 
 use super::{LAYER_PLACE, MAX_LAYERS, MAX_RANK, Part, check_name};
 use crate::error::{Code, Error, Result};
-use crate::tensor::{Tensor, shape_text, widen};
+use crate::tensor::{Tensor, scale_rows, shape_text, widen};
 
 /// How a module's weight is stored, and so how ΔW is laid over it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -418,13 +418,5 @@ fn slice_layer(tensor: &Tensor, stacked_rank: usize, layer: usize) -> Option<Ten
         tensor.index_first(layer)
     } else {
         Some(tensor.clone())
-    }
-}
-
-fn scale_rows(matrix: &mut [f32], columns: usize, by: &[f32]) {
-    for (row, factor) in matrix.chunks_exact_mut(columns.max(1)).zip(by) {
-        for x in row {
-            *x *= factor;
-        }
     }
 }

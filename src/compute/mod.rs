@@ -29,6 +29,7 @@ pub use stats::Stats;
 
 use crate::error::{Code, Error, Result};
 use crate::tensor::Dtype;
+pub use crate::tensor::scale_rows;
 
 /// How an update meets the stored weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -51,16 +52,6 @@ pub struct Update<'a> {
     pub rank: usize,
     /// The adapter's scaling, applied to the finished chain. 1 changes nothing.
     pub scale: f32,
-}
-
-/// Multiplies row i of `m` (by.len() × `cols`, row-major) by `by[i]`, each product rounded to f32.
-pub fn scale_rows(m: &mut [f32], cols: usize, by: &[f32]) {
-    debug_assert_eq!(m.len(), cols * by.len());
-    for (row, &factor) in m.chunks_mut(cols.max(1)).zip(by) {
-        for x in row {
-            *x *= factor;
-        }
-    }
 }
 
 /// The transpose of `m` (`rows` × `cols`, row-major) as `cols` × `rows`.

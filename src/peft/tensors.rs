@@ -18,6 +18,56 @@ pub(super) struct LoraModule {
     pub(super) embedding: bool,
 }
 
+impl LoraModule {
+    /// A and B.
+    pub(super) fn pair(&self) -> Result<(&Tensor, &Tensor)> {
+        match (&self.a, &self.b) {
+            (Some(a), Some(b)) => Ok((a, b)),
+            (None, _) => Err(Error::new(Code::MissingFactor, "has lora_B and no lora_A")),
+            (_, None) => Err(Error::new(Code::MissingFactor, "has lora_A and no lora_B")),
+        }
+    }
+
+    /// The rank, where A is (r, in), B is (out, r), and bias and magnitude are (out).
+    pub(super) fn check_shapes(&self) -> Result<usize> {
+        let (a, b) = self.pair()?;
+        if a.shape().len() > 2 || b.shape().len() > 2 {
+            let message = format!(
+                "lora_A {:?} and lora_B {:?} are of a convolution",
+                a.shape(),
+                b.shape()
+            );
+            return Err(Error::new(Code::UnsupportedConv, message)
+                .hint("merge it with PEFT's merge_and_unload"));
+        }
+        let shapes = || {
+            format!(
+                "lora_A {:?} and lora_B {:?} do not fit one another",
+                a.shape(),
+                b.shape()
+            )
+        };
+        let ([rank, _], [out, other]) = (a.shape(), b.shape()) else {
+            return Err(Error::new(Code::FactorShape, shapes()));
+        };
+        if rank != other {
+            return Err(Error::new(Code::FactorShape, shapes()));
+        }
+        for (name, vector) in [
+            ("lora_B.bias", &self.bias),
+            ("lora_magnitude_vector", &self.magnitude),
+        ] {
+            if vector.as_ref().is_some_and(|t| t.shape() != [*out]) {
+                return Err(Error::new(
+                    Code::FactorShape,
+                    format!("{name} does not have the {out} entries of the output"),
+                ));
+            }
+        }
+        Ok(*rank)
+    }
+}
+
 /// The VeRA vectors of one module.
 #[derive(Debug, Default)]
 pub(super) struct VeraModule {

@@ -75,6 +75,16 @@ pub fn narrow_into(dtype: Dtype, values: &[f32], out: &mut [u8]) {
     }
 }
 
+/// Multiplies row i of `m` (by.len() × `cols`, row-major) by `by[i]`, each product rounded to f32.
+pub fn scale_rows(m: &mut [f32], cols: usize, by: &[f32]) {
+    debug_assert_eq!(m.len(), cols * by.len());
+    for (row, &factor) in m.chunks_mut(cols.max(1)).zip(by) {
+        for x in row {
+            *x *= factor;
+        }
+    }
+}
+
 const BLOCK: usize = 256;
 
 fn in_blocks(out: &mut [f32], bytes: &[u8], mut f: impl FnMut(&mut [f32], &[u8])) {

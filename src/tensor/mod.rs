@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use dtype::Dtype;
-pub use float::{narrow_into, widen, widen_into};
+pub use float::{narrow_into, scale_rows, widen, widen_into};
 
 use crate::error::{Code, Error, Result};
 
