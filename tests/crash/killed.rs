@@ -1,8 +1,12 @@
 use super::*;
 
-/// Moments at which to kill a command, over all of its time.
+/// Moments at which to kill a command, over all of its time: `count` of them, then more, faster and
+/// slower, for a machine whose speed changes meanwhile. Callers stop once they have seen enough.
 fn moments(whole: Duration, count: u32) -> impl Iterator<Item = Duration> {
-    (1..=count).map(move |k| whole * k / count)
+    let sweeps = [(1, 1), (2, 3), (3, 2), (1, 2), (2, 1), (1, 3)];
+    sweeps
+        .into_iter()
+        .flat_map(move |(num, den)| (1..=count).map(move |k| whole * k * num / (count * den)))
 }
 
 /// Breaks where a killed merge leaves half a file under the output's name, or its leftovers stay.
@@ -17,7 +21,10 @@ fn a_file_is_absent_or_whole() {
     let expected = content(&out);
     fs::remove_file(&out).unwrap();
     let mut halfway = 0;
-    for wait in moments(whole, 16) {
+    for (n, wait) in moments(whole, 16).enumerate() {
+        if n >= 16 && halfway >= 3 {
+            break;
+        }
         site.signal_after(line, wait, Signal::Kill);
         if out.exists() {
             assert!(content(&out) == expected, "killed after {wait:?}");
@@ -45,7 +52,10 @@ fn a_sharded_merge_resumes() {
     let expected = content(&out);
     fs::remove_dir_all(&out).unwrap();
     let mut reused = 0;
-    for wait in moments(whole, 6) {
+    for (n, wait) in moments(whole, 6).enumerate() {
+        if n >= 6 && reused >= 2 {
+            break;
+        }
         site.signal_after(line, wait, Signal::Kill);
         if !out.exists() {
             let (_, report) = site.ok(line);
@@ -73,7 +83,10 @@ fn a_base_in_place_is_original_or_restored() {
     site.ok("unmerge base.safetensors --undo undo");
     fs::remove_file(site.path("undo")).unwrap();
     let (mut untouched, mut torn) = (0, 0);
-    for wait in moments(whole, 12) {
+    for (n, wait) in moments(whole, 12).enumerate() {
+        if n >= 12 && untouched > 0 && torn > 0 {
+            break;
+        }
         site.signal_after(line, wait, Signal::Kill);
         let open = site.path("undo.incomplete").exists();
         let done = site.path("undo").exists();
@@ -115,13 +128,30 @@ fn an_interrupt_leaves_nothing() {
             "undo",
         ),
     ] {
+        let clean_up = || {
+            if made == "undo" {
+                site.ok("unmerge base.safetensors --undo undo");
+            }
+            fs::remove_file(site.path(made)).unwrap();
+        };
         let (whole, _) = site.ok(line);
-        if made == "undo" {
-            site.ok("unmerge base.safetensors --undo undo");
-        }
-        fs::remove_file(site.path(made)).unwrap();
-        let status = site.signal_after(line, whole / 4, Signal::Interrupt);
-        assert_eq!(status.code(), Some(130), "{line}");
+        clean_up();
+        let mut wait = whole / 4;
+        let met = (0..20).any(|_| {
+            match site.signal_after(line, wait, Signal::Interrupt).code() {
+                Some(130) => return true,
+                // Too late: the work was done.
+                Some(0) => {
+                    clean_up();
+                    wait = wait * 2 / 3;
+                }
+                // Too early: the process had not come to listen.
+                None => wait = wait * 3 / 2,
+                Some(code) => panic!("{line} ended with {code}"),
+            }
+            false
+        });
+        assert!(met, "{line} was never met at work");
         assert_eq!(site.names(), before, "{line}");
         assert!(content(&site.path("base.safetensors")) == original);
     }
