@@ -227,7 +227,7 @@ fn plan_lora(adapter: &Adapter, modules: &[Module], options: &ExportOptions<'_>)
         });
     }
     config.selection = select(modules, options.base)?;
-    config.fan_in_fan_out = has_conv1d(adapter)?;
+    config.fan_in_fan_out = has_conv1d(adapter);
     common_keys(adapter, &mut config.common);
     let extras = extra_entries(adapter, modules)?;
     config.bias = extras.bias;
@@ -243,8 +243,8 @@ fn plan_lora(adapter: &Adapter, modules: &[Module], options: &ExportOptions<'_>)
 /// `r`, `lora_alpha`, `use_rslora` and the patterns that give each module its own rank and s.
 fn scale_keys(adapter: &Adapter, modules: &[Module], config: &mut LoraConfig) -> Result<()> {
     let rs = |g: &TieGroup| g.scaling.rule == ScalingRule::AlphaOverSqrtRank;
-    let layered = adapter.groups.iter().filter(|g| rs(g)).count();
-    config.use_rslora = layered * 2 > adapter.groups.len();
+    let with_root = adapter.groups.iter().filter(|g| rs(g)).count();
+    config.use_rslora = with_root * 2 > adapter.groups.len();
     let rule = if config.use_rslora {
         ScalingRule::AlphaOverSqrtRank
     } else {
@@ -472,7 +472,7 @@ fn plan_vera(adapter: &Adapter, modules: &[Module], options: &ExportOptions<'_>)
     }
     let mut config = VeraConfig::new(rank as u32, Vec::new());
     config.selection = select(modules, options.base)?;
-    config.fan_in_fan_out = has_conv1d(adapter)?;
+    config.fan_in_fan_out = has_conv1d(adapter);
     let key = adapter
         .provenance
         .get("vera.projection_prng_key")
@@ -500,12 +500,12 @@ fn plan_vera(adapter: &Adapter, modules: &[Module], options: &ExportOptions<'_>)
 }
 
 /// Whether the linear modules are `Conv1D`; PEFT has one flag for all, and corrects it by class.
-fn has_conv1d(adapter: &Adapter) -> Result<bool> {
-    Ok(adapter
+fn has_conv1d(adapter: &Adapter) -> bool {
+    adapter
         .groups
         .iter()
         .flat_map(|g| &g.targets)
-        .any(|t| t.kind == ModuleKind::Conv1d))
+        .any(|t| t.kind == ModuleKind::Conv1d)
 }
 
 fn common_keys(adapter: &Adapter, common: &mut super::config::Common) {

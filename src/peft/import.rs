@@ -9,7 +9,7 @@ use std::path::Path;
 
 use super::config::{Bias, LoraConfig, PeftConfig, VeraConfig};
 use super::files::AdapterFiles;
-use super::names::{LoraRules, TargetRules, strip_prefix};
+use super::names::{LoraRules, TargetRules};
 use super::projection::{Fma, regenerate};
 use super::tensors::{Sorted, sort_tensors};
 use crate::adapter::{
@@ -561,9 +561,4 @@ pub(crate) fn split_layer(path: &str) -> (String, Option<u32>) {
         }
     }
     (path.to_owned(), None)
-}
-
-/// A module's or tensor's name without PEFT's prefixes.
-pub(super) fn plain_name(key: &str) -> &str {
-    strip_prefix(key)
 }

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::files::AdapterFiles;
-use super::import::{plain_name, unknown_tensor};
+use super::import::unknown_tensor;
+use super::names::strip_prefix;
 use crate::adapter::MAX_NAME_BYTES;
 use crate::error::{Code, Error, Result};
 use crate::tensor::Tensor;
@@ -155,7 +156,7 @@ enum Slot {
 
 impl Sorted {
     fn place(&mut self, key: &str, tensor: Tensor) -> Result<()> {
-        let name = plain_name(key);
+        let name = strip_prefix(key);
         refuse_variants(key, name)?;
         if let Some((module, slot)) = SUFFIXES
             .iter()
