@@ -251,6 +251,33 @@ codes! {
     AmbiguousModule = "TL0510", Incompatible;
     /// These adapters cannot be merged together.
     AdaptersConflict = "TL0511", Incompatible;
+
+    /// A line of training or evaluation data is not what the task needs.
+    BadExample = "TL0601", Malformed;
+    /// The data has no example that could be used.
+    NoExamples = "TL0602", Malformed;
+    /// The tokenizer is missing or not valid.
+    BadTokenizer = "TL0603", Malformed;
+    /// The model's chat template is missing, not valid, or refuses the messages.
+    ChatTemplate = "TL0604", Malformed;
+    /// The run's config file is not valid TOML of the documented keys.
+    BadRunConfig = "TL0605", Malformed;
+    /// The model's `config.json` lacks a value, or its values contradict one another or the weights.
+    ModelConfig = "TL0606", Malformed;
+    /// The model is of an architecture, or asks for a feature, that tlkit cannot run.
+    UnsupportedModel = "TL0607", Unsupported;
+    /// A loss or gradient is not finite, or the loss ran away; the last good state was kept.
+    Diverged = "TL0608", Incompatible;
+    /// The checkpoint of a run is damaged.
+    BadCheckpoint = "TL0609", Malformed;
+    /// The checkpoint is of another run: config, data or model differ.
+    CheckpointMismatch = "TL0610", Incompatible;
+    /// The device is not there, or this build cannot use it.
+    NoDevice = "TL0611", Unsupported;
+    /// The tensor library refused an operation, for want of device memory most of the time.
+    Backend = "TL0612", Io;
+    /// The adapter holds something that the trainer's model does not run; merging may.
+    UnsupportedAdapter = "TL0613", Unsupported;
 }
 
 /// A failure: [`Code`], one-line message, and where it happened.

@@ -15,6 +15,7 @@
 //! | [`compute`] | the normative arithmetic of a merge, for slices |
 //! | [`merge`] | adapters into base weights: plan, then execute; in place with undo |
 //! | [`convert`] | between PEFT and `.tl`, exactly |
+//! | [`train`] | data, models, optimiser, training loop, generation, scores; the only user of candle |
 //! | [`verify`] | that files, adapters and merged models are what they should be |
 //!
 //! ```no_run
@@ -40,6 +41,7 @@ pub mod merge;
 pub mod peft;
 pub mod safetensors;
 pub mod tensor;
+pub mod train;
 pub mod verify;
 
 pub use error::{Code, Error, ErrorKind, Result};

@@ -1,0 +1,1 @@
+//! AdamW, gradient clipping and the learning-rate schedule, on plain slices.

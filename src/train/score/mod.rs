@@ -1,0 +1,1 @@
+//! Scores of generated text against references, equal to the reference implementations.
