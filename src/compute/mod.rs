@@ -25,6 +25,7 @@ mod tests;
 
 use std::ops::Range;
 
+pub(crate) use cpu::{Isa, Kernel};
 pub use stats::Stats;
 
 use crate::error::{Code, Error, Result};

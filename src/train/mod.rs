@@ -9,8 +9,14 @@
 //! | [`params`] | the trained tensors and what the loop needs of a model ([`Objective`]) |
 
 pub mod data;
+pub mod model;
+pub mod ops;
 pub mod optim;
 pub mod params;
 pub mod score;
+mod template;
+mod trainer;
 
 pub use params::{LossSum, Objective, Param};
+pub use template::{Template, Trainable, attach};
+pub use trainer::TrainingModel;

@@ -6,7 +6,7 @@
 
 /// An instruction set that the kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::compute) enum Isa {
+pub(crate) enum Isa {
     /// What the target guarantees: on aarch64 that includes FMA, on x86-64 it does not.
     Portable,
     #[cfg(target_arch = "x86_64")]
@@ -16,7 +16,7 @@ pub(in crate::compute) enum Isa {
 }
 
 /// Work that is compiled once for each instruction set.
-pub(super) trait Kernel {
+pub(crate) trait Kernel {
     type Out;
     /// `WIDTH` is how many columns of a tile's rows the registers hold: 16 or 32. Implementations
     /// are `#[inline(always)]`, as is all they call in a loop.
@@ -25,12 +25,12 @@ pub(super) trait Kernel {
 
 impl Isa {
     /// The best this processor has; the standard library caches what it asks the processor.
-    pub(in crate::compute) fn detect() -> Self {
+    pub(crate) fn detect() -> Self {
         Self::available().last().copied().unwrap_or(Self::Portable)
     }
 
     /// All that this processor has, ascending.
-    pub(in crate::compute) fn available() -> &'static [Self] {
+    pub(crate) fn available() -> &'static [Self] {
         #[cfg(target_arch = "x86_64")]
         {
             const ALL: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
@@ -50,7 +50,7 @@ impl Isa {
     }
 
     /// Runs `kernel`, compiled for this instruction set where the processor has it.
-    pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Out {
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Out {
         let isa = if Self::available().contains(&self) {
             self
         } else {

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-pub(super) use isa::Isa;
+pub(crate) use isa::{Isa, Kernel};
 pub(super) use kernel::Product;
 use kernel::{Add, Delta, Merge, ROWS};
 

@@ -1,0 +1,109 @@
+//! SwiGLU: silu(gate) · up.
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::vector::{exp, vectorised};
+use super::{ROWS, f32s, is_fused, tensor};
+use crate::error::Result;
+
+/// silu(g)·u of rows [g u]: tokens × 2f to tokens × f.
+///
+/// # Errors
+/// [`crate::Code::Backend`]
+pub fn gate(x: &Tensor) -> Result<Tensor> {
+    let (rows, cols) = x.dims2()?;
+    let width = cols / 2;
+    if !is_fused(x) {
+        let g = x.narrow(1, 0, width)?;
+        return Ok((g.silu()? * x.narrow(1, width, width)?)?);
+    }
+    let mut out = vec![0.0; rows * width];
+    (out.par_chunks_mut(ROWS * width))
+        .zip(f32s(x)?.par_chunks(ROWS * cols))
+        .for_each(|(out, x)| forward(width, x, out));
+    tensor(out, rows, width)
+}
+
+/// The gradient with respect to the input of [`gate`], tokens × 2f.
+///
+/// # Errors
+/// [`crate::Code::Backend`]
+pub fn gate_backward(dy: &Tensor, x: &Tensor) -> Result<Tensor> {
+    let (rows, cols) = x.dims2()?;
+    let width = cols / 2;
+    if !is_fused(x) {
+        let (g, u) = (x.narrow(1, 0, width)?, x.narrow(1, width, width)?);
+        let s = (g.neg()?.exp()? + 1.0)?.recip()?;
+        let slope = (&s * (1.0 + (&g * (1.0 - &s)?)?)?)?;
+        let dg = ((dy * u)? * slope)?;
+        let du = (dy * (g * s)?)?;
+        return Ok(Tensor::cat(&[dg, du], 1)?);
+    }
+    let mut dx = vec![0.0; rows * cols];
+    (dx.par_chunks_mut(ROWS * cols))
+        .zip(f32s(x)?.par_chunks(ROWS * cols))
+        .zip(f32s(dy)?.par_chunks(ROWS * width))
+        .for_each(|((dx, x), dy)| backward(width, dy, x, dx));
+    tensor(dx, rows, cols)
+}
+
+vectorised! {
+    fn forward(width: usize, x: &[f32], out: &mut [f32]) -> () {
+        for (x, out) in x.chunks_exact(2 * width).zip(out.chunks_exact_mut(width)) {
+            let (g, u) = x.split_at(width);
+            for ((o, g), u) in out.iter_mut().zip(g).zip(u) {
+                *o = g / (1.0 + exp(-g)) * u;
+            }
+        }
+    }
+}
+
+vectorised! {
+    fn backward(width: usize, dy: &[f32], x: &[f32], dx: &mut [f32]) -> () {
+        let rows = x.chunks_exact(2 * width).zip(dx.chunks_exact_mut(2 * width));
+        for ((x, dx), dy) in rows.zip(dy.chunks_exact(width)) {
+            let (g, u) = x.split_at(width);
+            let (dg, du) = dx.split_at_mut(width);
+            for ((((dg, du), g), u), dy) in dg.iter_mut().zip(du).zip(g).zip(u).zip(dy) {
+                let s = 1.0 / (1.0 + exp(-g));
+                *dg = dy * u * s * (1.0 + g * (1.0 - s));
+                *du = dy * g * s;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::slices::tests::{close, random};
+    use super::*;
+    use candle_core::DType;
+
+    #[test]
+    fn fused_gates_equal_composed_ones_and_composed_ones_their_differences() {
+        let (x, dy) = (random(150, 90, 1), random(150, 45, 2));
+        let x = (x * 20.0).unwrap();
+        let wide = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
+        close(&gate(&x).unwrap(), &gate(&wide(&x)).unwrap(), 1e-6);
+        let dx = gate_backward(&wide(&dy), &wide(&x)).unwrap();
+        close(&gate_backward(&dy, &x).unwrap(), &dx, 1e-6);
+        let direction = wide(&random(150, 90, 5));
+        let loss = |step: f64| {
+            let x = (wide(&x) + (&direction * step).unwrap()).unwrap();
+            let y = (gate(&x).unwrap() * wide(&dy)).unwrap();
+            y.sum_all().unwrap().to_scalar::<f64>().unwrap()
+        };
+        let slope = (loss(1e-6) - loss(-1e-6)) / 2e-6;
+        let right = (dx * direction)
+            .unwrap()
+            .sum_all()
+            .unwrap()
+            .to_scalar::<f64>()
+            .unwrap();
+        assert!(
+            (slope - right).abs() < 1e-6 * right.abs().max(1.0),
+            "{slope} is not {right}"
+        );
+    }
+}

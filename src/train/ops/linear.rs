@@ -1,0 +1,373 @@
+//! Products with frozen weights, which stay in their checkpoint's dtype and in its mapped pages.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use candle_core::{DType, Device, Tensor};
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+use rayon::prelude::*;
+
+use super::{ROWS, f32s, is_fused, tensor};
+use crate::error::Result;
+use crate::tensor::{self, Dtype, widen_into};
+
+/// Rows of a half-precision weight that are widened at a time, to stay in the cache.
+const TILE: usize = 128;
+/// Below this many tokens the work is shared out by rows of the weight.
+const FEW: usize = 32;
+
+/// A frozen weight, out × in.
+#[derive(Debug)]
+pub struct Matrix {
+    out: usize,
+    in_features: usize,
+    stored: Stored,
+}
+
+#[derive(Debug)]
+enum Stored {
+    /// The bytes of the checkpoint, mapped.
+    Bytes(tensor::Tensor),
+    Device(Tensor),
+}
+
+impl Matrix {
+    /// A two-dimensional F32, F16 or BF16 tensor for work in `dtype` on `device`.
+    ///
+    /// # Errors
+    /// [`crate::Code::DtypeNotAllowed`] for other dtypes, [`crate::Code::Backend`] where the
+    /// device has no room.
+    pub fn new(weight: tensor::Tensor, device: &Device, dtype: DType) -> Result<Self> {
+        let (out, in_features) = match weight.shape() {
+            [out, in_features] => (*out, *in_features),
+            shape => (shape.iter().product(), 1),
+        };
+        if !weight.dtype().is_float() {
+            return Err(tensor::not_float(weight.dtype()));
+        }
+        let stored = if device.is_cpu() && dtype == DType::F32 {
+            Stored::Bytes(weight)
+        } else {
+            let held = match (dtype, weight.dtype()) {
+                (DType::F64, _) => DType::F64,
+                (_, Dtype::BF16) => DType::BF16,
+                (_, Dtype::F16) => DType::F16,
+                _ => DType::F32,
+            };
+            let values = Tensor::from_vec(weight.to_f32()?, (out, in_features), &Device::Cpu)?;
+            Stored::Device(values.to_dtype(held)?.to_device(device)?)
+        };
+        Ok(Self {
+            out,
+            in_features,
+            stored,
+        })
+    }
+
+    /// Rows.
+    pub fn out(&self) -> usize {
+        self.out
+    }
+
+    /// Columns.
+    pub fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    /// The rows of the given numbers, in `dtype` on `device`: the embedding of tokens.
+    ///
+    /// # Errors
+    /// [`crate::Code::Backend`]; a number beyond the rows is the caller's to refuse.
+    pub fn select(&self, rows: &[u32], device: &Device, dtype: DType) -> Result<Tensor> {
+        match &self.stored {
+            Stored::Bytes(_) => {
+                let mut values = vec![0.0; rows.len() * self.in_features];
+                let mut scratch = Vec::new();
+                for (to, row) in values.chunks_mut(self.in_features.max(1)).zip(rows) {
+                    let row = *row as usize;
+                    to.copy_from_slice(&self.rows(row..row + 1, &mut scratch));
+                }
+                tensor(values, rows.len(), self.in_features)
+            }
+            Stored::Device(weight) => {
+                let rows = Tensor::from_slice(rows, rows.len(), device)?;
+                Ok(weight.index_select(&rows, 0)?.to_dtype(dtype)?)
+            }
+        }
+    }
+
+    /// Rows as f32: borrowed where the file holds aligned f32, else widened into `scratch`.
+    fn rows<'a>(&'a self, rows: Range<usize>, scratch: &'a mut Vec<f32>) -> Cow<'a, [f32]> {
+        let Stored::Bytes(weight) = &self.stored else {
+            return Cow::Borrowed(&[]);
+        };
+        let width = weight.dtype().bits() / 8 * self.in_features;
+        let bytes = &weight.data()[rows.start * width..rows.end * width];
+        if cfg!(target_endian = "little")
+            && weight.dtype() == Dtype::F32
+            && let Ok(values) = bytemuck::try_cast_slice(bytes)
+        {
+            return Cow::Borrowed(values);
+        }
+        scratch.resize(rows.len() * self.in_features, 0.0);
+        widen_into(weight.dtype(), bytes, scratch);
+        Cow::Borrowed(scratch)
+    }
+
+    /// Tiles that cover `rows`: whole where nothing needs widening.
+    fn tiles(&self, rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        let step = match &self.stored {
+            Stored::Bytes(weight) if weight.dtype() == Dtype::F32 => rows.len().max(1),
+            _ => TILE,
+        };
+        rows.clone()
+            .step_by(step)
+            .map(move |start| start..(start + step).min(rows.end))
+    }
+
+    fn narrowed(&self, piece: &Piece<'_>, dtype: DType) -> Result<Tensor> {
+        let weight = match &self.stored {
+            Stored::Device(weight) => weight.narrow(0, piece.row, piece.rows)?,
+            Stored::Bytes(_) => {
+                let mut scratch = Vec::new();
+                let values = self.rows(piece.row..piece.row + piece.rows, &mut scratch);
+                tensor(values.into_owned(), piece.rows, self.in_features)?
+            }
+        };
+        Ok(weight.to_dtype(dtype)?)
+    }
+}
+
+/// Some rows of a weight: they make as many columns of a product.
+#[derive(Debug, Clone, Copy)]
+pub struct Piece<'a> {
+    /// The weight.
+    pub matrix: &'a Matrix,
+    /// Its first row.
+    pub row: usize,
+    /// How many rows.
+    pub rows: usize,
+}
+
+impl<'a> Piece<'a> {
+    /// All rows of `matrix`.
+    pub fn whole(matrix: &'a Matrix) -> Self {
+        Self {
+            matrix,
+            row: 0,
+            rows: matrix.out,
+        }
+    }
+
+    fn range(&self) -> Range<usize> {
+        self.row..self.row + self.rows
+    }
+}
+
+/// x·Wᵀ for the pieces end to end: tokens × in to tokens × Σ rows.
+///
+/// # Errors
+/// [`crate::Code::Backend`]
+pub fn linear(x: &Tensor, pieces: &[Piece<'_>]) -> Result<Tensor> {
+    if !is_fused(x) {
+        let parts: Result<Vec<_>> = pieces
+            .iter()
+            .map(|p| Ok(x.matmul(&p.matrix.narrowed(p, x.dtype())?.t()?)?))
+            .collect();
+        return Ok(Tensor::cat(&parts?, 1)?);
+    }
+    let (tokens, in_features) = x.dims2()?;
+    let width = pieces.iter().map(|p| p.rows).sum();
+    let mut out = vec![0.0; tokens * width];
+    product(&f32s(x)?, in_features, pieces, &mut out);
+    tensor(out, tokens, width)
+}
+
+/// dy·W: the gradient with respect to the input of [`linear`], tokens × in.
+///
+/// # Errors
+/// [`crate::Code::Backend`]
+pub fn linear_backward(dy: &Tensor, pieces: &[Piece<'_>]) -> Result<Tensor> {
+    let (tokens, width) = dy.dims2()?;
+    let in_features = pieces.first().map_or(0, |p| p.matrix.in_features);
+    if !is_fused(dy) {
+        let mut column = 0;
+        let mut dx: Option<Tensor> = None;
+        for p in pieces {
+            let part = dy.narrow(1, column, p.rows)?.contiguous()?;
+            let part = part.matmul(&p.matrix.narrowed(p, dy.dtype())?)?;
+            dx = Some(match dx {
+                Some(dx) => (dx + part)?,
+                None => part,
+            });
+            column += p.rows;
+        }
+        return match dx {
+            Some(dx) => Ok(dx),
+            None => Ok(Tensor::zeros(
+                (tokens, in_features),
+                dy.dtype(),
+                dy.device(),
+            )?),
+        };
+    }
+    let mut dx = vec![0.0; tokens * in_features];
+    product_backward(&f32s(dy)?, width, pieces, &mut dx);
+    tensor(dx, tokens, in_features)
+}
+
+/// As [`linear`], over slices. `out` is overwritten.
+pub(super) fn product(x: &[f32], in_features: usize, pieces: &[Piece<'_>], out: &mut [f32]) {
+    let width: usize = pieces.iter().map(|p| p.rows).sum();
+    let tokens = x.len() / in_features.max(1);
+    if tokens < FEW {
+        return product_few(x, in_features, pieces, width, out);
+    }
+    out.par_chunks_mut(ROWS * width)
+        .zip(x.par_chunks(ROWS * in_features))
+        .for_each_init(Vec::new, |scratch, (out, x)| {
+            let rows = x.len() / in_features;
+            let x = MatRef::from_row_major_slice(x, rows, in_features);
+            let mut column = 0;
+            for piece in pieces {
+                for tile in piece.matrix.tiles(piece.range()) {
+                    let n = tile.len();
+                    let w = piece.matrix.rows(tile, scratch);
+                    let w = MatRef::from_row_major_slice(&w, n, in_features);
+                    let out = MatMut::from_row_major_slice_mut(out, rows, width);
+                    let out = out.subcols_mut(column, n);
+                    matmul(out, Accum::Replace, x, w.transpose(), 1.0, Par::Seq);
+                    column += n;
+                }
+            }
+        });
+}
+
+fn product_few(x: &[f32], in_features: usize, pieces: &[Piece<'_>], width: usize, out: &mut [f32]) {
+    let tokens = x.len() / in_features.max(1);
+    let mut tiles = Vec::new();
+    let mut column = 0;
+    for piece in pieces {
+        let rows = piece.range();
+        for start in rows.clone().step_by(TILE) {
+            let tile = start..(start + TILE).min(rows.end);
+            tiles.push((piece.matrix, column + start - rows.start, tile));
+        }
+        column += rows.len();
+    }
+    let x = MatRef::from_row_major_slice(x, tokens, in_features);
+    let parts: Vec<_> = tiles
+        .par_iter()
+        .map_init(Vec::new, |scratch, (matrix, _, tile)| {
+            let n = tile.len();
+            let w = matrix.rows(tile.clone(), scratch);
+            let w = MatRef::from_row_major_slice(&w, n, in_features);
+            let mut part = vec![0.0; tokens * n];
+            let to = MatMut::from_row_major_slice_mut(&mut part, tokens, n);
+            matmul(to, Accum::Replace, x, w.transpose(), 1.0, Par::Seq);
+            part
+        })
+        .collect();
+    for ((_, column, tile), part) in tiles.iter().zip(&parts) {
+        for (out, part) in out.chunks_mut(width).zip(part.chunks(tile.len())) {
+            out[*column..column + tile.len()].copy_from_slice(part);
+        }
+    }
+}
+
+/// As [`linear_backward`], over slices. `dx` is overwritten.
+pub(super) fn product_backward(dy: &[f32], width: usize, pieces: &[Piece<'_>], dx: &mut [f32]) {
+    let in_features = pieces.first().map_or(0, |p| p.matrix.in_features);
+    if in_features == 0 || width == 0 {
+        return;
+    }
+    dx.par_chunks_mut(ROWS * in_features)
+        .zip(dy.par_chunks(ROWS * width))
+        .for_each_init(Vec::new, |scratch, (dx, dy)| {
+            let rows = dy.len() / width;
+            let dy = MatRef::from_row_major_slice(dy, rows, width);
+            let mut dx = MatMut::from_row_major_slice_mut(dx, rows, in_features);
+            let (mut column, mut accumulate) = (0, Accum::Replace);
+            for piece in pieces {
+                for tile in piece.matrix.tiles(piece.range()) {
+                    let n = tile.len();
+                    let w = piece.matrix.rows(tile, scratch);
+                    let w = MatRef::from_row_major_slice(&w, n, in_features);
+                    let dy = dy.subcols(column, n);
+                    matmul(dx.rb_mut(), accumulate, dy, w, 1.0, Par::Seq);
+                    accumulate = Accum::Add;
+                    column += n;
+                }
+            }
+        });
+}
+
+use faer::reborrow::ReborrowMut as _;
+
+#[cfg(test)]
+mod tests {
+    use super::super::slices::tests::{close, random};
+    use super::*;
+
+    fn matrix(dtype: Dtype, out: usize, in_features: usize, like: DType) -> Matrix {
+        let values: Vec<f32> = f32s(&random(out, in_features, 7)).unwrap().to_vec();
+        let weight = tensor::Tensor::narrowed(dtype, vec![out, in_features], &values).unwrap();
+        Matrix::new(weight, &Device::Cpu, like).unwrap()
+    }
+
+    #[test]
+    fn fused_products_equal_composed_ones_in_every_dtype() {
+        for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16] {
+            for tokens in [1, 5, 64, 300] {
+                let (w32, w64) = (
+                    matrix(dtype, 200, 24, DType::F32),
+                    matrix(dtype, 200, 24, DType::F64),
+                );
+                fn cut(m: &Matrix) -> [Piece<'_>; 2] {
+                    [
+                        Piece {
+                            matrix: m,
+                            row: 40,
+                            rows: 150,
+                        },
+                        Piece {
+                            matrix: m,
+                            row: 0,
+                            rows: 7,
+                        },
+                    ]
+                }
+                let x = random(tokens, 24, 1);
+                let wide = x.to_dtype(DType::F64).unwrap();
+                close(
+                    &linear(&x, &cut(&w32)).unwrap(),
+                    &linear(&wide, &cut(&w64)).unwrap(),
+                    1e-5,
+                );
+                let dy = random(tokens, 157, 2);
+                let wide = dy.to_dtype(DType::F64).unwrap();
+                close(
+                    &linear_backward(&dy, &cut(&w32)).unwrap(),
+                    &linear_backward(&wide, &cut(&w64)).unwrap(),
+                    1e-5,
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn an_embedding_is_the_rows_of_its_tokens() {
+        let (w32, w64) = (
+            matrix(Dtype::BF16, 9, 4, DType::F32),
+            matrix(Dtype::BF16, 9, 4, DType::F64),
+        );
+        let rows = [3, 0, 8, 3];
+        let narrow = w32.select(&rows, &Device::Cpu, DType::F32).unwrap();
+        close(
+            &narrow,
+            &w64.select(&rows, &Device::Cpu, DType::F64).unwrap(),
+            0.0,
+        );
+    }
+}

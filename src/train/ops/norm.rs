@@ -1,0 +1,216 @@
+//! RMSNorm, and NeMo's LayerNorm1p, over the rows of a matrix or over heads within rows.
+
+use candle_core::{D, DType, Tensor};
+use rayon::prelude::*;
+
+use super::vector::{dot, fold, vectorised};
+use super::{ROWS, f32s, is_fused, tensor};
+use crate::error::Result;
+
+/// Which normalisation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// x · g / √(mean x² + ε)
+    Rms,
+    /// (x − mean) · g / √(var + ε) + b; in NeMo's LayerNorm1p the stored weight is g − 1.
+    Layer,
+}
+
+/// A frozen normalisation over groups of `gain.len()` neighbouring columns.
+#[derive(Debug, Clone)]
+pub struct Norm {
+    /// Which.
+    pub kind: NormKind,
+    /// g, for each column of a group.
+    pub gain: Vec<f32>,
+    /// b, for [`NormKind::Layer`]; empty for none.
+    pub bias: Vec<f32>,
+    /// ε
+    pub eps: f64,
+}
+
+impl Norm {
+    /// The normalised rows of `x`, of its shape.
+    ///
+    /// # Errors
+    /// [`crate::Code::Backend`]
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if !is_fused(x) {
+            return self.composed(x);
+        }
+        let (rows, cols) = x.dims2()?;
+        let mut out = vec![0.0; rows * cols];
+        let chunk = ROWS * cols;
+        out.par_chunks_mut(chunk)
+            .zip(f32s(x)?.par_chunks(chunk))
+            .for_each(|(out, x)| forward(self, x, out));
+        tensor(out, rows, cols)
+    }
+
+    /// The gradient with respect to x, of its shape; statistics are computed again.
+    ///
+    /// # Errors
+    /// [`crate::Code::Backend`]
+    pub fn backward(&self, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
+        if !is_fused(x) {
+            return self.composed_backward(dy, x);
+        }
+        let (rows, cols) = x.dims2()?;
+        let mut dx = vec![0.0; rows * cols];
+        let chunk = ROWS * cols;
+        (dx.par_chunks_mut(chunk))
+            .zip(f32s(dy)?.par_chunks(chunk))
+            .zip(f32s(x)?.par_chunks(chunk))
+            .for_each(|((dx, dy), x)| backward(self, dy, x, dx));
+        tensor(dx, rows, cols)
+    }
+
+    /// Centred x and 1/σ for each group, in f32 at least.
+    fn statistics(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        let n = self.gain.len();
+        let x = x.reshape((x.elem_count() / n, n))?;
+        let x = if x.dtype() == DType::F64 {
+            x
+        } else {
+            x.to_dtype(DType::F32)?
+        };
+        let x = match self.kind {
+            NormKind::Rms => x,
+            NormKind::Layer => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
+        };
+        let scale = ((x.sqr()?.mean_keepdim(D::Minus1)? + self.eps)?.sqrt()?).recip()?;
+        Ok((x, scale))
+    }
+
+    fn vector(&self, values: &[f32], like: &Tensor) -> Result<Tensor> {
+        Ok(Tensor::new(values, like.device())?.to_dtype(like.dtype())?)
+    }
+
+    fn composed(&self, x: &Tensor) -> Result<Tensor> {
+        let (centred, scale) = self.statistics(x)?;
+        let y = centred.broadcast_mul(&scale)?;
+        let y = y.broadcast_mul(&self.vector(&self.gain, &y)?)?;
+        let y = match self.bias.is_empty() {
+            true => y,
+            false => y.broadcast_add(&self.vector(&self.bias, &y)?)?,
+        };
+        Ok(y.to_dtype(x.dtype())?.reshape(x.shape())?)
+    }
+
+    fn composed_backward(&self, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
+        let (centred, scale) = self.statistics(x)?;
+        let hat = centred.broadcast_mul(&scale)?;
+        let g = dy.reshape(hat.shape())?.to_dtype(hat.dtype())?;
+        let g = g.broadcast_mul(&self.vector(&self.gain, &hat)?)?;
+        let along = (&g * &hat)?.mean_keepdim(D::Minus1)?;
+        let dx = (&g - hat.broadcast_mul(&along)?)?;
+        let dx = match self.kind {
+            NormKind::Rms => dx,
+            NormKind::Layer => dx.broadcast_sub(&g.mean_keepdim(D::Minus1)?)?,
+        };
+        let dx = dx.broadcast_mul(&scale)?;
+        Ok(dx.to_dtype(x.dtype())?.reshape(x.shape())?)
+    }
+}
+
+/// Mean (0 for RMSNorm) and 1/σ of one group.
+#[inline(always)]
+fn moments(norm: &Norm, x: &[f32]) -> (f32, f32) {
+    let n = x.len() as f32;
+    let mean = match norm.kind {
+        NormKind::Rms => 0.0,
+        NormKind::Layer => fold(x.len(), |acc, i| acc + x[i], 0.0, |a, b| a + b) / n,
+    };
+    let square = |acc, i: usize| acc + (x[i] - mean) * (x[i] - mean);
+    let variance = fold(x.len(), square, 0.0, |a, b| a + b) / n;
+    (mean, 1.0 / (variance + norm.eps as f32).sqrt())
+}
+
+vectorised! {
+    fn forward(norm: &Norm, x: &[f32], out: &mut [f32]) -> () {
+        let n = norm.gain.len();
+        for (x, out) in x.chunks_exact(n).zip(out.chunks_exact_mut(n)) {
+            let (mean, scale) = moments(norm, x);
+            for ((o, x), g) in out.iter_mut().zip(x).zip(&norm.gain) {
+                *o = (x - mean) * scale * g;
+            }
+            for (o, b) in out.iter_mut().zip(&norm.bias) {
+                *o += b;
+            }
+        }
+    }
+}
+
+vectorised! {
+    fn backward(norm: &Norm, dy: &[f32], x: &[f32], dx: &mut [f32]) -> () {
+        let n = norm.gain.len();
+        let groups = x.chunks_exact(n).zip(dy.chunks_exact(n)).zip(dx.chunks_exact_mut(n));
+        for ((x, dy), dx) in groups {
+            let (mean, scale) = moments(norm, x);
+            for ((g, dy), gain) in dx.iter_mut().zip(dy).zip(&norm.gain) {
+                *g = dy * gain;
+            }
+            let offset = match norm.kind {
+                NormKind::Rms => 0.0,
+                NormKind::Layer => fold(n, |acc, i| acc + dx[i], 0.0, |a, b| a + b) / n as f32,
+            };
+            let along = match norm.kind {
+                NormKind::Rms => dot(dx, x),
+                NormKind::Layer => {
+                    fold(n, |acc, i| acc + dx[i] * (x[i] - mean), 0.0, |a, b| a + b)
+                }
+            };
+            let along = along * scale * scale / n as f32;
+            for (g, x) in dx.iter_mut().zip(x) {
+                *g = (*g - offset - (x - mean) * along) * scale;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::slices::tests::{close, random};
+    use super::*;
+
+    #[test]
+    fn fused_norms_equal_composed_ones_and_composed_ones_their_differences() {
+        for (kind, bias) in [(NormKind::Rms, false), (NormKind::Layer, true)] {
+            let vector = |seed| f32s(&random(1, 48, seed)).unwrap().to_vec();
+            let bias = if bias { vector(4) } else { Vec::new() };
+            let norm = Norm {
+                kind,
+                gain: vector(3),
+                bias,
+                eps: 1e-5,
+            };
+            // Two groups in each row, as the heads of Qwen3 are.
+            let (x, dy) = (random(150, 96, 1), random(150, 96, 2));
+            let wide = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
+            close(
+                &norm.forward(&x).unwrap(),
+                &norm.forward(&wide(&x)).unwrap(),
+                1e-5,
+            );
+            let dx = norm.backward(&wide(&dy), &wide(&x)).unwrap();
+            close(&norm.backward(&dy, &x).unwrap(), &dx, 1e-5);
+            let direction = wide(&random(150, 96, 5));
+            let loss = |step: f64| {
+                let x = (wide(&x) + (&direction * step).unwrap()).unwrap();
+                let y = (norm.forward(&x).unwrap() * wide(&dy)).unwrap();
+                y.sum_all().unwrap().to_scalar::<f64>().unwrap()
+            };
+            let slope = (loss(1e-6) - loss(-1e-6)) / 2e-6;
+            let right = (dx * direction)
+                .unwrap()
+                .sum_all()
+                .unwrap()
+                .to_scalar::<f64>()
+                .unwrap();
+            assert!(
+                (slope - right).abs() < 1e-6 * right.abs(),
+                "{slope} is not {right}"
+            );
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Between candle's tensors and plain slices.
+
+use std::ops::Deref;
+
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Storage, Tensor};
+use rayon::prelude::*;
+
+use crate::error::{Code, Error, Result};
+
+/// Whether the fused kernels serve this tensor: f32 on the processor.
+pub(in crate::train) fn is_fused(tensor: &Tensor) -> bool {
+    tensor.device().is_cpu() && tensor.dtype() == DType::F32
+}
+
+/// A tensor's elements, borrowed.
+pub(in crate::train) struct F32s<S> {
+    storage: S,
+    start: usize,
+    end: usize,
+}
+
+impl<S: Deref<Target = Storage>> Deref for F32s<S> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match &*self.storage {
+            Storage::Cpu(CpuStorage::F32(values)) => &values[self.start..self.end],
+            // `f32s` makes no other.
+            _ => &[],
+        }
+    }
+}
+
+/// The elements of a contiguous f32 tensor on the processor.
+pub(in crate::train) fn f32s(tensor: &Tensor) -> Result<F32s<impl Deref<Target = Storage> + '_>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) if end <= values.len() => {
+            Ok(F32s {
+                storage,
+                start,
+                end,
+            })
+        }
+        _ => Err(Error::new(
+            Code::Backend,
+            "a tensor is not contiguous f32 on the processor",
+        )),
+    }
+}
+
+/// A tensor on the processor from its elements.
+pub(in crate::train) fn tensor(values: Vec<f32>, rows: usize, cols: usize) -> Result<Tensor> {
+    Ok(Tensor::from_vec(values, (rows, cols), &Device::Cpu)?)
+}
+
+struct InPlace<F>(F);
+
+impl<F: Fn(&mut [f32])> InplaceOp1 for InPlace<F> {
+    fn name(&self) -> &'static str {
+        "update in place"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        match (storage, layout.contiguous_offsets()) {
+            (CpuStorage::F32(values), Some((start, end))) if end <= values.len() => {
+                (self.0)(&mut values[start..end]);
+                Ok(())
+            }
+            _ => candle_core::bail!("only contiguous f32 is updated in place"),
+        }
+    }
+}
+
+/// Changes the elements of a contiguous f32 tensor on the processor, which nothing else may hold.
+pub(super) fn update(tensor: &Tensor, change: impl Fn(&mut [f32])) -> Result<()> {
+    Ok(tensor.inplace_op1(&InPlace(change))?)
+}
+
+/// `to + from`; `to` is consumed, and its memory used again where that is possible.
+pub(in crate::train) fn add_in_place(to: Tensor, from: &Tensor) -> Result<Tensor> {
+    if !is_fused(&to) || to.dims() != from.dims() {
+        return Ok((to + from)?);
+    }
+    let from = f32s(from)?;
+    update(&to, |to| {
+        (to.par_chunks_mut(1 << 16))
+            .zip(from.par_chunks(1 << 16))
+            .for_each(|(to, from)| to.iter_mut().zip(from).for_each(|(t, f)| *t += f));
+    })?;
+    Ok(to)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// Numbers in −1..1 that look random, the same for the same seed.
+    pub(in crate::train) fn random(rows: usize, cols: usize, seed: u32) -> Tensor {
+        let mut state = seed.wrapping_mul(0x9E37_79B9) | 1;
+        let values = (0..rows * cols)
+            .map(|_| {
+                state ^= state << 13;
+                state ^= state >> 17;
+                state ^= state << 5;
+                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+            })
+            .collect();
+        tensor(values, rows, cols).unwrap()
+    }
+
+    /// That two tensors agree to `bound` relative to the largest element.
+    pub(in crate::train) fn close(a: &Tensor, b: &Tensor, bound: f64) {
+        assert_eq!(a.dims(), b.dims());
+        let flat = |t: &Tensor| {
+            let t = t.flatten_all().unwrap().to_dtype(DType::F64).unwrap();
+            t.to_vec1::<f64>().unwrap()
+        };
+        let (a, b) = (flat(a), flat(b));
+        let scale = b.iter().fold(1e-30f64, |m, x| m.max(x.abs()));
+        for (i, (x, y)) in a.iter().zip(&b).enumerate() {
+            assert!(
+                (x - y).abs() <= bound * scale,
+                "element {i}: {x} is not {y}"
+            );
+        }
+    }
+}

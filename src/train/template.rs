@@ -1,0 +1,576 @@
+//! What is trained: which of A, B, u, v, on which modules, tied or not; and the values they start
+//! from.
+
+use candle_core::{DType, Tensor, WithDType};
+
+use super::model::{BranchGradients, Branches, Model, ModulePlace, Slot};
+use super::ops::{Branch, Span};
+use super::params::Param;
+use crate::adapter::{
+    Adapter, Factor, LAYER_PLACE, ModuleKind, Part, Scaling, ScalingRule, Seed, Target, TieGroup,
+};
+use crate::error::{Code, Error, Result};
+use crate::format::{Digest, seeded_tensor};
+use crate::tensor::{self, Dtype};
+
+/// A choice of what to train. The paper's eight methods are presets of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Template {
+    /// Which factors train; the others of A and B stay at their random start, and u and v that do
+    /// not train are absent, which means ones.
+    pub trained: Vec<Part>,
+    /// Whether all layers share A and B.
+    pub tied: bool,
+    /// Adapted layers, ascending; None for all.
+    pub layers: Option<Vec<u32>>,
+    /// Adapted modules: `q`, `q_proj` or `self_attn.q_proj`.
+    pub targets: Vec<String>,
+    /// Whether modules that read the same input share one A and one u (the paper's q, k, v).
+    pub joint: bool,
+    /// r
+    pub rank: usize,
+    /// α; the update is multiplied by α/r.
+    pub alpha: f64,
+    /// Seeds the random start.
+    pub seed: u64,
+}
+
+/// An adapter in training on a given model: its tie groups, and where each meets the model.
+#[derive(Debug)]
+pub struct Trainable {
+    groups: Vec<Group>,
+    /// For each trained tensor in order: its group, its part.
+    params: Vec<(usize, Part)>,
+}
+
+#[derive(Debug)]
+struct Group {
+    /// Start values; trained factors are replaced when the adapter is made.
+    shape: TieGroup,
+    slot: Slot,
+    layers: Vec<u32>,
+    spans: Vec<Span>,
+    /// Values of the factors that do not train.
+    a: Vec<f32>,
+    b: Vec<f32>,
+}
+
+impl Template {
+    /// Whether the update is zero because v, B, A or u starts at zero: the first of these that
+    /// trains. All starts leave the model what it is, whatever trains.
+    fn zero(&self) -> Part {
+        let order = [Part::V, Part::B, Part::A, Part::U];
+        order
+            .into_iter()
+            .find(|p| self.trained.contains(p))
+            .unwrap_or(Part::V)
+    }
+
+    /// The key that a factor's random start is generated from.
+    fn key(&self, module: &str, part: Part) -> [u8; 32] {
+        let text = format!("tlkit start 1\n{}\n{module}\n{}\n", self.seed, part.name());
+        *Digest::of(text.as_bytes()).as_bytes()
+    }
+
+    /// The start of A or B of the given shape, with `inputs` terms in each sum it makes.
+    fn start(&self, module: &str, part: Part, shape: Vec<usize>, inputs: usize) -> Result<Factor> {
+        let trained = self.trained.contains(&part);
+        if self.zero() == part {
+            let values = vec![0.0; shape.iter().product()];
+            return Ok(Factor {
+                tensor: tensor::Tensor::from_f32(shape, &values)?,
+                trained,
+                seed: None,
+            });
+        }
+        // Uniform with variance 1/inputs: x·Aᵀ and p·Bᵀ keep the scale of what they are made of.
+        let bound = (3.0 / inputs as f64).sqrt();
+        let seed = Seed {
+            key: self.key(module, part),
+            step: (bound / f64::from(1 << 23)) as f32,
+        };
+        let tensor = seeded_tensor(&seed, Dtype::F32, &shape)?;
+        Ok(Factor {
+            tensor,
+            trained,
+            seed: (!trained).then_some(seed),
+        })
+    }
+
+    fn group(&self, model: &Model, places: &[&ModulePlace], layers: &[u32]) -> Result<Group> {
+        let first = places
+            .first()
+            .ok_or_else(|| Error::new(Code::Usage, "no target"))?;
+        let targets: Vec<Target> = (places.iter())
+            .map(|p| Target {
+                module: model.module_pattern(p),
+                out: p.out,
+                kind: ModuleKind::Linear,
+            })
+            .collect();
+        let (r, n) = (self.rank, first.in_features);
+        let m: usize = places.iter().map(|p| p.out).sum();
+        let l = layers.len();
+        let stacked = |shape: [usize; 2]| match self.tied {
+            true => shape.to_vec(),
+            false => vec![l, shape[0], shape[1]],
+        };
+        let name = targets
+            .iter()
+            .map(|t| t.module.as_str())
+            .collect::<Vec<_>>()
+            .join(",");
+        let a = self.start(&name, Part::A, stacked([r, n]), n)?;
+        let b = self.start(&name, Part::B, stacked([m, r]), r)?;
+        let vector = |part: Part, len: usize| -> Result<Option<Factor>> {
+            if !self.trained.contains(&part) {
+                return Ok(None);
+            }
+            let value = if self.zero() == part { 0.0 } else { 1.0 };
+            let tensor = tensor::Tensor::from_f32(vec![l, len], &vec![value; l * len])?;
+            Ok(Some(Factor::trained(tensor)))
+        };
+        let mut spans = Vec::new();
+        let mut row = 0;
+        for place in places {
+            spans.extend(place.spans.iter().map(|s| Span {
+                row: row + s.row,
+                ..*s
+            }));
+            row += place.out;
+        }
+        Ok(Group {
+            a: a.tensor.to_f32()?,
+            b: b.tensor.to_f32()?,
+            shape: TieGroup {
+                layers: Some(layers.to_vec()),
+                rank: r,
+                in_features: n,
+                scaling: Scaling {
+                    alpha: self.alpha,
+                    rule: ScalingRule::AlphaOverRank,
+                },
+                a,
+                b,
+                u: vector(Part::U, r)?,
+                v: vector(Part::V, m)?,
+                targets,
+            },
+            slot: first.slot,
+            layers: layers.to_vec(),
+            spans: joined(spans),
+        })
+    }
+}
+
+/// Spans with neighbours made one.
+fn joined(spans: Vec<Span>) -> Vec<Span> {
+    let mut out: Vec<Span> = Vec::new();
+    for span in spans {
+        match out.last_mut() {
+            Some(last)
+                if last.row + last.len == span.row && last.column + last.len == span.column =>
+            {
+                last.len += span.len;
+            }
+            _ => out.push(span),
+        }
+    }
+    out
+}
+
+impl Trainable {
+    /// Lays `template` out on `model`.
+    ///
+    /// # Errors
+    /// [`Code::Usage`] for a target, layer, rank or alpha that makes no sense on this model.
+    pub fn new(template: &Template, model: &Model) -> Result<Self> {
+        if template.trained.is_empty() {
+            return Err(Error::new(
+                Code::Usage,
+                "nothing is to be trained: name some of A, B, u, v",
+            ));
+        }
+        let count = model.config().layers as u32;
+        let layers = match &template.layers {
+            None => (0..count).collect(),
+            Some(layers) => {
+                let mut layers = layers.clone();
+                layers.sort_unstable();
+                layers.dedup();
+                layers
+            }
+        };
+        if layers.is_empty() || layers.iter().any(|l| *l >= count) {
+            let message = format!(
+                "layers {layers:?} of a model that has layers 0 to {}",
+                count - 1
+            );
+            return Err(Error::new(Code::Usage, message));
+        }
+        let modules = model.modules();
+        let chosen = model.choose_targets(&template.targets)?;
+        let mut groups = Vec::new();
+        for slot in Slot::ALL {
+            let places: Vec<&ModulePlace> = (modules.iter())
+                .filter(|p| p.layer == 0 && p.slot == slot)
+                .filter(|p| chosen.iter().any(|c| p.path == *c))
+                .collect();
+            if places.is_empty() {
+                continue;
+            }
+            let width = if template.joint { places.len() } else { 1 };
+            for places in places.chunks(width) {
+                groups.push(template.group(model, places, &layers)?);
+            }
+        }
+        let adapter = Adapter {
+            groups: groups.iter().map(|g| g.shape.clone()).collect(),
+            ..Adapter::default()
+        };
+        adapter.validate()?;
+        let params = (groups.iter().enumerate())
+            .flat_map(|(g, group)| {
+                let trained = group.shape.factors().filter(|(_, f)| f.trained);
+                trained.map(move |(part, _)| (g, part))
+            })
+            .collect();
+        Ok(Self { groups, params })
+    }
+
+    /// The trained tensors at their start, where the model is the base model.
+    ///
+    /// # Errors
+    /// None in practice: the tensors are f32.
+    pub fn start(&self) -> Result<Vec<Param>> {
+        (self.params.iter())
+            .map(|(g, part)| {
+                let factor = factor(&self.groups[*g].shape, *part).ok_or_else(mismatch)?;
+                Ok(Param {
+                    name: format!("{}.{}", self.groups[*g].name(), part.name()),
+                    shape: factor.tensor.shape().to_vec(),
+                    values: factor.tensor.to_f32()?,
+                })
+            })
+            .collect()
+    }
+
+    /// The adapter that has the given trained tensors, rounded to `dtype`; frozen random factors
+    /// stay seeds.
+    ///
+    /// # Errors
+    /// [`Code::Usage`] for tensors that are not those of [`Trainable::start`];
+    /// [`Code::DtypeNotAllowed`].
+    pub fn adapter(&self, params: &[Param], dtype: Dtype) -> Result<Adapter> {
+        self.check(params)?;
+        let mut groups: Vec<TieGroup> = self.groups.iter().map(|g| g.shape.clone()).collect();
+        for ((g, part), param) in self.params.iter().zip(params) {
+            let tensor = tensor::Tensor::narrowed(dtype, param.shape.clone(), &param.values)?;
+            for (_, factor) in groups[*g].factors_mut().filter(|(p, _)| p == part) {
+                factor.tensor = tensor.clone();
+            }
+        }
+        let mut adapter = Adapter {
+            groups,
+            ..Adapter::default()
+        };
+        adapter.sort();
+        adapter.validate()?;
+        Ok(adapter)
+    }
+
+    /// The branches of the model for the given trained tensors: Ã_l = diag(u_l)·A and
+    /// B̃_l = diag(v_l)·B for each group and layer.
+    ///
+    /// # Errors
+    /// [`Code::Usage`] as [`Trainable::adapter`], [`Code::Backend`]
+    pub fn branches(&self, params: &[Param], model: &Model) -> Result<Branches> {
+        self.check(params)?;
+        let mut branches = Branches::none(model.config().layers);
+        for (g, group) in self.groups.iter().enumerate() {
+            for (i, layer) in group.layers.iter().enumerate() {
+                branches.push(
+                    *layer as usize,
+                    group.slot,
+                    self.branch(params, g, i, model)?,
+                );
+            }
+        }
+        Ok(branches)
+    }
+
+    fn branch(&self, params: &[Param], g: usize, i: usize, model: &Model) -> Result<Branch> {
+        let group = &self.groups[g];
+        let (r, n, m) = (
+            group.shape.rank,
+            group.shape.in_features,
+            group.shape.total_out(),
+        );
+        let [a, b] = [
+            self.layer_slice(params, g, Part::A, i, r * n),
+            self.layer_slice(params, g, Part::B, i, m * r),
+        ];
+        let [u, v] = [
+            self.layer_slice(params, g, Part::U, i, r),
+            self.layer_slice(params, g, Part::V, i, m),
+        ];
+        let trains = |parts: [Part; 2]| {
+            group
+                .shape
+                .factors()
+                .any(|(p, f)| f.trained && parts.contains(&p))
+        };
+        let on = |values: &[f32], by: &[f32], rows: usize, cols: usize| -> Result<Tensor> {
+            let host = match model.dtype() {
+                DType::F64 => scaled::<f64>(values, by, rows, cols)?,
+                _ => scaled::<f32>(values, by, rows, cols)?.to_dtype(model.dtype())?,
+            };
+            Ok(host.to_device(model.device())?)
+        };
+        Ok(Branch {
+            a: on(a, u, r, n)?,
+            b: on(b, v, m, r)?,
+            scale: group.shape.scaling.factor(r),
+            spans: group.spans.clone(),
+            wanted: [trains([Part::A, Part::U]), trains([Part::B, Part::V])],
+        })
+    }
+
+    /// The part's values for layer `i` of group `g`; empty where it is absent.
+    fn layer_slice<'a>(
+        &'a self,
+        params: &'a [Param],
+        g: usize,
+        part: Part,
+        i: usize,
+        len: usize,
+    ) -> &'a [f32] {
+        let group = &self.groups[g];
+        let values: &[f32] = match self.params.iter().position(|p| *p == (g, part)) {
+            Some(index) => &params[index].values,
+            None => match part {
+                Part::A => &group.a,
+                Part::B => &group.b,
+                Part::U | Part::V => &[],
+            },
+        };
+        if values.len() == len {
+            values
+        } else {
+            values.get(i * len..(i + 1) * len).unwrap_or(&[])
+        }
+    }
+
+    /// Adds to `grads` (one for each trained tensor) what `gradients` of the branches mean for A,
+    /// B, u and v: dA += diag(u)·dÃ, du_k += Σ_j dÃ_kj·A_kj, and alike for B and v.
+    ///
+    /// # Errors
+    /// [`Code::Usage`] as [`Trainable::adapter`], [`Code::Backend`]
+    pub fn pull_back(
+        &self,
+        params: &[Param],
+        gradients: &mut BranchGradients,
+        grads: &mut [Vec<f32>],
+    ) -> Result<()> {
+        self.check(params)?;
+        let mut used: std::collections::BTreeMap<(u32, Slot), usize> = Default::default();
+        for (g, group) in self.groups.iter().enumerate() {
+            let (r, n, m) = (
+                group.shape.rank,
+                group.shape.in_features,
+                group.shape.total_out(),
+            );
+            for (i, layer) in group.layers.iter().enumerate() {
+                let index = used.entry((*layer, group.slot)).or_default();
+                let own = gradients.take(*layer as usize, group.slot, *index);
+                *index += 1;
+                if let Some(d) = own.a {
+                    self.pull_pair(params, g, i, [Part::A, Part::U], [r, n], &d, grads)?;
+                }
+                if let Some(d) = own.b {
+                    self.pull_pair(params, g, i, [Part::B, Part::V], [m, r], &d, grads)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn pull_pair(
+        &self,
+        params: &[Param],
+        g: usize,
+        i: usize,
+        [matrix, vector]: [Part; 2],
+        [rows, cols]: [usize; 2],
+        gradient: &Tensor,
+        grads: &mut [Vec<f32>],
+    ) -> Result<()> {
+        let d = gradient
+            .to_dtype(DType::F32)?
+            .flatten_all()?
+            .to_vec1::<f32>()?;
+        let values = self.layer_slice(params, g, matrix, i, rows * cols);
+        let by = self.layer_slice(params, g, vector, i, rows);
+        if let Some(to) = self.place(grads, g, matrix, i, rows * cols) {
+            for (row, (to, d)) in to.chunks_mut(cols).zip(d.chunks(cols)).enumerate() {
+                let by = by.get(row).copied().unwrap_or(1.0);
+                to.iter_mut().zip(d).for_each(|(to, d)| *to += by * d);
+            }
+        }
+        if let Some(to) = self.place(grads, g, vector, i, rows) {
+            for ((to, d), w) in to.iter_mut().zip(d.chunks(cols)).zip(values.chunks(cols)) {
+                *to += d.iter().zip(w).map(|(d, w)| d * w).sum::<f32>();
+            }
+        }
+        Ok(())
+    }
+
+    /// Where layer `i`'s gradient of a part goes: a tied tensor has one for all layers, a stacked
+    /// one its own for each.
+    fn place<'a>(
+        &self,
+        grads: &'a mut [Vec<f32>],
+        g: usize,
+        part: Part,
+        i: usize,
+        len: usize,
+    ) -> Option<&'a mut [f32]> {
+        let index = self.params.iter().position(|p| *p == (g, part))?;
+        let all = grads.get_mut(index)?;
+        match all.len() == len {
+            true => Some(all),
+            false => all.get_mut(i * len..(i + 1) * len),
+        }
+    }
+
+    fn check(&self, params: &[Param]) -> Result<()> {
+        let fits = params.len() == self.params.len()
+            && (self.params.iter().zip(params)).all(|((g, part), param)| {
+                factor(&self.groups[*g].shape, *part).is_some_and(|f| {
+                    f.tensor.shape() == param.shape && f.tensor.len() == param.values.len()
+                })
+            });
+        if fits { Ok(()) } else { Err(mismatch()) }
+    }
+}
+
+impl Group {
+    fn name(&self) -> String {
+        let short = |t: &Target| t.module.rsplit('.').next().unwrap_or_default().to_owned();
+        self.shape
+            .targets
+            .iter()
+            .map(short)
+            .collect::<Vec<_>>()
+            .join("+")
+    }
+}
+
+fn factor(group: &TieGroup, part: Part) -> Option<&Factor> {
+    group.factors().find(|(p, _)| *p == part).map(|(_, f)| f)
+}
+
+fn mismatch() -> Error {
+    Error::new(
+        Code::Usage,
+        "the trained tensors are not those of this template",
+    )
+}
+
+/// Row i of `values` times `by[i]`; `by` empty means ones.
+fn scaled<T: WithDType + From<f32>>(
+    values: &[f32],
+    by: &[f32],
+    rows: usize,
+    cols: usize,
+) -> Result<Tensor> {
+    let mut out: Vec<T> = values.iter().map(|x| T::from(*x)).collect();
+    for (row, by) in out.chunks_mut(cols.max(1)).zip(by) {
+        row.iter_mut().for_each(|x| *x = *x * T::from(*by));
+    }
+    Ok(Tensor::from_vec(
+        out,
+        (rows, cols),
+        &candle_core::Device::Cpu,
+    )?)
+}
+
+/// The branches of a finished adapter, of any kind that is a sum of low-rank updates of linear
+/// modules.
+///
+/// # Errors
+/// [`Code::UnmatchedModule`] and [`Code::BaseShape`] where it does not fit the model;
+/// [`Code::UnsupportedAdapter`] where it holds more than low-rank updates.
+pub fn attach(adapter: &Adapter, model: &Model) -> Result<Branches> {
+    if let Some(extra) = adapter.extras.first() {
+        let message = format!("the adapter also changes `{}` outright", extra.name);
+        return Err(
+            Error::new(Code::UnsupportedAdapter, message).hint("merge it, and run the result")
+        );
+    }
+    let modules = model.modules();
+    let mut branches = Branches::none(model.config().layers);
+    for group in &adapter.groups {
+        for (t, target) in group.targets.iter().enumerate() {
+            for i in 0..group.instances() {
+                let path = group.module_path(target, i);
+                let place = find(&modules, &path).ok_or_else(|| {
+                    Error::new(Code::UnmatchedModule, "the model has no such linear module")
+                        .tensor(&path)
+                })?;
+                if (place.out, place.in_features) != (target.out, group.in_features)
+                    || target.kind != ModuleKind::Linear
+                {
+                    let message = format!(
+                        "the model's weight is {}×{}, the adapter's update {}×{}",
+                        place.out, place.in_features, target.out, group.in_features
+                    );
+                    return Err(Error::new(Code::BaseShape, message).tensor(&path));
+                }
+                let low = group.low_rank(i, t)?;
+                let on = |values: Vec<f32>, rows, cols| -> Result<Tensor> {
+                    let host = Tensor::from_vec(values, (rows, cols), &candle_core::Device::Cpu)?;
+                    Ok(host.to_dtype(model.dtype())?.to_device(model.device())?)
+                };
+                let branch = Branch {
+                    a: on(low.right, low.rank, low.in_features)?,
+                    b: on(low.left, low.out, low.rank)?,
+                    scale: low.scale,
+                    spans: place.spans.clone(),
+                    wanted: [false; 2],
+                };
+                branches.push(place.layer, place.slot, branch);
+            }
+        }
+    }
+    Ok(branches)
+}
+
+/// The module of that path, or of one that differs in leading segments only.
+fn find<'a>(modules: &'a [ModulePlace], path: &str) -> Option<&'a ModulePlace> {
+    let ends = |long: &str, short: &str| {
+        long.strip_suffix(short)
+            .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    };
+    let exact = modules.iter().find(|m| m.path == path);
+    exact.or_else(|| {
+        let mut like = modules
+            .iter()
+            .filter(|m| ends(&m.path, path) || ends(path, &m.path));
+        let one = like.next();
+        if like.next().is_some() { None } else { one }
+    })
+}
+
+impl Model {
+    /// A module's path with `{}` for the layer's number.
+    fn module_pattern(&self, place: &ModulePlace) -> String {
+        let prefix = self.config().family.layer_prefix();
+        let number = prefix.replacen(LAYER_PLACE, &place.layer.to_string(), 1);
+        match place.path.strip_prefix(&number) {
+            Some(rest) => format!("{prefix}{rest}"),
+            None => place.path.clone(),
+        }
+    }
+}

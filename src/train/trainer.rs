@@ -1,0 +1,57 @@
+//! A model and the adapter that is trained on it, as the loop sees them.
+
+use super::data::Batch;
+use super::model::{Keep, Model};
+use super::params::{LossSum, Objective, Param};
+use super::template::Trainable;
+use crate::error::Result;
+
+/// The loss of a frozen model as a function of an adapter's trained tensors.
+#[derive(Debug)]
+pub struct TrainingModel {
+    model: Model,
+    adapter: Trainable,
+    keep: Keep,
+}
+
+impl TrainingModel {
+    /// With `recompute`, only each layer's input is kept for the backward, and memory is that and
+    /// one layer's activations.
+    pub fn new(model: Model, adapter: Trainable, recompute: bool) -> Self {
+        let keep = if recompute { Keep::Inputs } else { Keep::All };
+        Self {
+            model,
+            adapter,
+            keep,
+        }
+    }
+
+    /// The frozen model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The adapter's layout.
+    pub fn adapter(&self) -> &Trainable {
+        &self.adapter
+    }
+}
+
+impl Objective for TrainingModel {
+    fn loss(&mut self, params: &[Param], batch: &Batch) -> Result<LossSum> {
+        let branches = self.adapter.branches(params, &self.model)?;
+        self.model.loss(&branches, batch)
+    }
+
+    fn accumulate(
+        &mut self,
+        params: &[Param],
+        batch: &Batch,
+        grads: &mut [Vec<f32>],
+    ) -> Result<LossSum> {
+        let branches = self.adapter.branches(params, &self.model)?;
+        let (loss, mut gradients) = self.model.backward(&branches, batch, self.keep)?;
+        self.adapter.pull_back(params, &mut gradients, grads)?;
+        Ok(loss)
+    }
+}
