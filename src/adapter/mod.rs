@@ -4,9 +4,11 @@
 //! `ΔW = s · diag(v_l) · B · diag(u_l) · A`. A [`TieGroup`] is the set of (layer, target) pairs
 //! that share one A and one B; stacked factors (one A or B for each layer) make it plain LoRA.
 
+mod count;
 mod group;
 mod method;
 
+pub use count::{Shape, percent_tenths};
 pub use group::{Factor, LowRank, ModuleKind, Scaling, ScalingRule, Seed, Target, TieGroup};
 pub use method::{Method, Part};
 

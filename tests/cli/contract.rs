@@ -5,7 +5,7 @@ use std::io::pipe;
 use super::{Run, Shell};
 
 /// Commands that succeed, in an order in which they can run after one another.
-const GOOD: [&str; 12] = [
+const GOOD: [&str; 13] = [
     "convert peft-to-tied lora -o lora.tl",
     "convert tied-to-peft style.tl -o export",
     "merge base style.tl -o merged",
@@ -18,6 +18,7 @@ const GOOD: [&str; 12] = [
     "inspect style.tl",
     "inspect base",
     "pack style.tl -o thin.tl --thin",
+    "params --model base --rank 2,8",
 ];
 
 /// Breaks where `--json` prints anything but one document, or text has escape sequences.
@@ -46,6 +47,9 @@ fn wrong_usage_is_code_2() {
         "frobnicate",
         "merge base",
         "merge base style.tl --rounding up",
+        "params --layers 2",
+        "params --layers 2 --hidden 8 --rank 0",
+        "params --model base --hidden 8",
         "--threads x demo",
     ] {
         let run = shell.quiet(line);

@@ -1,6 +1,6 @@
 use super::{Shell, assert_transcript};
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 15] = [
     "",
     "convert",
     "convert peft-to-tied",
@@ -13,6 +13,7 @@ const COMMANDS: [&str; 14] = [
     "verify merged",
     "inspect",
     "pack",
+    "params",
     "demo",
     "completions",
 ];

@@ -10,6 +10,7 @@ mod errors;
 mod help;
 mod inspect;
 mod merge;
+mod params;
 mod verify;
 
 use std::collections::BTreeMap;

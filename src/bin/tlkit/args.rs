@@ -40,6 +40,8 @@ pub(crate) enum Command {
     Inspect(Inspect),
     /// Rewrite a .tl fat, thin or compressed; the root stays the same
     Pack(Pack),
+    /// Count what each method would train on a model, without its weights
+    Params(Params),
     /// Run convert, merge, verify and unmerge on a small built-in model
     Demo(Demo),
     /// Print a completion script for a shell
@@ -290,10 +292,39 @@ pub(crate) struct Pack {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Params {
+    /// Read the sizes from the config.json of this model directory
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, conflicts_with_all = ["layers", "hidden", "kv_dim"])]
+    pub(crate) model: Option<PathBuf>,
+    /// Number of layers
+    #[arg(long, value_name = "N", required_unless_present = "model", value_parser = positive())]
+    pub(crate) layers: Option<u64>,
+    /// Hidden size: the width of the input, and of q
+    #[arg(long, value_name = "N", required_unless_present = "model", value_parser = positive())]
+    pub(crate) hidden: Option<u64>,
+    /// Width of k and of v, with grouped-query attention [default: the hidden size]
+    #[arg(long, value_name = "N", value_parser = positive())]
+    pub(crate) kv_dim: Option<u64>,
+    /// Ranks, separated by commas
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "8", value_parser = positive())]
+    pub(crate) rank: Vec<u64>,
+    /// Compare with the LoRA of this rank [default: of the same rank]
+    #[arg(long, value_name = "N", value_parser = positive())]
+    pub(crate) lora_rank: Option<u64>,
+    /// Element type of the trained tensors, for their bytes
+    #[arg(long, value_parser = float_dtype, default_value = "f32")]
+    pub(crate) dtype: Dtype,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Demo {
     /// Where to work; kept afterwards [default: a temporary folder, removed]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) keep: Option<PathBuf>,
+}
+
+fn positive() -> clap::builder::RangedU64ValueParser {
+    clap::value_parser!(u64).range(1..)
 }
 
 fn float_dtype(text: &str) -> Result<Dtype, String> {

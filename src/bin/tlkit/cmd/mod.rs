@@ -5,6 +5,7 @@ pub(crate) mod demo;
 pub(crate) mod inspect;
 pub(crate) mod merge;
 pub(crate) mod pack;
+pub(crate) mod params;
 pub(crate) mod verify;
 
 use std::path::{Path, PathBuf};

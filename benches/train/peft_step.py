@@ -1,0 +1,89 @@
+#!/usr/bin/env python3
+"""Times what `tlkit train` replaces: steps of PEFT's LoRA on torch, on the CPU in float32.
+
+    tests/peft/setup.sh
+    tests/peft/venv/bin/python benches/train/peft_step.py MODEL_DIR DATA.jsonl --batch 4 --length 256 --steps 12
+    tests/peft/venv/bin/python benches/train/peft_step.py MODEL_DIR --make
+
+With --make it writes random weights for MODEL_DIR/config.json instead. Prints one JSON line: `seconds` of each step
+(forward, loss on all tokens, backward, clipping, AdamW; not the reading of data), `loss` of the last, `parameters`
+that train, and `peak_rss_bytes`, the kernel's high-water mark of the process (VmHWM), of which `imports_rss_bytes`
+were there once torch was imported. Attention is torch's fused one, which transformers chooses by itself.
+"""
+
+import argparse
+import json
+import os
+import re
+from time import perf_counter
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def peak_rss_bytes():
+    with open("/proc/self/status") as status:
+        return 1024 * int(re.search(r"^VmHWM:\s+(\d+) kB", status.read(), re.M).group(1))
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Time training steps of PEFT's LoRA on the CPU.")
+    parser.add_argument("model", help="folder of the model")
+    parser.add_argument("data", nargs="?", help='JSONL of {"text": "w1 w2 …"}, each with --length + 1 words')
+    parser.add_argument("--make", action="store_true", help="write the model's weights")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--recompute", action="store_true", help="with gradient checkpointing")
+    args = parser.parse_args()
+
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(1)
+    imports = peak_rss_bytes()
+    if args.make:
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(args.model))
+        model.save_pretrained(args.model)
+        return
+
+    with open(args.data) as lines:
+        words = [[int(word[1:]) for word in json.loads(line)["text"].split()] for line in lines]
+    data = torch.tensor(words)
+    assert data.shape[1] == args.length + 1, data.shape
+
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+    model.config.use_cache = False
+    lora = LoraConfig(task_type="CAUSAL_LM", r=args.rank, lora_alpha=args.rank, lora_dropout=0.0,
+                      target_modules=["q_proj", "k_proj", "v_proj"])
+    model = get_peft_model(model, lora)
+    if args.recompute:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+
+    seconds = []
+    for step in range(args.steps):
+        rows = data[torch.arange(step * args.batch, (step + 1) * args.batch) % len(data)]
+        started = perf_counter()
+        logits = model(input_ids=rows[:, :-1]).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss = loss.item()
+        seconds.append(round(perf_counter() - started, 5))
+    report = {"seconds": seconds, "loss": loss, "parameters": sum(p.numel() for p in trained)}
+    print(json.dumps(report | {"peak_rss_bytes": peak_rss_bytes(), "imports_rss_bytes": imports}))
+
+
+if __name__ == "__main__":
+    main()

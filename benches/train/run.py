@@ -1,0 +1,147 @@
+#!/usr/bin/env python3
+"""Step time and memory of `tlkit train` against PEFT on torch, on the CPU in float32, in one run.
+
+    python3 benches/train/run.py --peft tests/peft/venv/bin/python [--rounds 3] [--case 15M] [--dir FOLDER]
+
+Two LLaMA shapes with random weights: 15M parameters (288 wide, 6 layers, vocabulary 32000) with batches of 4 × 256
+tokens, and 260K (64 wide, 5 layers, 4 key heads for 8, vocabulary 512) with 8 × 256. Rank 8 on q, k and v; AdamW,
+clipping, loss on all tokens, two threads. For each shape, in turn, and in the opposite order every other round:
+
+    tlkit lora, tlkit tl6                   PEFT lora
+    tlkit lora --recompute                  PEFT lora with gradient checkpointing
+
+PEFT trains an A for each of q, k and v; tlkit's `lora` shares one among them, as the paper does.
+
+The figure of a run is the median of its steps after the first 3, that of a line the median over rounds. Ratios are to
+PEFT's line beside it; memory is the peak resident memory of the process, torch's own included. --peft names a Python
+with torch and peft (tests/peft/setup.sh makes one; it also writes the models). Uses about 70 MB in FOLDER
+(default: target/bench-train).
+"""
+import argparse, json, os, random, shlex, shutil, statistics, subprocess, sys, tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+LENGTH, RANK, WARM = 256, 8, 3
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": True, "torch_dtype": "float32",
+    "bos_token_id": None, "eos_token_id": None,
+}
+CASES = {  # name -> config, batch, steps
+    "15M": (LLAMA | {"hidden_size": 288, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 6,
+                     "num_key_value_heads": 6, "vocab_size": 32000}, 4, 13),
+    "260K": (LLAMA | {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5, "num_attention_heads": 8,
+                      "num_key_value_heads": 4, "vocab_size": 512}, 8, 43),
+}
+# Line -> (side, method, recompute, the line it is held against).
+LINES = {
+    "tlkit lora": ("tlkit", "lora", False, "PEFT lora"),
+    "tlkit tl6": ("tlkit", "tl6", False, "PEFT lora"),
+    "PEFT lora": ("peft", "lora", False, None),
+    "tlkit lora --recompute": ("tlkit", "lora", True, "PEFT lora, checkpointing"),
+    "PEFT lora, checkpointing": ("peft", "lora", True, None),
+}
+
+
+def make_case(folder, config, batch, python):
+    """A model folder and data in which every example is LENGTH + 1 tokens: one word is one token."""
+    model, vocabulary = folder / "model", config["vocab_size"]
+    shutil.rmtree(folder, ignore_errors=True)
+    model.mkdir(parents=True)
+    (model / "config.json").write_text(json.dumps(config, indent=2))
+    tokenizer = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": None, "decoder": None,
+        "model": {"type": "WordLevel", "vocab": {f"w{i}": i for i in range(vocabulary)}, "unk_token": "w0"},
+    }
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (model / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    rng = random.Random(1)
+    with open(folder / "train.jsonl", "w") as f:
+        for _ in range(16 * batch):
+            words = " ".join(f"w{rng.randrange(vocabulary)}" for _ in range(LENGTH + 1))
+            f.write(json.dumps({"text": words}) + "\n")
+    run([python, Path(__file__).with_name("peft_step.py"), model, "--make"])
+
+
+def run(argv):
+    """Standard output and peak resident bytes of a command that has to succeed."""
+    argv = list(map(str, argv))
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=errors, text=True)
+        out = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0:
+            errors.seek(0)
+            sys.exit(f"failed: {shlex.join(argv)}\n{errors.read()}")
+    return out, 1024 * usage.ru_maxrss
+
+
+def tlkit(args, folder, batch, steps, method, recompute):
+    out, runs = folder / "out.tl", folder / "run"
+    shutil.rmtree(runs, ignore_errors=True)
+    out.unlink(missing_ok=True)
+    argv = [args.tlkit, "train", "--model", folder / "model", "--data", folder / "train.jsonl", "--method", method,
+            "--rank", RANK, "--max-steps", steps, "--batch-size", batch, "--global-batch", batch, "--seq-len", LENGTH,
+            "--lr", "1e-4", "--warmup", 0, "--eval-every", 0, "--seed", 1, "-o", out, "--run-dir", runs,
+            "--threads", args.threads, "--json", *shlex.split(args.tlkit_args)]
+    _, peak = run(argv + ["--recompute"] if recompute else argv)
+    lines = [json.loads(line) for line in (runs / "metrics.jsonl").read_text().splitlines()]
+    taken = [line for line in lines if "seconds" in line and "loss" in line]
+    if len(taken) != steps:
+        sys.exit(f"{runs}/metrics.jsonl has {len(taken)} steps with `seconds` and `loss`, not {steps}")
+    tokens = {line["tokens"] for line in taken if "tokens" in line}
+    if tokens - {batch * LENGTH}:
+        sys.exit(f"tlkit took {tokens} tokens a step, PEFT takes {batch * LENGTH}")
+    return [line["seconds"] for line in taken], peak
+
+
+def peft(args, folder, batch, steps, method, recompute):
+    argv = [args.peft, Path(__file__).with_name("peft_step.py"), folder / "model", folder / "train.jsonl", "--batch", batch,
+            "--length", LENGTH, "--steps", steps, "--rank", RANK, "--threads", args.threads]
+    out, _ = run(argv + ["--recompute"] if recompute else argv)
+    report = json.loads(out.splitlines()[-1])
+    return report["seconds"], report["peak_rss_bytes"]
+
+
+def measure(args, case):
+    config, batch, steps = CASES[case]
+    folder = args.dir / case
+    if not (folder / "model" / "model.safetensors").exists():
+        make_case(folder, config, batch, args.peft)
+    lines = [name for name in LINES if args.side in ("both", LINES[name][0])]
+    medians, peaks = {name: [] for name in lines}, {name: 0 for name in lines}
+    for number in range(args.rounds):
+        for name in lines if number % 2 == 0 else reversed(lines):
+            side, method, recompute, _ = LINES[name]
+            seconds, peak = {"tlkit": tlkit, "peft": peft}[side](args, folder, batch, steps, method, recompute)
+            medians[name].append(statistics.median(seconds[WARM:]))
+            peaks[name] = max(peaks[name], peak)
+    print(f"\n{case}: batch {batch} × {LENGTH}, rank {RANK} q,k,v, {args.threads} threads, {args.rounds} rounds of {steps} steps")
+    print(f"{'':26} {'median':>9} {'min':>9} {'max':>9} {'tokens/s':>9} {'ratio':>6}   peak memory")
+    for name in lines:
+        median, other = statistics.median(medians[name]), LINES[name][3]
+        ratio = f"{median / statistics.median(medians[other]):.2f}" if other in medians else ""
+        low, high = min(medians[name]), max(medians[name])
+        print(f"{name:26} {median:8.4f}s {low:8.4f}s {high:8.4f}s {batch * LENGTH / median:9.0f} {ratio:>6}   "
+              f"{peaks[name] / 1e6:7.1f} MB", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--case", choices=CASES, help="one of the shapes")
+    parser.add_argument("--side", choices=["both", "tlkit", "peft"], default="both")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dir", type=Path, default=ROOT / "target" / "bench-train")
+    parser.add_argument("--tlkit", default=str(ROOT / "target" / "release" / "tlkit"))
+    parser.add_argument("--tlkit-args", default="", help="more arguments for tlkit train, in one string")
+    parser.add_argument("--peft", required=True, help="a Python with torch and peft")
+    args = parser.parse_args()
+    for case in [args.case] if args.case else CASES:
+        measure(args, case)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,332 @@
+#!/usr/bin/env python3
+"""Makes the golden models in fixtures/models, or says whether those that are there still hold.
+
+    tests/peft/setup.sh
+    tests/peft/venv/bin/python tests/peft/models.py
+
+A model that is missing is written. One that is there is never changed: it is loaded from its files, by each of its
+configs, and has to give the stored logits. The exit status is 1 where one does not.
+
+The logits are transformers' own model in float64. transformers casts to float32 in three places even then (RMSNorm,
+the angles of the rotary embedding, the softmax of its eager attention); the first two are widened here and the third
+is left out with torch's fused attention, so that the logits are exact to about 1e-12 given the float32 inverse
+frequencies. The unchanged model in float32 has to agree with them within STOCK: the oracle is transformers, not this
+file. transformers does not have NeMo's GPT: `Megatron` below is its reference, and what has to agree with it is
+transformers' StableLM, which computes the same once the norms and the fused rows are rewritten.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from types import MethodType, SimpleNamespace
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+try:
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+except ImportError as e:
+    print(f"{e}: run tests/peft/setup.sh, then this with tests/peft/venv/bin/python", file=sys.stderr)
+    sys.exit(2)
+
+ROOT = Path(__file__).resolve().parents[2] / "fixtures" / "models"
+LENGTHS = (1, 7, 24)
+STOCK = 2e-4  # float32 against float64; the logits are about 10 in size
+STORED = 1e-5  # what is stored has seven digits
+MARGIN = 1e-3  # between the two largest logits of every position, so that rounding cannot swap them
+
+SIZES = dict(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+             num_key_value_heads=2, max_position_embeddings=256, bos_token_id=1, eos_token_id=2)
+LLAMA = dict(SIZES, model_type="llama", head_dim=8, rms_norm_eps=1e-5, tie_word_embeddings=True)
+PLAIN = dict(rope_type="default", rope_theta=10000.0)
+
+
+def rope(kind, **more):
+    return dict(LLAMA, rope_parameters=dict(rope_type=kind, rope_theta=10000.0, **more))
+
+
+# Name -> (config, dtype of the weights, lengths besides LENGTHS).
+# With a head of 8 the wavelengths at theta 10000 are 6.3, 63, 628 and 6283 positions; the limits of each scaling below
+# are set so that they fall on both sides of them.
+MODELS = {
+    "llama-gqa-tied": (dict(LLAMA, rope_parameters=PLAIN), "float32", ()),
+    "llama-bias-untied": (dict(LLAMA, rope_parameters=dict(PLAIN, rope_theta=500.0), num_key_value_heads=4, head_dim=4,
+                               attention_bias=True, mlp_bias=True, tie_word_embeddings=False), "float32", ()),
+    "llama-bf16": (dict(LLAMA, rope_parameters=PLAIN, tie_word_embeddings=False), "bfloat16", ()),
+    "llama-linear": (rope("linear", factor=4.0), "float32", (40,)),
+    "llama-dynamic": (dict(rope("dynamic", factor=2.0), max_position_embeddings=16), "float32", (16, 40)),
+    "llama-llama3": (rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                          original_max_position_embeddings=128), "float32", (40,)),
+    "llama-yarn": (rope("yarn", factor=4.0, original_max_position_embeddings=64), "float32", (40,)),
+    "llama-yarn-factor": (rope("yarn", factor=4.0, original_max_position_embeddings=64, attention_factor=0.8,
+                               beta_fast=4.0, beta_slow=0.5), "float32", (40,)),
+    "llama-yarn-mscale": (rope("yarn", factor=40.0, original_max_position_embeddings=64, mscale=1.0,
+                               mscale_all_dim=0.707, truncate=False), "float32", (40,)),
+    "llama-longrope": (dict(rope("longrope", short_factor=[1.0, 1.05, 1.2, 1.5], long_factor=[1.1, 1.9, 4.0, 8.0],
+                                 original_max_position_embeddings=16), max_position_embeddings=128,
+                            original_max_position_embeddings=16), "float32", (16, 17, 40)),
+    "mistral-window": (dict(SIZES, model_type="mistral", head_dim=8, sliding_window=8, rope_parameters=PLAIN,
+                            tie_word_embeddings=False), "float32", (8, 9)),
+    "qwen2": (dict(SIZES, model_type="qwen2", rope_parameters=dict(PLAIN, rope_theta=1000000.0),
+                   tie_word_embeddings=True), "float32", ()),
+    "qwen2-window": (dict(SIZES, model_type="qwen2", rope_parameters=PLAIN, use_sliding_window=True, sliding_window=8,
+                          max_window_layers=1, tie_word_embeddings=False), "float32", (8, 9)),
+    "qwen3": (dict(SIZES, model_type="qwen3", head_dim=8, rope_parameters=dict(PLAIN, rope_theta=1000000.0),
+                   tie_word_embeddings=True), "float32", ()),
+    "megatron-gpt": (dict(model_type="megatron_gpt", num_key_value_heads=4, rotary_percentage=1.0), "float32", ()),
+    "megatron-gpt-gqa": (dict(model_type="megatron_gpt", num_key_value_heads=2, rotary_percentage=0.5), "bfloat16", ()),
+}
+
+
+class Megatron:
+    """NeMo's GPT in float64, from its weights. `hidden_size` is heads times the head's width."""
+
+    def __init__(self, config, weights):
+        self.c, self.w = SimpleNamespace(**config), {name: t.double() for name, t in weights.items()}
+
+    @staticmethod
+    def names(config):
+        """Every tensor with its shape, and whether it is a matrix to be drawn."""
+        c = SimpleNamespace(**config)
+        d, ffn, lm = c.hidden_size, c.intermediate_size, "model.language_model."
+        qkv = (c.num_attention_heads + 2 * c.num_key_value_heads) * (d // c.num_attention_heads)
+        yield lm + "embedding.word_embeddings.weight", (c.vocab_size, d)
+        for layer in range(c.num_hidden_layers):
+            at = f"{lm}encoder.layers.{layer}."
+            for norm in ("input_layernorm", "post_attention_layernorm"):
+                yield from ((at + f"{norm}.{what}", (d,)) for what in ("weight", "bias"))
+            yield at + "self_attention.query_key_value.weight", (qkv, d)
+            yield at + "self_attention.dense.weight", (d, d)
+            yield at + "mlp.dense_h_to_4h.weight", (2 * ffn, d)
+            yield at + "mlp.dense_4h_to_h.weight", (d, ffn)
+        yield from ((lm + f"encoder.final_layernorm.{what}", (d,)) for what in ("weight", "bias"))
+        yield lm + "output_layer.weight", (c.vocab_size, d)
+
+    def norm(self, x, name):
+        weight, bias = self.w[name + ".weight"] + 1, self.w[name + ".bias"]  # LayerNorm1p: stored as weight - 1
+        return torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, self.c.layer_norm_epsilon)
+
+    def rotate(self, x):
+        """The first `rotary_percentage` of each head is rotated in halves, the rest is left; x is (heads, n, width)."""
+        width = int(x.shape[-1] * self.c.rotary_percentage)
+        inverse = 1 / self.c.rope_theta ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
+        angle = torch.arange(x.shape[1]).double()[:, None] * inverse.double()
+        angle = torch.cat((angle, angle), -1)
+        turned, rest = x[..., :width], x[..., width:]
+        first, second = turned.chunk(2, -1)
+        return torch.cat((turned * angle.cos() + torch.cat((-second, first), -1) * angle.sin(), rest), -1)
+
+    def attention(self, x, at):
+        n, groups = len(x), self.c.num_key_value_heads
+        each, width = self.c.num_attention_heads // groups, self.c.hidden_size // self.c.num_attention_heads
+        fused = x @ self.w[at + "query_key_value.weight"].T
+        # The rows of each group: its query heads, its key head, its value head.
+        fused = fused.view(n, groups, each + 2, width).permute(1, 2, 0, 3)
+        q = self.rotate(fused[:, :each].reshape(groups * each, n, width))
+        k = self.rotate(fused[:, each].repeat_interleave(each, 0))
+        v = fused[:, each + 1].repeat_interleave(each, 0)
+        scores = (q @ k.transpose(1, 2)) / width**0.5 + torch.full((n, n), -torch.inf).triu(1)
+        out = (scores.softmax(-1) @ v).transpose(0, 1).reshape(n, -1)
+        return out @ self.w[at + "dense.weight"].T
+
+    def __call__(self, tokens):
+        lm = "model.language_model."
+        x = self.w[lm + "embedding.word_embeddings.weight"][tokens]
+        for layer in range(self.c.num_hidden_layers):
+            at = f"{lm}encoder.layers.{layer}."
+            x = x + self.attention(self.norm(x, at + "input_layernorm"), at + "self_attention.")
+            h = self.norm(x, at + "post_attention_layernorm") @ self.w[at + "mlp.dense_h_to_4h.weight"].T
+            gate, up = h.chunk(2, -1)  # fast-swiglu
+            x = x + (torch.nn.functional.silu(gate) * up) @ self.w[at + "mlp.dense_4h_to_h.weight"].T
+        return self.norm(x, lm + "encoder.final_layernorm") @ self.w[lm + "output_layer.weight"].T
+
+
+def as_stablelm(config, weights):
+    c, named = SimpleNamespace(**config), {}
+    groups, each = c.num_key_value_heads, c.num_attention_heads // c.num_key_value_heads
+    for name, tensor in weights.items():
+        tensor = tensor.float() + (1 if name.endswith("norm.weight") else 0)
+        name = name.removeprefix("model.language_model.").removeprefix("encoder.")
+        for old, new in (("self_attention.dense", "self_attn.o_proj"), ("mlp.dense_4h_to_h", "mlp.down_proj"),
+                         ("embedding.word_embeddings", "embed_tokens"), ("final_layernorm", "norm")):
+            name = name.replace(old, new)
+        if "query_key_value" in name:
+            fused = tensor.view(groups, each + 2, -1, c.hidden_size)
+            for letter, part in zip("qkv", fused.split((each, 1, 1), 1)):
+                new = name.replace("self_attention.query_key_value", f"self_attn.{letter}_proj")
+                named["model." + new] = part.reshape(-1, c.hidden_size)
+        elif "dense_h_to_4h" in name:
+            for part, half in zip(("gate", "up"), tensor.chunk(2)):
+                named["model." + name.replace("dense_h_to_4h", f"{part}_proj")] = half
+        else:
+            named["lm_head.weight" if "output_layer" in name else "model." + name] = tensor
+    same = ("vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+            "max_position_embeddings tie_word_embeddings").split()
+    rotary = dict(PLAIN, rope_theta=c.rope_theta, partial_rotary_factor=c.rotary_percentage)
+    stablelm = AutoConfig.for_model("stablelm", layer_norm_eps=c.layer_norm_epsilon, rope_parameters=rotary,
+                                    **{key: config[key] for key in same})
+    model = AutoModelForCausalLM.from_config(stablelm, attn_implementation="eager").eval()
+    model.load_state_dict(named)
+    return lambda tokens: model(tokens[None], use_cache=False).logits[0]
+
+
+def random_weights(shapes, plus_one, dtype):
+    """Norms 0.3 around one (around zero where stored so), biases 0.3 around zero, embeddings of 1, matrices of 0.3."""
+    generator, weights = torch.Generator().manual_seed(20260), {}
+    for name, shape in shapes:
+        scale = 1.0 if "embed" in name else 0.3
+        tensor = scale * torch.randn(shape, generator=generator)
+        if name.endswith("norm.weight") and not plus_one:
+            tensor += 1
+        weights[name] = tensor.to(getattr(torch, dtype)).contiguous()
+    return weights
+
+
+def old_form(config):
+    """The same config with the keys of transformers 4."""
+    config = dict(config)
+    scaling = dict(config.pop("rope_parameters"))
+    config["rope_theta"] = scaling.pop("rope_theta")
+    kind = scaling["rope_type"]
+    if kind in ("linear", "dynamic", "longrope"):  # older than the key `rope_type`
+        scaling = dict(type=scaling.pop("rope_type"), **scaling)
+    if kind == "longrope":  # as in the configs of Phi-3
+        scaling.pop("original_max_position_embeddings", None)
+    config["rope_scaling"] = None if kind == "default" else scaling
+    config["torch_dtype"] = config.pop("dtype")
+    config.pop("layer_types", None)
+    config["transformers_version"] = "4.40.0"
+    return config
+
+
+def write_model(folder, config, dtype):
+    if config["model_type"] == "megatron_gpt":
+        config = dict(architectures=["MegatronGPTModel"], vocab_size=32, hidden_size=32, intermediate_size=24,
+                      num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256,
+                      normalization="layernorm1p", layer_norm_epsilon=1e-5, activation="fast-swiglu",
+                      rope_theta=10000.0, tie_word_embeddings=False, torch_dtype=dtype, **config)
+        weights = random_weights(Megatron.names(config), True, dtype)
+    else:
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+        tied = "lm_head.weight" if config["tie_word_embeddings"] else None
+        shapes = [(name, t.shape) for name, t in model.state_dict().items() if name != tied]
+        weights = random_weights(shapes, False, dtype)
+        config = model.config.to_diff_dict() | dict(
+            architectures=[type(model).__name__], dtype=dtype, vocab_size=config["vocab_size"])
+    folder.mkdir(parents=True)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    texts = {"config.json": config}
+    if "rope_parameters" in config:
+        texts["config-v4.json"] = old_form(config)
+    for name, text in texts.items():
+        (folder / name).write_text(json.dumps(text, indent=2, sort_keys=True) + "\n")
+
+
+def load(folder, config_name, exact):
+    """The model as a function from tokens to logits: in float64, or in float32 as transformers has it."""
+    config = json.loads((folder / config_name).read_text())
+    if config["model_type"] == "megatron_gpt":
+        return (Megatron if exact else as_stablelm)(config, load_file(folder / "model.safetensors"))
+    # from_dict of the file's text: what transformers reads from this file in a folder of its own.
+    config = AutoConfig.for_model(config.pop("model_type"), **config)
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, config=config, dtype=torch.float32, attn_implementation="sdpa" if exact else "eager",
+        output_loading_info=True)
+    assert not any(info.values()), info
+    if exact:
+        model = model.double().eval()
+        for module in model.modules():
+            kind = type(module).__name__
+            if kind.endswith("RMSNorm"):
+                module.forward = MethodType(exact_norm, module)
+            elif kind.endswith("RotaryEmbedding"):
+                module.forward = MethodType(exact_angles, module)
+
+    return lambda tokens: model(tokens[None], use_cache=False).logits[0]
+
+
+def exact_norm(self, x):
+    return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+
+
+def exact_angles(self, x, position_ids):
+    type(self).forward(self, x, position_ids)  # chooses the frequencies for this length
+    angle = position_ids[..., None].double() * self.inv_freq.double()
+    angle = torch.cat((angle, angle), -1)
+    return angle.cos() * self.attention_scaling, angle.sin() * self.attention_scaling
+
+
+def tokens_of(length):
+    """Sequences of this length, without end."""
+    generator = torch.Generator().manual_seed(length)
+    while True:
+        yield torch.randint(32, (length,), generator=generator)
+
+
+def evaluate(folder, config_name, tokens):
+    """Exact logits of all positions; dynamic scalings keep a state, so each sequence has a model of its own."""
+    exact, stock = load(folder, config_name, True)(tokens), load(folder, config_name, False)(tokens)
+    return exact, (exact - stock).abs().max().item()
+
+
+def golden(folder, lengths):
+    stored, worst = [], 0.0
+    for length in sorted(lengths):
+        for tokens in tokens_of(length):
+            logits, difference = evaluate(folder, "config.json", tokens)
+            top = logits.topk(2).values
+            if (top[:, 0] - top[:, 1]).min() > MARGIN:
+                break
+        worst = max(worst, difference)
+        last = logits if len(tokens) <= 7 else logits[-1:]
+        rows = [[float(f"{x:.8g}") for x in row] for row in last.tolist()]
+        stored.append(dict(tokens=tokens.tolist(), argmax=logits.argmax(-1).tolist(), logits=rows))
+    assert worst < STOCK, f"{folder.name}: transformers in float32 differs by {worst}"
+    lines = ",\n  ".join(json.dumps(s, separators=(",", ":")) for s in stored)
+    (folder / "golden.json").write_text('{"sequences":[\n  ' + lines + "\n]}\n")
+
+
+def holds(folder):
+    """The largest difference from the stored logits, by each config, and of plain float32."""
+    worst, stock = 0.0, 0.0
+    for name in ("config.json", "config-v4.json"):
+        for stored in json.loads((folder / "golden.json").read_text())["sequences"] if (folder / name).exists() else ():
+            logits, difference = evaluate(folder, name, torch.tensor(stored["tokens"]))
+            rows = torch.tensor(stored["logits"], dtype=torch.float64)
+            assert logits.argmax(-1).tolist() == stored["argmax"], f"{folder.name}: argmax"
+            worst, stock = max(worst, (logits[-len(rows):] - rows).abs().max().item()), max(stock, difference)
+    return worst, stock
+
+
+@torch.no_grad()
+def main():
+    parser = argparse.ArgumentParser(description="Make the golden models that are missing, and check the others.")
+    parser.add_argument("--only", metavar="NAME", help="one model")
+    args = parser.parse_args()
+    logging.disable(logging.WARNING)
+    disable_progress_bar()
+    torch.set_num_threads(1)
+    failed = False
+    for name, (config, dtype, more) in MODELS.items():
+        folder = ROOT / name
+        if args.only not in (None, name):
+            continue
+        made = not folder.exists()
+        if made:
+            part = folder.with_name(name + ".part")
+            write_model(part, config, dtype)
+            golden(part, {*LENGTHS, *more})
+            part.rename(folder)
+        worst, stock = holds(folder)
+        failed |= worst > STORED or stock > STOCK
+        size = sum(f.stat().st_size for f in folder.iterdir())
+        print(f"{name:20} {'made' if made else 'held':5} from stored {worst:.1e}, float32 {stock:.1e}, {size} bytes")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
