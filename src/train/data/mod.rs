@@ -1,5 +1,23 @@
 //! Training and evaluation data: from JSONL lines to batches of tokens.
+//!
+//! [`Vocabulary`] turns text into tokens and back by a model's own files, [`Dataset`] reads
+//! training examples, [`load_items`] what evaluation asks and expects.
 
 mod batch;
+mod clock;
+mod configs;
+mod dataset;
+mod items;
+mod jsonl;
+mod stream;
+mod template;
+#[cfg(test)]
+mod testing;
+mod vocabulary;
 
 pub use batch::{Batch, Example, IGNORE};
+pub use dataset::{DataOptions, DataStats, Dataset};
+pub use items::{EvalItem, load_items};
+pub use stream::TextStream;
+pub use template::Message;
+pub use vocabulary::Vocabulary;

@@ -1,0 +1,489 @@
+//! Chat templates: messages to text, by the Jinja dialect that models ship their templates in.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
+
+use fancy_regex::{Captures, Regex};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Enumerator, Kwargs, Object, Value, ValueKind, from_args};
+use minijinja::{Environment, ErrorKind};
+use serde::Deserialize;
+
+use super::clock;
+use crate::error::{Code, Error, Result};
+
+/// Largest template that is compiled, in bytes.
+const MAX_TEMPLATE_BYTES: usize = 1 << 20;
+/// Most text that one rendering may give, in bytes.
+const MAX_RENDERED_BYTES: usize = 32 << 20;
+/// Deepest nesting that `tojson` follows.
+const MAX_JSON_DEPTH: usize = 64;
+const NAME: &str = "chat_template";
+
+type Jinja<T> = std::result::Result<T, minijinja::Error>;
+
+/// One message of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Message {
+    /// Who speaks: `system`, `user`, `assistant`, or what else the template knows.
+    pub role: String,
+    /// What is said.
+    pub content: String,
+}
+
+impl Object for Message {
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        match key.as_str()? {
+            "role" => Some(Value::from(self.role.as_str())),
+            "content" => Some(Value::from(self.content.as_str())),
+            _ => None,
+        }
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Str(&["role", "content"])
+    }
+}
+
+// Source, output and recursion are bounded. A template that loops long without writing is not
+// stopped: for that the engine has to be built with its `fuel` feature.
+/// A compiled template, and the special tokens that it may name.
+#[derive(Debug)]
+pub(super) struct ChatTemplate {
+    env: Environment<'static>,
+    path: PathBuf,
+    specials: Vec<(&'static str, String)>,
+}
+
+impl ChatTemplate {
+    /// Compiles `source`, which stood in the file `path`; `specials` become variables.
+    pub(super) fn new(
+        source: &str,
+        path: &Path,
+        specials: Vec<(&'static str, String)>,
+    ) -> Result<Self> {
+        if source.len() > MAX_TEMPLATE_BYTES {
+            let message = format!("the template has more than {MAX_TEMPLATE_BYTES} bytes");
+            return Err(Error::new(Code::ChatTemplate, message).file(path));
+        }
+        let mut template = Self {
+            env: Environment::new(),
+            path: path.to_owned(),
+            specials,
+        };
+        let syntax = SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()
+            .map_err(|e| template.error(e))?;
+        template.env.set_syntax(syntax);
+        template.env.add_function("raise_exception", raise);
+        template.env.add_filter("tojson", to_json);
+        template
+            .env
+            .set_unknown_method_callback(|_, value, method, args| python(value, method, args));
+        template.set_clock(clock::now());
+        let added = template.env.add_template_owned(NAME, plain_blocks(source));
+        added.map_err(|e| template.error(e))?;
+        Ok(template)
+    }
+
+    /// Fixes what `strftime_now` takes for the present, in seconds of Unix time.
+    pub(super) fn set_clock(&mut self, seconds: i64) {
+        self.env.add_function("strftime_now", move |format: &str| {
+            clock::strftime(format, seconds)
+        });
+    }
+
+    /// The text of `messages`, with the opening of the assistant's answer if that is asked for.
+    pub(super) fn render(&self, messages: &[Message], opening: bool) -> Result<String> {
+        let mut variables: Vec<(&str, Value)> = vec![
+            (
+                "messages",
+                messages.iter().cloned().map(Value::from_object).collect(),
+            ),
+            ("add_generation_prompt", Value::from(opening)),
+            ("tools", Value::from(())),
+            ("documents", Value::from(())),
+        ];
+        for (name, text) in &self.specials {
+            variables.push((name, Value::from(text.as_str())));
+        }
+        let mut out = Bounded(Vec::new());
+        self.env
+            .get_template(NAME)
+            .and_then(|t| {
+                t.render_captured_to(Value::from_pairs(variables), &mut out)
+                    .map(drop)
+            })
+            .map_err(|e| self.error(e))?;
+        String::from_utf8(out.0)
+            .map_err(|e| Error::new(Code::ChatTemplate, "the rendering is not UTF-8").cause(e))
+    }
+
+    fn error(&self, e: minijinja::Error) -> Error {
+        // Only a failed write hides its reason in its source.
+        let message = match (e.kind(), e.detail(), e.line()) {
+            (ErrorKind::WriteFailure, ..) => {
+                format!("the template renders to more than {MAX_RENDERED_BYTES} bytes")
+            }
+            (kind, Some(detail), Some(line)) => format!("{kind}: {detail} (template line {line})"),
+            (kind, None, Some(line)) => format!("{kind} (template line {line})"),
+            _ => e.to_string(),
+        };
+        Error::new(Code::ChatTemplate, message)
+            .file(&self.path)
+            .cause(e)
+    }
+}
+
+/// A buffer that refuses to grow past the limit.
+struct Bounded(Vec<u8>);
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > MAX_RENDERED_BYTES {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Templates may mark the assistant's words with `{% generation %}` blocks, which render as
+/// what they hold; the engine knows no such block.
+fn plain_blocks(source: &str) -> String {
+    static MARKS: LazyLock<Regex> = LazyLock::new(|| {
+        Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("a constant pattern")
+    });
+    let plain = MARKS.replace_all(source, |mark: &Captures<'_, str>| {
+        let part = |i| mark.get(i).map_or("", |m| m.as_str());
+        let tag = if part(2).is_empty() {
+            "if true"
+        } else {
+            "endif"
+        };
+        format!("{{%{} {tag} {}%}}", part(1), part(3))
+    });
+    plain.into_owned()
+}
+
+fn raise(message: &str) -> Jinja<Value> {
+    Err(invalid(message.to_owned()))
+}
+
+fn invalid(message: String) -> minijinja::Error {
+    minijinja::Error::new(ErrorKind::InvalidOperation, message)
+}
+
+/// JSON as Python writes it: a space after `:` and `,`, nothing escaped that need not be.
+fn to_json(value: &Value, indent: Option<usize>, options: Kwargs) -> Jinja<String> {
+    let indent = options.get::<Option<usize>>("indent")?.or(indent);
+    if indent.is_some_and(|n| n > 16) {
+        return Err(invalid("tojson: indent is above 16".to_owned()));
+    }
+    let mut out = String::new();
+    write_json(value, indent, 0, &mut out)?;
+    Ok(out)
+}
+
+fn write_json(value: &Value, indent: Option<usize>, depth: usize, out: &mut String) -> Jinja<()> {
+    if depth > MAX_JSON_DEPTH {
+        return Err(invalid("tojson: nested too deeply".to_owned()));
+    }
+    let quoted = |text: &str| serde_json::to_string(text).map_err(|e| invalid(e.to_string()));
+    let map = value.kind() == ValueKind::Map;
+    match value.kind() {
+        ValueKind::None => out.push_str("null"),
+        // Printed, a bool is `True`, as in Python.
+        ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
+        ValueKind::Number => out.push_str(&value.to_string()),
+        ValueKind::String => out.push_str(&quoted(value.as_str().unwrap_or_default())?),
+        ValueKind::Seq | ValueKind::Iterable | ValueKind::Map => {
+            let line = |depth: usize| indent.map(|n| format!("\n{}", " ".repeat(n * depth)));
+            out.push(if map { '{' } else { '[' });
+            let mut empty = true;
+            for item in value.try_iter()? {
+                if !empty {
+                    out.push_str(if indent.is_some() { "," } else { ", " });
+                }
+                empty = false;
+                out.push_str(&line(depth + 1).unwrap_or_default());
+                if map {
+                    out.push_str(&quoted(&item.to_string())?);
+                    out.push_str(": ");
+                    write_json(&value.get_item(&item)?, indent, depth + 1, out)?;
+                } else {
+                    write_json(&item, indent, depth + 1, out)?;
+                }
+            }
+            if !empty {
+                out.push_str(&line(depth).unwrap_or_default());
+            }
+            out.push(if map { '}' } else { ']' });
+        }
+        kind => {
+            return Err(invalid(format!(
+                "tojson: cannot write a value of kind {kind}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The methods of Python's `str` and `dict` that templates call.
+fn python(value: &Value, method: &str, args: &[Value]) -> Jinja<Value> {
+    match value.as_str() {
+        Some(text) => python_str(text, method, args),
+        None if value.kind() == ValueKind::Map => python_dict(value, method, args),
+        None => Err(ErrorKind::UnknownMethod.into()),
+    }
+}
+
+fn python_str(text: &str, method: &str, args: &[Value]) -> Jinja<Value> {
+    let one = || from_args::<(&str,)>(args).map(|(a,)| a);
+    let none = || from_args::<()>(args);
+    Ok(match method {
+        "strip" | "lstrip" | "rstrip" => {
+            let (chars,) = from_args::<(Option<&str>,)>(args)?;
+            let cut = |c: char| chars.map_or(c.is_whitespace(), |set| set.contains(c));
+            Value::from(match method {
+                "strip" => text.trim_matches(cut),
+                "lstrip" => text.trim_start_matches(cut),
+                _ => text.trim_end_matches(cut),
+            })
+        }
+        "startswith" => Value::from(text.starts_with(one()?)),
+        "endswith" => Value::from(text.ends_with(one()?)),
+        "removeprefix" => Value::from(text.strip_prefix(one()?).unwrap_or(text)),
+        "removesuffix" => Value::from(text.strip_suffix(one()?).unwrap_or(text)),
+        "upper" => none().map(|()| Value::from(text.to_uppercase()))?,
+        "lower" => none().map(|()| Value::from(text.to_lowercase()))?,
+        "title" | "capitalize" => {
+            none().map(|()| Value::from(capitals(text, method == "title")))?
+        }
+        "splitlines" => none().map(|()| text.lines().map(Value::from).collect())?,
+        "replace" => {
+            let (from, to) = from_args::<(&str, &str)>(args)?;
+            Value::from(text.replace(from, to))
+        }
+        "find" => {
+            let at = text.find(one()?);
+            Value::from(at.map_or(-1, |at| text[..at].chars().count() as i64))
+        }
+        "join" => {
+            let (items,) = from_args::<(&Value,)>(args)?;
+            let items: Vec<String> = items.try_iter()?.map(|v| v.to_string()).collect();
+            Value::from(items.join(text))
+        }
+        "split" => split(text, args)?,
+        _ => return Err(ErrorKind::UnknownMethod.into()),
+    })
+}
+
+fn split(text: &str, args: &[Value]) -> Jinja<Value> {
+    let (separator, most) = from_args::<(Option<&str>, Option<i64>)>(args)?;
+    // A negative count, Python's default, is no limit.
+    let parts = most.map_or(usize::MAX, |n| {
+        usize::try_from(n).map_or(usize::MAX, |n| n.saturating_add(1))
+    });
+    match separator {
+        Some("") => Err(invalid("split: empty separator".to_owned())),
+        Some(separator) => Ok(text.splitn(parts, separator).map(Value::from).collect()),
+        None if parts == usize::MAX => Ok(text.split_whitespace().map(Value::from).collect()),
+        None => Err(invalid("split: a count needs a separator".to_owned())),
+    }
+}
+
+fn python_dict(value: &Value, method: &str, args: &[Value]) -> Jinja<Value> {
+    if method == "get" {
+        let (key, default) = from_args::<(&Value, Option<Value>)>(args)?;
+        let found = value.get_item(key)?;
+        let absent = || default.unwrap_or_else(|| Value::from(()));
+        return Ok(if found.is_undefined() {
+            absent()
+        } else {
+            found
+        });
+    }
+    from_args::<()>(args)?;
+    let keys = value.try_iter()?;
+    match method {
+        "keys" => Ok(keys.collect()),
+        "values" => keys.map(|k| value.get_item(&k)).collect(),
+        "items" => keys
+            .map(|k| Ok(Value::from(vec![k.clone(), value.get_item(&k)?])))
+            .collect(),
+        _ => Err(ErrorKind::UnknownMethod.into()),
+    }
+}
+
+/// The first letter of the text, or of every word, in upper case and the rest in lower case.
+fn capitals(text: &str, every: bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut start = true;
+    for c in text.chars() {
+        if start && (c.is_alphabetic() || !every) {
+            out.extend(c.to_uppercase());
+        } else {
+            out.extend(c.to_lowercase());
+        }
+        start = every && !c.is_alphabetic();
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(super) const CHATML: &str = "\
+{% for message in messages %}
+    {%- if loop.first and message['role'] != 'system' %}
+        {{- '<|im_start|>system\\nBe brief.<|im_end|>\\n' }}
+    {%- endif %}
+    {{- '<|im_start|>' + message.role + '\\n' + message['content'].strip() + '<|im_end|>' + '\\n' }}
+{%- endfor %}
+{% if add_generation_prompt %}
+{{ '<|im_start|>assistant\\n' }}
+{%- endif %}";
+
+    const LLAMA2: &str = "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}{% for message in loop_messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}{% if loop.index0 == 0 and system_message != false %}{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}{% else %}{% set content = message['content'] %}{% endif %}{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ ' '  + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}";
+
+    fn message(role: &str, content: &str) -> Message {
+        Message {
+            role: role.to_owned(),
+            content: content.to_owned(),
+        }
+    }
+
+    fn template(source: &str) -> Result<ChatTemplate> {
+        let specials = vec![
+            ("bos_token", "<s>".to_owned()),
+            ("eos_token", "</s>".to_owned()),
+        ];
+        let mut template = ChatTemplate::new(source, Path::new("tokenizer_config.json"), specials)?;
+        template.set_clock(1_721_951_999);
+        Ok(template)
+    }
+
+    fn eval(source: &str) -> Result<String> {
+        template(source)?.render(&[message("user", "hi <b>")], false)
+    }
+
+    #[test]
+    fn chatml_renders_as_written_by_hand() {
+        // Wrong trimming of blocks would show as stray spaces and newlines.
+        let template = template(CHATML).unwrap();
+        let talk = [message("user", " Hello \n"), message("assistant", "Hi")];
+        let system = "<|im_start|>system\nBe brief.<|im_end|>\n";
+        let user = "<|im_start|>user\nHello<|im_end|>\n";
+        assert_eq!(
+            template.render(&talk, false).unwrap(),
+            format!("{system}{user}<|im_start|>assistant\nHi<|im_end|>\n")
+        );
+        assert_eq!(
+            template.render(&talk[..1], true).unwrap(),
+            format!("{system}{user}<|im_start|>assistant\n")
+        );
+    }
+
+    #[test]
+    fn llama2_renders_as_written_by_hand_and_refuses() {
+        let template = template(LLAMA2).unwrap();
+        let talk = [
+            message("system", "Be kind."),
+            message("user", "A"),
+            message("assistant", " B "),
+            message("user", "C"),
+        ];
+        assert_eq!(
+            template.render(&talk, true).unwrap(),
+            "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nA [/INST] B </s><s>[INST] C [/INST]"
+        );
+        let error = template.render(&talk[2..], true).unwrap_err();
+        assert_eq!(error.code(), Code::ChatTemplate);
+        assert!(error.message().contains("roles must alternate"), "{error}");
+    }
+
+    #[test]
+    fn python_methods_do_what_python_does() {
+        for (source, expected) in [
+            (
+                "{{ 'xxaxx'.strip('x') }}|{{ ' a '.lstrip() }}|{{ ' a '.rstrip() }}",
+                "a|a | a",
+            ),
+            ("{{ 'a</t>b</t>c'.split('</t>')[-1] }}", "c"),
+            ("{{ 'a,b,c'.split(',', 1) | join('|') }}", "a|b,c"),
+            ("{{ ' a  b '.split() | join('|') }}", "a|b"),
+            (
+                "{{ 'abc'.startswith('ab') }} {{ 'abc'.endswith('ab') }}",
+                "True False",
+            ),
+            (
+                "{{ 'aBc dE'.title() }} {{ 'aBc dE'.capitalize() }}",
+                "Abc De Abc de",
+            ),
+            ("{{ 'é-b'.find('b') }} {{ 'ab'.find('x') }}", "2 -1"),
+            ("{{ ', '.join(['a', 'b']) }}", "a, b"),
+            ("{{ 'ab'.replace('a', 'c').upper() }}", "CB"),
+            (
+                "{{ messages[0].get('x', 'none') }} {{ messages[0].get('role') }}",
+                "none user",
+            ),
+            (
+                "{% for k, v in messages[0].items() %}{{ k }}={{ v }};{% endfor %}",
+                "role=user;content=hi <b>;",
+            ),
+            (
+                "{{ messages[0] | tojson }}",
+                r#"{"role": "user", "content": "hi <b>"}"#,
+            ),
+            (
+                "{{ [1, 'é', none, true] | tojson(indent=1) }}",
+                "[\n 1,\n \"é\",\n null,\n true\n]",
+            ),
+            ("{{ strftime_now('%d %b %Y') }}", "25 Jul 2024"),
+            ("{% generation %}x{%- endgeneration -%} y", "xy"),
+            (
+                "{% if tools is not none %}t{% endif %}{{ unk_token is defined }}",
+                "False",
+            ),
+        ] {
+            assert_eq!(eval(source).unwrap(), expected, "{source}");
+        }
+    }
+
+    #[test]
+    fn hostile_templates_fail_and_say_where() {
+        let error = eval("a\n{% if %}").unwrap_err();
+        assert_eq!(error.code(), Code::ChatTemplate);
+        assert!(error.message().contains("line 2"), "{error}");
+        assert!(error.path().is_some());
+        for source in [
+            "{{ 'x'.no_such() }}",
+            "{{ messages[3].content.x }}",
+            "{{ 'a'.split('') }}",
+            "{% set ns = namespace(x=[]) %}{% for i in range(99) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x | tojson }}",
+            "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        ] {
+            assert_eq!(
+                eval(source).unwrap_err().code(),
+                Code::ChatTemplate,
+                "{source}"
+            );
+        }
+        let flood = "{% for i in range(99999) %}{% for j in range(99999) %}0123456789{% endfor %}{% endfor %}";
+        assert!(
+            eval(flood)
+                .unwrap_err()
+                .message()
+                .contains("renders to more than")
+        );
+    }
+}
