@@ -14,6 +14,8 @@ use super::clock;
 use crate::error::{Code, Error, Result};
 
 /// Largest template that is compiled, in bytes.
+/// Instructions that one rendering may execute: a long conversation takes a few thousand.
+const FUEL: u64 = 10_000_000;
 const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 /// Most text that one rendering may give, in bytes.
 const MAX_RENDERED_BYTES: usize = 32 << 20;
@@ -83,6 +85,7 @@ impl ChatTemplate {
         template
             .env
             .set_unknown_method_callback(|_, value, method, args| python(value, method, args));
+        template.env.set_fuel(Some(FUEL));
         template.set_clock(clock::now());
         let added = template.env.add_template_owned(NAME, plain_blocks(source));
         added.map_err(|e| template.error(e))?;
