@@ -13,9 +13,9 @@ use serde::Deserialize;
 use super::clock;
 use crate::error::{Code, Error, Result};
 
-/// Largest template that is compiled, in bytes.
 /// Instructions that one rendering may execute: a long conversation takes a few thousand.
 const FUEL: u64 = 10_000_000;
+/// Largest template that is compiled, in bytes.
 const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 /// Most text that one rendering may give, in bytes.
 const MAX_RENDERED_BYTES: usize = 32 << 20;
