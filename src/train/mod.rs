@@ -7,10 +7,14 @@
 //! | [`score`] | ROUGE-L, BLEU, exact match, F1: text against text, nothing else |
 //! | [`optim`] | AdamW, clipping and the learning-rate schedule, on plain slices |
 //! | [`params`] | the trained tensors and what the loop needs of a model ([`Objective`]) |
+//! | [`settings`] | a run's options: flags over a TOML file over the method's defaults |
+//! | [`run`] | the training loop, for any [`Objective`] |
 
 pub mod data;
 pub mod optim;
 pub mod params;
+pub mod run;
 pub mod score;
+pub mod settings;
 
 pub use params::{LossSum, Objective, Param};
