@@ -9,8 +9,12 @@
 //! | [`params`] | the trained tensors and what the loop needs of a model ([`Objective`]) |
 //! | [`settings`] | a run's options: flags over a TOML file over the method's defaults |
 //! | [`run`] | the training loop, for any [`Objective`] |
+//! | [`checkpoint`], [`log`], [`curve`] | the files of a run: its state, its metrics, its picture |
 
+pub mod checkpoint;
+pub mod curve;
 pub mod data;
+pub mod log;
 pub mod optim;
 pub mod params;
 pub mod run;
