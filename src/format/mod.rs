@@ -22,6 +22,7 @@ pub use manifest::{FEATURES, MAX_MANIFEST_BYTES, MAX_TENSOR_BYTES, Manifest, VER
 pub use pack::unpack;
 pub use parts::ManifestTensor;
 pub use read::{BlobSource, DirBlobs, MAX_MADE_BYTES, NoBlobs, Stored, TlFile};
+pub(crate) use seeded::chacha20_block;
 pub use seeded::{GENERATOR, MAX_SEEDED_ELEMENTS, generate, seeded_tensor};
 pub use write::{Packing, WriteOptions, Written, write_tl};
 

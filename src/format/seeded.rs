@@ -68,7 +68,8 @@ pub fn seeded_tensor(seed: &Seed, dtype: Dtype, shape: &[usize]) -> Result<Tenso
     Tensor::new(dtype, shape.to_vec(), data)
 }
 
-fn chacha20_block(key: &[u8; 32], counter: u32) -> [u32; 16] {
+/// One block of the ChaCha20 key stream (RFC 8439) with nonce zero.
+pub(crate) fn chacha20_block(key: &[u8; 32], counter: u32) -> [u32; 16] {
     let mut state = [0u32; 16];
     state[..4].copy_from_slice(&[0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574]);
     for (word, bytes) in state[4..12].iter_mut().zip(key.as_chunks().0) {

@@ -6,14 +6,24 @@
 //! | [`data`] | JSONL, chat templates, tokens, batches; no model |
 //! | [`score`] | ROUGE-L, BLEU, exact match, F1: text against text, nothing else |
 //! | [`optim`] | AdamW, clipping and the learning-rate schedule, on plain slices |
+//! | [`model`] | the decoder: frozen weights, low-rank branches; logits, loss, gradients |
+//! | [`ops`] | its operations with their backwards, on candle tensors |
 //! | [`params`] | the trained tensors and what the loop needs of a model ([`Objective`]) |
+//! | [`settings`] | a run's options: flags over a TOML file over the method's defaults |
+//! | [`run`] | the training loop, for any [`Objective`] |
+//! | [`checkpoint`], [`log`], [`curve`] | the files of a run: its state, its metrics, its picture |
 
+pub mod checkpoint;
+pub mod curve;
 pub mod data;
+pub mod log;
 pub mod model;
 pub mod ops;
 pub mod optim;
 pub mod params;
+pub mod run;
 pub mod score;
+pub mod settings;
 mod template;
 mod trainer;
 

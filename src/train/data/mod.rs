@@ -9,6 +9,7 @@ mod configs;
 mod dataset;
 mod items;
 mod jsonl;
+mod sampler;
 mod stream;
 mod template;
 #[cfg(test)]
@@ -18,6 +19,7 @@ mod vocabulary;
 pub use batch::{Batch, Example, IGNORE};
 pub use dataset::{DataOptions, DataStats, Dataset};
 pub use items::{EvalItem, load_items};
+pub use sampler::Sampler;
 pub use stream::TextStream;
 pub use template::Message;
 pub use vocabulary::Vocabulary;

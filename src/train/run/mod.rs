@@ -1,0 +1,477 @@
+//! The training loop, for any [`Objective`].
+//!
+//! A run is a sequence of states. Validation, saving and stopping are decided by the state alone,
+//! and a step changes it all at once or not at all, so that a run may end at any moment and go on
+//! from its last saved state to the very bytes it would have reached. The loop is single-threaded
+//! and sums in one fixed order; whether a run can be repeated bit for bit is up to the objective.
+
+mod files;
+
+use std::path::Path;
+use std::time::Instant;
+
+use files::Files;
+pub use files::{CURVE_FILE, METRICS_FILE, RunDir, STATE_FILE};
+
+use super::checkpoint::{Best, State};
+use super::data::{Batch, Example, Sampler};
+use super::log::{Line, StepLine, ValidLine};
+use super::optim::{AdamWOptions, Schedule, clip, scale};
+use super::{LossSum, Objective, Param};
+use crate::error::{Code, Error, Result};
+
+/// A loss that is this many times that of the first step, and [`RUNAWAY_NATS`] above it, has run
+/// away. Guessing evenly among 100,000 tokens costs 11.5 nats: no batch, however odd, costs a
+/// working model so much more than its first one, and no run comes back from there.
+pub const RUNAWAY_FACTOR: f64 = 10.0;
+/// See [`RUNAWAY_FACTOR`]; in nats per token.
+pub const RUNAWAY_NATS: f64 = 12.0;
+
+/// What the loop is told.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoopConfig {
+    /// The learning rate of each step, and by its `total` the most steps that are taken.
+    pub schedule: Schedule,
+    /// The optimiser's constants.
+    pub adamw: AdamWOptions,
+    /// Largest norm of the gradient; 0 for no clipping.
+    pub clip: f64,
+    /// Examples that go through the model at once.
+    pub batch_size: usize,
+    /// Examples of one optimiser step.
+    pub global_batch: usize,
+    /// Steps between validations.
+    pub eval_every: u64,
+    /// Validations in a row without improvement after which the run stops; 0 for never.
+    pub patience: u64,
+    /// Nats per token by which the validation loss must fall to count as improvement.
+    pub min_delta: f64,
+    /// Seed of the order of examples.
+    pub seed: u64,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+}
+
+/// The examples of a run.
+#[derive(Debug, Clone, Copy)]
+pub struct Data<'a> {
+    /// To learn from; at least one.
+    pub train: &'a [Example],
+    /// To validate on, in this order; may be empty.
+    pub valid: &'a [Example],
+}
+
+/// Something that happened, for progress bars and machine-readable output.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Event<'a> {
+    /// The run begins, or goes on, after `step` of at most `total` steps.
+    Started {
+        /// Steps taken already.
+        step: u64,
+        /// Most steps.
+        total: u64,
+    },
+    /// An optimiser step was taken.
+    Step(&'a StepLine),
+    /// The validation examples were scored.
+    Validation(&'a ValidLine),
+    /// The state after `step` steps is on the disk.
+    Saved {
+        /// Steps taken.
+        step: u64,
+        /// The file.
+        path: &'a Path,
+    },
+}
+
+/// Who watches a run. `()` does not.
+pub trait Observer {
+    /// Takes note of an event.
+    fn event(&mut self, event: &Event<'_>) {
+        let _ = event;
+    }
+
+    /// Whether the run shall stop. Asked before every micro-batch.
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+impl Observer for () {}
+
+/// Why a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopReason {
+    /// It took all its steps.
+    MaxSteps,
+    /// The validation loss no longer fell.
+    Patience,
+}
+
+/// The result of a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Trained {
+    /// The parameters with the lowest validation loss, those before the first step among them;
+    /// without validation, those after the last step.
+    pub params: Vec<Param>,
+    /// The step that `params` are of, where there was validation.
+    pub best_step: Option<u64>,
+    /// Steps taken.
+    pub steps: u64,
+    /// Training loss of the last step, in nats per token.
+    pub train_loss: Option<f64>,
+    /// Validation loss of `params`, in nats per token.
+    pub valid_loss: Option<f64>,
+    /// Validation loss before the first step: the base model's, in nats per token.
+    pub initial_valid_loss: Option<f64>,
+    /// Why it ended.
+    pub stopped: StopReason,
+    /// Time it took, in all sessions, in seconds.
+    pub seconds: f64,
+    /// Positions that went through the model in training.
+    pub tokens: u64,
+}
+
+/// Trains `params` on `data`. With `dir`, the run leaves its state, metrics and loss curve there,
+/// and can be resumed; a run that had ended is not gone on with, and returns the same again.
+///
+/// # Errors
+/// - [`Code::NoExamples`], [`Code::BadExample`]: there is nothing to learn from, or an example has
+///   nothing to predict; [`Code::Usage`] where two parameters have one name.
+/// - [`Code::Diverged`]: a loss or gradient is not finite, or the loss ran away
+///   ([`RUNAWAY_FACTOR`]). The step was not taken.
+/// - [`Code::Interrupted`]: the observer cancelled.
+/// - [`Code::OutputExists`], [`Code::NotFound`]: a new run in a folder that has one, or the
+///   contrary; [`Code::Busy`] where another process works there; as [`State::load`].
+/// - What `objective` fails with, and what writing the files can fail with.
+///
+/// Whatever it is that ends the run, the state before it is saved if it can be.
+pub fn train(
+    objective: &mut dyn Objective,
+    params: Vec<Param>,
+    data: Data<'_>,
+    config: &LoopConfig,
+    dir: Option<&RunDir<'_>>,
+    observer: &mut dyn Observer,
+) -> Result<Trained> {
+    check(&params, data)?;
+    let lengths: Vec<usize> = data.train.iter().map(|e| e.tokens.len()).collect();
+    let (batch, global) = (config.batch_size, config.global_batch);
+    let state = State::new(params, config.adamw);
+    let (state, files) = match dir {
+        None => (state, None),
+        Some(dir) => {
+            let (state, files) = Files::open(dir, state)?;
+            (state, Some(files))
+        }
+    };
+    let mut run = Run {
+        grads: state
+            .params
+            .iter()
+            .map(|p| vec![0.0; p.values.len()])
+            .collect(),
+        sampler: Sampler::new(&lengths, batch, global, config.seed),
+        earlier: state.counters.seconds.unwrap_or(0.0),
+        begun: Instant::now(),
+        objective,
+        data,
+        config,
+        state,
+        files,
+        observer,
+    };
+    match run.run() {
+        Ok(stopped) => Ok(run.trained(stopped)),
+        Err(error) => Err(run.abandon(error)),
+    }
+}
+
+fn check(params: &[Param], data: Data<'_>) -> Result<()> {
+    if data.train.is_empty() {
+        return Err(Error::new(
+            Code::NoExamples,
+            "there are no training examples",
+        ));
+    }
+    for (examples, which) in [(data.train, "training"), (data.valid, "validation")] {
+        let useful = |e: &Example| e.tokens.len() > 1 && e.predicted.iter().skip(1).any(|p| *p);
+        if let Some(at) = examples.iter().position(|e| !useful(e)) {
+            let message = format!("{which} example {} has nothing to predict", at + 1);
+            return Err(Error::new(Code::BadExample, message));
+        }
+    }
+    let mut names: Vec<&str> = params.iter().map(|p| p.name.as_str()).collect();
+    names.sort_unstable();
+    match names.windows(2).find(|w| w[0] == w[1]) {
+        Some(twice) => {
+            Err(Error::new(Code::Usage, "two parameters have this name").tensor(twice[0]))
+        }
+        None => Ok(()),
+    }
+}
+
+struct Run<'a> {
+    objective: &'a mut dyn Objective,
+    data: Data<'a>,
+    config: &'a LoopConfig,
+    sampler: Sampler,
+    state: State,
+    /// Reused by every step.
+    grads: Vec<Vec<f32>>,
+    files: Option<Files<'a>>,
+    observer: &'a mut dyn Observer,
+    /// Seconds of earlier sessions.
+    earlier: f64,
+    begun: Instant,
+}
+
+impl Run<'_> {
+    fn run(&mut self) -> Result<StopReason> {
+        let (step, total) = (self.step_number(), self.config.schedule.total);
+        self.observer.event(&Event::Started { step, total });
+        loop {
+            if self.validation_is_due() {
+                self.validate()?;
+            }
+            let stop = self.stop_reason();
+            let every = self.config.checkpoint_every.max(1);
+            if stop.is_some() || self.step_number().is_multiple_of(every) {
+                self.save()?;
+            }
+            if let Some(reason) = stop {
+                return Ok(reason);
+            }
+            self.step()?;
+        }
+    }
+
+    fn step_number(&self) -> u64 {
+        self.state.optimiser.step
+    }
+
+    /// Before the first step, every so often, and after the last one.
+    fn validation_is_due(&self) -> bool {
+        let step = self.step_number();
+        let on_time = step.is_multiple_of(self.config.eval_every.max(1));
+        !self.data.valid.is_empty()
+            && self.state.counters.validated != Some(step)
+            && (on_time || step >= self.config.schedule.total)
+    }
+
+    fn stop_reason(&self) -> Option<StopReason> {
+        let patience = self.config.patience;
+        if patience > 0 && self.state.counters.without_improvement >= patience {
+            return Some(StopReason::Patience);
+        }
+        (self.step_number() >= self.config.schedule.total).then_some(StopReason::MaxSteps)
+    }
+
+    fn validate(&mut self) -> Result<()> {
+        let step = self.step_number();
+        let mut sum = LossSum::default();
+        for examples in self.data.valid.chunks(self.config.batch_size.max(1)) {
+            self.stop_if_cancelled()?;
+            sum += self
+                .objective
+                .loss(&self.state.params, &Batch::new(examples))?;
+        }
+        let loss = sum.mean();
+        if !loss.is_finite() {
+            return Err(diverged(format!(
+                "the validation loss after step {step} is {loss}"
+            )));
+        }
+        let best = self.state.best.as_ref().is_none_or(|b| loss < b.loss);
+        if best {
+            let params = self.state.params.clone();
+            self.state.best = Some(Best { step, loss, params });
+        }
+        let counters = &mut self.state.counters;
+        counters.validated = Some(step);
+        counters.initial_valid_loss.get_or_insert(loss);
+        // Many small gains that add up to `min_delta` count; for the best state, any gain does.
+        match counters.patience_loss {
+            Some(before) if loss >= before - self.config.min_delta => {
+                counters.without_improvement += 1;
+            }
+            _ => {
+                counters.patience_loss = Some(loss);
+                counters.without_improvement = 0;
+            }
+        }
+        let line = ValidLine {
+            step,
+            valid_loss: loss,
+            best,
+        };
+        self.observer.event(&Event::Validation(&line));
+        self.log(Line::Valid(line))
+    }
+
+    /// One optimiser step; where it fails, the state is that before it.
+    fn step(&mut self) -> Result<()> {
+        let begun = Instant::now();
+        let number = self.step_number() + 1;
+        let (loss, tokens) = self.gradients(number)?;
+        let targets = loss.tokens as f64;
+        let loss = loss.mean();
+        // The gradients are of summed losses, and are divided once, by all targets of the step.
+        // Means of micro-batches would give a token in a short one more weight than one in a long
+        // one, and the result would depend on how the step was cut up.
+        scale(&mut self.grads, 1.0 / targets);
+        let grad_norm = clip(&mut self.grads, self.config.clip);
+        self.check_step(number, loss, grad_norm)?;
+        let lr = self.config.schedule.lr(number);
+        let state = &mut self.state;
+        state.optimiser.step(&mut state.params, &self.grads, lr);
+        let counters = &mut state.counters;
+        counters.initial_loss.get_or_insert(loss);
+        counters.loss = Some(loss);
+        counters.tokens += tokens;
+        let line = StepLine {
+            step: number,
+            loss,
+            lr,
+            grad_norm,
+            tokens,
+            tokens_per_s: tokens as f64 / begun.elapsed().as_secs_f64().max(1e-9),
+            seconds: self.seconds(),
+        };
+        self.observer.event(&Event::Step(&line));
+        self.log(Line::Step(line))
+    }
+
+    /// The summed loss of a step and the positions it took; its gradient is left in `grads`.
+    fn gradients(&mut self, step: u64) -> Result<(LossSum, u64)> {
+        for grad in &mut self.grads {
+            grad.fill(0.0);
+        }
+        let (mut sum, mut tokens) = (LossSum::default(), 0);
+        for micro in self.sampler.step(step) {
+            self.stop_if_cancelled()?;
+            let batch = Batch::new(micro.iter().filter_map(|at| self.data.train.get(*at)));
+            tokens += batch.tokens.len() as u64;
+            sum += self
+                .objective
+                .accumulate(&self.state.params, &batch, &mut self.grads)?;
+            // Looked at for each: the rest of a step that is lost need not be computed.
+            if !sum.nats.is_finite() {
+                return Err(diverged(format!("the loss of step {step} is {}", sum.nats)));
+            }
+        }
+        Ok((sum, tokens))
+    }
+
+    /// Refuses what must not be stepped along. That a gradient is zero is no fault: with v = 0 at
+    /// the start, those of A, B and u are.
+    fn check_step(&self, step: u64, loss: f64, grad_norm: f64) -> Result<()> {
+        if !loss.is_finite() {
+            return Err(diverged(format!("the loss of step {step} is {loss}")));
+        }
+        if !grad_norm.is_finite() {
+            let params = self.state.params.iter().zip(&self.grads);
+            let bad = params
+                .flat_map(|(p, g)| g.iter().map(move |g| (p, g)))
+                .find(|(_, g)| !g.is_finite());
+            let value = bad.map_or(grad_norm, |(_, g)| f64::from(*g));
+            let error = diverged(format!("a gradient of step {step} is {value}"));
+            return Err(match bad {
+                Some((param, _)) => error.tensor(&param.name),
+                None => error,
+            });
+        }
+        let initial = self.state.counters.initial_loss.unwrap_or(loss);
+        if loss > (initial * RUNAWAY_FACTOR).max(initial + RUNAWAY_NATS) {
+            let message =
+                format!("the loss ran away: {loss:.4} at step {step}, {initial:.4} at first");
+            return Err(diverged(message));
+        }
+        Ok(())
+    }
+
+    fn stop_if_cancelled(&self) -> Result<()> {
+        match self.observer.cancelled() {
+            true => Err(Error::new(
+                Code::Interrupted,
+                format!("the run was interrupted after step {}", self.step_number()),
+            )),
+            false => Ok(()),
+        }
+    }
+
+    fn log(&mut self, line: Line) -> Result<()> {
+        match &mut self.files {
+            Some(files) => files.log(line),
+            None => Ok(()),
+        }
+    }
+
+    fn seconds(&self) -> f64 {
+        self.earlier + self.begun.elapsed().as_secs_f64()
+    }
+
+    fn save(&mut self) -> Result<()> {
+        self.state.counters.seconds = Some(self.seconds());
+        let step = self.step_number();
+        if let Some(files) = &mut self.files
+            && files.save(&self.state)?
+        {
+            let path = &files.state_path();
+            self.observer.event(&Event::Saved { step, path });
+        }
+        Ok(())
+    }
+
+    /// Saves what there is, and says with `error` where it can be found.
+    fn abandon(&mut self, error: Error) -> Error {
+        const REMEDY: &str = "try a lower learning rate, a longer warm-up or a smaller clip";
+        let saved = self.save();
+        let files = self.files.as_ref();
+        let paths = files.map(|f| (f.folder().display(), f.state_path()));
+        match (error.code(), saved, paths) {
+            // Whoever interrupts a run counts on going on with it.
+            (Code::Interrupted, Err(not_saved), _) => not_saved,
+            (Code::Interrupted, Ok(()), Some((folder, _))) => {
+                error.hint(format!("go on with --resume {folder}"))
+            }
+            (Code::Interrupted, Ok(()), None) => {
+                error.hint("the run has no folder, and starts anew the next time")
+            }
+            (Code::Diverged, Ok(()), Some((_, state))) => error.hint(format!(
+                "{REMEDY} in a new run; the state before it is in {}",
+                state.display()
+            )),
+            (Code::Diverged, ..) => error.hint(REMEDY),
+            _ => error,
+        }
+    }
+
+    fn trained(self, stopped: StopReason) -> Trained {
+        let seconds = self.seconds();
+        let State {
+            params,
+            optimiser,
+            best,
+            counters,
+        } = self.state;
+        Trained {
+            best_step: best.as_ref().map(|b| b.step),
+            valid_loss: best.as_ref().map(|b| b.loss),
+            params: best.map_or(params, |b| b.params),
+            steps: optimiser.step,
+            train_loss: counters.loss,
+            initial_valid_loss: counters.initial_valid_loss,
+            stopped,
+            seconds,
+            tokens: counters.tokens,
+        }
+    }
+}
+
+fn diverged(message: String) -> Error {
+    Error::new(Code::Diverged, message)
+}
+
+#[cfg(test)]
+mod tests;
