@@ -126,7 +126,7 @@ impl State {
         let mut add = |kind: &str, param: &Param, values: &[f32]| {
             let tensor = Tensor::from_f32(param.shape.clone(), values)?;
             tensors.push((format!("{kind}/{}", param.name), tensor));
-            Ok(())
+            Ok::<(), Error>(())
         };
         let moments = self.optimiser.m.iter().zip(&self.optimiser.v);
         for (param, (m, v)) in self.params.iter().zip(moments) {
