@@ -84,7 +84,7 @@ def tlkit(args, folder, batch, steps, method, recompute):
     out.unlink(missing_ok=True)
     argv = [args.tlkit, "train", "--model", folder / "model", "--data", folder / "train.jsonl", "--method", method,
             "--rank", RANK, "--max-steps", steps, "--batch-size", batch, "--global-batch", batch, "--seq-len", LENGTH,
-            "--lr", "1e-4", "--warmup", 0, "--eval-every", 0, "--seed", 1, "-o", out, "--run-dir", runs,
+            "--lr", "1e-4", "--warmup", 0, "--seed", 1, "-o", out, "--run-dir", runs,
             "--threads", args.threads, "--json", *shlex.split(args.tlkit_args)]
     _, peak = run(argv + ["--recompute"] if recompute else argv)
     lines = [json.loads(line) for line in (runs / "metrics.jsonl").read_text().splitlines()]
@@ -94,7 +94,7 @@ def tlkit(args, folder, batch, steps, method, recompute):
     tokens = {line["tokens"] for line in taken if "tokens" in line}
     if tokens - {batch * LENGTH}:
         sys.exit(f"tlkit took {tokens} tokens a step, PEFT takes {batch * LENGTH}")
-    return [line["seconds"] for line in taken], peak
+    return [line["tokens"] / line["tokens_per_s"] for line in taken], peak
 
 
 def peft(args, folder, batch, steps, method, recompute):

@@ -9,6 +9,7 @@
 //! | [`model`] | the decoder: frozen weights, low-rank branches; logits, loss, gradients |
 //! | [`ops`] | its operations with their backwards, on candle tensors |
 //! | [`params`] | the trained tensors and what the loop needs of a model ([`Objective`]) |
+//! | [`job`] | one run from files to files |
 //! | [`settings`] | a run's options: flags over a TOML file over the method's defaults |
 //! | [`run`] | the training loop, for any [`Objective`] |
 //! | [`checkpoint`], [`log`], [`curve`] | the files of a run: its state, its metrics, its picture |
@@ -16,6 +17,8 @@
 pub mod checkpoint;
 pub mod curve;
 pub mod data;
+mod device;
+pub mod job;
 pub mod log;
 pub mod model;
 pub mod ops;
@@ -27,6 +30,7 @@ pub mod settings;
 mod template;
 mod trainer;
 
+pub use device::device;
 pub use params::{LossSum, Objective, Param};
 pub use template::{Template, Trainable, attach};
 pub use trainer::TrainingModel;

@@ -3,14 +3,16 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use tlkit::adapter::{Method, Part};
 use tlkit::merge::{Rounding, TiedPolicy};
 use tlkit::tensor::Dtype;
+use tlkit::train::settings::Layers;
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, or equal; 1 not equal (verify); 2 wrong usage; 3 input or output failed;
 4 a file is malformed or damaged; 5 not supported; 6 adapter and base do not fit; 130 interrupted";
 
-/// Store, convert, merge and verify Tied-LoRA adapters
+/// Train, store, convert, merge and verify Tied-LoRA adapters
 #[derive(Debug, Parser)]
 #[command(version, after_help = EXIT_CODES, max_term_width = 100)]
 pub(crate) struct Cli {
@@ -29,6 +31,8 @@ pub(crate) enum Command {
     /// Convert between PEFT directories and .tl files, without loss
     #[command(subcommand)]
     Convert(Convert),
+    /// Train an adapter on a base model
+    Train(Box<Train>),
     /// Merge adapters into base weights
     Merge(Merge),
     /// Restore the original bytes of a base that was merged in place
@@ -42,7 +46,7 @@ pub(crate) enum Command {
     Pack(Pack),
     /// Count what each method would train on a model, without its weights
     Params(Params),
-    /// Run convert, merge, verify and unmerge on a small built-in model
+    /// Train, convert, merge, verify and unmerge on a small built-in model
     Demo(Demo),
     /// Print a completion script for a shell
     Completions {
@@ -325,6 +329,132 @@ pub(crate) struct Demo {
 
 fn positive() -> clap::builder::RangedU64ValueParser {
     clap::value_parser!(u64).range(1..)
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(
+    after_help = "A config file (TOML) has the same names as the flags, without `--`; flags win over it."
+)]
+pub(crate) struct Train {
+    /// Folder of the base model: config.json, tokenizer.json, safetensors
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) model: Option<PathBuf>,
+    /// Training examples: JSONL of {"prompt","completion"}, {"text"} or {"messages"}
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) data: Option<PathBuf>,
+    /// Validation examples; the step with the lowest loss on them is kept
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) valid: Option<PathBuf>,
+    /// The .tl file to write
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) output: Option<PathBuf>,
+    /// Read options from a TOML file
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) config: Option<PathBuf>,
+    /// Write a PEFT directory as well
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) peft: Option<PathBuf>,
+    /// Where state, metrics.jsonl and curve.svg go [default: OUTPUT.run]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) run_dir: Option<PathBuf>,
+    /// Go on with the run in this folder; the result is that of an uninterrupted run, to the byte
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, conflicts_with = "run_dir")]
+    pub(crate) resume: Option<PathBuf>,
+    /// Replace an existing output
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// lora, vera, tl1 … tl6: preset of --train and --tie [default: tl6]
+    #[arg(long, help_heading = "Adapter")]
+    pub(crate) method: Option<Method>,
+    /// Which factors train [default: the method's]
+    #[arg(
+        long,
+        value_name = "A,B,u,v",
+        value_delimiter = ',',
+        help_heading = "Adapter"
+    )]
+    pub(crate) train: Vec<Part>,
+    /// Whether all layers share one A and one B [default: the method's]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", help_heading = "Adapter")]
+    pub(crate) tie: Option<bool>,
+    /// Layers to adapt, such as 8 or 0-7,12 [default: all]
+    #[arg(long, help_heading = "Adapter")]
+    pub(crate) layers: Option<Layers>,
+    /// Modules to adapt: q, k, v, o, gate, up, down, full names, or all [default: q,k,v]
+    #[arg(long, value_delimiter = ',', help_heading = "Adapter")]
+    pub(crate) targets: Vec<String>,
+    /// Whether targets that read the same input share one A [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", help_heading = "Adapter")]
+    pub(crate) joint: Option<bool>,
+    /// Rank r [default: 8]
+    #[arg(long, help_heading = "Adapter")]
+    pub(crate) rank: Option<usize>,
+    /// The update is scaled by alpha / r [default: r]
+    #[arg(long, help_heading = "Adapter")]
+    pub(crate) alpha: Option<f64>,
+    /// Type of the stored values [default: f32]
+    #[arg(long, value_parser = float_dtype, help_heading = "Adapter")]
+    pub(crate) dtype: Option<Dtype>,
+    /// Most optimiser steps [default: 20000]
+    #[arg(long, value_name = "N", help_heading = "Optimisation")]
+    pub(crate) max_steps: Option<u64>,
+    /// Most passes over the data [default: no limit]
+    #[arg(long, value_name = "N", help_heading = "Optimisation")]
+    pub(crate) epochs: Option<u64>,
+    /// Highest learning rate [default: 1e-4]
+    #[arg(long, help_heading = "Optimisation")]
+    pub(crate) lr: Option<f64>,
+    /// Learning rate of the last step [default: 1e-6]
+    #[arg(long, help_heading = "Optimisation")]
+    pub(crate) min_lr: Option<f64>,
+    /// Steps of linear warm-up [default: 50, at most a tenth of the run]
+    #[arg(long, value_name = "N", help_heading = "Optimisation")]
+    pub(crate) warmup: Option<u64>,
+    /// Decoupled weight decay [default: 0.01]
+    #[arg(long, help_heading = "Optimisation")]
+    pub(crate) weight_decay: Option<f64>,
+    /// AdamW's decay of the first moment [default: 0.9]
+    #[arg(long, help_heading = "Optimisation")]
+    pub(crate) beta1: Option<f64>,
+    /// AdamW's decay of the second moment [default: 0.98]
+    #[arg(long, help_heading = "Optimisation")]
+    pub(crate) beta2: Option<f64>,
+    /// Largest norm of the gradient, 0 for no clipping [default: 1]
+    #[arg(long, help_heading = "Optimisation")]
+    pub(crate) clip: Option<f64>,
+    /// Examples that go through the model at once [default: 8]
+    #[arg(long, value_name = "N", help_heading = "Optimisation")]
+    pub(crate) batch_size: Option<usize>,
+    /// Examples of one optimiser step [default: 128]
+    #[arg(long, value_name = "N", help_heading = "Optimisation")]
+    pub(crate) global_batch: Option<usize>,
+    /// Longest example in tokens; longer ones are cut, and counted [default: 2048]
+    #[arg(long, value_name = "N", help_heading = "Optimisation")]
+    pub(crate) seq_len: Option<usize>,
+    /// Learn prompts as well as completions
+    #[arg(long, help_heading = "Optimisation")]
+    pub(crate) loss_on_prompt: bool,
+    /// Steps between validations [default: 200]
+    #[arg(long, value_name = "N", help_heading = "Optimisation")]
+    pub(crate) eval_every: Option<u64>,
+    /// Validations without improvement after which the run stops, 0 for never [default: 10]
+    #[arg(long, value_name = "N", help_heading = "Optimisation")]
+    pub(crate) patience: Option<u64>,
+    /// Nats per token that count as improvement [default: 0.001]
+    #[arg(long, help_heading = "Optimisation")]
+    pub(crate) min_delta: Option<f64>,
+    /// Seed of the start values and of the order of examples [default: 0]
+    #[arg(long, help_heading = "Optimisation")]
+    pub(crate) seed: Option<u64>,
+    /// Steps between checkpoints [default: 100]
+    #[arg(long, value_name = "N", help_heading = "Optimisation")]
+    pub(crate) checkpoint_every: Option<u64>,
+    /// Compute activations again in the backward pass, to save memory
+    #[arg(long, help_heading = "Optimisation")]
+    pub(crate) recompute: bool,
+    /// cpu, auto, or cuda[:N] [default: cpu]
+    #[arg(long, help_heading = "Optimisation")]
+    pub(crate) device: Option<String>,
 }
 
 fn float_dtype(text: &str) -> Result<Dtype, String> {

@@ -12,6 +12,11 @@ use clap::Parser;
 use args::{Cli, Command, Convert, Verify};
 use output::{Outcome, Output};
 
+/// Training allocates and frees the same large blocks at every step, which the system's allocator
+/// gives back and faults in again each time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -37,6 +42,7 @@ fn run(command: Command, output: &Output) -> tlkit::Result<Outcome> {
     match command {
         Command::Convert(Convert::PeftToTied(args)) => cmd::convert::peft_to_tied(&args, output),
         Command::Convert(Convert::TiedToPeft(args)) => cmd::convert::tied_to_peft(&args, output),
+        Command::Train(args) => cmd::train::train(&args, output),
         Command::Merge(args) => cmd::merge::merge(&args, output),
         Command::Unmerge(args) => cmd::merge::unmerge(&args, output),
         Command::Verify(Verify::File(args)) => cmd::verify::file(&args, output),

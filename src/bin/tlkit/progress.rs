@@ -19,6 +19,11 @@ pub(crate) fn watch_interrupts() {
     });
 }
 
+/// Whether the user wants long work to stop.
+pub(crate) fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
 /// Runs `work` under a bar over `total` bytes.
 pub(crate) fn with_bar<T>(label: &str, total: u64, work: impl FnOnce(Control<'_>) -> T) -> T {
     let target = match std::io::stderr().is_terminal() {

@@ -353,3 +353,52 @@ fn a_token_beyond_the_vocabulary_is_refused() {
         .unwrap_err();
     assert_eq!(error.code(), Code::ModelConfig);
 }
+
+#[test]
+fn logits_of_every_family_and_rope_scaling_are_the_golden_ones() {
+    let none = Branches::default();
+    let mut seen = 0;
+    for dir in std::fs::read_dir(fixture("models")).unwrap() {
+        let dir = dir.unwrap().path();
+        let Ok(golden) = std::fs::read(dir.join("golden.json")) else {
+            continue;
+        };
+        let golden: serde_json::Value = serde_json::from_slice(&golden).unwrap();
+        let old = tempfile::tempdir().unwrap();
+        std::fs::copy(
+            dir.join("model.safetensors"),
+            old.path().join("model.safetensors"),
+        )
+        .unwrap();
+        let forms = match dir.join("config-v4.json") {
+            v4 if v4.exists() => {
+                std::fs::copy(v4, old.path().join("config.json")).unwrap();
+                vec![dir.clone(), old.path().to_owned()]
+            }
+            _ => vec![dir.clone()],
+        };
+        for (form, dtype, bound) in forms
+            .iter()
+            .flat_map(|f| [(f, DType::F32, 5e-5), (f, DType::F64, 5e-6)])
+        {
+            let model = Model::open_as(form, &Device::Cpu, dtype).unwrap();
+            for sequence in golden["sequences"].as_array().unwrap() {
+                let tokens: Vec<u32> = serde_json::from_value(sequence["tokens"].clone()).unwrap();
+                let right: Vec<Vec<f64>> =
+                    serde_json::from_value(sequence["logits"].clone()).unwrap();
+                let logits = flat(&model.logits(&none, &one(&tokens)).unwrap());
+                let rows = &logits[logits.len() - right.concat().len()..];
+                let error = largest_difference(rows, &right.concat());
+                let what = format!("{} {dtype:?}, {} tokens", dir.display(), tokens.len());
+                assert!(error < bound, "{what}: {error}");
+                let top: Vec<usize> = serde_json::from_value(sequence["argmax"].clone()).unwrap();
+                let vocabulary = model.config().vocabulary;
+                for (row, top) in logits.chunks(vocabulary).zip(top) {
+                    assert!(row.iter().all(|x| *x <= row[top]), "{what}");
+                }
+            }
+        }
+        seen += 1;
+    }
+    assert!(seen >= 16, "only {seen} golden models");
+}

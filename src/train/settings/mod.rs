@@ -61,7 +61,7 @@ settings! {
     tie: bool,
     /// The layers to adapt. Default: all.
     layers: Layers,
-    /// The modules to adapt, by the last part of their names. Default q_proj, k_proj, v_proj.
+    /// The modules to adapt, by the last part of their names. Default q, k, v.
     targets: Vec<String>,
     /// Whether targets that read the same input share one A. Default true.
     joint: bool,
@@ -158,7 +158,7 @@ impl Settings {
             method: Some(method),
             train: method.trains().map(Into::into),
             tie: method.is_tied(),
-            targets: Some(["q_proj", "k_proj", "v_proj"].map(Into::into).into()),
+            targets: Some(["q", "k", "v"].map(Into::into).into()),
             joint: Some(true),
             rank: Some(8),
             max_steps: Some(20_000),

@@ -20,7 +20,7 @@ fn defaults_are_those_of_the_documentation() {
         (c.train.len(), c.tie, c.joint, c.layers),
         (4, true, true, None)
     );
-    assert_eq!(c.targets, ["q_proj", "k_proj", "v_proj"]);
+    assert_eq!(c.targets, ["q", "k", "v"]);
     assert_eq!(
         (c.rank, c.alpha, c.max_steps, c.epochs),
         (8, 8.0, 20_000, None)

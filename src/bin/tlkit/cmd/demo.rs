@@ -1,4 +1,4 @@
-//! The main job on files that the binary carries: convert, merge, verify, undo.
+//! The main job on files that the binary carries: train, convert, merge, verify, undo.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,13 +7,15 @@ use tlkit::convert::{ToTiedOptions, peft_to_tied, tied_to_peft};
 use tlkit::format::{NoBlobs, encode};
 use tlkit::merge::{self, Control, ExecOptions, MergeInput, PlanOptions};
 use tlkit::peft::export::ExportOptions;
-use tlkit::safetensors::Checkpoint;
+use tlkit::safetensors::{Checkpoint, Existing};
+use tlkit::train::job::{Job, JobOptions};
+use tlkit::train::settings::Settings;
 use tlkit::verify::{verify_file, verify_merged};
 use tlkit::{Code, Error, Result};
 
 use super::show;
 use crate::args::Demo;
-use crate::output::{Outcome, Output, bytes, number, percent};
+use crate::output::{Outcome, Output, bytes, count, number, percent};
 
 macro_rules! carried {
     ($($path:literal),+ $(,)?) => {
@@ -23,6 +25,10 @@ macro_rules! carried {
 
 const FILES: &[(&str, &[u8])] = carried![
     "llama-tiny/config.json",
+    "llama-tiny/tokenizer.json",
+    "llama-tiny/tokenizer_config.json",
+    "task/train.jsonl",
+    "task/valid.jsonl",
     "llama-tiny/model.safetensors.index.json",
     "llama-tiny/model-00001-of-00002.safetensors",
     "llama-tiny/model-00002-of-00002.safetensors",
@@ -72,7 +78,8 @@ impl Tour<'_> {
             fs::write(&path, content).map_err(|e| Error::io(&path, "write", e))?;
         }
         let base = Checkpoint::open(self.dir.join("llama-tiny"))?;
-        let tl = self.convert(&base)?;
+        let tl = self.train()?;
+        self.convert(&base)?;
         let merged = self.merge(&base, &tl)?;
         self.verify(&base, &tl, &merged)?;
         self.same_from_peft(&base, &tl, &merged)?;
@@ -97,7 +104,44 @@ impl Tour<'_> {
         });
     }
 
-    fn convert(&mut self, base: &Checkpoint) -> Result<PathBuf> {
+    fn train(&mut self) -> Result<PathBuf> {
+        let tl = self.dir.join("words.tl");
+        let settings = Settings {
+            model: Some(self.dir.join("llama-tiny")),
+            data: Some(self.dir.join("task/train.jsonl")),
+            valid: Some(self.dir.join("task/valid.jsonl")),
+            output: Some(tl.clone()),
+            max_steps: Some(60),
+            global_batch: Some(32),
+            batch_size: Some(32),
+            eval_every: Some(20),
+            lr: Some(0.02),
+            ..Settings::default()
+        };
+        let options = JobOptions {
+            run_dir: self.dir.join("words.run"),
+            resume: false,
+            peft: None,
+            existing: Existing::Refuse,
+            device: tlkit::train::device(None)?,
+        };
+        let report = Job::open(settings.resolve()?, options)?.run(&mut ())?;
+        let loss = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{x:.3}"));
+        self.step(
+            "train --model llama-tiny --data task/train.jsonl --valid task/valid.jsonl \
+             --method tl6 --max-steps 60 --global-batch 32 --lr 0.02 -o words.tl",
+            format!(
+                "validation loss {} → {} nats per token with {} trained numbers, {}",
+                loss(report.initial_valid_loss),
+                loss(report.valid_loss),
+                count(report.parameters),
+                bytes(report.bytes)
+            ),
+        );
+        Ok(tl)
+    }
+
+    fn convert(&mut self, base: &Checkpoint) -> Result<()> {
         let tl = self.dir.join("style.tl");
         let options = ToTiedOptions {
             base: Some(base),
@@ -128,7 +172,7 @@ impl Tour<'_> {
         );
         let file = verify_file(&tl, &NoBlobs)?;
         self.step("verify file style.tl", format!("valid, root {}", file.root));
-        Ok(tl)
+        Ok(())
     }
 
     fn inputs(&self, path: &Path) -> Result<Vec<MergeInput>> {
@@ -152,7 +196,7 @@ impl Tour<'_> {
             percent(report.total.changed_share),
             percent(survived)
         );
-        self.step("merge llama-tiny style.tl -o merged", result);
+        self.step("merge llama-tiny words.tl -o merged", result);
         Ok(out)
     }
 
@@ -176,7 +220,7 @@ impl Tour<'_> {
             report.tensors_untouched
         );
         self.step(
-            "verify merged --base llama-tiny --adapter style.tl --merged merged",
+            "verify merged --base llama-tiny --adapter words.tl --merged merged",
             result,
         );
         Ok(())
@@ -184,10 +228,10 @@ impl Tour<'_> {
 
     /// Exports to PEFT, merges the export, and compares the bytes.
     fn same_from_peft(&mut self, base: &Checkpoint, tl: &Path, merged: &Path) -> Result<()> {
-        let peft = self.dir.join("style-exported");
+        let peft = self.dir.join("words-exported");
         let report = tied_to_peft(tl, &peft, &NoBlobs, Some(base), &ExportOptions::default())?;
         self.step(
-            "convert tied-to-peft style.tl -o style-exported",
+            "convert tied-to-peft words.tl -o words-exported",
             format!(
                 "PEFT LoRA, {} tensors: {} → {}",
                 report.tensors,
@@ -207,7 +251,7 @@ impl Tour<'_> {
             )?;
         }
         self.step(
-            "merge llama-tiny style-exported -o merged-from-peft",
+            "merge llama-tiny words-exported -o merged-from-peft",
             "the same bytes as from the .tl".into(),
         );
         Ok(())
@@ -228,7 +272,7 @@ impl Tour<'_> {
         merge::unmerge(&dir, &undo, &Control::default())?;
         expect(content(&dir)? == before, "unmerge did not restore the base")?;
         self.step(
-            "merge llama-tiny style.tl --in-place --undo undo",
+            "merge llama-tiny words.tl --in-place --undo undo",
             "merged; the original bytes are in the undo file".into(),
         );
         self.step(

@@ -6,6 +6,7 @@ pub(crate) mod inspect;
 pub(crate) mod merge;
 pub(crate) mod pack;
 pub(crate) mod params;
+pub(crate) mod train;
 pub(crate) mod verify;
 
 use std::path::{Path, PathBuf};

@@ -1,0 +1,177 @@
+use std::io::IsTerminal;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tlkit::Result;
+use tlkit::train::job::{Job, JobOptions, JobReport};
+use tlkit::train::run::{Event, Observer};
+use tlkit::train::settings::Settings;
+
+use super::{existing, show};
+use crate::args::Train;
+use crate::output::{Outcome, Output, bytes, count, fields, plural};
+use crate::progress;
+
+pub(crate) fn train(args: &Train, output: &Output) -> Result<Outcome> {
+    let file = match &args.config {
+        Some(path) => Settings::read(path)?,
+        None => Settings::default(),
+    };
+    let config = settings(args).over(file).resolve()?;
+    let mut run_dir = config.output.clone().into_os_string();
+    run_dir.push(".run");
+    let options = JobOptions {
+        run_dir: match (&args.resume, &args.run_dir) {
+            (Some(dir), _) | (None, Some(dir)) => dir.clone(),
+            (None, None) => run_dir.into(),
+        },
+        resume: args.resume.is_some(),
+        peft: args.peft.clone(),
+        existing: existing(args.force),
+        device: tlkit::train::device(Some(&config.device))?,
+    };
+    let job = Job::open(config, options)?;
+    let data = job.data();
+    if data.truncated > 0 {
+        output.note(&format!(
+            "{} of {} examples were cut to {} tokens",
+            data.truncated,
+            data.examples,
+            job.config().seq_len
+        ));
+    }
+    if data.dropped > 0 {
+        let examples = plural(data.dropped, "example");
+        output.note(&format!(
+            "{examples} had no target left after the cut and were left out"
+        ));
+    }
+    let mut bar = Bar::new();
+    let report = job.run(&mut bar);
+    bar.bar.finish_and_clear();
+    let report = report?;
+    output.report(&report, || text(&report))?;
+    Ok(Outcome::Success)
+}
+
+fn settings(args: &Train) -> Settings {
+    let a = args.clone();
+    Settings {
+        model: a.model,
+        data: a.data,
+        valid: a.valid,
+        output: a.output,
+        method: a.method,
+        train: (!a.train.is_empty()).then_some(a.train),
+        tie: a.tie,
+        layers: a.layers,
+        targets: (!a.targets.is_empty()).then_some(a.targets),
+        joint: a.joint,
+        rank: a.rank,
+        alpha: a.alpha,
+        max_steps: a.max_steps,
+        epochs: a.epochs,
+        lr: a.lr,
+        min_lr: a.min_lr,
+        warmup: a.warmup,
+        weight_decay: a.weight_decay,
+        beta1: a.beta1,
+        beta2: a.beta2,
+        clip: a.clip,
+        batch_size: a.batch_size,
+        global_batch: a.global_batch,
+        seq_len: a.seq_len,
+        loss_on_prompt: a.loss_on_prompt.then_some(true),
+        eval_every: a.eval_every,
+        patience: a.patience,
+        min_delta: a.min_delta,
+        seed: a.seed,
+        recompute: a.recompute.then_some(true),
+        device: a.device,
+        dtype: a.dtype,
+        checkpoint_every: a.checkpoint_every,
+    }
+}
+
+fn text(r: &JobReport) -> String {
+    let loss = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{x:.4}"));
+    let valid = match (r.initial_valid_loss, r.valid_loss) {
+        (None, _) => "not validated: give --valid".to_owned(),
+        (before, after) => format!(
+            "{} → {} nats per token (best after step {})",
+            loss(before),
+            loss(after),
+            r.best_step.unwrap_or_default()
+        ),
+    };
+    let mut rows = vec![
+        ("method", format!("{}, rank {}", r.method, r.rank)),
+        ("trained", format!("{} parameters", count(r.parameters))),
+        (
+            "steps",
+            format!(
+                "{} in {:.1} s, stopped by {}",
+                r.steps, r.seconds, r.stopped
+            ),
+        ),
+        (
+            "train loss",
+            format!("{} nats per token", loss(r.train_loss)),
+        ),
+        ("valid loss", valid),
+        ("root", r.root.clone()),
+        ("bytes", bytes(r.bytes)),
+        ("output", show(&r.output)),
+    ];
+    if let Some(peft) = &r.peft {
+        rows.push(("PEFT", show(peft)));
+    }
+    rows.push(("run", show(&r.run_dir)));
+    fields(&rows)
+}
+
+struct Bar {
+    bar: ProgressBar,
+}
+
+impl Bar {
+    fn new() -> Self {
+        let target = match std::io::stderr().is_terminal() {
+            true => ProgressDrawTarget::stderr(),
+            false => ProgressDrawTarget::hidden(),
+        };
+        let bar = ProgressBar::with_draw_target(Some(0), target);
+        if let Ok(style) = ProgressStyle::with_template("train {wide_bar} {pos}/{len} {msg} {eta}")
+        {
+            bar.set_style(style);
+        }
+        Self { bar }
+    }
+}
+
+impl Observer for Bar {
+    fn event(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Started { step, total } => {
+                self.bar.set_length(*total);
+                self.bar.set_position(*step);
+            }
+            Event::Step(line) => {
+                self.bar.set_position(line.step);
+                let message = format!("loss {:.3} {:.0} tokens/s", line.loss, line.tokens_per_s);
+                self.bar.set_message(message);
+            }
+            Event::Validation(line) => {
+                let best = if line.best { ", best" } else { "" };
+                self.bar.println(format!(
+                    "step {}: validation loss {:.4}{best}",
+                    line.step, line.valid_loss
+                ));
+            }
+            Event::Saved { .. } => {}
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        progress::interrupted()
+    }
+}

@@ -1,0 +1,299 @@
+//! One training run from files to files.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use serde::Serialize;
+
+use super::data::{DataOptions, DataStats, Dataset, Vocabulary};
+use super::model::Model;
+use super::run::{Data, Observer, RunDir, StopReason, train};
+use super::settings::RunConfig;
+use super::template::{Template, Trainable};
+use super::trainer::TrainingModel;
+use crate::adapter::{Adapter, BaseModel, Method, Part};
+use crate::convert;
+use crate::error::{Code, Error, Result};
+use crate::format::{Digest, NoBlobs, Packing, WriteOptions, fingerprint, write_tl};
+use crate::peft::export::{ExportOptions, Form};
+use crate::safetensors::{Checkpoint, Existing, read_limited};
+
+const MAX_CONFIG_BYTES: u64 = 4 << 20;
+const MAX_DATA_BYTES: u64 = 1 << 36;
+
+/// What a run is told besides its config.
+#[derive(Debug, Clone)]
+pub struct JobOptions {
+    /// Where the run's state, metrics and curve go.
+    pub run_dir: PathBuf,
+    /// Whether to go on with the run that is there.
+    pub resume: bool,
+    /// A PEFT directory to write as well.
+    pub peft: Option<PathBuf>,
+    /// What to do with outputs that exist.
+    pub existing: Existing,
+    /// The device that computes.
+    pub device: Device,
+}
+
+/// What came of a run.
+#[derive(Debug, Clone, Serialize)]
+pub struct JobReport {
+    /// The preset that was trained, or `custom`.
+    pub method: String,
+    /// Rank.
+    pub rank: usize,
+    /// Number of trained values.
+    pub parameters: u64,
+    /// Optimiser steps taken.
+    pub steps: u64,
+    /// The step whose values were kept, where there was validation.
+    pub best_step: Option<u64>,
+    /// Why the run ended: `max-steps` or `patience`.
+    pub stopped: &'static str,
+    /// Loss of the last step, in nats per target token.
+    pub train_loss: Option<f64>,
+    /// Validation loss of the base model, in nats per target token.
+    pub initial_valid_loss: Option<f64>,
+    /// Validation loss of the adapter that was written.
+    pub valid_loss: Option<f64>,
+    /// Positions that went through the model in training.
+    pub tokens: u64,
+    /// Seconds, in all sessions.
+    pub seconds: f64,
+    /// What the training data held.
+    pub data: DataStats,
+    /// What the validation data held.
+    pub valid_data: Option<DataStats>,
+    /// The adapter's root.
+    pub root: String,
+    /// Bytes of the `.tl`.
+    pub bytes: u64,
+    /// The `.tl`.
+    pub output: PathBuf,
+    /// The PEFT directory, where one was asked for.
+    pub peft: Option<PathBuf>,
+    /// Where state, metrics and curve are.
+    pub run_dir: PathBuf,
+}
+
+/// A run whose inputs have been read and found to fit one another.
+#[derive(Debug)]
+pub struct Job {
+    config: RunConfig,
+    options: JobOptions,
+    objective: TrainingModel,
+    train: Dataset,
+    valid: Option<Dataset>,
+    base: BaseModel,
+    identity: std::collections::BTreeMap<String, String>,
+}
+
+impl Job {
+    /// Reads model and data; nothing is written yet.
+    ///
+    /// # Errors
+    /// [`Code::OutputExists`]; those of [`Model::open`], [`Vocabulary::open`], [`Dataset::load`]
+    /// and [`Trainable::new`].
+    pub fn open(config: RunConfig, options: JobOptions) -> Result<Self> {
+        for output in [Some(&config.output), options.peft.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            if options.existing == Existing::Refuse && output.exists() {
+                return Err(Error::new(Code::OutputExists, "the output exists already")
+                    .file(output)
+                    .hint("choose another name, or --force to replace it"));
+            }
+        }
+        let model = Model::open(&config.model, &options.device)?;
+        let vocabulary = Vocabulary::open(&config.model)?;
+        let wanted = DataOptions {
+            seq_len: config.seq_len.min(model.config().max_positions),
+            loss_on_prompt: config.loss_on_prompt,
+            limit: None,
+        };
+        let train = Dataset::load(&config.data, &vocabulary, &wanted)?;
+        let valid = match &config.valid {
+            Some(path) => Some(Dataset::load(path, &vocabulary, &wanted)?),
+            None => None,
+        };
+        let config = config.for_examples(train.examples.len())?;
+        let adapter = Trainable::new(&template(&config), &model)?;
+        let start = adapter.adapter(&adapter.start()?, config.dtype)?;
+        let base = base_model(&config.model, &start)?;
+        let identity = identity(&config, &base)?;
+        let objective = TrainingModel::new(model, adapter, config.recompute);
+        Ok(Self {
+            config,
+            options,
+            objective,
+            train,
+            valid,
+            base,
+            identity,
+        })
+    }
+
+    /// The config, with the number of steps that the data makes.
+    pub fn config(&self) -> &RunConfig {
+        &self.config
+    }
+
+    /// What the training data held.
+    pub fn data(&self) -> &DataStats {
+        &self.train.stats
+    }
+
+    /// Trains, and writes the adapter.
+    ///
+    /// # Errors
+    /// Those of [`train`]; [`Code::Io`] and its kin.
+    pub fn run(mut self, observer: &mut dyn Observer) -> Result<JobReport> {
+        let start = self.objective.adapter().start()?;
+        let parameters = start.iter().map(|p| p.values.len() as u64).sum();
+        let data = Data {
+            train: &self.train.examples,
+            valid: self.valid.as_ref().map_or(&[], |v| &v.examples),
+        };
+        let dir = RunDir {
+            path: &self.options.run_dir,
+            resume: self.options.resume,
+            fingerprint: &self.identity,
+        };
+        let config = self.config.for_loop();
+        let trained = train(
+            &mut self.objective,
+            start,
+            data,
+            &config,
+            Some(&dir),
+            observer,
+        )?;
+        let mut adapter = self
+            .objective
+            .adapter()
+            .adapter(&trained.params, self.config.dtype)?;
+        adapter.base = Some(self.base.clone());
+        let config = serde_json::to_string(&self.config)
+            .map_err(|e| Error::new(Code::Usage, format!("the settings have no text: {e}")))?;
+        adapter.provenance.insert(
+            "tool".into(),
+            concat!("tlkit ", env!("CARGO_PKG_VERSION")).into(),
+        );
+        adapter.provenance.insert("train".into(), config);
+        let write = WriteOptions {
+            packing: Packing::Thin,
+            zstd: false,
+            existing: self.options.existing,
+        };
+        let written = write_tl(&self.config.output, &adapter, &write)?;
+        if let Some(dir) = &self.options.peft {
+            self.write_peft(dir)?;
+        }
+        Ok(JobReport {
+            method: self.config.method.name().to_owned(),
+            rank: self.config.rank,
+            parameters,
+            steps: trained.steps,
+            best_step: trained.best_step,
+            stopped: match trained.stopped {
+                StopReason::MaxSteps => "max-steps",
+                StopReason::Patience => "patience",
+            },
+            train_loss: trained.train_loss,
+            initial_valid_loss: trained.initial_valid_loss,
+            valid_loss: trained.valid_loss,
+            tokens: trained.tokens,
+            seconds: trained.seconds,
+            data: self.train.stats.clone(),
+            valid_data: self.valid.as_ref().map(|v| v.stats.clone()),
+            root: written.root.to_string(),
+            bytes: written.bytes,
+            output: self.config.output.clone(),
+            peft: self.options.peft.clone(),
+            run_dir: self.options.run_dir.clone(),
+        })
+    }
+
+    fn write_peft(&self, dir: &Path) -> Result<()> {
+        let form = match self.config.method {
+            Method::Vera => Form::Vera,
+            _ => Form::Faithful,
+        };
+        let options = ExportOptions {
+            form,
+            dtype: Some(self.config.dtype),
+            base: None,
+            replace: self.options.existing == Existing::Replace,
+        };
+        let base = Checkpoint::open(&self.config.model)?;
+        convert::tied_to_peft(&self.config.output, dir, &NoBlobs, Some(&base), &options)?;
+        Ok(())
+    }
+}
+
+fn template(config: &RunConfig) -> Template {
+    let in_order = |p: &Part| config.train.contains(p);
+    Template {
+        trained: Part::ALL.into_iter().filter(in_order).collect(),
+        tied: config.tie,
+        layers: config.layers.as_ref().map(|l| l.numbers().to_vec()),
+        targets: config.targets.clone(),
+        joint: config.joint,
+        rank: config.rank,
+        alpha: config.alpha,
+        seed: config.seed,
+    }
+}
+
+/// The base's name and the fingerprint of the weights that the adapter changes.
+fn base_model(dir: &Path, adapter: &Adapter) -> Result<BaseModel> {
+    let checkpoint = Checkpoint::open(dir)?;
+    let names: Vec<String> = adapter
+        .modules()
+        .iter()
+        .map(|m| format!("{}.weight", m.path))
+        .collect();
+    let weights = fingerprint(&checkpoint, names.iter().map(String::as_str))?;
+    let name = dir.canonicalize().ok();
+    let name = name
+        .as_deref()
+        .unwrap_or(dir)
+        .file_name()
+        .and_then(|n| n.to_str());
+    Ok(BaseModel {
+        name: name.map(str::to_owned),
+        revision: None,
+        weights: Some(weights.hex()),
+    })
+}
+
+/// What a resumed run must have in common with the one that was stopped.
+fn identity(
+    config: &RunConfig,
+    base: &BaseModel,
+) -> Result<std::collections::BTreeMap<String, String>> {
+    let mut identity = config.fingerprint()?;
+    let mut add = |name: &str, path: &Path, limit| -> Result<()> {
+        let digest = Digest::of(&read_limited(path, limit)?);
+        identity.insert(name.to_owned(), digest.hex());
+        Ok(())
+    };
+    add(
+        "config.json",
+        &config.model.join("config.json"),
+        MAX_CONFIG_BYTES,
+    )?;
+    add(
+        "tokenizer.json",
+        &config.model.join("tokenizer.json"),
+        1 << 30,
+    )?;
+    add("data", &config.data, MAX_DATA_BYTES)?;
+    if let Some(valid) = &config.valid {
+        add("valid", valid, MAX_DATA_BYTES)?;
+    }
+    identity.insert("weights".into(), base.weights.clone().unwrap_or_default());
+    Ok(identity)
+}
