@@ -73,6 +73,8 @@ pub struct JobReport {
     pub output: PathBuf,
     /// The PEFT directory, where one was asked for.
     pub peft: Option<PathBuf>,
+    /// Its form: `lora` or `vera`.
+    pub peft_form: Option<&'static str>,
     /// Where state, metrics and curve are.
     pub run_dir: PathBuf,
 }
@@ -188,9 +190,10 @@ impl Job {
             existing: self.options.existing,
         };
         let written = write_tl(&self.config.output, &adapter, &write)?;
-        if let Some(dir) = &self.options.peft {
-            self.write_peft(dir)?;
-        }
+        let peft_form = match &self.options.peft {
+            Some(dir) => Some(self.write_peft(dir)?),
+            None => None,
+        };
         Ok(JobReport {
             method: self.config.method.name().to_owned(),
             rank: self.config.rank,
@@ -212,24 +215,32 @@ impl Job {
             bytes: written.bytes,
             output: self.config.output.clone(),
             peft: self.options.peft.clone(),
+            peft_form,
             run_dir: self.options.run_dir.clone(),
         })
     }
 
-    fn write_peft(&self, dir: &Path) -> Result<()> {
-        let form = match self.config.method {
-            Method::Vera => Form::Vera,
-            _ => Form::Faithful,
-        };
-        let options = ExportOptions {
-            form,
-            dtype: Some(self.config.dtype),
-            base: None,
-            replace: self.options.existing == Existing::Replace,
-        };
+    /// VeRA as PEFT's VeRA where the algebra permits: PEFT gives all modules the leading rows of
+    /// one B, a joint group gives each its own. All else as LoRA, which is the same update.
+    fn write_peft(&self, dir: &Path) -> Result<&'static str> {
         let base = Checkpoint::open(&self.config.model)?;
-        convert::tied_to_peft(&self.config.output, dir, &NoBlobs, Some(&base), &options)?;
-        Ok(())
+        let write = |form| {
+            let options = ExportOptions {
+                form,
+                dtype: Some(self.config.dtype),
+                base: None,
+                replace: self.options.existing == Existing::Replace,
+            };
+            convert::tied_to_peft(&self.config.output, dir, &NoBlobs, Some(&base), &options)
+        };
+        let report = match self.config.method {
+            Method::Vera => match write(Form::Vera) {
+                Err(e) if e.code() == Code::ExportImpossible => write(Form::Faithful),
+                done => done,
+            },
+            _ => write(Form::Faithful),
+        };
+        Ok(report?.form)
     }
 }
 

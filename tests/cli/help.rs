@@ -1,10 +1,11 @@
 use super::{Shell, assert_transcript};
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 16] = [
     "",
     "convert",
     "convert peft-to-tied",
     "convert tied-to-peft",
+    "train",
     "merge",
     "unmerge",
     "verify",

@@ -481,12 +481,13 @@ mod tests {
                 "{source}"
             );
         }
-        let flood = "{% for i in range(99999) %}{% for j in range(99999) %}0123456789{% endfor %}{% endfor %}";
-        assert!(
-            eval(flood)
-                .unwrap_err()
-                .message()
-                .contains("renders to more than")
-        );
+        let long = "0123456789".repeat(100);
+        let flood = format!("{{% for i in range(99999) %}}{long}{{% endfor %}}");
+        let error = eval(&flood).unwrap_err();
+        assert!(error.message().contains("renders to more than"), "{error}");
+        let silent =
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}";
+        let error = eval(silent).unwrap_err();
+        assert!(error.message().contains("fuel"), "{error}");
     }
 }

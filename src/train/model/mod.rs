@@ -14,6 +14,7 @@ mod tests;
 
 use std::ops::Range;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 
@@ -22,7 +23,9 @@ pub use family::{Family, Slot};
 pub use rotary::Rotary;
 
 use super::data::Batch;
-use super::ops::{Branch, BranchGrads, Past, Piece, head_loss, head_loss_backward, linear};
+use super::ops::{
+    Branch, BranchGrads, HeadScratch, Past, Piece, head_loss, head_loss_backward, linear,
+};
 use super::params::LossSum;
 use crate::error::{Code, Error, Result};
 use crate::safetensors::Checkpoint;
@@ -36,6 +39,7 @@ pub struct Model {
     weights: Weights,
     device: Device,
     dtype: DType,
+    scratch: Mutex<HeadScratch>,
 }
 
 /// The low-rank branches of a whole model.
@@ -156,6 +160,7 @@ impl Model {
             weights,
             device: device.clone(),
             dtype,
+            scratch: Mutex::default(),
         })
     }
 
@@ -225,7 +230,7 @@ impl Model {
         self.check_targets(batch)?;
         let hidden = self.hidden(branches, batch, Keep::Nothing)?.0;
         let hidden = self.weights.norm.forward(&hidden)?;
-        head_loss(&hidden, self.head(), &batch.targets)
+        head_loss(&hidden, self.head(), &batch.targets, &mut self.scratch())
     }
 
     /// The summed loss of a batch, and its gradient with respect to the branches' factors.
@@ -241,7 +246,8 @@ impl Model {
         self.check_targets(batch)?;
         let (last, mut inputs, mut tapes) = self.hidden(branches, batch, keep)?;
         let normed = self.weights.norm.forward(&last)?;
-        let (loss, dnormed) = head_loss_backward(&normed, self.head(), &batch.targets)?;
+        let (loss, dnormed) =
+            head_loss_backward(&normed, self.head(), &batch.targets, &mut self.scratch())?;
         drop(normed);
         let mut dx = self.weights.norm.backward(&dnormed, &last)?;
         drop((dnormed, last));
@@ -342,6 +348,11 @@ impl Model {
     fn head_of(&self, hidden: &Tensor) -> Result<Tensor> {
         let normed = self.weights.norm.forward(hidden)?;
         linear(&normed, &[Piece::whole(self.head())])
+    }
+
+    fn scratch(&self) -> MutexGuard<'_, HeadScratch> {
+        // What a panic left in the buffers is overwritten before it is read.
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn head(&self) -> &super::ops::Matrix {

@@ -129,8 +129,9 @@ fn logits_with_peft_adapters_are_those_of_peft() {
         let square = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>();
         let off: Vec<f64> = logits.iter().zip(&right).map(|(a, b)| a - b).collect();
         let error = (square(&off) / square(&right)).sqrt();
-        // PEFT rounds every activation of a half-precision base, this decoder none.
-        let bound = if base.ends_with("bf16") { 3e-2 } else { 2e-6 };
+        // PEFT rounds every activation of a half-precision base, this decoder none: run in f32,
+        // PEFT is as far from its own bf16 logits.
+        let bound = if base.ends_with("bf16") { 5e-2 } else { 2e-6 };
         assert!(error < bound, "{name}: relative error {error}");
     }
 }

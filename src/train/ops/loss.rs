@@ -16,21 +16,39 @@ use crate::train::data::IGNORE;
 /// Elements of a tile of logits: 64 MiB of f32.
 const TILE: usize = 1 << 24;
 
+/// Buffers of a tile, kept from batch to batch: the kernel clears every page it hands out anew.
+#[derive(Debug, Default)]
+pub struct HeadScratch {
+    inputs: Vec<f32>,
+    logits: Vec<f32>,
+    back: Vec<f32>,
+}
+
 /// Σ −ln softmax(x·Wᵀ)\[target\] over the tokens that have one; x is tokens × hidden, W vocabulary
 /// × hidden, every target below the vocabulary or [`IGNORE`].
 ///
 /// # Errors
 /// [`crate::Code::Backend`]
-pub fn head_loss(x: &Tensor, head: &Matrix, targets: &[u32]) -> Result<LossSum> {
-    Ok(run(x, head, targets, false)?.0)
+pub fn head_loss(
+    x: &Tensor,
+    head: &Matrix,
+    targets: &[u32],
+    scratch: &mut HeadScratch,
+) -> Result<LossSum> {
+    Ok(run(x, head, targets, false, scratch)?.0)
 }
 
 /// As [`head_loss`], and the gradient with respect to x, of its shape.
 ///
 /// # Errors
 /// [`crate::Code::Backend`]
-pub fn head_loss_backward(x: &Tensor, head: &Matrix, targets: &[u32]) -> Result<(LossSum, Tensor)> {
-    let (loss, dx) = run(x, head, targets, true)?;
+pub fn head_loss_backward(
+    x: &Tensor,
+    head: &Matrix,
+    targets: &[u32],
+    scratch: &mut HeadScratch,
+) -> Result<(LossSum, Tensor)> {
+    let (loss, dx) = run(x, head, targets, true, scratch)?;
     let dx = match dx {
         Some(dx) => dx,
         None => x.zeros_like()?,
@@ -43,6 +61,7 @@ fn run(
     head: &Matrix,
     targets: &[u32],
     gradient: bool,
+    scratch: &mut HeadScratch,
 ) -> Result<(LossSum, Option<Tensor>)> {
     let (tokens, hidden) = x.dims2()?;
     let rows: Vec<usize> = (0..tokens)
@@ -64,7 +83,11 @@ fn run(
     let vocabulary = head.out();
     let step = (TILE / vocabulary.max(1)).clamp(32, rows.len().max(32));
     let mut dx = vec![0.0; if gradient { tokens * hidden } else { 0 }];
-    let (mut inputs, mut logits, mut back) = (Vec::new(), Vec::new(), Vec::new());
+    let HeadScratch {
+        inputs,
+        logits,
+        back,
+    } = scratch;
     for rows in rows.chunks(step) {
         inputs.clear();
         for row in rows {
@@ -72,14 +95,14 @@ fn run(
         }
         logits.resize(rows.len() * vocabulary, 0.0);
         let whole = [Piece::whole(head)];
-        product(&inputs, hidden, &whole, &mut logits);
+        product(inputs, hidden, &whole, logits);
         let nats: Vec<f64> = (logits.par_chunks_mut(vocabulary).zip(rows.par_iter()))
             .map(|(logits, row)| cross_entropy(logits, targets[*row] as usize, gradient))
             .collect();
         loss.nats += nats.iter().sum::<f64>();
         if gradient {
             back.resize(rows.len() * hidden, 0.0);
-            product_backward(&logits, vocabulary, &whole, &mut back);
+            product_backward(logits, vocabulary, &whole, back);
             for (row, back) in rows.iter().zip(back.chunks(hidden)) {
                 dx[row * hidden..(row + 1) * hidden].copy_from_slice(back);
             }
@@ -177,8 +200,10 @@ mod tests {
         let targets: Vec<u32> = (0..40)
             .map(|i| if i % 3 == 0 { IGNORE } else { i * 7 % 70 })
             .collect();
-        let (loss, dx) = head_loss_backward(&x, &head, &targets).unwrap();
-        let (right, dx64) = head_loss_backward(&x64, &wide, &targets).unwrap();
+        let (loss, dx) =
+            head_loss_backward(&x, &head, &targets, &mut HeadScratch::default()).unwrap();
+        let (right, dx64) =
+            head_loss_backward(&x64, &wide, &targets, &mut HeadScratch::default()).unwrap();
         assert!(
             (loss.nats - right.nats).abs() < 1e-5 * right.nats,
             "{loss:?} {right:?}"
@@ -187,12 +212,19 @@ mod tests {
             loss.tokens,
             targets.iter().filter(|t| **t != IGNORE).count()
         );
-        assert_eq!(head_loss(&x, &head, &targets).unwrap().tokens, loss.tokens);
+        assert_eq!(
+            head_loss(&x, &head, &targets, &mut HeadScratch::default())
+                .unwrap()
+                .tokens,
+            loss.tokens
+        );
         close(&dx, &dx64, 1e-5);
         let direction = random(40, 12, 5).to_dtype(DType::F64).unwrap();
         let at = |step: f64| {
             let x = (&x64 + (&direction * step).unwrap()).unwrap();
-            head_loss(&x, &wide, &targets).unwrap().nats
+            head_loss(&x, &wide, &targets, &mut HeadScratch::default())
+                .unwrap()
+                .nats
         };
         let slope = (at(1e-6) - at(-1e-6)) / 2e-6;
         let along = (dx64 * direction)
@@ -211,7 +243,13 @@ mod tests {
     fn no_targets_is_no_loss() {
         let head = Bytes::from_f32(vec![3, 2], &[0.0; 6]).unwrap();
         let head = Matrix::new(head, &Device::Cpu, DType::F32).unwrap();
-        let (loss, dx) = head_loss_backward(&random(4, 2, 1), &head, &[IGNORE; 4]).unwrap();
+        let (loss, dx) = head_loss_backward(
+            &random(4, 2, 1),
+            &head,
+            &[IGNORE; 4],
+            &mut HeadScratch::default(),
+        )
+        .unwrap();
         assert_eq!(loss, LossSum::default());
         close(&dx, &random(4, 2, 1).zeros_like().unwrap(), 0.0);
     }

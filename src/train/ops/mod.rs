@@ -23,7 +23,7 @@ mod vector;
 pub use attention::{Heads, Past, attention, attention_backward};
 pub use gate::{gate, gate_backward};
 pub use linear::{Matrix, Piece, linear, linear_backward};
-pub use loss::{head_loss, head_loss_backward};
+pub use loss::{HeadScratch, head_loss, head_loss_backward};
 pub use low_rank::{Branch, BranchGrads, Span, add_branch, branch_backward};
 pub use norm::{Norm, NormKind};
 pub use rope::{Rotation, rotate};

@@ -123,7 +123,8 @@ fn text(r: &JobReport) -> String {
         ("output", show(&r.output)),
     ];
     if let Some(peft) = &r.peft {
-        rows.push(("PEFT", show(peft)));
+        let form = r.peft_form.unwrap_or_default();
+        rows.push(("PEFT", format!("{} ({form})", show(peft))));
     }
     rows.push(("run", show(&r.run_dir)));
     fields(&rows)

@@ -1,0 +1,169 @@
+use std::fs;
+use std::process::Stdio;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use super::Shell;
+
+/// The fixture's model, with its task beside it.
+fn shell() -> Shell {
+    let shell = Shell::new();
+    let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/task");
+    super::copy_dir(fixtures.as_ref(), &shell.path("task"));
+    shell
+}
+
+const TRAIN: &str = "train --model base --data task/train.jsonl --valid task/valid.jsonl \
+    --global-batch 8 --batch-size 4 --rank 4 --lr 0.02";
+
+/// Breaks where a preset trains something else than it says, does not learn, starts elsewhere than
+/// at the base model, or writes what the other commands do not take.
+#[test]
+fn every_method_trains_and_its_adapter_merges() {
+    let shell = shell();
+    let mut start = None;
+    for method in ["lora", "vera", "tl1", "tl2", "tl3", "tl4", "tl5", "tl6"] {
+        let run = shell.quiet(&format!(
+            "{TRAIN} --method {method} --max-steps 12 --eval-every 6 -o {method}.tl --json"
+        ));
+        assert_eq!(
+            (run.code, run.stderr.as_str()),
+            (0, ""),
+            "{method}: {}",
+            run.stdout
+        );
+        let report: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+        let [before, after] =
+            ["initial_valid_loss", "valid_loss"].map(|k| report[k].as_f64().unwrap());
+        assert_eq!(*start.get_or_insert(before), before, "{method}");
+        assert!(after < before - 0.01, "{method}: {before} → {after}");
+        let inspected = shell.quiet(&format!("inspect {method}.tl --json"));
+        let inspected: serde_json::Value = serde_json::from_str(&inspected.stdout).unwrap();
+        assert!(
+            inspected.to_string().contains(&format!("\"{method}\"")),
+            "{inspected}"
+        );
+        shell.ok(&format!(
+            "merge base {method}.tl -o merged-{method} --check-base"
+        ));
+        let metrics = fs::read_to_string(shell.path(&format!("{method}.tl.run/metrics.jsonl")));
+        assert_eq!(metrics.unwrap().lines().count(), 12 + 3, "{method}");
+        assert!(shell.path(&format!("{method}.tl.run/curve.svg")).exists());
+    }
+    // Frozen random factors are a seed each: what is stored is what was trained.
+    let size = |name: &str| fs::metadata(shell.path(name)).unwrap().len();
+    assert!(size("vera.tl") < size("tl6.tl") && size("tl6.tl") < size("lora.tl"));
+}
+
+/// Breaks where PEFT directories of trained LoRA and VeRA adapters are not the same adapter.
+#[test]
+fn lora_and_vera_are_written_for_peft_as_well() {
+    let shell = shell();
+    for method in ["lora", "vera"] {
+        shell.ok(&format!(
+            "{TRAIN} --method {method} --max-steps 2 -o {method}-x.tl --peft {method}-peft"
+        ));
+        shell.ok(&format!("merge base {method}-x.tl -o a-{method}"));
+        shell.ok(&format!("merge base {method}-peft -o b-{method}"));
+        for part in [
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+        ] {
+            let [a, b] = ["a", "b"].map(|d| fs::read(shell.path(&format!("{d}-{method}/{part}"))));
+            assert_eq!(a.unwrap(), b.unwrap(), "{method} {part}");
+        }
+    }
+}
+
+/// Breaks where a killed run does not end with the bytes of an uninterrupted one.
+#[test]
+fn a_killed_run_resumes_to_the_same_bytes() {
+    let line = format!("{TRAIN} --max-steps 40 --eval-every 10 --checkpoint-every 1 -o out.tl");
+    let whole = shell();
+    whole.ok(&line);
+    let killed = shell();
+    let mut child = killed
+        .command(&line)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let began = Instant::now();
+    let metrics = killed.path("out.tl.run/metrics.jsonl");
+    let lines = || fs::read_to_string(&metrics).map_or(0, |t| t.lines().count());
+    while lines() < 5 && began.elapsed() < Duration::from_secs(120) {
+        sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(
+        !killed.path("out.tl").exists(),
+        "the run was over before it could be killed"
+    );
+    killed.ok(&format!("{line} --resume out.tl.run"));
+    assert_eq!(
+        fs::read(whole.path("out.tl")).unwrap(),
+        fs::read(killed.path("out.tl")).unwrap()
+    );
+}
+
+/// Breaks where a config file means something else than the flags it stands for, or where what is
+/// in the way, or misspelt, is found only after hours of training.
+#[test]
+fn a_config_file_says_all_that_flags_can_and_mistakes_cost_nothing() {
+    let shell = shell();
+    let config = "model = \"base\"\ndata = \"task/train.jsonl\"\nmethod = \"tl5\"\nmax-steps = 2\n\
+        global-batch = 4\noutput = \"c.tl\"\nlayers = \"1-2\"\ntargets = [\"q\", \"o\"]\n";
+    fs::write(shell.path("run.toml"), config).unwrap();
+    shell.ok("train --config run.toml");
+    let by_file = fs::read(shell.path("c.tl")).unwrap();
+    shell.ok(
+        "train --model base --data task/train.jsonl --method tl5 --max-steps 2 --global-batch 4 \
+        -o c.tl --layers 1-2 --targets q,o --force --run-dir other",
+    );
+    assert_eq!(by_file, fs::read(shell.path("c.tl")).unwrap());
+
+    fs::write(
+        shell.path("bad.jsonl"),
+        "{\"prompt\":\"a\",\"completion\":\"b\"}\n{\"promt\":1}\n",
+    )
+    .unwrap();
+    for (line, code, says) in [
+        ("train --config run.toml", 3, "TL0003"),
+        ("train --model base --data bad.jsonl -o d.tl", 4, "line 2"),
+        (
+            "train --model base --data task/train.jsonl -o d.tl --targets q,z",
+            2,
+            "`z`",
+        ),
+        (
+            "train --model base --data task/train.jsonl -o d.tl --layers 9",
+            2,
+            "layers",
+        ),
+        (
+            "train --model base --data task/train.jsonl -o d.tl --lr nan",
+            2,
+            "lr",
+        ),
+        (
+            "train --model base --data task/train.jsonl -o d.tl --device cuda",
+            5,
+            "TL0611",
+        ),
+        ("train --data task/train.jsonl -o d.tl", 2, "model"),
+        (
+            "train --model base --data missing.jsonl -o d.tl",
+            3,
+            "missing.jsonl",
+        ),
+    ] {
+        let run = shell.quiet(line);
+        assert_eq!(run.code, code, "{line}: {}", run.stderr);
+        assert!(run.stderr.contains(says), "{line}: {}", run.stderr);
+        assert!(
+            !shell.path("d.tl").exists() && !shell.path("d.tl.run").exists(),
+            "{line}"
+        );
+    }
+}
