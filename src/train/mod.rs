@@ -11,22 +11,28 @@
 //! | [`params`] | the trained tensors and what the loop needs of a model ([`Objective`]) |
 //! | [`settings`] | a run's options: flags over a TOML file over the method's defaults |
 //! | [`run`] | the training loop, for any [`Objective`] |
+//! | [`generate`] | greedy continuation of prompts, several at a time |
 //! | [`checkpoint`], [`log`], [`curve`] | the files of a run: its state, its metrics, its picture |
 
 pub mod checkpoint;
 pub mod curve;
 pub mod data;
+mod device;
+pub mod generate;
 pub mod log;
 pub mod model;
 pub mod ops;
 pub mod optim;
 pub mod params;
 pub mod run;
+mod runner;
 pub mod score;
 pub mod settings;
 mod template;
 mod trainer;
 
+pub use device::device;
 pub use params::{LossSum, Objective, Param};
+pub use runner::{Runner, branches_of};
 pub use template::{Template, Trainable, attach};
 pub use trainer::TrainingModel;

@@ -40,6 +40,8 @@ pub(crate) enum Command {
     Inspect(Inspect),
     /// Rewrite a .tl fat, thin or compressed; the root stays the same
     Pack(Pack),
+    /// Continue prompts with a model, with or without an adapter
+    Generate(Generate),
     /// Count what each method would train on a model, without its weights
     Params(Params),
     /// Run convert, merge, verify and unmerge on a small built-in model
@@ -314,6 +316,45 @@ pub(crate) struct Params {
     /// Element type of the trained tensors, for their bytes
     #[arg(long, value_parser = float_dtype, default_value = "f32")]
     pub(crate) dtype: Dtype,
+}
+
+/// What runs, and on what.
+#[derive(Debug, Args)]
+pub(crate) struct Running {
+    /// Model directory: config.json, safetensors weights and tokenizer.json
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) model: PathBuf,
+    /// A .tl or a PEFT directory to run on it
+    #[arg(long, value_name = "ADAPTER", value_hint = ValueHint::AnyPath)]
+    pub(crate) adapter: Option<PathBuf>,
+    /// What computes: cpu, cuda, cuda:N, or auto
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: String,
+    #[command(flatten)]
+    pub(crate) blobs: Blobs,
+}
+
+/// Greedy: always the likeliest token. One prompt gives its continuation as plain text, as it
+/// comes; several give one JSON object per line.
+#[derive(Debug, Args)]
+pub(crate) struct Generate {
+    #[command(flatten)]
+    pub(crate) running: Running,
+    /// The text to continue [default: standard input, unless that is a terminal]
+    #[arg(long, value_name = "TEXT", conflicts_with = "prompts")]
+    pub(crate) prompt: Option<String>,
+    /// Continue the "prompt" of each line of a JSONL file
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) prompts: Option<PathBuf>,
+    /// Take each prompt for a user's message, by the model's chat template
+    #[arg(long)]
+    pub(crate) chat: bool,
+    /// Most new tokens for each prompt
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    pub(crate) max_tokens: usize,
+    /// Prompts at a time; results do not depend on it
+    #[arg(long, value_name = "N", default_value = "8", value_parser = positive())]
+    pub(crate) batch_size: u64,
 }
 
 #[derive(Debug, Args)]

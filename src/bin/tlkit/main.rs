@@ -44,6 +44,7 @@ fn run(command: Command, output: &Output) -> tlkit::Result<Outcome> {
         Command::Verify(Verify::Merged(args)) => cmd::verify::merged(&args, output),
         Command::Inspect(args) => cmd::inspect::inspect(&args, output),
         Command::Pack(args) => cmd::pack::pack(&args, output),
+        Command::Generate(args) => cmd::generate::generate(&args, output),
         Command::Params(args) => cmd::params::params(&args, output),
         Command::Demo(args) => cmd::demo::demo(&args, output),
         Command::Completions { shell } => cmd::completions(shell, output),

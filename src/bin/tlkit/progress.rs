@@ -39,3 +39,14 @@ pub(crate) fn with_bar<T>(label: &str, total: u64, work: impl FnOnce(Control<'_>
     bar.finish_and_clear();
     result
 }
+
+/// An error once the user asked to stop.
+pub(crate) fn check_interrupt() -> tlkit::Result<()> {
+    if INTERRUPTED.load(Ordering::Relaxed) {
+        return Err(tlkit::Error::new(
+            tlkit::Code::Interrupted,
+            "stopped on request",
+        ));
+    }
+    Ok(())
+}
