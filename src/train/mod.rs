@@ -12,12 +12,15 @@
 //! | [`settings`] | a run's options: flags over a TOML file over the method's defaults |
 //! | [`run`] | the training loop, for any [`Objective`] |
 //! | [`generate`] | greedy continuation of prompts, several at a time |
+//! | [`evaluate`], [`compare`] | a model's scores on a task; a merge against its base, by logits |
 //! | [`checkpoint`], [`log`], [`curve`] | the files of a run: its state, its metrics, its picture |
 
 pub mod checkpoint;
+pub mod compare;
 pub mod curve;
 pub mod data;
 mod device;
+pub mod evaluate;
 pub mod generate;
 pub mod log;
 pub mod model;
