@@ -12,12 +12,17 @@
 //! | [`job`] | one run from files to files |
 //! | [`settings`] | a run's options: flags over a TOML file over the method's defaults |
 //! | [`run`] | the training loop, for any [`Objective`] |
+//! | [`generate`] | greedy continuation of prompts, several at a time |
+//! | [`evaluate`], [`compare`] | a model's scores on a task; a merge against its base, by logits |
 //! | [`checkpoint`], [`log`], [`curve`] | the files of a run: its state, its metrics, its picture |
 
 pub mod checkpoint;
+pub mod compare;
 pub mod curve;
 pub mod data;
 mod device;
+pub mod evaluate;
+pub mod generate;
 pub mod job;
 pub mod log;
 pub mod model;
@@ -25,6 +30,7 @@ pub mod ops;
 pub mod optim;
 pub mod params;
 pub mod run;
+mod runner;
 pub mod score;
 pub mod settings;
 mod template;
@@ -32,5 +38,6 @@ mod trainer;
 
 pub use device::device;
 pub use params::{LossSum, Objective, Param};
+pub use runner::{Runner, branches_of};
 pub use template::{Template, Trainable, attach};
 pub use trainer::TrainingModel;

@@ -44,6 +44,10 @@ pub(crate) enum Command {
     Inspect(Inspect),
     /// Rewrite a .tl fat, thin or compressed; the root stays the same
     Pack(Pack),
+    /// Continue prompts with a model, with or without an adapter
+    Generate(Generate),
+    /// Score a model on a task, with or without an adapter
+    Eval(Eval),
     /// Count what each method would train on a model, without its weights
     Params(Params),
     /// Train, convert, merge, verify and unmerge on a small built-in model
@@ -207,6 +211,8 @@ pub(crate) enum Verify {
     Adapters(VerifyAdapters),
     /// Recompute a merged model bit by bit, and name the rounding it obeys
     Merged(VerifyMerged),
+    /// Compare what a merged model and base plus adapter predict
+    Logits(VerifyLogits),
 }
 
 #[derive(Debug, Args)]
@@ -256,6 +262,45 @@ pub(crate) struct VerifyMerged {
     /// As in merge
     #[arg(long, value_name = "FROM=TO", value_parser = rename)]
     pub(crate) rename: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) blobs: Blobs,
+}
+
+/// Runs both models on given texts. Equal means that no logit differs by more than --max-diff: by
+/// default a share of the largest logit, 0.001 for a merged model in f32, 1/256 in f16 and 1/32 in
+/// bf16, where each merged weight was rounded once.
+#[derive(Debug, Args)]
+pub(crate) struct VerifyLogits {
+    /// Model directory of the base that was merged into
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) base: PathBuf,
+    /// The adapter that was merged: a .tl or a PEFT directory
+    #[arg(long, value_hint = ValueHint::AnyPath)]
+    pub(crate) adapter: PathBuf,
+    /// The merged model's directory
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) merged: PathBuf,
+    /// Texts to compare on, a JSONL file as for training
+    #[arg(long, value_name = "FILE", required_unless_present = "text", value_hint = ValueHint::FilePath)]
+    pub(crate) data: Option<PathBuf>,
+    /// One text to compare on
+    #[arg(long, value_name = "TEXT", conflicts_with = "data")]
+    pub(crate) text: Option<String>,
+    /// Most texts of the file
+    #[arg(long, value_name = "N", value_parser = positive())]
+    pub(crate) limit: Option<u64>,
+    /// Most tokens of a text; memory grows with it
+    #[arg(long, value_name = "N", default_value = "512", value_parser = positive())]
+    pub(crate) seq_len: u64,
+    /// Largest absolute difference of logits that counts as equal
+    #[arg(long, value_name = "X")]
+    pub(crate) max_diff: Option<f64>,
+    /// Largest mean KL divergence, in nats per token, that counts as equal
+    #[arg(long, value_name = "X")]
+    pub(crate) max_kl: Option<f64>,
+    /// What computes: cpu, cuda, cuda:N, or auto
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: String,
     #[command(flatten)]
     pub(crate) blobs: Blobs,
 }
@@ -318,6 +363,88 @@ pub(crate) struct Params {
     /// Element type of the trained tensors, for their bytes
     #[arg(long, value_parser = float_dtype, default_value = "f32")]
     pub(crate) dtype: Dtype,
+}
+
+/// What runs, and on what.
+#[derive(Debug, Args)]
+pub(crate) struct Running {
+    /// Model directory: config.json, safetensors weights and tokenizer.json
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) model: PathBuf,
+    /// A .tl or a PEFT directory to run on it
+    #[arg(long, value_name = "ADAPTER", value_hint = ValueHint::AnyPath)]
+    pub(crate) adapter: Option<PathBuf>,
+    /// What computes: cpu, cuda, cuda:N, or auto
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: String,
+    #[command(flatten)]
+    pub(crate) blobs: Blobs,
+}
+
+/// Greedy: always the likeliest token. One prompt gives its continuation as plain text, as it
+/// comes; several give one JSON object per line.
+#[derive(Debug, Args)]
+pub(crate) struct Generate {
+    #[command(flatten)]
+    pub(crate) running: Running,
+    /// The text to continue [default: standard input, unless that is a terminal]
+    #[arg(long, value_name = "TEXT", conflicts_with = "prompts")]
+    pub(crate) prompt: Option<String>,
+    /// Continue the "prompt" of each line of a JSONL file
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) prompts: Option<PathBuf>,
+    /// Take each prompt for a user's message, by the model's chat template
+    #[arg(long)]
+    pub(crate) chat: bool,
+    /// Most new tokens for each prompt
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    pub(crate) max_tokens: usize,
+    /// Prompts at a time; results do not depend on it
+    #[arg(long, value_name = "N", default_value = "8", value_parser = positive())]
+    pub(crate) batch_size: u64,
+}
+
+/// Each line of the data has a "prompt", and "completion", "answers", "choices" with "label", or
+/// "final". Scores run from 0 to 100.
+#[derive(Debug, Args)]
+pub(crate) struct Eval {
+    #[command(flatten)]
+    pub(crate) running: Running,
+    /// The questions, a JSONL file
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) data: PathBuf,
+    /// How answers are scored
+    #[arg(long, value_enum)]
+    pub(crate) task: EvalTask,
+    /// Most questions
+    #[arg(long, value_name = "N", value_parser = positive())]
+    pub(crate) limit: Option<u64>,
+    /// Most new tokens of an answer
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    pub(crate) max_tokens: usize,
+    /// Questions at a time; scores do not depend on it
+    #[arg(long, value_name = "N", default_value = "8", value_parser = positive())]
+    pub(crate) batch_size: u64,
+    /// Write each answer to a JSONL file
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) predictions: Option<PathBuf>,
+    /// Replace an existing --predictions file
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EvalTask {
+    /// ROUGE-L, mean F1
+    Summarization,
+    /// Exact match and F1 as SQuAD has them, of the first line
+    Qa,
+    /// Corpus BLEU as sacrebleu has it
+    Translation,
+    /// Exact match of the number after ####, as GSM8K has it
+    Math,
+    /// Accuracy of the likeliest choice, by its sum and per token
+    Choice,
 }
 
 #[derive(Debug, Args)]

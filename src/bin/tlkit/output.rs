@@ -28,6 +28,11 @@ impl Output {
         Self { json }
     }
 
+    /// Whether one JSON document is wanted.
+    pub(crate) fn is_json(&self) -> bool {
+        self.json
+    }
+
     /// Prints a report: the JSON of `value`, or the text that `text` makes.
     pub(crate) fn report(
         &self,
@@ -43,8 +48,13 @@ impl Output {
 
     /// Prints text and a newline on stdout. A closed pipe is no error: the reader had enough.
     pub(crate) fn print(&self, text: &str) -> Result<()> {
+        self.print_part(&format!("{text}\n"))
+    }
+
+    /// As [`Output::print`], without the newline: for text that comes in parts.
+    pub(crate) fn print_part(&self, text: &str) -> Result<()> {
         let mut stdout = io::stdout().lock();
-        match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
+        match write!(stdout, "{text}").and_then(|()| stdout.flush()) {
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
             Err(e) => Err(Error::new(Code::Io, format!("stdout: {e}"))),
             Ok(()) => Ok(()),

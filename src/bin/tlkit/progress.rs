@@ -44,3 +44,37 @@ pub(crate) fn with_bar<T>(label: &str, total: u64, work: impl FnOnce(Control<'_>
     bar.finish_and_clear();
     result
 }
+
+/// Runs `work` under a bar over `total` things; what it is given counts them, and is an error
+/// once the user asked to stop.
+pub(crate) fn with_counter<T>(
+    label: &str,
+    total: u64,
+    work: impl FnOnce(&mut dyn FnMut(usize) -> tlkit::Result<()>) -> T,
+) -> T {
+    let target = match std::io::stderr().is_terminal() {
+        true => ProgressDrawTarget::stderr(),
+        false => ProgressDrawTarget::hidden(),
+    };
+    let bar = ProgressBar::with_draw_target(Some(total), target).with_message(label.to_owned());
+    if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}") {
+        bar.set_style(style);
+    }
+    let result = work(&mut |n| {
+        bar.inc(n as u64);
+        check_interrupt()
+    });
+    bar.finish_and_clear();
+    result
+}
+
+/// An error once the user asked to stop.
+pub(crate) fn check_interrupt() -> tlkit::Result<()> {
+    if INTERRUPTED.load(Ordering::Relaxed) {
+        return Err(tlkit::Error::new(
+            tlkit::Code::Interrupted,
+            "stopped on request",
+        ));
+    }
+    Ok(())
+}

@@ -77,6 +77,27 @@ pub fn load_items(path: &Path, limit: Option<usize>) -> Result<Vec<EvalItem>> {
     Ok(items)
 }
 
+/// Reads the `prompt` of each line of a JSONL file; other keys are ignored.
+///
+/// # Errors
+/// As [`load_items`], but no line needs an answer.
+pub fn load_prompts(path: &Path) -> Result<Vec<String>> {
+    #[derive(Deserialize)]
+    struct Line {
+        prompt: String,
+    }
+    let mut prompts = Vec::new();
+    for line in Lines::open(path)? {
+        let (number, line) = line?;
+        let line: Line = parse(number, &line, r#"{"prompt": …}"#).map_err(|e| e.file(path))?;
+        prompts.push(line.prompt);
+    }
+    if prompts.is_empty() {
+        return Err(Error::new(Code::NoExamples, "no prompt to continue").file(path));
+    }
+    Ok(prompts)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -18,7 +18,7 @@ mod vocabulary;
 
 pub use batch::{Batch, Example, IGNORE};
 pub use dataset::{DataOptions, DataStats, Dataset};
-pub use items::{EvalItem, load_items};
+pub use items::{EvalItem, load_items, load_prompts};
 pub use sampler::Sampler;
 pub use stream::TextStream;
 pub use template::Message;

@@ -95,6 +95,21 @@ impl Cache {
     pub fn lengths(&self) -> &[usize] {
         &self.lengths
     }
+
+    /// Forgets the sequences that `keep` has a false for; the others move up.
+    pub fn retain(&mut self, keep: &[bool]) {
+        fn filter<T>(list: &mut Vec<T>, keep: &[bool]) {
+            let mut number = 0;
+            list.retain(|_| {
+                number += 1;
+                keep.get(number - 1).copied().unwrap_or(true)
+            });
+        }
+        for layer in &mut self.layers {
+            filter(layer, keep);
+        }
+        filter(&mut self.lengths, keep);
+    }
 }
 
 impl Branches {

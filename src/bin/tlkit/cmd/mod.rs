@@ -2,6 +2,8 @@
 
 pub(crate) mod convert;
 pub(crate) mod demo;
+pub(crate) mod eval;
+pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod merge;
 pub(crate) mod pack;

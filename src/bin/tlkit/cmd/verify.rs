@@ -4,11 +4,16 @@ use tlkit::merge::{PlanOptions, Rounding, TiedPolicy};
 use tlkit::safetensors::Checkpoint;
 use tlkit::verify::{self, AdaptersReport, FileReport, MergedReport};
 
+use tlkit::train::compare::{LogitsReport, compare_logits, rounding_share};
+use tlkit::train::data::{DataOptions, Dataset, Vocabulary};
+use tlkit::train::model::Model;
+use tlkit::train::{self, branches_of};
+
 use super::merge::open_inputs;
 use super::{blob_source, open_base, show};
-use crate::args::{VerifyAdapters, VerifyFile, VerifyMerged};
-use crate::output::{Outcome, Output, bytes, count, fields, number, plural, table};
-use crate::progress::with_bar;
+use crate::args::{VerifyAdapters, VerifyFile, VerifyLogits, VerifyMerged};
+use crate::output::{Outcome, Output, bytes, count, fields, number, percent, plural, table};
+use crate::progress::{with_bar, with_counter};
 
 const MOST_ROWS: usize = 40;
 
@@ -216,4 +221,100 @@ fn merged_text(r: &MergedReport, equal: bool, args: &VerifyMerged) -> String {
         show(&args.merged),
         args.max_ulp
     )
+}
+
+pub(crate) fn logits(args: &VerifyLogits, output: &Output) -> Result<Outcome> {
+    let device = train::device(Some(&args.device))?;
+    let blobs = blob_source(&args.blobs);
+    let base = Model::open(&args.base, &device)?;
+    let (branches, notes) = branches_of(&args.adapter, &args.base, &base, &*blobs)?;
+    for note in &notes {
+        output.note(note);
+    }
+    let merged = Model::open(&args.merged, &device)?;
+    let texts = texts(args, base.config().max_positions, output)?;
+    let report = with_counter("comparing", texts.len() as u64, |advance| {
+        compare_logits((&base, &branches), &merged, &texts, &mut || advance(1))
+    })?;
+    let max_diff = match args.max_diff {
+        Some(bound) => bound,
+        None => rounding_share(&Checkpoint::open(&args.merged)?) * report.max_abs_logit,
+    };
+    let json = LogitsVerdict {
+        equal: report.is_within(max_diff, args.max_kl),
+        max_diff,
+        max_kl: args.max_kl,
+        report: &report,
+    };
+    output.report(&json, || logits_text(&json))?;
+    Ok(if json.equal {
+        Outcome::Success
+    } else {
+        Outcome::Different
+    })
+}
+
+#[derive(serde::Serialize)]
+struct LogitsVerdict<'a> {
+    equal: bool,
+    max_diff: f64,
+    max_kl: Option<f64>,
+    #[serde(flatten)]
+    report: &'a LogitsReport,
+}
+
+fn texts(args: &VerifyLogits, positions: usize, output: &Output) -> Result<Vec<Vec<u32>>> {
+    let vocabulary = Vocabulary::open(&args.base)?;
+    let seq_len = usize::try_from(args.seq_len).map_or(positions, |n| n.min(positions));
+    let (texts, cut): (Vec<Vec<u32>>, usize) = match (&args.data, &args.text) {
+        (Some(path), _) => {
+            let options = DataOptions {
+                seq_len,
+                loss_on_prompt: true,
+                limit: args.limit.and_then(|n| usize::try_from(n).ok()),
+            };
+            let data = Dataset::load(path, &vocabulary, &options)?;
+            let texts = data.examples.into_iter().map(|e| e.tokens);
+            (texts.collect(), data.stats.truncated)
+        }
+        (None, text) => {
+            let tokens = vocabulary.encode_prompt(text.as_deref().unwrap_or_default())?;
+            let cut = usize::from(tokens.len() > seq_len);
+            (vec![tokens], cut)
+        }
+    };
+    if cut > 0 {
+        output.note(&format!("{} cut at {seq_len} tokens", plural(cut, "text")));
+    }
+    let short = texts.into_iter().map(|mut tokens| {
+        tokens.truncate(seq_len);
+        tokens
+    });
+    Ok(short.collect())
+}
+
+fn logits_text(v: &LogitsVerdict<'_>) -> String {
+    let r = v.report;
+    let head = fields(&[
+        (
+            "compared",
+            format!(
+                "{} of {}",
+                plural(r.tokens, "token"),
+                plural(r.texts, "text")
+            ),
+        ),
+        ("max |difference|", number(r.max_abs_diff)),
+        ("max |logit|", number(r.max_abs_logit)),
+        ("mean KL", format!("{} nats per token", number(r.mean_kl))),
+        ("same top token", percent(r.top1_agreement)),
+    ]);
+    let verdict = if v.equal { "equal" } else { "different" };
+    let kl = v.max_kl.map(|kl| format!(", and KL within {}", number(kl)));
+    format!(
+        "{head}\n{verdict}: logits within {}{}",
+        number(v.max_diff),
+        kl.unwrap_or_default()
+    )
+    .replace("different: logits", "different: not all logits")
 }

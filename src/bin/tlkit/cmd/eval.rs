@@ -1,0 +1,98 @@
+use serde::Serialize;
+use tlkit::safetensors::AtomicFile;
+use tlkit::train::data::{EvalItem, load_items};
+use tlkit::train::evaluate::{EvalOptions, EvalReport, Prediction, Task, evaluate};
+use tlkit::{Code, Error, Result};
+
+use super::existing;
+use super::generate::open_runner;
+use crate::args::{Eval, EvalTask};
+use crate::output::{Outcome, Output, fields, plural};
+use crate::progress::with_counter;
+
+pub(crate) fn eval(args: &Eval, output: &Output) -> Result<Outcome> {
+    let small = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    let items = load_items(&args.data, args.limit.map(small))?;
+    // Before the work, so that an output that cannot be written does not cost its result.
+    let out = args.predictions.as_ref();
+    let out = out.map(|path| AtomicFile::create(path, existing(args.force)));
+    let out = out.transpose()?;
+    let runner = open_runner(&args.running, output)?;
+    let options = EvalOptions {
+        task: task(args.task),
+        max_tokens: args.max_tokens,
+        batch_size: small(args.batch_size),
+    };
+    let report = with_counter("evaluating", items.len() as u64, |advance| {
+        let (model, branches) = (&runner.model, &runner.branches);
+        evaluate(
+            model,
+            branches,
+            &runner.vocabulary,
+            &items,
+            &options,
+            advance,
+        )
+    });
+    let report = report.map_err(|e| match e.code() {
+        Code::BadExample => e.file(&args.data),
+        _ => e,
+    })?;
+    if let Some(out) = out {
+        write(out, &items, &report)?;
+    }
+    output.report(&report, || text(&report))?;
+    Ok(Outcome::Success)
+}
+
+fn task(task: EvalTask) -> Task {
+    match task {
+        EvalTask::Summarization => Task::Summarization,
+        EvalTask::Qa => Task::Qa,
+        EvalTask::Translation => Task::Translation,
+        EvalTask::Math => Task::Math,
+        EvalTask::Choice => Task::Choice,
+    }
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    item: usize,
+    prompt: &'a str,
+    #[serde(flatten)]
+    prediction: &'a Prediction,
+}
+
+fn write(mut out: AtomicFile, items: &[EvalItem], report: &EvalReport) -> Result<()> {
+    for (n, (item, prediction)) in items.iter().zip(&report.predictions).enumerate() {
+        let line = Line {
+            item: n + 1,
+            prompt: &item.prompt,
+            prediction,
+        };
+        let line = serde_json::to_string(&line);
+        let mut line = line.map_err(|e| Error::new(Code::Io, format!("JSON: {e}")))?;
+        line.push('\n');
+        out.write_all(line.as_bytes())?;
+    }
+    out.commit(true)
+}
+
+fn text(r: &EvalReport) -> String {
+    let mut pairs = vec![("items", r.items.to_string())];
+    pairs.extend(r.scores.iter().map(|(name, x)| (*name, format!("{x:.2}"))));
+    for (name, n) in [
+        ("truncated", r.truncated_prompts),
+        ("unfinished", r.unfinished),
+    ] {
+        if n > 0 {
+            let what = if name == "truncated" {
+                "prompt"
+            } else {
+                "answer"
+            };
+            pairs.push((name, plural(n, what)));
+        }
+    }
+    fields(&pairs)
+}
