@@ -353,6 +353,7 @@ mod tests {
     }
 
     /// Breaks where batches, long prompts or choices change what a trained model answers.
+    #[allow(clippy::print_stderr)]
     #[test]
     fn a_trained_model_is_scored() {
         let dir = concat!(

@@ -184,6 +184,7 @@ mod tests {
     }
 
     /// Breaks where caching, batching or the choice of a token differs from the reference's.
+    #[allow(clippy::print_stderr)]
     #[test]
     fn trained_models_say_what_the_reference_says() {
         for name in ["stories260K", "babyllama105"] {

@@ -214,7 +214,7 @@ impl Trainable {
         for slot in Slot::ALL {
             let places: Vec<&ModulePlace> = (modules.iter())
                 .filter(|p| p.layer == 0 && p.slot == slot)
-                .filter(|p| chosen.iter().any(|c| p.path == *c))
+                .filter(|p| chosen.contains(&p.path))
                 .collect();
             if places.is_empty() {
                 continue;
@@ -487,7 +487,7 @@ fn scaled<T: WithDType + From<f32>>(
 ) -> Result<Tensor> {
     let mut out: Vec<T> = values.iter().map(|x| T::from(*x)).collect();
     for (row, by) in out.chunks_mut(cols.max(1)).zip(by) {
-        row.iter_mut().for_each(|x| *x = *x * T::from(*by));
+        row.iter_mut().for_each(|x| *x *= T::from(*by));
     }
     Ok(Tensor::from_vec(
         out,

@@ -8,6 +8,7 @@ use crate::safetensors::SafetensorsFile;
 use crate::train::data::IGNORE;
 use crate::train::{Objective, Param, Template, Trainable, TrainingModel, attach};
 
+#[allow(clippy::print_stderr)]
 fn shared(path: &str) -> Option<PathBuf> {
     let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data")).join(path);
     if path.exists() {

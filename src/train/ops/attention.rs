@@ -520,7 +520,7 @@ mod tests {
             window: Some(9),
         };
         let qkv = random(30, heads.width(), 1);
-        let (whole, _) = attention(&qkv, &heads, &[0..30], None).unwrap();
+        let (whole, _) = attention(&qkv, &heads, std::slice::from_ref(&(0..30)), None).unwrap();
         let last = qkv.narrow(0, 27, 3).unwrap().contiguous().unwrap();
         let column = |start| qkv.narrow(1, start, 12).unwrap().contiguous().unwrap();
         let past = Past {

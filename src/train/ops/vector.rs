@@ -41,8 +41,8 @@ pub(super) fn fold(
         }
         i += LANES;
     }
-    for l in 0..len - whole {
-        lanes[l] = step(lanes[l], whole + l);
+    for (l, lane) in lanes.iter_mut().enumerate().take(len - whole) {
+        *lane = step(*lane, whole + l);
     }
     lanes.iter().skip(1).fold(lanes[0], |a, b| join(a, *b))
 }
