@@ -1,6 +1,6 @@
 use super::{Shell, assert_transcript};
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 18] = [
     "",
     "convert",
     "convert peft-to-tied",
@@ -11,8 +11,11 @@ const COMMANDS: [&str; 15] = [
     "verify file",
     "verify adapters",
     "verify merged",
+    "verify logits",
     "inspect",
     "pack",
+    "generate",
+    "eval",
     "params",
     "demo",
     "completions",
