@@ -1,6 +1,6 @@
 use super::{Shell, assert_transcript};
 
-const COMMANDS: [&str; 16] = [
+const COMMANDS: [&str; 19] = [
     "",
     "convert",
     "convert peft-to-tied",
@@ -12,8 +12,11 @@ const COMMANDS: [&str; 16] = [
     "verify file",
     "verify adapters",
     "verify merged",
+    "verify logits",
     "inspect",
     "pack",
+    "generate",
+    "eval",
     "params",
     "demo",
     "completions",

@@ -11,6 +11,7 @@ mod help;
 mod inspect;
 mod merge;
 mod params;
+mod run;
 mod train;
 mod verify;
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::Shell;
 
 /// The fixture's model, with its task beside it.
-fn shell() -> Shell {
+pub(super) fn shell() -> Shell {
     let shell = Shell::new();
     let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/task");
     super::copy_dir(fixtures.as_ref(), &shell.path("task"));
