@@ -45,7 +45,7 @@ fn text_is_generated_from_every_source_alike() {
         &shell,
         "generate --model base --prompts task/valid.jsonl --max-tokens 3 --json",
     );
-    assert!(several.to_string().contains("max-tokens"), "{several}");
+    assert!(several.to_string().contains("max_tokens"), "{several}");
     let chat = shell.quiet("generate --model base --prompt hi --chat");
     assert_eq!(chat.code, 4);
     assert!(chat.stderr.contains("TL0604"), "{}", chat.stderr);
