@@ -1,4 +1,4 @@
-//! tlkit stores, converts, merges and verifies Tied-LoRA adapters (arXiv 2311.09578), and the PEFT
+//! tlkit trains, stores, converts, merges and verifies Tied-LoRA adapters (arXiv 2311.09578), and the PEFT
 //! LoRA and VeRA adapters that people already have.
 //!
 //! An adapter changes the frozen weight of layer l and target module t by
