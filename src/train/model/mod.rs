@@ -24,7 +24,7 @@ pub use rotary::Rotary;
 
 use super::data::Batch;
 use super::ops::{
-    Branch, BranchGrads, HeadScratch, Past, Piece, head_loss, head_loss_backward, linear,
+    Branch, BranchGrads, HeadScratch, Past, Piece, Rotation, head_loss, head_loss_backward, linear,
 };
 use super::params::LossSum;
 use crate::error::{Code, Error, Result};
@@ -243,7 +243,7 @@ impl Model {
     /// [`Code::ModelConfig`] for a token beyond the vocabulary, [`Code::Backend`].
     pub fn loss(&self, branches: &Branches, batch: &Batch) -> Result<LossSum> {
         self.check_targets(batch)?;
-        let hidden = self.hidden(branches, batch, Keep::Nothing)?.0;
+        let hidden = self.last_hidden(branches, batch)?;
         let hidden = self.weights.norm.forward(&hidden)?;
         head_loss(&hidden, self.head(), &batch.targets, &mut self.scratch())
     }
@@ -259,7 +259,12 @@ impl Model {
         keep: Keep,
     ) -> Result<(LossSum, BranchGradients)> {
         self.check_targets(batch)?;
-        let (last, mut inputs, mut tapes) = self.hidden(branches, batch, keep)?;
+        let rotation = self.rotation(batch);
+        let rows = Rows {
+            sequences: &batch.sequences,
+            rotation: &rotation,
+        };
+        let (last, mut inputs, mut tapes) = self.hidden(branches, batch, &rows, keep)?;
         let normed = self.weights.norm.forward(&last)?;
         let (loss, dnormed) =
             head_loss_backward(&normed, self.head(), &batch.targets, &mut self.scratch())?;
@@ -272,12 +277,6 @@ impl Model {
             .resize_with(self.weights.layers.len(), Default::default);
         let Some((lowest, lowest_slot)) = branches.lowest() else {
             return Ok((loss, gradients));
-        };
-        let positions: Vec<_> = batch.sequences.iter().map(|s| 0..s.len()).collect();
-        let rotation = self.config.rotary.rotation(&positions);
-        let rows = Rows {
-            sequences: &batch.sequences,
-            rotation: &rotation,
         };
         let nothing = LayerBranches::default();
         for number in (lowest..self.weights.layers.len()).rev() {
@@ -304,7 +303,7 @@ impl Model {
     /// # Errors
     /// As [`Model::loss`].
     pub fn logits(&self, branches: &Branches, batch: &Batch) -> Result<Tensor> {
-        let hidden = self.hidden(branches, batch, Keep::Nothing)?.0;
+        let hidden = self.last_hidden(branches, batch)?;
         self.head_of(&hidden)
     }
 
@@ -405,26 +404,36 @@ impl Model {
             .hint("the tokenizer is not this model's, or the model's embedding was not grown")
     }
 
+    /// The angles of a batch whose sequences all begin at position 0.
+    fn rotation(&self, batch: &Batch) -> Rotation {
+        let positions: Vec<_> = batch.sequences.iter().map(|s| 0..s.len()).collect();
+        self.config.rotary.rotation(&positions)
+    }
+
+    /// The last layer's output, where no backward follows.
+    fn last_hidden(&self, branches: &Branches, batch: &Batch) -> Result<Tensor> {
+        let rows = Rows {
+            sequences: &batch.sequences,
+            rotation: &self.rotation(batch),
+        };
+        Ok(self.hidden(branches, batch, &rows, Keep::Nothing)?.0)
+    }
+
     /// The last layer's output, and what `keep` says of the layers below it.
     fn hidden(
         &self,
         branches: &Branches,
         batch: &Batch,
+        rows: &Rows<'_>,
         keep: Keep,
     ) -> Result<(Tensor, Vec<Tensor>, Vec<Tape>)> {
-        let positions: Vec<_> = batch.sequences.iter().map(|s| 0..s.len()).collect();
-        let rotation = self.config.rotary.rotation(&positions);
-        let rows = Rows {
-            sequences: &batch.sequences,
-            rotation: &rotation,
-        };
         let lowest = branches.lowest().map_or(usize::MAX, |(layer, _)| layer);
         let (mut inputs, mut tapes) = (Vec::new(), Vec::new());
         let mut x = self.embed(&batch.tokens)?;
         let nothing = LayerBranches::default();
         for (number, layer) in self.weights.layers.iter().enumerate() {
             let own = branches.layers.get(number).unwrap_or(&nothing);
-            let (y, tape) = layer.forward(&x, &rows, own, None)?;
+            let (y, tape) = layer.forward(&x, rows, own, None)?;
             if number >= lowest && keep != Keep::Nothing {
                 inputs.push(x);
                 if keep == Keep::All {

@@ -1,10 +1,10 @@
 //! Products with frozen weights, which stay in their checkpoint's dtype and in its mapped pages.
 
-use std::borrow::Cow;
 use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
 use faer::linalg::matmul::matmul;
+use faer::reborrow::ReborrowMut as _;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
@@ -86,7 +86,7 @@ impl Matrix {
                 let mut scratch = Vec::new();
                 for (to, row) in values.chunks_mut(self.in_features.max(1)).zip(rows) {
                     let row = *row as usize;
-                    to.copy_from_slice(&self.rows(row..row + 1, &mut scratch));
+                    to.copy_from_slice(self.rows(row..row + 1, &mut scratch));
                 }
                 tensor(values, rows.len(), self.in_features)
             }
@@ -98,9 +98,9 @@ impl Matrix {
     }
 
     /// Rows as f32: borrowed where the file holds aligned f32, else widened into `scratch`.
-    fn rows<'a>(&'a self, rows: Range<usize>, scratch: &'a mut Vec<f32>) -> Cow<'a, [f32]> {
+    fn rows<'a>(&'a self, rows: Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32] {
         let Stored::Bytes(weight) = &self.stored else {
-            return Cow::Borrowed(&[]);
+            return &[];
         };
         let width = weight.dtype().bits() / 8 * self.in_features;
         let bytes = &weight.data()[rows.start * width..rows.end * width];
@@ -108,11 +108,11 @@ impl Matrix {
             && weight.dtype() == Dtype::F32
             && let Ok(values) = bytemuck::try_cast_slice(bytes)
         {
-            return Cow::Borrowed(values);
+            return values;
         }
         scratch.resize(rows.len() * self.in_features, 0.0);
         widen_into(weight.dtype(), bytes, scratch);
-        Cow::Borrowed(scratch)
+        scratch
     }
 
     /// Tiles that cover `rows`: whole where nothing needs widening.
@@ -132,7 +132,7 @@ impl Matrix {
             Stored::Bytes(_) => {
                 let mut scratch = Vec::new();
                 let values = self.rows(piece.row..piece.row + piece.rows, &mut scratch);
-                tensor(values.into_owned(), piece.rows, self.in_features)?
+                tensor(values.to_vec(), piece.rows, self.in_features)?
             }
         };
         Ok(weight.to_dtype(dtype)?)
@@ -234,7 +234,7 @@ pub(super) fn product(x: &[f32], in_features: usize, pieces: &[Piece<'_>], out: 
                 for tile in piece.matrix.tiles(piece.range()) {
                     let n = tile.len();
                     let w = piece.matrix.rows(tile, scratch);
-                    let w = MatRef::from_row_major_slice(&w, n, in_features);
+                    let w = MatRef::from_row_major_slice(w, n, in_features);
                     let out = MatMut::from_row_major_slice_mut(out, rows, width);
                     let out = out.subcols_mut(column, n);
                     matmul(out, Accum::Replace, x, w.transpose(), 1.0, Par::Seq);
@@ -262,7 +262,7 @@ fn product_few(x: &[f32], in_features: usize, pieces: &[Piece<'_>], width: usize
         .map_init(Vec::new, |scratch, (matrix, _, tile)| {
             let n = tile.len();
             let w = matrix.rows(tile.clone(), scratch);
-            let w = MatRef::from_row_major_slice(&w, n, in_features);
+            let w = MatRef::from_row_major_slice(w, n, in_features);
             let mut part = vec![0.0; tokens * n];
             let to = MatMut::from_row_major_slice_mut(&mut part, tokens, n);
             matmul(to, Accum::Replace, x, w.transpose(), 1.0, Par::Seq);
@@ -293,7 +293,7 @@ pub(super) fn product_backward(dy: &[f32], width: usize, pieces: &[Piece<'_>], d
                 for tile in piece.matrix.tiles(piece.range()) {
                     let n = tile.len();
                     let w = piece.matrix.rows(tile, scratch);
-                    let w = MatRef::from_row_major_slice(&w, n, in_features);
+                    let w = MatRef::from_row_major_slice(w, n, in_features);
                     let dy = dy.subcols(column, n);
                     matmul(dx.rb_mut(), accumulate, dy, w, 1.0, Par::Seq);
                     accumulate = Accum::Add;
@@ -302,8 +302,6 @@ pub(super) fn product_backward(dy: &[f32], width: usize, pieces: &[Piece<'_>], d
             }
         });
 }
-
-use faer::reborrow::ReborrowMut as _;
 
 #[cfg(test)]
 mod tests {
