@@ -16,7 +16,7 @@ use crate::convert;
 use crate::error::{Code, Error, Result};
 use crate::format::{Digest, NoBlobs, Packing, WriteOptions, fingerprint, write_tl};
 use crate::peft::export::{ExportOptions, Form};
-use crate::safetensors::{Checkpoint, Existing, read_limited};
+use crate::safetensors::{Existing, read_limited};
 
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 const MAX_DATA_BYTES: u64 = 1 << 36;
@@ -123,7 +123,7 @@ impl Job {
         let config = config.for_examples(train.examples.len())?;
         let adapter = Trainable::new(&template(&config), &model)?;
         let start = adapter.adapter(&adapter.start()?, config.dtype)?;
-        let base = base_model(&config.model, &start)?;
+        let base = base_model(&model, &start)?;
         let identity = identity(&config, &base)?;
         let objective = TrainingModel::new(model, adapter, config.recompute);
         Ok(Self {
@@ -223,7 +223,7 @@ impl Job {
     /// VeRA as PEFT's VeRA where the algebra permits: PEFT gives all modules the leading rows of
     /// one B, a joint group gives each its own. All else as LoRA, which is the same update.
     fn write_peft(&self, dir: &Path) -> Result<&'static str> {
-        let base = Checkpoint::open(&self.config.model)?;
+        let base = self.objective.model().checkpoint();
         let write = |form| {
             let options = ExportOptions {
                 form,
@@ -231,7 +231,7 @@ impl Job {
                 base: None,
                 replace: self.options.existing == Existing::Replace,
             };
-            convert::tied_to_peft(&self.config.output, dir, &NoBlobs, Some(&base), &options)
+            convert::tied_to_peft(&self.config.output, dir, &NoBlobs, Some(base), &options)
         };
         let report = match self.config.method {
             Method::Vera => match write(Form::Vera) {
@@ -259,14 +259,15 @@ fn template(config: &RunConfig) -> Template {
 }
 
 /// The base's name and the fingerprint of the weights that the adapter changes.
-fn base_model(dir: &Path, adapter: &Adapter) -> Result<BaseModel> {
-    let checkpoint = Checkpoint::open(dir)?;
+fn base_model(model: &Model, adapter: &Adapter) -> Result<BaseModel> {
+    let checkpoint = model.checkpoint();
+    let dir = checkpoint.path();
     let names: Vec<String> = adapter
         .modules()
         .iter()
         .map(|m| format!("{}.weight", m.path))
         .collect();
-    let weights = fingerprint(&checkpoint, names.iter().map(String::as_str))?;
+    let weights = fingerprint(checkpoint, names.iter().map(String::as_str))?;
     let name = dir.canonicalize().ok();
     let name = name
         .as_deref()

@@ -10,7 +10,6 @@ use super::model::{Branches, Model};
 use crate::convert::open_adapter;
 use crate::error::{Code, Error, Result};
 use crate::format::BlobSource;
-use crate::safetensors::Checkpoint;
 
 /// A model, what its tokens mean, and the adapter that runs on it.
 #[derive(Debug)]
@@ -39,7 +38,7 @@ impl Runner {
         let vocabulary = Vocabulary::open(dir)?;
         let model = Model::open(dir, device)?;
         let (branches, notes) = match adapter {
-            Some(adapter) => branches_of(adapter, dir, &model, blobs)?,
+            Some(adapter) => branches_of(adapter, &model, blobs)?,
             None => (Branches::none(model.config().layers), Vec::new()),
         };
         Ok(Self {
@@ -51,18 +50,16 @@ impl Runner {
     }
 }
 
-/// The branches of an adapter for the model in `dir`, and what a careful user should know.
+/// The branches of an adapter for the model, and what a careful user should know.
 ///
 /// # Errors
 /// Those of [`open_adapter`] and [`attach`]; [`Code::UnsupportedAdapter`] for DoRA.
 pub fn branches_of(
     adapter: &Path,
-    dir: &Path,
     model: &Model,
     blobs: &dyn BlobSource,
 ) -> Result<(Branches, Vec<String>)> {
-    let base = Checkpoint::open(dir)?;
-    let opened = open_adapter(adapter, Some(&base), blobs)?;
+    let opened = open_adapter(adapter, Some(model.checkpoint()), blobs)?;
     if !opened.magnitudes.is_empty() {
         let message = "the adapter is DoRA, whose magnitudes depend on the merged weights";
         return Err(Error::new(Code::UnsupportedAdapter, message)

@@ -36,6 +36,7 @@ use weights::Weights;
 #[derive(Debug)]
 pub struct Model {
     config: ModelConfig,
+    checkpoint: Checkpoint,
     weights: Weights,
     device: Device,
     dtype: DType,
@@ -172,6 +173,7 @@ impl Model {
         let weights = weights::load(&checkpoint, &config, device, dtype)?;
         Ok(Self {
             config,
+            checkpoint,
             weights,
             device: device.clone(),
             dtype,
@@ -182,6 +184,11 @@ impl Model {
     /// What `config.json` says.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// The files that the weights are in.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
     }
 
     /// The device that computes.

@@ -227,7 +227,7 @@ pub(crate) fn logits(args: &VerifyLogits, output: &Output) -> Result<Outcome> {
     let device = train::device(Some(&args.device))?;
     let blobs = blob_source(&args.blobs);
     let base = Model::open(&args.base, &device)?;
-    let (branches, notes) = branches_of(&args.adapter, &args.base, &base, &*blobs)?;
+    let (branches, notes) = branches_of(&args.adapter, &base, &*blobs)?;
     for note in &notes {
         output.note(note);
     }
@@ -238,7 +238,7 @@ pub(crate) fn logits(args: &VerifyLogits, output: &Output) -> Result<Outcome> {
     })?;
     let max_diff = match args.max_diff {
         Some(bound) => bound,
-        None => rounding_share(&Checkpoint::open(&args.merged)?) * report.max_abs_logit,
+        None => rounding_share(merged.checkpoint()) * report.max_abs_logit,
     };
     let json = LogitsVerdict {
         equal: report.is_within(max_diff, args.max_kl),
