@@ -76,7 +76,7 @@ vectorised! {
 
 #[cfg(test)]
 mod tests {
-    use super::super::slices::tests::{close, random};
+    use super::super::slices::tests::{close, is_slope, random};
     use super::*;
     use candle_core::DType;
 
@@ -94,16 +94,6 @@ mod tests {
             let y = (gate(&x).unwrap() * wide(&dy)).unwrap();
             y.sum_all().unwrap().to_scalar::<f64>().unwrap()
         };
-        let slope = (loss(1e-6) - loss(-1e-6)) / 2e-6;
-        let right = (dx * direction)
-            .unwrap()
-            .sum_all()
-            .unwrap()
-            .to_scalar::<f64>()
-            .unwrap();
-        assert!(
-            (slope - right).abs() < 1e-6 * right.abs().max(1.0),
-            "{slope} is not {right}"
-        );
+        is_slope(&dx, &direction, loss, 1.0);
     }
 }

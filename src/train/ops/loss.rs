@@ -184,7 +184,7 @@ fn composed(
 
 #[cfg(test)]
 mod tests {
-    use super::super::slices::tests::{close, random};
+    use super::super::slices::tests::{close, is_slope, random};
     use super::*;
     use crate::tensor::Tensor as Bytes;
     use candle_core::Device;
@@ -226,17 +226,7 @@ mod tests {
                 .unwrap()
                 .nats
         };
-        let slope = (at(1e-6) - at(-1e-6)) / 2e-6;
-        let along = (dx64 * direction)
-            .unwrap()
-            .sum_all()
-            .unwrap()
-            .to_scalar::<f64>()
-            .unwrap();
-        assert!(
-            (slope - along).abs() < 1e-6 * along.abs().max(1.0),
-            "{slope}, {along}"
-        );
+        is_slope(&dx64, &direction, at, 1.0);
     }
 
     #[test]

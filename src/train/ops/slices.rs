@@ -109,6 +109,20 @@ pub(super) mod tests {
         tensor(values, rows, cols).unwrap()
     }
 
+    /// That `gradient` · `direction` is the slope of `loss` at 0 along the direction.
+    pub(in crate::train) fn is_slope(
+        gradient: &Tensor,
+        direction: &Tensor,
+        loss: impl Fn(f64) -> f64,
+        floor: f64,
+    ) {
+        let slope = (loss(1e-6) - loss(-1e-6)) / 2e-6;
+        let along = (gradient * direction).unwrap().sum_all().unwrap();
+        let along = along.to_scalar::<f64>().unwrap();
+        let bound = 1e-6 * along.abs().max(floor);
+        assert!((slope - along).abs() < bound, "{slope} is not {along}");
+    }
+
     /// That two tensors agree to `bound` relative to the largest element.
     pub(in crate::train) fn close(a: &Tensor, b: &Tensor, bound: f64) {
         assert_eq!(a.dims(), b.dims());
