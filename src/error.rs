@@ -278,6 +278,42 @@ codes! {
     Backend = "TL0612", Io;
     /// The adapter holds something that the trainer's model does not run; merging may.
     UnsupportedAdapter = "TL0613", Unsupported;
+    /// The folder has the results of another sweep.
+    SweepMismatch = "TL0614", Incompatible;
+
+    /// The address is not one of a store: a folder, `s3://`, `gs://`, `az://` or `memory:`.
+    StoreUrl = "TL0701", Usage;
+    /// There is no store at this address.
+    NoStore = "TL0702", Io;
+    /// The name of a tenant, task or tag is not valid.
+    StoreName = "TL0703", Usage;
+    /// The store has no such adapter, version, tag or published tensor.
+    NotInStore = "TL0704", Io;
+    /// The store's layout is of a version or has a feature that this build does not know.
+    StoreVersion = "TL0705", Unsupported;
+    /// An object of the store has not the bytes that its digest promises.
+    StoreDamaged = "TL0706", Integrity;
+    /// A blob that a version names is not in the store.
+    BlobMissing = "TL0707", Integrity;
+    /// An object of the store is not of the layout's form.
+    StoreRecord = "TL0708", Malformed;
+    /// Other writers kept changing the same name, or garbage collection overtook the work.
+    StoreConflict = "TL0709", Io;
+    /// The tenant's quota has no room for the adapter.
+    QuotaExceeded = "TL0710", Incompatible;
+    /// The adapter has no signature by any of the keys that are trusted.
+    SignatureInvalid = "TL0711", Integrity;
+    /// The file is not an Ed25519 key in PEM form.
+    BadKey = "TL0712", Malformed;
+    /// The object store refused or failed an operation.
+    StoreBackend = "TL0713", Io;
+
+    /// The template that finds user and task in a path is not valid.
+    PathTemplate = "TL0801", Usage;
+    /// The CSV that gives users and tasks is not valid.
+    OwnersInvalid = "TL0802", Malformed;
+    /// There is no adapter to audit.
+    NothingToAudit = "TL0803", Io;
 }
 
 /// A failure: [`Code`], one-line message, and where it happened.
