@@ -5,9 +5,8 @@ use super::digest::Digest;
 use super::encode::{Encoded, encode};
 use super::pack;
 use super::read::{ALIGN, KEY_MANIFEST, KEY_PACK, KEY_ROOT, KEY_VERSION};
-use super::seeded::seeded_tensor;
 use crate::adapter::Adapter;
-use crate::error::{Code, Error, Result};
+use crate::error::Result;
 use crate::safetensors::{AtomicFile, Existing, encode_header};
 use crate::tensor::{Bytes, Dtype};
 
@@ -59,8 +58,15 @@ pub struct Written {
 /// Those of [`encode`]; [`Code::SeedInvalid`] where a tensor to be left out is not what its seed
 /// makes; [`crate::Code::OutputExists`], [`crate::Code::NoSpace`], [`crate::Code::Io`].
 pub fn write_tl(path: &Path, adapter: &Adapter, options: &WriteOptions) -> Result<Written> {
-    let encoded = encode(adapter)?;
-    let bytes = assemble(&encoded, options)?;
+    write_encoded(path, &encode(adapter)?, options)
+}
+
+/// As [`write_tl`], for an adapter that is in canonical form already.
+///
+/// # Errors
+/// Those of [`write_tl`], without those of [`encode`].
+pub fn write_encoded(path: &Path, encoded: &Encoded, options: &WriteOptions) -> Result<Written> {
+    let bytes = assemble(encoded, options)?;
     let mut out = AtomicFile::create(path, options.existing)?;
     let mut len = 0;
     for piece in &bytes {
@@ -76,17 +82,10 @@ pub fn write_tl(path: &Path, adapter: &Adapter, options: &WriteOptions) -> Resul
 
 /// A tensor that is left out for its seed is lost, unless the seed makes it.
 fn check_recipe(encoded: &Encoded, name: &str) -> Result<()> {
-    let Some(entry) = encoded.manifest.tensors().get(name) else {
-        return Ok(());
-    };
-    if let Some(seed) = entry.seed()? {
-        let made = seeded_tensor(&seed, entry.dtype()?, &entry.shape)?;
-        if Digest::of(made.data()) != entry.sha256 {
-            let message = "its seed makes other values, so it cannot be left out";
-            return Err(Error::new(Code::SeedInvalid, message));
-        }
+    match encoded.manifest.tensors().get(name) {
+        Some(entry) => entry.check_seed(),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// The pieces of the file, in order.

@@ -1,0 +1,1 @@
+//! Checks that any backend must pass, and backends that fail on purpose.
