@@ -1,7 +1,6 @@
 //! Garbage collection (`spec/tl-store-v1.md` §7): condemn first, delete a grace period later.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
 
 use serde::Serialize;
 
@@ -36,17 +35,27 @@ pub struct Collected {
     pub condemned: u64,
     /// Their bytes.
     pub condemned_bytes: u64,
+    /// Tenants whose garbage could not be told, and why; nothing of theirs was deleted.
+    pub skipped: Vec<(Name, String)>,
 }
 
 impl Store {
-    /// Collects what no version names, tenant by tenant; memory is that of one tenant.
+    /// Collects what no version names, tenant by tenant; memory is that of one tenant. A tenant
+    /// with a damaged record, or whose collection is under way, is skipped and reported.
     ///
     /// # Errors
-    /// As [`collect_tenant`](Self::collect_tenant).
+    /// [`Code::StoreBackend`].
     pub fn collect(&self, options: &CollectOptions) -> Result<Collected> {
         let mut all = Collected::default();
         for user in self.tenants()? {
-            let one = self.collect_tenant(&user, options)?;
+            let one = match self.collect_tenant(&user, options) {
+                Err(e) if e.code() == Code::StoreBackend => return Err(e),
+                Err(e) => {
+                    all.skipped.push((user, e.to_string()));
+                    continue;
+                }
+                Ok(one) => one,
+            };
             all.versions += one.versions;
             all.records += one.records;
             all.blobs += one.blobs;
@@ -68,7 +77,6 @@ impl Store {
     /// [`Code::StoreRecord`]: what a damaged record names cannot be known, so nothing is deleted;
     /// [`Code::StoreBackend`].
     pub fn collect_tenant(&self, user: &Name, options: &CollectOptions) -> Result<Collected> {
-        let started = Instant::now();
         let now = (self.now)();
         let mut sequences = self.sequences(&layout::records(user))?;
         let state = self.running(&sequences, user, now)?;
@@ -77,7 +85,7 @@ impl Store {
         for key in &expired {
             done.versions += 1;
             if !options.dry_run {
-                self.in_time(started)?;
+                self.must_be_in_time(&sequences)?;
                 self.backend.delete(key)?;
             }
         }
@@ -112,14 +120,14 @@ impl Store {
             deleting.condemned.extend(until);
             self.advance(&mut sequences, deleting)?;
             for blob in doomed {
-                self.in_time(started)?;
+                self.must_be_in_time(&sequences)?;
                 self.backend.delete(&blob.key)?;
             }
         }
         if next != state || done.blobs > 0 {
             self.advance(&mut sequences, next)?;
         }
-        done.records = self.drop_superseded(&sequences)?;
+        done.records = self.drop_superseded(&sequences, now)?;
         Ok(done)
     }
 
@@ -144,7 +152,8 @@ impl Store {
     }
 
     /// The keys of versions to delete: of adapters removed a grace period ago, and beyond those
-    /// to keep. The last record of a sequence always stays, so that numbers are never reused.
+    /// to keep. The last record of a sequence always stays, and a younger one than the grace
+    /// period, so that no writer takes a number twice.
     fn expired(
         &self,
         sequences: &Sequences,
@@ -161,7 +170,7 @@ impl Store {
                 continue;
             };
             let removed = read.version().is_none();
-            if removed && now < read.record.time.saturating_add(self.grace) {
+            if removed && !self.is_old(read.record.time, now) {
                 continue;
             }
             let keep = match (removed, options.keep) {
@@ -174,12 +183,30 @@ impl Store {
                 false => self.tags(sequences, task)?,
             };
             let surplus = older.len().saturating_sub(keep);
-            let free = older[..surplus]
+            let surplus = older.get(..surplus).unwrap_or_default();
+            let free = surplus
                 .iter()
                 .filter(|n| !tagged.iter().any(|(_, t)| t == *n));
-            keys.extend(free.map(|n| sequences.key(&subject, *n)));
+            let free: Vec<String> = free.map(|n| sequences.key(&subject, *n)).collect();
+            keys.extend(self.old_ones(free, now)?);
         }
         Ok(keys)
+    }
+
+    fn is_old(&self, time: u64, now: u64) -> bool {
+        now >= time.saturating_add(self.grace)
+    }
+
+    /// Of these records, those that are older than the grace period.
+    fn old_ones(&self, keys: Vec<String>, now: u64) -> Result<Vec<String>> {
+        let mut old = Vec::new();
+        let reads = self.records(&keys);
+        for (key, read) in keys.into_iter().zip(reads) {
+            if read?.is_some_and(|r| self.is_old(r.record.time, now)) {
+                old.push(key);
+            }
+        }
+        Ok(old)
     }
 
     /// The keys of the tenant's blobs that some version names.
@@ -223,30 +250,33 @@ impl Store {
         Ok(())
     }
 
-    /// Deletes records of tags and collections that a later one of their sequence overrules.
-    fn drop_superseded(&self, sequences: &Sequences) -> Result<u64> {
-        let mut count = 0;
+    /// Deletes records of tags and collections that a later one of their sequence has overruled
+    /// for the grace period.
+    fn drop_superseded(&self, sequences: &Sequences, now: u64) -> Result<u64> {
+        let mut keys = Vec::new();
         for (subject, numbers) in &sequences.numbers {
             let (Subject::Tag(..) | Subject::Collection) = subject else {
                 continue;
             };
-            for number in numbers.split_last().map_or(&[][..], |(_, older)| older) {
-                self.backend.delete(&sequences.key(subject, *number))?;
-                count += 1;
-            }
+            let older = numbers.split_last().map_or(&[][..], |(_, older)| older);
+            keys.extend(older.iter().map(|n| sequences.key(subject, *n)));
         }
-        Ok(count)
+        let old = self.old_ones(keys, now)?;
+        for key in &old {
+            self.must_be_in_time(sequences)?;
+            self.backend.delete(key)?;
+        }
+        Ok(old.len() as u64)
     }
 
-    fn in_time(&self, started: Instant) -> Result<()> {
-        let late = self.deadline(started).is_some_and(|d| Instant::now() > d);
-        match late && self.grace > 0 {
-            true => Err(Error::new(
+    fn must_be_in_time(&self, sequences: &Sequences) -> Result<()> {
+        match self.in_time(sequences.listed) {
+            true => Ok(()),
+            false => Err(Error::new(
                 Code::StoreConflict,
                 "the collection took longer than half of the grace period, and stopped",
             )
             .hint("run it again; it goes on where it stopped")),
-            false => Ok(()),
         }
     }
 }

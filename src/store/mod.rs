@@ -98,6 +98,8 @@ struct Sequences {
     foreign: Vec<String>,
     /// Bytes of all records as objects.
     bytes: u64,
+    /// When the listing began.
+    listed: Instant,
 }
 
 impl Store {
@@ -252,6 +254,7 @@ impl Store {
             numbers: BTreeMap::new(),
             foreign: Vec::new(),
             bytes: 0,
+            listed: Instant::now(),
         };
         for entry in self.backend.list(folder)? {
             found.bytes += entry.bytes;
@@ -293,7 +296,8 @@ impl Store {
         Err(conflict(&sequences.key(subject, number)))
     }
 
-    /// Appends a record that has nothing but its body; `None` where another writer was faster.
+    /// Appends a record that has nothing but its body; `None` where another writer was faster, or
+    /// the listing is too old to write by.
     fn append(&self, to: &Sequences, subject: &Subject, body: Body) -> Result<Option<u64>> {
         let object = record::encode(&self.signed_by_now(body), &[], &[])?;
         self.append_object(to, subject, object)
@@ -305,6 +309,10 @@ impl Store {
         subject: &Subject,
         object: Vec<u8>,
     ) -> Result<Option<u64>> {
+        // Numbers that were collected since would seem free, and keys condemned since good.
+        if !self.in_time(to.listed) {
+            return Ok(None);
+        }
         let number = to.last(subject).unwrap_or(0) + 1;
         let key = to.key(subject, number);
         if self.backend.create(&key, object.clone())? {
@@ -338,10 +346,11 @@ impl Store {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// By when a writer that looked at the store at `from` must be done. What was not condemned
-    /// then is not deleted before twice that time.
-    fn deadline(&self, from: Instant) -> Option<Instant> {
-        from.checked_add(Duration::from_secs(self.grace) / 2)
+    /// Whether a writer may still act on what it saw at `since`. What a collection takes has been
+    /// condemned, or superseded, for twice as long. A store without a grace period has writers
+    /// and collections at different times only.
+    fn in_time(&self, since: Instant) -> bool {
+        self.grace == 0 || since.elapsed() < Duration::from_secs(self.grace) / 2
     }
 }
 

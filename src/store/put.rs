@@ -1,7 +1,6 @@
 //! Putting an adapter: blobs first, then the record that names them.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
 
 use serde::Serialize;
 
@@ -91,7 +90,6 @@ impl Store {
         name.latest_only()?;
         let subject = Subject::Adapter(name.task.clone());
         for _ in 0..ATTEMPTS {
-            let deadline = self.deadline(Instant::now());
             let sequences = self.sequences(&layout::records(&name.user))?;
             let mut report = PutReport {
                 adapter: format!("{}/{}", name.user, name.task),
@@ -126,11 +124,6 @@ impl Store {
             let record = self.signed_by_now(Body::Adapter(version));
             let object = record::encode(&record, &package.manifest, &inline)?;
             report.written += object.len() as u64;
-            // Past the deadline a blob that was there may be condemned, so look again.
-            let late = self.grace > 0 && deadline.is_some_and(|d| Instant::now() > d);
-            if late {
-                continue;
-            }
             if let Some(number) = self.append_object(&sequences, &subject, object)? {
                 report.version = number;
                 return Ok(report);
