@@ -13,6 +13,7 @@ use crate::train::curve::{MAX_DRAWN, SIZE, range};
 
 /// Most ranks with a label: more would run into one another.
 const MAX_LABELS: usize = 16;
+const LEGEND_WIDTH: u32 = 96;
 /// Okabe and Ito's colours, which colour-blind people can tell apart as well.
 const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 0, 0),
@@ -115,7 +116,8 @@ fn draw(
         labelled: ranks.iter().step_by(each).map(log2).collect(),
     };
     area.fill(&WHITE)?;
-    let mut chart = ChartBuilder::on(area)
+    let (plot, legend) = area.split_horizontally(SIZE.0 - LEGEND_WIDTH);
+    let mut chart = ChartBuilder::on(&plot)
         .margin(16)
         .x_label_area_size(44)
         .y_label_area_size(72)
@@ -134,19 +136,14 @@ fn draw(
         let colour = COLOURS.get(look).copied().unwrap_or(BLACK);
         chart.draw_series(LineSeries::new(line.points.clone(), colour.stroke_width(2)))?;
         let points = line.points.iter();
-        chart
-            .draw_series(points.map(|at| EmptyElement::at(*at) + marker(look, colour)))?
-            .label(line.method.name())
-            .legend(move |(x, y)| EmptyElement::at((x + 12, y)) + marker(look, colour));
+        chart.draw_series(points.map(|at| EmptyElement::at(*at) + marker(look, colour)))?;
     }
-    if lines().next().is_some() {
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperRight)
-            .background_style(WHITE.mix(0.85))
-            .border_style(BLACK.mix(0.3))
-            .label_font(("sans-serif", 15))
-            .draw()?;
+    // Beside the lines: they go where they like, and would run under it.
+    for (line, y) in lines().zip((32..).step_by(24)) {
+        let colour = COLOURS.get(line.look).copied().unwrap_or(BLACK);
+        let name = Text::new(line.method.name(), (14, -7), ("sans-serif", 15));
+        legend.draw(&(EmptyElement::at((16, y)) + marker(line.look, colour)))?;
+        legend.draw(&(EmptyElement::at((16, y)) + name))?;
     }
     area.present()?;
     Ok(())
