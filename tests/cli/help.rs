@@ -1,11 +1,12 @@
 use super::{Shell, assert_transcript};
 
-const COMMANDS: [&str; 19] = [
+const COMMANDS: [&str; 20] = [
     "",
     "convert",
     "convert peft-to-tied",
     "convert tied-to-peft",
     "train",
+    "sweep",
     "merge",
     "unmerge",
     "verify",

@@ -12,6 +12,7 @@ mod inspect;
 mod merge;
 mod params;
 mod run;
+mod sweep;
 mod train;
 mod verify;
 

@@ -43,6 +43,7 @@ fn run(command: Command, output: &Output) -> tlkit::Result<Outcome> {
         Command::Convert(Convert::PeftToTied(args)) => cmd::convert::peft_to_tied(&args, output),
         Command::Convert(Convert::TiedToPeft(args)) => cmd::convert::tied_to_peft(&args, output),
         Command::Train(args) => cmd::train::train(&args, output),
+        Command::Sweep(args) => cmd::sweep::sweep(&args, output),
         Command::Merge(args) => cmd::merge::merge(&args, output),
         Command::Unmerge(args) => cmd::merge::unmerge(&args, output),
         Command::Verify(Verify::File(args)) => cmd::verify::file(&args, output),

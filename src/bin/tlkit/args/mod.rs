@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use tlkit::merge::{Rounding, TiedPolicy};
 use tlkit::tensor::Dtype;
 
-pub(crate) use train::{Eval, EvalTask, Generate, Params, Running, Train};
+pub(crate) use train::{Eval, EvalTask, Generate, Params, Running, Sweep, Train};
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, or equal; 1 not equal (verify); 2 wrong usage; 3 input or output failed;
@@ -35,6 +35,8 @@ pub(crate) enum Command {
     Convert(Convert),
     /// Train an adapter on a base model
     Train(Box<Train>),
+    /// Train and score a grid of methods, ranks and learning rates
+    Sweep(Sweep),
     /// Merge adapters into base weights
     Merge(Merge),
     /// Restore the original bytes of a base that was merged in place

@@ -8,6 +8,7 @@ pub(crate) mod inspect;
 pub(crate) mod merge;
 pub(crate) mod pack;
 pub(crate) mod params;
+pub(crate) mod sweep;
 pub(crate) mod train;
 pub(crate) mod verify;
 
