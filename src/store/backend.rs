@@ -5,8 +5,9 @@
 //! orders writers; no operation overwrites what another writer may be changing.
 
 use std::fmt;
-use std::path::Path as FilePath;
+use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
@@ -40,6 +41,8 @@ pub struct Backend {
     runtime: Arc<Runtime>,
     prefix: Path,
     address: String,
+    /// The folder, where the objects are files.
+    folder: Option<PathBuf>,
 }
 
 impl fmt::Debug for Backend {
@@ -98,7 +101,9 @@ impl Backend {
         }
         let objects = LocalFileSystem::new_with_prefix(path)
             .map_err(|e| Error::new(Code::Io, one_line(&e)).file(path))?;
-        Self::new(Arc::new(objects.with_fsync(true)), "", address)
+        let mut backend = Self::new(Arc::new(objects.with_fsync(true)), "", address)?;
+        backend.folder = Some(path.to_owned());
+        Ok(backend)
     }
 
     /// The backend for [`Store::init`](super::Store::init), which may make a folder.
@@ -126,6 +131,7 @@ impl Backend {
             runtime: Arc::new(runtime),
             prefix,
             address: address.to_owned(),
+            folder: None,
         })
     }
 
@@ -269,6 +275,18 @@ impl Backend {
         }
     }
 
+    /// Removes the temporary files that killed writers left in a folder, where they are older than
+    /// `age`; gives their number. Listings never show them.
+    ///
+    /// # Errors
+    /// [`Code::Io`].
+    pub fn sweep_temporary(&self, age: Duration) -> Result<u64> {
+        match &self.folder {
+            Some(folder) => sweep(folder, age),
+            None => Ok(0),
+        }
+    }
+
     /// An object as a message names it.
     pub fn show(&self, key: &str) -> String {
         format!("{}/{key}", self.address.trim_end_matches('/'))
@@ -288,6 +306,32 @@ impl Backend {
         };
         Error::new(code, format!("cannot {doing}: {}", one_line(e))).file(self.show(key))
     }
+}
+
+/// Temporary files are named after their object, a `#` and a number; no key has a `#`.
+fn sweep(folder: &FilePath, age: Duration) -> Result<u64> {
+    let failed = |e| Error::io(folder, "clean", e);
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let kind = entry.file_type().map_err(failed)?;
+        if kind.is_dir() {
+            count += sweep(&entry.path(), age)?;
+            continue;
+        }
+        let name = entry.file_name();
+        let temporary = name.to_str().and_then(|n| n.rsplit_once('#'));
+        let temporary = temporary.is_some_and(|(_, n)| n.bytes().all(|b| b.is_ascii_digit()));
+        let modified = entry.metadata().and_then(|m| m.modified()).ok();
+        let old = modified
+            .and_then(|m| m.elapsed().ok())
+            .is_some_and(|e| e >= age);
+        if kind.is_file() && temporary && old {
+            std::fs::remove_file(entry.path()).map_err(failed)?;
+            count += 1;
+        }
+    }
+    Ok(count)
 }
 
 /// What a failure of the operating system below it says.

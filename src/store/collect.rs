@@ -1,6 +1,7 @@
 //! Garbage collection (`spec/tl-store-v1.md` §7): condemn first, delete a grace period later.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -35,6 +36,8 @@ pub struct Collected {
     pub condemned: u64,
     /// Their bytes.
     pub condemned_bytes: u64,
+    /// Temporary files of killed writers that were deleted from a folder.
+    pub temporary: u64,
     /// Tenants whose garbage could not be told, and why; nothing of theirs was deleted.
     pub skipped: Vec<(Name, String)>,
 }
@@ -62,6 +65,11 @@ impl Store {
             all.bytes += one.bytes;
             all.condemned += one.condemned;
             all.condemned_bytes += one.condemned_bytes;
+        }
+        if !options.dry_run {
+            all.temporary = self
+                .backend
+                .sweep_temporary(Duration::from_secs(self.grace))?;
         }
         Ok(all)
     }

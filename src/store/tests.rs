@@ -391,3 +391,25 @@ fn addresses_that_are_no_store() {
         assert_eq!(code(here), expected, "{marker}");
     }
 }
+
+/// Breaks where killed writers fill a folder for good, or a collection takes what is none of its
+/// business.
+#[test]
+fn temporary_files_of_killed_writers() {
+    let dir = TempDir::new().unwrap();
+    let store = Store::init(dir.path().to_str().unwrap(), 0).unwrap();
+    store.put(&name("u/t"), &sample(1, LENGTHS), None).unwrap();
+    let records = dir.path().join("tenants/u/records");
+    for file in ["adapter=t@0000000002#1", "notes#draft", "x"] {
+        std::fs::write(records.join(file), "x").unwrap();
+    }
+    let collected = store.collect(&CollectOptions::default()).unwrap();
+    assert_eq!((collected.temporary, collected.skipped), (1, vec![]));
+    assert!(records.join("notes#draft").exists() && records.join("x").exists());
+    let problems = store.fsck(None, &mut |_| ()).unwrap().problems;
+    let foreign: Vec<_> = problems.iter().map(|p| p.key.as_str()).collect();
+    assert_eq!(
+        foreign,
+        ["tenants/u/records/notes#draft", "tenants/u/records/x"]
+    );
+}

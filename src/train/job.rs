@@ -17,7 +17,7 @@ use crate::convert;
 use crate::error::{Code, Error, Result};
 use crate::format::{Digest, NoBlobs, Packing, WriteOptions, fingerprint, write_tl};
 use crate::peft::export::{ExportOptions, Form};
-use crate::safetensors::{Existing, read_limited};
+use crate::safetensors::Existing;
 
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 pub(super) const MAX_DATA_BYTES: u64 = 1 << 36;
@@ -300,7 +300,7 @@ fn base_model(model: &Model, adapter: &Adapter) -> Result<BaseModel> {
 fn identity(config: &RunConfig, base: &BaseModel) -> Result<BTreeMap<String, String>> {
     let mut identity = config.fingerprint()?;
     let mut add = |name: &str, path: &Path, limit| -> Result<()> {
-        let digest = Digest::of(&read_limited(path, limit)?);
+        let digest = Digest::of_file(path, limit)?;
         identity.insert(name.to_owned(), digest.hex());
         Ok(())
     };

@@ -452,9 +452,9 @@ fn identity(config: &SweepConfig, probe: &Job) -> Result<BTreeMap<String, String
     add("min-lr", given(config.settings().min_lr));
     add("dtype", probe.config().dtype.to_string());
     if let Some(eval) = config.eval() {
-        let data = read_limited(&eval.data, MAX_DATA_BYTES)?;
+        let data = Digest::of_file(&eval.data, MAX_DATA_BYTES)?;
         let limit = eval.limit.map_or("none".to_owned(), |n| n.to_string());
-        add("eval", Digest::of(&data).hex());
+        add("eval", data.hex());
         add("eval-task", eval.task.name().to_owned());
         add("eval-limit", limit);
         add("eval-max-tokens", eval.max_tokens.to_string());
