@@ -74,7 +74,7 @@ pub fn audit(paths: &[PathBuf], options: &Options) -> Result<Report> {
         let mut row = read::read(found, depth);
         if let Some(owner) = options.owners.find(&found.relative, &row.path) {
             row.user = owner.user;
-            row.task = owner.task.or(row.task);
+            row.task = owner.task;
         }
         row
     };

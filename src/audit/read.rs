@@ -185,7 +185,6 @@ fn describe_tl(adapter: &Adapter, row: &mut Row) {
     let method = adapter.method();
     let modules = adapter.modules();
     row.kind = Some(method.name().to_owned());
-    row.task = adapter.task.clone();
     let base = adapter.base.as_ref();
     row.base = base.and_then(|b| b.name.clone());
     row.base_fingerprint = base.and_then(|b| b.weights.clone());
@@ -460,10 +459,15 @@ fn describe_lora(items: &[Item], row: &mut Row) {
     let mut targets = Targets::default();
     for (module, pair) in pairs {
         let [Some(a), Some(b)] = pair else { continue };
-        // A convolution's A is (rank, in, height, width); a grouped one looks like any other.
+        // A convolution's A is (rank, in, height, width). Where B is of another rank, as in the
+        // grouped factors of PEFT's first releases, no formula says what retraining would take.
         let (Some(rank), Some(out)) = (a.shape.first(), b.shape.first()) else {
             continue;
         };
+        if b.shape.get(1) != Some(rank) {
+            add(&mut row.facts.extra_bytes, a.bytes + b.bytes);
+            continue;
+        }
         let input = a.elements().checked_div(*rank as u64).unwrap_or(0);
         targets.add(module, [input, *out as u64, *rank as u64]);
         row.facts.bits = row.facts.bits.max(a.dtype.bits() as u64);

@@ -48,7 +48,8 @@ pub(super) fn settle(rows: &mut [Row]) {
     }
 }
 
-/// Digests of what a VeRA recipe makes, with either rounding that torch may have used.
+/// Digests of what a VeRA recipe makes: with either rounding that torch may have used, and with the
+/// values rounded to the type of a half-precision base, as PEFT trains on one and stores F32.
 fn make(recipe: &Recipe) -> Vec<Digest> {
     let Recipe::Vera {
         key,
@@ -64,17 +65,22 @@ fn make(recipe: &Recipe) -> Vec<Digest> {
     let Some(dtype) = dtype.parse::<Dtype>().ok().filter(|d| d.is_float()) else {
         return Vec::new();
     };
-    let one = |fma| {
-        let (a, b) = regenerate(*key, *rank, *input, *out, fma).ok()?;
+    let mut digests = Vec::new();
+    for fma in [Fma::Fused, Fma::Separate] {
+        let Ok((a, b)) = regenerate(*key, *rank, *input, *out, fma) else {
+            return digests;
+        };
         let (shape, values) = match is_b {
             true => (vec![*out, *rank], b),
             false => (vec![*rank, *input], a),
         };
-        let tensor = Tensor::narrowed(dtype, shape, &values).ok()?;
-        Some(Digest::of(tensor.data()))
-    };
-    [Fma::Fused, Fma::Separate]
-        .into_iter()
-        .filter_map(one)
-        .collect()
+        let rounded = |base: Dtype| {
+            let values = Tensor::narrowed(base, shape.clone(), &values)?.to_f32()?;
+            Tensor::narrowed(dtype, shape.clone(), &values)
+        };
+        for base in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+            digests.extend(rounded(base).ok().map(|t| Digest::of(t.data())));
+        }
+    }
+    digests
 }

@@ -1,9 +1,11 @@
 //! What an adapter would take in other forms, and what that costs in quality.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::row::{Row, Target};
-use crate::adapter::{Method, Shape};
+use crate::adapter::{Method, Part, Shape};
 use crate::tensor::Dtype;
 
 /// What a form does to the adapter's quality.
@@ -156,7 +158,8 @@ pub fn retrained(targets: &[Target], method: Method, joint: bool) -> Option<Retr
     for (shape, rank) in &groups {
         let parameters = shape.parameters(method, *rank).ok()?;
         total.parameters = total.parameters.checked_add(parameters)?;
-        total.tensors += 4;
+        let vectors = |p: &&Part| matches!(p, Part::U | Part::V);
+        total.tensors += 2 + method.trains()?.iter().filter(vectors).count() as u64;
     }
     (!groups.is_empty()).then_some(total)
 }
@@ -173,35 +176,31 @@ fn alone(target: &Target) -> (Shape, u64) {
 /// Targets with q, k and v of one parent, input and number of layers put together; their rank is
 /// the largest of the three.
 fn joined(targets: &[Target]) -> Vec<(Shape, u64)> {
-    let mut groups: Vec<(Option<(&str, usize)>, Shape, u64)> = Vec::new();
+    let mut together: BTreeMap<_, Vec<(Shape, u64)>> = BTreeMap::new();
+    let mut groups = Vec::new();
     for target in targets {
-        let role = role(&target.module);
-        let (key, slot) = match role {
-            Some((parent, family, slot)) => (Some((parent, family)), slot),
-            None => (None, 0),
+        let (mut shape, rank) = alone(target);
+        let Some((parent, family, slot)) = role(&target.module) else {
+            groups.push((shape, rank));
+            continue;
         };
-        let same = |(k, shape, _): &&mut (Option<(&str, usize)>, Shape, u64)| {
-            key.is_some()
-                && *k == key
-                && shape.input == target.input
-                && shape.layers == target.layers
-                && shape.outs.get(slot) == Some(&0)
-        };
-        let (mut shape, mut rank) = alone(target);
         shape.outs = [0; 3];
-        match groups.iter_mut().find(same) {
-            Some((_, shape, rank)) => {
+        let key = (parent, family, target.input, target.layers);
+        let alike = together.entry(key).or_default();
+        // Layers of two widths give two of a kind, which are two groups.
+        match alike.iter_mut().find(|(shape, _)| shape.outs[slot] == 0) {
+            Some((shape, largest)) => {
                 shape.outs[slot] = target.out;
-                *rank = (*rank).max(target.rank);
+                *largest = rank.max(*largest);
             }
             None => {
                 shape.outs[slot] = target.out;
-                rank = rank.max(target.rank);
-                groups.push((key, shape, rank));
+                alike.push((shape, rank));
             }
         }
     }
-    groups.into_iter().map(|(_, s, r)| (s, r)).collect()
+    groups.extend(together.into_values().flatten());
+    groups
 }
 
 /// Parent, architecture and place among q, k, v of a module that is one of them.

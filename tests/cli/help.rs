@@ -1,6 +1,6 @@
 use super::{Shell, assert_transcript};
 
-const COMMANDS: [&str; 19] = [
+const COMMANDS: [&str; 21] = [
     "",
     "convert",
     "convert peft-to-tied",
@@ -18,6 +18,8 @@ const COMMANDS: [&str; 19] = [
     "generate",
     "eval",
     "params",
+    "audit",
+    "plan",
     "demo",
     "completions",
 ];
