@@ -16,6 +16,7 @@
 //! | [`merge`] | adapters into base weights: plan, then execute; in place with undo |
 //! | [`convert`] | between PEFT and `.tl`, exactly |
 //! | [`store`] | adapters of many tenants in a folder or object store: blobs, digests, versions |
+//! | [`audit`] | what a fleet of adapters costs, and would cost in other forms |
 //! | [`train`] | data, models, optimiser, training loop, generation, scores; the only user of candle |
 //! | [`verify`] | that files, adapters and merged models are what they should be |
 //!
@@ -34,6 +35,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod adapter;
+pub mod audit;
 pub mod compute;
 pub mod convert;
 pub mod error;

@@ -19,6 +19,7 @@ pub use digest::{Digest, Hasher};
 pub use encode::{Encoded, EncodedTensor, encode};
 pub use fingerprint::fingerprint;
 pub use manifest::{FEATURES, MAX_MANIFEST_BYTES, MAX_TENSOR_BYTES, Manifest, VERSION};
+pub(crate) use pack::pack as pack_tensor;
 pub use pack::unpack;
 pub(crate) use pack::{pack_elements, unpack_elements};
 pub use parts::ManifestTensor;

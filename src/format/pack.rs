@@ -14,7 +14,7 @@ const LEVEL: i32 = 3;
 const ZSTD_MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
 
 /// One zstd frame of the shuffled bytes of a tensor.
-pub(super) fn pack(dtype: Dtype, raw: &[u8]) -> Result<Vec<u8>> {
+pub(crate) fn pack(dtype: Dtype, raw: &[u8]) -> Result<Vec<u8>> {
     pack_elements(dtype.bits() / 8, raw)
 }
 

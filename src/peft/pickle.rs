@@ -5,7 +5,7 @@
 
 mod vm;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufReader, Read, Seek};
 use std::ops::Range;
 use std::path::Path;
@@ -16,7 +16,7 @@ use self::vm::View;
 use super::json::cut;
 use crate::error::{Code, Error, Result};
 use crate::safetensors::open_regular;
-use crate::tensor::{Bytes, Tensor, byte_len};
+use crate::tensor::{Bytes, Dtype, Tensor, byte_len};
 
 /// What a reader of a torch archive is willing to handle.
 #[derive(Debug, Clone, Copy)]
@@ -61,18 +61,58 @@ pub fn read_torch_archive(path: &Path, limits: Limits) -> Result<BTreeMap<String
     read(BufReader::new(file), len, limits).map_err(|e| e.file(path))
 }
 
+/// Dtype and shape of every tensor of a torch archive, by name: the directory and the pickle are
+/// read, no tensor's bytes.
+///
+/// # Errors
+/// As [`read_torch_archive`], for all that shows without the bytes.
+pub fn read_torch_shapes(
+    path: &Path,
+    limits: Limits,
+) -> Result<BTreeMap<String, (Dtype, Vec<usize>)>> {
+    let (file, len) = open_regular(path)?;
+    shapes(BufReader::new(file), len, limits).map_err(|e| e.file(path))
+}
+
+fn shapes(
+    file: impl Read + Seek,
+    len: u64,
+    limits: Limits,
+) -> Result<BTreeMap<String, (Dtype, Vec<usize>)>> {
+    let mut archive = Archive::checked(file, len)?;
+    let pickle = archive.data_pkl(limits.max_pickle)?;
+    let mut storages = BTreeSet::new();
+    let mut room = len;
+    let mut shapes = BTreeMap::new();
+    for (name, view) in vm::read_state_dict(&pickle, limits.max_tensors)? {
+        let size = byte_len(view.dtype, &view.shape)?;
+        let inside = extent(&view, size).is_some_and(|r| r.end as u64 <= view.storage_bytes);
+        let left = match storages.insert(view.key.to_string()) {
+            true => room.checked_sub(view.storage_bytes),
+            false => Some(room),
+        };
+        room = left.unwrap_or(0);
+        if !inside || left.is_none() {
+            let message = format!("shape {:?} does not lie inside its storage", view.shape);
+            return Err(bad(message).tensor(&*name));
+        }
+        if shapes
+            .insert(name.to_string(), (view.dtype, view.shape))
+            .is_some()
+        {
+            let message = "the name stands twice in the pickle";
+            return Err(Error::new(Code::DuplicateKey, message).tensor(&*name));
+        }
+    }
+    Ok(shapes)
+}
+
 fn bad(message: impl Into<String>) -> Error {
     Error::new(Code::BadArchive, message)
 }
 
-fn read(mut file: impl Read + Seek, len: u64, limits: Limits) -> Result<BTreeMap<String, Tensor>> {
-    let mut magic = Vec::new();
-    file.by_ref()
-        .take(20)
-        .read_to_end(&mut magic)
-        .map_err(|e| bad(format!("cannot be read: {e}")))?;
-    check_magic(&magic)?;
-    let mut archive = Archive::open(file, len)?;
+fn read(file: impl Read + Seek, len: u64, limits: Limits) -> Result<BTreeMap<String, Tensor>> {
+    let mut archive = Archive::checked(file, len)?;
     let pickle = archive.data_pkl(limits.max_pickle)?;
     let views = vm::read_state_dict(&pickle, limits.max_tensors)?;
 
@@ -129,6 +169,16 @@ struct Archive<R> {
 }
 
 impl<R: Read + Seek> Archive<R> {
+    fn checked(mut file: R, len: u64) -> Result<Self> {
+        let mut magic = Vec::new();
+        file.by_ref()
+            .take(20)
+            .read_to_end(&mut magic)
+            .map_err(|e| bad(format!("cannot be read: {e}")))?;
+        check_magic(&magic)?;
+        Self::open(file, len)
+    }
+
     fn open(file: R, len: u64) -> Result<Self> {
         let zip = ZipArchive::new(file)
             .map_err(|e| bad("the zip directory is broken or cut off").cause(e))?;

@@ -5,7 +5,7 @@ use std::io::pipe;
 use super::{Run, Shell};
 
 /// Commands that succeed, in an order in which they can run after one another.
-const GOOD: [&str; 13] = [
+const GOOD: [&str; 15] = [
     "convert peft-to-tied lora -o lora.tl",
     "convert tied-to-peft style.tl -o export",
     "merge base style.tl -o merged",
@@ -19,6 +19,8 @@ const GOOD: [&str; 13] = [
     "inspect base",
     "pack style.tl -o thin.tl --thin",
     "params --model base --rank 2,8",
+    "audit lora vera style.tl",
+    "plan --users 10 --tasks 2 --model base",
 ];
 
 /// Breaks where `--json` prints anything but one document, or text has escape sequences.
@@ -50,6 +52,10 @@ fn wrong_usage_is_code_2() {
         "params --layers 2",
         "params --layers 2 --hidden 8 --rank 0",
         "params --model base --hidden 8",
+        "audit",
+        "audit lora --price-gb nan",
+        "plan --model llama-2-7b",
+        "plan --users 1 --model gpt-9",
         "--threads x demo",
     ] {
         let run = shell.quiet(line);

@@ -1,6 +1,6 @@
 use super::{Shell, assert_transcript};
 
-const COMMANDS: [&str; 20] = [
+const COMMANDS: &[&str] = &[
     "",
     "convert",
     "convert peft-to-tied",
@@ -19,6 +19,8 @@ const COMMANDS: [&str; 20] = [
     "generate",
     "eval",
     "params",
+    "audit",
+    "plan",
     "demo",
     "completions",
 ];

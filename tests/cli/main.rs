@@ -4,6 +4,7 @@
 //! the transcript with `snapshots/` (after an intended change: `INSTA_UPDATE=always cargo test`).
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod audit;
 mod contract;
 mod convert;
 mod errors;
@@ -179,6 +180,7 @@ fn redact(text: &str, dir: &Path) -> String {
         (r"\d+\.\d+ s\b", "[seconds] s"),
         (r"\b\d\.\d\de-\d+", "[tiny]"),
         (r"tlkit-demo-\d+", "tlkit-demo-[pid]"),
+        (r"(?m)^on disk .*$", "on disk     [disk]"),
     ] {
         text = Regex::new(pattern)
             .unwrap()

@@ -55,6 +55,8 @@ fn run(command: Command, output: &Output) -> tlkit::Result<Outcome> {
         Command::Generate(args) => cmd::generate::generate(&args, output),
         Command::Eval(args) => cmd::eval::eval(&args, output),
         Command::Params(args) => cmd::params::params(&args, output),
+        Command::Audit(args) => cmd::audit::audit(&args, output),
+        Command::Plan(args) => cmd::plan::plan(&args, output),
         Command::Demo(args) => cmd::demo::demo(&args, output),
         Command::Completions { shell } => cmd::completions(shell, output),
     }

@@ -15,6 +15,8 @@ pub(crate) enum Outcome {
     Success,
     /// The answer to a question was no.
     Different,
+    /// Some of the inputs are malformed, and were not allowed to be.
+    Malformed,
 }
 
 /// Where results go.
@@ -71,6 +73,7 @@ impl Output {
         let error = match outcome {
             Ok(Outcome::Success) => return ExitCode::SUCCESS,
             Ok(Outcome::Different) => return ExitCode::from(1),
+            Ok(Outcome::Malformed) => return ExitCode::from(exit_code(ErrorKind::Malformed)),
             Err(error) => error,
         };
         let mut stderr = io::stderr().lock();

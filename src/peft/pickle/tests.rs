@@ -464,3 +464,19 @@ fn a_real_adapter_from_2023_is_read() {
         );
     }
 }
+
+/// Breaks where the audit's view of an old adapter differs from the one that converts it.
+#[test]
+fn shapes_without_data_are_those_of_the_tensors() {
+    let Some(dir) = crate::peft::testing::shared("adapters/bloom-560m-r8-bin") else {
+        return;
+    };
+    let file = dir.join("adapter_model.bin");
+    let tensors = super::read_torch_archive(&file, Limits::default()).unwrap();
+    let shapes = super::read_torch_shapes(&file, Limits::default()).unwrap();
+    assert_eq!(shapes.len(), tensors.len());
+    for (name, (dtype, shape)) in shapes {
+        let tensor = &tensors[&name];
+        assert_eq!((dtype, shape.as_slice()), (tensor.dtype(), tensor.shape()));
+    }
+}

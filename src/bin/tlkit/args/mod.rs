@@ -1,5 +1,6 @@
 //! The command line: what can be said, not what it does.
 
+mod audit;
 mod train;
 
 use std::path::PathBuf;
@@ -8,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use tlkit::merge::{Rounding, TiedPolicy};
 use tlkit::tensor::Dtype;
 
+pub(crate) use audit::{Audit, Plan};
 pub(crate) use train::{Eval, EvalTask, Generate, Params, Running, Sweep, Train};
 
 const EXIT_CODES: &str = "\
@@ -54,6 +56,10 @@ pub(crate) enum Command {
     Eval(Eval),
     /// Count what each method would train on a model, without its weights
     Params(Params),
+    /// Say what a fleet of adapters costs, where its bytes are, and what other forms would take
+    Audit(Audit),
+    /// Project what a fleet would cost in every form, without any files
+    Plan(Plan),
     /// Train, convert, merge, verify and unmerge on a small built-in model
     Demo(Demo),
     /// Print a completion script for a shell

@@ -1,5 +1,6 @@
 //! One file for each command: arguments in, library called, report out.
 
+pub(crate) mod audit;
 pub(crate) mod convert;
 pub(crate) mod demo;
 pub(crate) mod eval;
@@ -8,6 +9,7 @@ pub(crate) mod inspect;
 pub(crate) mod merge;
 pub(crate) mod pack;
 pub(crate) mod params;
+pub(crate) mod plan;
 pub(crate) mod sweep;
 pub(crate) mod train;
 pub(crate) mod verify;

@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use serde::Serialize;
 use tlkit::adapter::{Method, Part, Shape, percent_tenths};
 use tlkit::safetensors::read_limited;
@@ -60,19 +62,32 @@ pub(crate) fn params(args: &Params, output: &Output) -> Result<Outcome> {
 }
 
 fn shape(args: &Params) -> Result<Shape> {
-    if let Some(dir) = &args.model {
-        let path = dir.join("config.json");
-        let config = read_limited(&path, MAX_CONFIG_BYTES)?;
-        return Shape::from_config(&config).map_err(|e| e.file(&path));
+    match &args.model {
+        Some(dir) => shape_of_model(dir),
+        None => shape_of_sizes(args.layers, args.hidden, args.kv_dim),
     }
-    let (Some(layers), Some(hidden)) = (args.layers, args.hidden) else {
+}
+
+/// The shape that the config.json of a model directory describes.
+pub(super) fn shape_of_model(dir: &Path) -> Result<Shape> {
+    let path = dir.join("config.json");
+    let config = read_limited(&path, MAX_CONFIG_BYTES)?;
+    Shape::from_config(&config).map_err(|e| e.file(&path))
+}
+
+pub(super) fn shape_of_sizes(
+    layers: Option<u64>,
+    hidden: Option<u64>,
+    kv_dim: Option<u64>,
+) -> Result<Shape> {
+    let (Some(layers), Some(input)) = (layers, hidden) else {
         return Err(Error::new(Code::Usage, "neither a model nor its sizes"));
     };
-    let kv = args.kv_dim.unwrap_or(hidden);
+    let kv = kv_dim.unwrap_or(input);
     Ok(Shape {
         layers,
-        input: hidden,
-        outs: [hidden, kv, kv],
+        input,
+        outs: [input, kv, kv],
     })
 }
 

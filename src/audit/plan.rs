@@ -1,0 +1,179 @@
+//! What a fleet would cost, from numbers alone.
+
+use serde::Serialize;
+
+use super::money::{Bill, Prices};
+use super::whatif::header_bytes;
+use crate::adapter::{Method, Part, Shape};
+use crate::error::{Code, Error, Result};
+use crate::tensor::Dtype;
+
+/// Attention shapes of known models: name, layers, hidden size, width of q, width of k and v.
+pub const MODELS: &[(&str, u64, u64, u64, u64)] = &[
+    ("gemma-2-2b", 26, 2304, 2048, 1024),
+    ("gemma-2-9b", 42, 3584, 4096, 2048),
+    ("gpt-2b-001", 24, 2048, 2048, 2048),
+    ("gpt2", 12, 768, 768, 768),
+    ("llama-2-13b", 40, 5120, 5120, 5120),
+    ("llama-2-70b", 80, 8192, 8192, 1024),
+    ("llama-2-7b", 32, 4096, 4096, 4096),
+    ("llama-3-70b", 80, 8192, 8192, 1024),
+    ("llama-3-8b", 32, 4096, 4096, 1024),
+    ("llama-3.2-1b", 16, 2048, 2048, 512),
+    ("llama-3.2-3b", 28, 3072, 3072, 1024),
+    ("mistral-7b", 32, 4096, 4096, 1024),
+    ("phi-3-mini", 32, 3072, 3072, 3072),
+    ("qwen2-0.5b", 24, 896, 896, 128),
+    ("qwen2-7b", 28, 3584, 3584, 512),
+    ("qwen2-72b", 80, 8192, 8192, 1024),
+];
+
+/// The attention shape of a known model.
+///
+/// # Errors
+/// [`Code::Usage`], with the known names as a hint.
+pub fn model_shape(name: &str) -> Result<Shape> {
+    let known = MODELS.iter().find(|m| m.0.eq_ignore_ascii_case(name));
+    let Some((_, layers, input, q, kv)) = known else {
+        let names: Vec<&str> = MODELS.iter().map(|m| m.0).collect();
+        let message = format!("`{name}` is no model that is known by name");
+        return Err(Error::new(Code::Usage, message).hint(format!(
+            "known are {}; or give its folder",
+            names.join(", ")
+        )));
+    };
+    Ok(Shape {
+        layers: *layers,
+        input: *input,
+        outs: [*q, *kv, *kv],
+    })
+}
+
+/// The fleet that is planned.
+#[derive(Debug, Clone, Copy)]
+pub struct PlanOptions {
+    /// Users.
+    pub users: u64,
+    /// Adapters of each.
+    pub tasks: u64,
+    /// The model's q, k and v.
+    pub shape: Shape,
+    /// Rank of every adapter.
+    pub rank: u64,
+    /// Type of the stored numbers.
+    pub dtype: Dtype,
+    /// What bytes and requests cost.
+    pub prices: Prices,
+}
+
+/// One method in a plan.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PlanForm {
+    /// The method.
+    pub method: &'static str,
+    /// Numbers trained, as `tlkit params` counts them.
+    pub parameters: u64,
+    /// Bytes of these numbers.
+    pub weight_bytes: u64,
+    /// Bytes of one adapter: numbers and header. Frozen A and B are kept as seeds.
+    pub adapter_bytes: u64,
+    /// Bytes of the frozen A and B that all adapters of the model share, if they were kept as
+    /// tensors, once, instead of as seeds; not part of any other number.
+    pub shared_bytes: u64,
+    /// Bytes of all adapters.
+    pub fleet_bytes: u64,
+    /// `fleet_bytes` over those of LoRA.
+    pub share_of_lora: f64,
+    /// Bytes of one more task of one user.
+    pub next_task_bytes: u64,
+    /// Bytes of one more user with all tasks.
+    pub next_user_bytes: u64,
+    /// The bill for the fleet, in USD a month.
+    pub bill: Bill,
+}
+
+/// A fleet in every form.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Plan {
+    /// `tlkit-plan/1`.
+    pub schema: &'static str,
+    /// Users.
+    pub users: u64,
+    /// Adapters of each.
+    pub tasks: u64,
+    /// All adapters.
+    pub adapters: u64,
+    /// Rank.
+    pub rank: u64,
+    /// Type of the stored numbers.
+    pub dtype: &'static str,
+    /// The prices.
+    pub prices: Prices,
+    /// One for each method, LoRA first.
+    pub forms: Vec<PlanForm>,
+}
+
+/// Projects a fleet in each of the paper's methods; nothing is read.
+///
+/// # Errors
+/// [`Code::Usage`]: as for [`Shape::template`], no float dtype, prices that are none, or a number
+/// beyond 64 bits.
+pub fn plan(options: &PlanOptions) -> Result<Plan> {
+    options.prices.check()?;
+    if !options.dtype.is_float() {
+        return Err(crate::tensor::not_float(options.dtype));
+    }
+    let overflow = || Error::new(Code::Usage, "the fleet's bytes overflow a 64-bit count");
+    let adapters = options
+        .users
+        .checked_mul(options.tasks)
+        .ok_or_else(overflow)?;
+    let width = options.dtype.bits() as u64 / 8;
+    let mut forms: Vec<PlanForm> = Vec::new();
+    for method in Method::PRESETS {
+        let parameters = options.shape.parameters(method, options.rank)?;
+        let frozen = frozen(&options.shape, method, options.rank)?;
+        let form = (|| {
+            let weight_bytes = parameters.checked_mul(width)?;
+            let adapter_bytes = weight_bytes.checked_add(header_bytes(4))?;
+            let fleet_bytes = adapter_bytes.checked_mul(adapters)?;
+            let lora = forms.first().map_or(fleet_bytes, |f| f.fleet_bytes);
+            Some(PlanForm {
+                method: method.name(),
+                parameters,
+                weight_bytes,
+                adapter_bytes,
+                shared_bytes: frozen.checked_mul(width)?,
+                fleet_bytes,
+                share_of_lora: match lora {
+                    0 => 0.0,
+                    lora => fleet_bytes as f64 / lora as f64,
+                },
+                next_task_bytes: adapter_bytes,
+                next_user_bytes: adapter_bytes.checked_mul(options.tasks)?,
+                bill: options.prices.bill(fleet_bytes),
+            })
+        })();
+        forms.push(form.ok_or_else(overflow)?);
+    }
+    Ok(Plan {
+        schema: "tlkit-plan/1",
+        users: options.users,
+        tasks: options.tasks,
+        adapters,
+        rank: options.rank,
+        dtype: options.dtype.as_str(),
+        prices: options.prices,
+        forms,
+    })
+}
+
+/// Numbers in the frozen A and B.
+fn frozen(shape: &Shape, method: Method, rank: u64) -> Result<u64> {
+    let trains = method.trains().unwrap_or(&[]);
+    let parts: Vec<Part> = [Part::A, Part::B]
+        .into_iter()
+        .filter(|p| !trains.contains(p))
+        .collect();
+    shape.template(&parts, true, rank)
+}

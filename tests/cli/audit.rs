@@ -1,0 +1,95 @@
+use std::fs;
+
+use super::{Shell, assert_transcript, copy_dir};
+
+/// `fleet/` with two users, two tasks, a `.tl`, leftovers of training and a broken adapter.
+fn fleet() -> Shell {
+    let shell = Shell::new();
+    for (from, to) in [
+        ("lora", "fleet/ann/sum"),
+        ("vera", "fleet/ann/qa"),
+        ("style", "fleet/bob/sum"),
+        ("vera", "fleet/bob/qa"),
+    ] {
+        copy_dir(&shell.path(from), &shell.path(to));
+    }
+    let at = |name: &str| shell.path("fleet").join(name);
+    fs::copy(shell.path("style.tl"), at("bob/style.tl")).unwrap();
+    fs::write(at("ann/sum/optimizer.pt"), [0; 5000]).unwrap();
+    fs::write(at("ann/sum/model.safetensors"), [0; 70_000]).unwrap();
+    fs::write(at("README.md"), "ours").unwrap();
+    copy_dir(&shell.path("lora"), &at("eve/cut"));
+    fs::write(at("eve/cut/adapter_model.safetensors"), [1; 20]).unwrap();
+    shell
+}
+
+/// Breaks where a number, its name or its unit changes, or a broken file ends the audit.
+#[test]
+fn a_fleet() {
+    let mut shell = fleet();
+    shell.run("audit fleet --template {user}/{task}");
+    shell.run("audit fleet/ann --hash --measure --requests 1000000 --price-requests 0.005");
+    shell.run("audit fleet --strict --csv rows.csv --owners owners.csv");
+    fs::write(shell.path("owners.csv"), "path,user,task\nann/sum,Ann,s\n").unwrap();
+    let run = shell.quiet("audit fleet --strict --csv rows.csv --owners owners.csv");
+    assert_eq!(run.code, 4, "{}", run.stderr);
+    let rows = fs::read_to_string(shell.path("rows.csv")).unwrap();
+    assert_eq!(rows.lines().count(), 7);
+    assert!(rows.contains("fleet/ann/sum,peft,lora,Ann,s,"), "{rows}");
+    assert!(rows.contains("TL0101") || rows.contains("TL0102"), "{rows}");
+    assert_transcript!(shell);
+}
+
+/// Breaks where what is wrong with the options or the folder has another code.
+#[test]
+fn what_an_audit_refuses() {
+    let mut shell = fleet();
+    fs::create_dir(shell.path("empty")).unwrap();
+    fs::write(shell.path("owners.csv"), "path,user\na,b\n").unwrap();
+    fs::write(shell.path("rows.csv"), "").unwrap();
+    shell.run("audit empty");
+    shell.run("audit absent");
+    shell.run("audit fleet --template {user}{task}");
+    shell.run("audit fleet --owners owners.csv");
+    shell.run("audit lora --csv rows.csv");
+    assert_transcript!(shell);
+}
+
+/// Breaks where the numbers of a JSON report are not those of its rows.
+#[test]
+fn json_adds_up() {
+    let shell = fleet();
+    let run = shell.quiet("audit fleet --template {user}/{task} --json");
+    let report: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    let rows = report["rows"].as_array().unwrap();
+    let bytes: u64 = rows.iter().map(|r| r["bytes"].as_u64().unwrap()).sum();
+    assert_eq!(report["schema"], "tlkit-audit/1");
+    assert_eq!(report["total"]["bytes"], bytes);
+    assert_eq!(report["bytes"], bytes + 4);
+    assert_eq!(report["total"]["broken"], 1);
+    for scenario in report["scenarios"].as_array().unwrap() {
+        let number = |key: &str| scenario[key].as_i64().unwrap();
+        assert_eq!(number("saving"), number("bytes_now") - number("bytes"));
+        let kind = scenario["quality"]["kind"].as_str().unwrap();
+        match scenario["name"].as_str().unwrap() {
+            "thin" | "zstd" => assert_eq!(kind, "exact"),
+            "fp16" | "bf16" => assert!(scenario["quality"]["bound"].as_f64().unwrap() > 0.0),
+            _ => assert_eq!(
+                (kind, scenario["quality"]["error"].is_null()),
+                ("retrain", true)
+            ),
+        }
+    }
+}
+
+/// Breaks where a plan's numbers are not those of the paper's formulas.
+#[test]
+fn a_plan_without_files() {
+    let mut shell = Shell::new();
+    shell.run("plan --users 10000 --tasks 5 --model llama-2-7b");
+    shell.run(
+        "plan --users 3 --model base --rank 4 --dtype f32 --requests 2000 --price-requests 0.4",
+    );
+    shell.run("plan --users 3 --model gpt-9");
+    assert_transcript!(shell);
+}
