@@ -13,6 +13,7 @@ mod read;
 mod report;
 mod row;
 mod scan;
+mod stored;
 mod table;
 mod waste;
 mod whatif;
@@ -58,8 +59,16 @@ pub struct Options {
 /// [`Code::Usage`] for prices that are none.
 pub fn audit(paths: &[PathBuf], options: &Options) -> Result<Report> {
     options.prices.check()?;
-    let scan = scan::scan(paths)?;
-    if scan.found.is_empty() {
+    let (stores, folders): (Vec<&PathBuf>, _) = paths.iter().partition(|p| stored::is_store(p));
+    let folders: Vec<PathBuf> = folders.into_iter().cloned().collect();
+    let mut scan = scan::scan(&folders)?;
+    let mut stored = Vec::new();
+    for store in stores {
+        let (rows, other) = stored::rows(&store.to_string_lossy())?;
+        stored.extend(rows);
+        scan.other.add(&other);
+    }
+    if scan.found.is_empty() && stored.is_empty() {
         let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
         let message = format!("no adapter in {}", names.join(", "));
         return Err(Error::new(Code::NothingToAudit, message)
@@ -78,7 +87,8 @@ pub fn audit(paths: &[PathBuf], options: &Options) -> Result<Report> {
         }
         row
     };
-    let rows = scan.found.par_iter().enumerate().map(row).collect();
+    let mut rows: Vec<Row> = scan.found.par_iter().enumerate().map(row).collect();
+    rows.extend(stored);
     let context = Context {
         roots: paths.iter().map(|p| p.display().to_string()).collect(),
         hashed: options.hash,

@@ -48,6 +48,14 @@ pub struct Other {
     pub disk_bytes: u64,
 }
 
+impl Other {
+    pub(super) fn add(&mut self, more: &Self) {
+        add(&mut self.files, more.files);
+        add(&mut self.bytes, more.bytes);
+        add(&mut self.disk_bytes, more.disk_bytes);
+    }
+}
+
 /// What a walk found.
 #[derive(Debug, Default)]
 pub(super) struct Scan {

@@ -1,10 +1,12 @@
 //! What a store has: listing, history, tags, removal, totals.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::layout::Subject;
 use super::name::{AdapterName, Name};
-use super::record::{Body, Read};
+use super::record::{Body, Place, Read, Version};
 use super::{ATTEMPTS, Sequences, Store, conflict, layout};
 use crate::error::{Code, Error, Result};
 
@@ -44,6 +46,38 @@ pub struct VersionEntry {
     pub signed: bool,
     /// The tags that name it.
     pub tags: Vec<Name>,
+}
+
+/// What a tenant has, object by object.
+#[derive(Debug, Default)]
+pub struct Inventory {
+    /// The last version of each adapter, by task.
+    pub adapters: Vec<StoredAdapter>,
+    /// Objects that no last version names: older versions and their blobs, tags, garbage.
+    pub other_objects: u64,
+    /// Their bytes.
+    pub other_bytes: u64,
+}
+
+/// The last version of an adapter, with the objects it takes.
+#[derive(Debug)]
+pub struct StoredAdapter {
+    /// The task.
+    pub task: Name,
+    /// The number of the version.
+    pub number: u64,
+    /// What its record says; `None` where that is damaged.
+    pub version: Option<Version>,
+    /// The manifest.
+    pub manifest: Vec<u8>,
+    /// Objects that count for it.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bytes that each blob of the version takes here, packed; none where it counts elsewhere.
+    pub blob_bytes: Vec<u64>,
+    /// What is wrong with the record.
+    pub error: Option<Error>,
 }
 
 /// Totals of a store.
@@ -95,17 +129,8 @@ impl Store {
     /// [`Code::StoreBackend`].
     pub fn list(&self, user: &Name) -> Result<Vec<Listed>> {
         let sequences = self.sequences(&layout::records(user))?;
-        let last = |numbers: &[u64]| numbers.last().copied().unwrap_or(0);
-        let tasks: Vec<(Name, u64)> = sequences
-            .tasks()
-            .map(|(task, numbers)| (task.clone(), last(numbers)))
-            .collect();
-        let keys: Vec<String> = tasks
-            .iter()
-            .map(|(task, n)| sequences.key(&Subject::Adapter(task.clone()), *n))
-            .collect();
         let mut listed = Vec::new();
-        for ((task, version), read) in tasks.into_iter().zip(self.records(&keys)) {
+        for (task, version, read) in self.latest(&sequences) {
             let (entry, error) = match read {
                 Ok(Some(read)) => (entry(version, &read), None),
                 Ok(None) => (None, None),
@@ -125,6 +150,93 @@ impl Store {
             });
         }
         Ok(listed)
+    }
+
+    /// The last record of each adapter: task, number, record.
+    fn latest(&self, sequences: &Sequences) -> Vec<(Name, u64, Result<Option<Read>>)> {
+        let last = |numbers: &[u64]| numbers.last().copied().unwrap_or(0);
+        let tasks: Vec<(Name, u64)> = sequences
+            .tasks()
+            .map(|(task, numbers)| (task.clone(), last(numbers)))
+            .collect();
+        let keys: Vec<String> = tasks
+            .iter()
+            .map(|(task, n)| sequences.key(&Subject::Adapter(task.clone()), *n))
+            .collect();
+        let reads = self.records(&keys);
+        let named = tasks.into_iter().zip(reads);
+        named.map(|((task, n), read)| (task, n, read)).collect()
+    }
+
+    /// The last version of each adapter of a tenant with the objects it takes. An object that
+    /// several versions name counts for the first of them.
+    ///
+    /// # Errors
+    /// [`Code::StoreBackend`].
+    pub fn inventory(&self, user: &Name) -> Result<Inventory> {
+        let records = layout::records(user);
+        let sequences = self.sequences(&records)?;
+        let mut objects: BTreeMap<String, u64> = BTreeMap::new();
+        for folder in [records, layout::blobs(user)] {
+            let found = self.backend.list(&folder)?;
+            objects.extend(found.into_iter().map(|e| (e.key, e.bytes)));
+        }
+        let mut inventory = Inventory::default();
+        for (task, number, read) in self.latest(&sequences) {
+            let mut stored = StoredAdapter {
+                task,
+                number,
+                version: None,
+                manifest: Vec::new(),
+                objects: 0,
+                bytes: 0,
+                blob_bytes: Vec::new(),
+                error: None,
+            };
+            let key = sequences.key(&Subject::Adapter(stored.task.clone()), number);
+            match read {
+                Err(e) if e.code() == Code::StoreBackend => return Err(e),
+                Err(e) => stored.error = Some(e),
+                Ok(Some(read)) if read.version().is_some() => {
+                    stored.version = read.version().cloned();
+                    stored.manifest = read.manifest;
+                }
+                Ok(_) => continue,
+            }
+            let mut take = |key: &str| {
+                let bytes = objects.remove(key);
+                stored.objects += u64::from(bytes.is_some());
+                stored.bytes += bytes.unwrap_or(0);
+                bytes.unwrap_or(0)
+            };
+            take(&key);
+            let blobs = stored.version.iter().flat_map(|v| &v.blobs);
+            let sizes = blobs.map(|blob| match blob.at {
+                Place::Inline(bytes) => bytes,
+                Place::Tenant(generation) => take(&layout::blob(user, &blob.sha256, generation)),
+                Place::Public => 0,
+            });
+            stored.blob_bytes = sizes.collect();
+            inventory.adapters.push(stored);
+        }
+        inventory.other_objects = objects.len() as u64;
+        inventory.other_bytes = objects.values().sum();
+        Ok(inventory)
+    }
+
+    /// The objects of the store that belong to no tenant, and their bytes: the marker, the
+    /// settings, the published blobs.
+    ///
+    /// # Errors
+    /// [`Code::StoreBackend`].
+    pub fn common_objects(&self) -> Result<(u64, u64)> {
+        let (mut objects, mut bytes) = (1, self.marker_bytes);
+        for folder in [layout::PUBLIC, layout::STORE_RECORDS] {
+            let found = self.backend.list(folder)?;
+            objects += found.len() as u64;
+            bytes += found.iter().map(|e| e.bytes).sum::<u64>();
+        }
+        Ok((objects, bytes))
     }
 
     /// Every version of an adapter that is still there, the first one first, with its tags.

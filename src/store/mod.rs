@@ -32,7 +32,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 pub use backend::{Backend, Entry};
-pub use catalog::{Listed, Stat, TenantStat, VersionEntry};
+pub use catalog::{Inventory, Listed, Stat, StoredAdapter, TenantStat, VersionEntry};
 pub use collect::{CollectOptions, Collected};
 pub use fsck::{Checked, Problem};
 pub use get::{Fetched, TenantBlobs};
@@ -70,6 +70,7 @@ struct Marker {
 /// An open store. May be used by several threads.
 pub struct Store {
     backend: Backend,
+    marker_bytes: u64,
     grace: u64,
     settings: Settings,
     cache: Mutex<Cache>,
@@ -171,6 +172,7 @@ impl Store {
         }
         let mut store = Self {
             backend,
+            marker_bytes: json.len() as u64,
             grace: marker.grace,
             settings: Settings::default(),
             cache: Mutex::default(),
