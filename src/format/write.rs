@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::Path;
 
 use super::digest::Digest;
@@ -6,7 +7,7 @@ use super::encode::{Encoded, encode};
 use super::pack;
 use super::read::{ALIGN, KEY_MANIFEST, KEY_PACK, KEY_ROOT, KEY_VERSION};
 use crate::adapter::Adapter;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::safetensors::{AtomicFile, Existing, encode_header};
 use crate::tensor::{Bytes, Dtype};
 
@@ -78,6 +79,29 @@ pub fn write_encoded(path: &Path, encoded: &Encoded, options: &WriteOptions) -> 
         root: encoded.manifest.root(),
         bytes: len,
     })
+}
+
+/// Writes tensors of an adapter into a folder, each under the hex digits of its digest, as
+/// [`DirBlobs`](super::DirBlobs) reads them. A good one that is there stays. Gives how many were
+/// written.
+///
+/// # Errors
+/// [`crate::Code::NoSpace`], [`crate::Code::Io`].
+pub fn write_blobs(dir: &Path, encoded: &Encoded, which: &BTreeSet<Digest>) -> Result<usize> {
+    fs::create_dir_all(dir).map_err(|e| Error::io(dir, "create", e))?;
+    let mut written = BTreeSet::new();
+    for entry in encoded.tensors.values() {
+        let path = dir.join(entry.digest.hex());
+        let good = || fs::read(&path).is_ok_and(|old| Digest::of(&old) == entry.digest);
+        if !which.contains(&entry.digest) || written.contains(&entry.digest) || good() {
+            continue;
+        }
+        let mut out = AtomicFile::create(&path, Existing::Replace)?;
+        out.write_all(entry.tensor.data())?;
+        out.commit(true)?;
+        written.insert(entry.digest);
+    }
+    Ok(written.len())
 }
 
 /// A tensor that is left out for its seed is lost, unless the seed makes it.
