@@ -136,7 +136,9 @@ mod tests {
         let root = Digest::of(b"root");
         let good = signer.sign(&root);
         assert!(check(&root, Some(&good), &[other.clone(), own.clone()]).is_ok());
-        let code = |root, s, keys: &[TrustedKey]| check(root, s, keys).unwrap_err().code();
+        fn code(root: &Digest, s: Option<&Signature>, keys: &[TrustedKey]) -> Code {
+            check(root, s, keys).unwrap_err().code()
+        }
         let bad = Code::SignatureInvalid;
         assert_eq!(code(&root, None, std::slice::from_ref(&own)), bad);
         assert_eq!(code(&root, Some(&good), &[other]), bad);
