@@ -5,7 +5,7 @@ use std::io::pipe;
 use super::{Run, Shell};
 
 /// Commands that succeed, in an order in which they can run after one another.
-const GOOD: [&str; 13] = [
+const GOOD: [&str; 26] = [
     "convert peft-to-tied lora -o lora.tl",
     "convert tied-to-peft style.tl -o export",
     "merge base style.tl -o merged",
@@ -19,6 +19,19 @@ const GOOD: [&str; 13] = [
     "inspect base",
     "pack style.tl -o thin.tl --thin",
     "params --model base --rank 2,8",
+    "store init store",
+    "store publish store style.tl",
+    "store put store alice/style style.tl",
+    "store get store alice/style -o again.tl",
+    "store list store",
+    "store history store alice/style",
+    "store tag store alice/style prod",
+    "store stat store",
+    "store fsck store",
+    "store quota store alice 1MB",
+    "store export store -o fleet",
+    "store rm store alice/style",
+    "store gc store",
 ];
 
 /// Breaks where `--json` prints anything but one document, or text has escape sequences.
@@ -51,6 +64,11 @@ fn wrong_usage_is_code_2() {
         "params --layers 2 --hidden 8 --rank 0",
         "params --model base --hidden 8",
         "--threads x demo",
+        "store",
+        "store init store --grace soon",
+        "store get store a/b",
+        "store get store a/b -o x --peft --thin",
+        "store quota store alice much",
     ] {
         let run = shell.quiet(line);
         assert_eq!(

@@ -1,6 +1,6 @@
 use super::{Shell, assert_transcript};
 
-const COMMANDS: [&str; 19] = [
+const COMMANDS: [&str; 33] = [
     "",
     "convert",
     "convert peft-to-tied",
@@ -15,6 +15,20 @@ const COMMANDS: [&str; 19] = [
     "verify logits",
     "inspect",
     "pack",
+    "store",
+    "store init",
+    "store put",
+    "store get",
+    "store list",
+    "store history",
+    "store tag",
+    "store rm",
+    "store stat",
+    "store fsck",
+    "store gc",
+    "store publish",
+    "store quota",
+    "store export",
     "generate",
     "eval",
     "params",
