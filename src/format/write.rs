@@ -56,7 +56,7 @@ pub struct Written {
 /// Writes an adapter atomically and durably.
 ///
 /// # Errors
-/// Those of [`encode`]; [`Code::SeedInvalid`] where a tensor to be left out is not what its seed
+/// Those of [`encode`]; [`crate::Code::SeedInvalid`] where a tensor to be left out is not what its seed
 /// makes; [`crate::Code::OutputExists`], [`crate::Code::NoSpace`], [`crate::Code::Io`].
 pub fn write_tl(path: &Path, adapter: &Adapter, options: &WriteOptions) -> Result<Written> {
     write_encoded(path, &encode(adapter)?, options)
@@ -156,4 +156,30 @@ pub(super) fn assemble(encoded: &Encoded, options: &WriteOptions) -> Result<Vec<
     let mut pieces = vec![Bytes::from(encode_header(&metadata, entries, ALIGN))];
     pieces.extend(stored.into_iter().map(|(.., bytes)| bytes));
     Ok(pieces)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{NoBlobs, TlFile};
+
+    /// Breaks where a blob that was damaged in its folder stays so, or one that is good is
+    /// written again.
+    #[test]
+    fn a_folder_of_blobs_is_mended() {
+        let fixture = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/fixtures/adapters/style-tl6.tl"
+        );
+        let adapter = TlFile::open(fixture).unwrap().load(&NoBlobs).unwrap();
+        let encoded = encode(&adapter).unwrap();
+        let all: BTreeSet<Digest> = encoded.tensors.values().map(|t| t.digest).collect();
+        let dir = tempfile::tempdir().unwrap();
+        let write = || write_blobs(dir.path(), &encoded, &all).unwrap();
+        assert_eq!((write(), write()), (all.len(), 0));
+        let one = dir.path().join(all.first().unwrap().hex());
+        fs::write(&one, "x").unwrap();
+        assert_eq!(write(), 1);
+        assert_eq!(Digest::of(&fs::read(&one).unwrap()), *all.first().unwrap());
+    }
 }

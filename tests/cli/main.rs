@@ -181,7 +181,10 @@ fn redact(text: &str, dir: &Path) -> String {
         (r"\b[1-9][\d.]* k?B written", "[bytes] written"),
         (r"(bytes (?:read|stored)) +\d[\d.]* k?B", "$1 [bytes]"),
         // The column of stored bytes, which only a tenant's totals have before the last one.
-        (r"(?m)( k?B +\S+(?: k?B)? +)\d[\d.]* k?B( +\d+)$", "$1[bytes]$2"),
+        (
+            r"(?m)( k?B +\S+(?: k?B)? +)\d[\d.]* k?B( +\d+)$",
+            "$1[bytes]$2",
+        ),
         (r"\d+\.\d+ s\b", "[seconds] s"),
         (r"\b\d\.\d\de-\d+", "[tiny]"),
         (r"tlkit-demo-\d+", "tlkit-demo-[pid]"),

@@ -137,3 +137,51 @@ fn one(
 fn as_str<S: serde::Serializer>(code: &Code, to: S) -> std::result::Result<S::Ok, S::Error> {
     to.serialize_str(code.as_str())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::NoBlobs;
+    use crate::store::transfer::package;
+
+    /// Breaks where a user who stops an export waits for its end, or finds half a file.
+    #[test]
+    fn a_stopped_export_leaves_whole_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let fixture = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/fixtures/adapters/style-tl6.tl"
+        );
+        let address = dir.path().join("store");
+        let store = Store::init(address.to_str().unwrap(), 60).unwrap();
+        let package = package(fixture.as_ref(), &NoBlobs).unwrap();
+        for name in ["alice/one", "alice/two", "bob/one"] {
+            store.put(&name.parse().unwrap(), &package, None).unwrap();
+        }
+        let options = ExportOptions {
+            user: None,
+            thin: false,
+            existing: Existing::Refuse,
+        };
+        let mut calls = 0;
+        let out = dir.path().join("out");
+        let stopped = export(&store, &out, &options, &mut |_| {
+            calls += 1;
+            match calls {
+                2 => Err(Error::new(Code::Interrupted, "stopped")),
+                _ => Ok(()),
+            }
+        });
+        assert_eq!(stopped.unwrap_err().code(), Code::Interrupted);
+        let names = |folder: &Path| -> Vec<_> {
+            let entries = fs::read_dir(folder).unwrap();
+            entries.map(|e| e.unwrap().file_name()).collect()
+        };
+        assert_eq!(names(&out), ["alice"]);
+        assert_eq!(names(&out.join("alice")), ["one.tl"]);
+        assert_eq!(
+            fs::read(out.join("alice/one.tl")).unwrap(),
+            fs::read(fixture).unwrap()
+        );
+    }
+}
