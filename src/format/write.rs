@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::Path;
 
 use super::digest::Digest;
@@ -6,7 +7,7 @@ use super::encode::{Encoded, encode};
 use super::pack;
 use super::read::{ALIGN, KEY_MANIFEST, KEY_PACK, KEY_ROOT, KEY_VERSION};
 use crate::adapter::Adapter;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::safetensors::{AtomicFile, Existing, encode_header};
 use crate::tensor::{Bytes, Dtype};
 
@@ -55,7 +56,7 @@ pub struct Written {
 /// Writes an adapter atomically and durably.
 ///
 /// # Errors
-/// Those of [`encode`]; [`Code::SeedInvalid`] where a tensor to be left out is not what its seed
+/// Those of [`encode`]; [`crate::Code::SeedInvalid`] where a tensor to be left out is not what its seed
 /// makes; [`crate::Code::OutputExists`], [`crate::Code::NoSpace`], [`crate::Code::Io`].
 pub fn write_tl(path: &Path, adapter: &Adapter, options: &WriteOptions) -> Result<Written> {
     write_encoded(path, &encode(adapter)?, options)
@@ -78,6 +79,29 @@ pub fn write_encoded(path: &Path, encoded: &Encoded, options: &WriteOptions) -> 
         root: encoded.manifest.root(),
         bytes: len,
     })
+}
+
+/// Writes tensors of an adapter into a folder, each under the hex digits of its digest, as
+/// [`DirBlobs`](super::DirBlobs) reads them. A good one that is there stays. Gives how many were
+/// written.
+///
+/// # Errors
+/// [`crate::Code::NoSpace`], [`crate::Code::Io`].
+pub fn write_blobs(dir: &Path, encoded: &Encoded, which: &BTreeSet<Digest>) -> Result<usize> {
+    fs::create_dir_all(dir).map_err(|e| Error::io(dir, "create", e))?;
+    let mut written = BTreeSet::new();
+    for entry in encoded.tensors.values() {
+        let path = dir.join(entry.digest.hex());
+        let good = || fs::read(&path).is_ok_and(|old| Digest::of(&old) == entry.digest);
+        if !which.contains(&entry.digest) || written.contains(&entry.digest) || good() {
+            continue;
+        }
+        let mut out = AtomicFile::create(&path, Existing::Replace)?;
+        out.write_all(entry.tensor.data())?;
+        out.commit(true)?;
+        written.insert(entry.digest);
+    }
+    Ok(written.len())
 }
 
 /// A tensor that is left out for its seed is lost, unless the seed makes it.
@@ -132,4 +156,30 @@ pub(super) fn assemble(encoded: &Encoded, options: &WriteOptions) -> Result<Vec<
     let mut pieces = vec![Bytes::from(encode_header(&metadata, entries, ALIGN))];
     pieces.extend(stored.into_iter().map(|(.., bytes)| bytes));
     Ok(pieces)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{NoBlobs, TlFile};
+
+    /// Breaks where a blob that was damaged in its folder stays so, or one that is good is
+    /// written again.
+    #[test]
+    fn a_folder_of_blobs_is_mended() {
+        let fixture = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/fixtures/adapters/style-tl6.tl"
+        );
+        let adapter = TlFile::open(fixture).unwrap().load(&NoBlobs).unwrap();
+        let encoded = encode(&adapter).unwrap();
+        let all: BTreeSet<Digest> = encoded.tensors.values().map(|t| t.digest).collect();
+        let dir = tempfile::tempdir().unwrap();
+        let write = || write_blobs(dir.path(), &encoded, &all).unwrap();
+        assert_eq!((write(), write()), (all.len(), 0));
+        let one = dir.path().join(all.first().unwrap().hex());
+        fs::write(&one, "x").unwrap();
+        assert_eq!(write(), 1);
+        assert_eq!(Digest::of(&fs::read(&one).unwrap()), *all.first().unwrap());
+    }
 }

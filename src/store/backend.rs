@@ -84,7 +84,10 @@ impl Backend {
                     return Err(bad("not a URL".into()));
                 };
                 if !url.username().is_empty() || url.password().is_some() {
-                    return Err(bad("credentials do not belong into an address".into()));
+                    // Not the address itself: it must not get into logs.
+                    let message = "credentials do not belong into an address";
+                    return Err(Error::new(Code::StoreUrl, message)
+                        .hint("they come from the environment: AWS_ACCESS_KEY_ID and its like"));
                 }
                 let (objects, prefix) = object_store::parse_url_opts(url, environment())
                     .map_err(|e| Error::new(Code::StoreBackend, one_line(&e)).file(address))?;

@@ -1,12 +1,21 @@
 //! Adapters as packages of blobs, and back.
 
+mod export;
+mod get;
+
 use std::path::Path;
+
+pub use export::{ExportOptions, Exported, NotExported, export};
+pub use get::{Form, GetOptions, Got, get};
 
 use super::get::Fetched;
 use super::put::{Package, PackageBlob};
 use crate::adapter::Adapter;
+use crate::convert::{ToTiedOptions, import_tied};
 use crate::error::{Code, Error, Result};
 use crate::format::{BlobSource, Digest, Manifest, TlFile, encode};
+use crate::peft::is_peft_dir;
+use crate::safetensors::Checkpoint;
 use crate::tensor::Bytes;
 
 /// The package of a `.tl`. Tensors that its seeds make are not kept; what a thin file leaves out is
@@ -19,6 +28,36 @@ pub fn package(file: &Path, blobs: &dyn BlobSource) -> Result<Package> {
     let tl = TlFile::open(file)?;
     let adapter = tl.load(blobs)?;
     package_adapter(&adapter).map_err(|e| e.file(file))
+}
+
+/// The package of a `.tl`, or of a PEFT directory, which is brought into tie groups as
+/// [`import_tied`] does, with what a careful user should know. `base` answers what a VeRA directory
+/// leaves open, and gives its fingerprint; for a `.tl` it is not looked at.
+///
+/// # Errors
+/// Those of [`package`] and [`import_tied`].
+pub fn package_any(
+    path: &Path,
+    base: Option<&Checkpoint>,
+    blobs: &dyn BlobSource,
+) -> Result<(Package, Vec<String>)> {
+    if !path.is_dir() && !is_peft_dir(path) {
+        return Ok((package(path, blobs)?, Vec::new()));
+    }
+    let options = ToTiedOptions {
+        base,
+        ..ToTiedOptions::default()
+    };
+    let tied = import_tied(path, &options).map_err(|e| e.file(path))?;
+    let mut notes = tied.notes;
+    if tied.worst.relative > 0.0 {
+        notes.push(format!(
+            "the ties were recovered up to a relative error of {:.1e} in ΔW",
+            tied.worst.relative
+        ));
+    }
+    let package = package_adapter(&tied.adapter).map_err(|e| e.file(path))?;
+    Ok((package, notes))
 }
 
 /// As [`package`], for an adapter in memory.
@@ -72,9 +111,9 @@ pub fn adapter(fetched: &Fetched<'_>) -> Result<Adapter> {
 
 /// A source that asks one after another.
 #[derive(Debug)]
-pub struct Chain<'a, A, B>(pub &'a A, pub &'a B);
+pub struct Chain<'a, A: ?Sized, B: ?Sized>(pub &'a A, pub &'a B);
 
-impl<A: BlobSource, B: BlobSource> BlobSource for Chain<'_, A, B> {
+impl<A: BlobSource + ?Sized, B: BlobSource + ?Sized> BlobSource for Chain<'_, A, B> {
     fn get(&self, digest: &Digest, len: u64) -> Result<Option<Bytes>> {
         match self.0.get(digest, len)? {
             Some(bytes) => Ok(Some(bytes)),

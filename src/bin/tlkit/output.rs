@@ -9,14 +9,14 @@ use tlkit::error::sanitize;
 use tlkit::{Code, Error, ErrorKind, Result};
 
 /// How a command that did its work ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Outcome {
     /// Done, or equal within the bound.
     Success,
     /// The answer to a question was no.
     Different,
-    /// Some of the inputs are malformed, and were not allowed to be.
-    Malformed,
+    /// The report, which was printed, tells of failures; this sums them up.
+    Reported(Error),
 }
 
 /// Where results go.
@@ -70,11 +70,11 @@ impl Output {
 
     /// Reports a failure and gives the exit code.
     pub(crate) fn finish(&self, outcome: Result<Outcome>) -> ExitCode {
-        let error = match outcome {
+        let (error, reported) = match outcome {
             Ok(Outcome::Success) => return ExitCode::SUCCESS,
             Ok(Outcome::Different) => return ExitCode::from(1),
-            Ok(Outcome::Malformed) => return ExitCode::from(exit_code(ErrorKind::Malformed)),
-            Err(error) => error,
+            Ok(Outcome::Reported(error)) => (error, true),
+            Err(error) => (error, false),
         };
         let mut stderr = io::stderr().lock();
         let label = if colour() {
@@ -87,7 +87,8 @@ impl Output {
             let _ = writeln!(stderr, "hint: {}", sanitize(hint));
         }
         drop(stderr);
-        if self.json {
+        // One document: a report has its failures inside.
+        if self.json && !reported {
             let _ = self.report(&JsonError::of(&error), String::new);
         }
         ExitCode::from(exit_code(error.kind()))
@@ -242,4 +243,14 @@ pub(crate) fn number(x: f64) -> String {
 /// A share as a percentage.
 pub(crate) fn percent(x: f64) -> String {
     format!("{:.1} %", 100.0 * x)
+}
+
+/// Seconds of Unix time as RFC 3339 has them: `2026-01-31T12:00:00Z`.
+pub(crate) fn time(seconds: u64) -> String {
+    let time = i64::try_from(seconds).ok();
+    let time = time.and_then(|s| chrono::DateTime::from_timestamp(s, 0));
+    match time {
+        Some(time) => time.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
+        None => format!("{seconds} s"),
+    }
 }

@@ -68,6 +68,23 @@ pub(crate) fn with_counter<T>(
     result
 }
 
+/// Runs `work` under a count of bytes, where nobody knows how many there will be.
+pub(crate) fn with_bytes<T>(label: &str, work: impl FnOnce(&mut dyn FnMut(u64)) -> T) -> T {
+    let target = match std::io::stderr().is_terminal() {
+        true => ProgressDrawTarget::stderr(),
+        false => ProgressDrawTarget::hidden(),
+    };
+    let bar = ProgressBar::with_draw_target(None, target).with_message(label.to_owned());
+    if let Ok(style) =
+        ProgressStyle::with_template("{msg} {decimal_bytes} {decimal_bytes_per_sec} {elapsed}")
+    {
+        bar.set_style(style);
+    }
+    let result = work(&mut |n| bar.inc(n));
+    bar.finish_and_clear();
+    result
+}
+
 /// An error once the user asked to stop.
 pub(crate) fn check_interrupt() -> tlkit::Result<()> {
     if INTERRUPTED.load(Ordering::Relaxed) {

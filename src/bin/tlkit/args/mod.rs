@@ -1,6 +1,7 @@
 //! The command line: what can be said, not what it does.
 
 mod audit;
+mod store;
 mod train;
 
 use std::path::PathBuf;
@@ -10,6 +11,9 @@ use tlkit::merge::{Rounding, TiedPolicy};
 use tlkit::tensor::Dtype;
 
 pub(crate) use audit::{Audit, Plan};
+pub(crate) use store::{
+    Export, Fsck, Gc, Get, History, Init, Limit, List, Publish, Put, Quota, Rm, Stat, Store, Tag,
+};
 pub(crate) use train::{Eval, EvalTask, Generate, Params, Running, Sweep, Train};
 
 const EXIT_CODES: &str = "\
@@ -50,6 +54,9 @@ pub(crate) enum Command {
     Inspect(Inspect),
     /// Rewrite a .tl fat, thin or compressed; the root stays the same
     Pack(Pack),
+    /// Keep adapters of many users and tasks in a folder or an object store
+    #[command(subcommand)]
+    Store(Store),
     /// Continue prompts with a model, with or without an adapter
     Generate(Generate),
     /// Score a model on a task, with or without an adapter

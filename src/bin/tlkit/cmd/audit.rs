@@ -1,7 +1,7 @@
-use tlkit::Result;
 use tlkit::audit::{
     FleetScenario, Group, Options, Owners, Quality, Report, Total, audit as run, usd, write_csv,
 };
+use tlkit::{Code, Error, Result};
 
 use super::existing;
 use crate::args::Audit;
@@ -31,14 +31,15 @@ pub(crate) fn audit(args: &Audit, output: &Output) -> Result<Outcome> {
     if broken == 0 {
         return Ok(Outcome::Success);
     }
-    output.note(&format!(
-        "{} could not be read",
-        plural(broken as usize, "item")
-    ));
-    Ok(match args.strict {
-        true => Outcome::Malformed,
-        false => Outcome::Success,
-    })
+    let message = format!("{} could not be read", plural(broken as usize, "item"));
+    if args.strict {
+        let error = Error::new(Code::BrokenAdapters, message);
+        return Ok(Outcome::Reported(
+            error.hint("the report has the error of each"),
+        ));
+    }
+    output.note(&message);
+    Ok(Outcome::Success)
 }
 
 fn text(report: &Report) -> String {
