@@ -9,12 +9,13 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use object_store::aws::AmazonS3Builder;
 use serde_json::Value;
 use tempfile::TempDir;
-use tlkit::store::transfer::package;
-use tlkit::store::{Backend, Store};
+use tlkit::store::Backend;
+use tlkit::store::testing::conformance;
 
 const BUCKET: &str = "fleet";
 
@@ -230,17 +231,16 @@ fn writers_of_one_name_lose_nothing() {
     }
 }
 
-/// Breaks where the library in one process does not see what the server keeps.
+/// Breaks where S3 over HTTP is not what the store needs of an object store.
 #[test]
-fn the_library_over_http() {
+fn the_service_conforms() {
     let Some(server) = Server::start() else {
         return;
     };
-    let store = Store::init_in(server.backend("library"), 60).unwrap();
-    let package = package(&fixture("style-tl6.tl"), &tlkit::format::NoBlobs).unwrap();
-    let name = "alice/style".parse().unwrap();
-    store.put(&name, &package, None).unwrap();
-    let again = Store::open_in(server.backend("library")).unwrap();
-    assert_eq!(again.get(&name).unwrap().version().root, package.root);
-    assert!(Store::open_in(server.backend("elsewhere")).is_err());
+    let count = AtomicU64::new(0);
+    let fresh = || {
+        let n = count.fetch_add(1, Ordering::SeqCst);
+        Ok(server.backend(&format!("conformance/{n}")))
+    };
+    conformance(&fresh).unwrap();
 }

@@ -67,7 +67,7 @@ pub(crate) enum Command {
     Audit(Audit),
     /// Project what a fleet would cost in every form, without any files
     Plan(Plan),
-    /// Train, convert, merge, verify and unmerge on a small built-in model
+    /// Train, convert, merge, verify, unmerge, store and audit on a small built-in model
     Demo(Demo),
     /// Print a completion script for a shell
     Completions {
