@@ -37,8 +37,8 @@ pub use table::{COLUMNS, Cell, Column, write_csv};
 pub use whatif::{Quality, Retrained, Scenario, header_bytes, retrained};
 
 /// What [`audit`] is told beside the paths.
-#[derive(Debug, Default)]
-pub struct Options {
+#[derive(Default)]
+pub struct Options<'a> {
     /// Where user and task come from.
     pub owners: Owners,
     /// Read and hash PEFT tensors, so that equal ones are found (`.tl` files have digests).
@@ -47,6 +47,8 @@ pub struct Options {
     pub measure: Option<usize>,
     /// What bytes and requests cost.
     pub prices: Prices,
+    /// Called after each adapter, from any thread; its error ends the audit.
+    pub tick: Option<&'a (dyn Fn() -> Result<()> + Sync)>,
 }
 
 /// Audits folders and files, reading headers only unless the options say otherwise.
@@ -56,8 +58,8 @@ pub struct Options {
 ///
 /// # Errors
 /// [`Code::NothingToAudit`]; [`Code::NotFound`] and [`Code::Io`] for the paths themselves;
-/// [`Code::Usage`] for prices that are none.
-pub fn audit(paths: &[PathBuf], options: &Options) -> Result<Report> {
+/// [`Code::Usage`] for prices that are none; what `tick` fails with.
+pub fn audit(paths: &[PathBuf], options: &Options<'_>) -> Result<Report> {
     options.prices.check()?;
     let (stores, folders): (Vec<&PathBuf>, _) = paths.iter().partition(|p| stored::is_store(p));
     let folders: Vec<PathBuf> = folders.into_iter().cloned().collect();
@@ -85,9 +87,11 @@ pub fn audit(paths: &[PathBuf], options: &Options) -> Result<Report> {
             row.user = owner.user;
             row.task = owner.task;
         }
-        row
+        options.tick.map_or(Ok(()), |tick| tick())?;
+        Ok(row)
     };
-    let mut rows: Vec<Row> = scan.found.par_iter().enumerate().map(row).collect();
+    let rows = scan.found.par_iter().enumerate().map(row);
+    let mut rows: Vec<Row> = rows.collect::<Result<_>>()?;
     rows.extend(stored);
     let context = Context {
         roots: paths.iter().map(|p| p.display().to_string()).collect(),

@@ -253,7 +253,12 @@ fn assign(entries: &[Entry], roots: &[PathBuf], scan: &mut Scan) {
     }
 }
 
+/// The path below its root; the name alone where a file was the root itself.
 fn relative(path: &Path, root: Option<&PathBuf>) -> String {
     let rest = root.and_then(|r| path.strip_prefix(r).ok());
+    let rest = match rest {
+        Some(rest) if rest.as_os_str().is_empty() && is_tl(path) => path.file_name().map(Path::new),
+        rest => rest,
+    };
     rest.unwrap_or(path).to_string_lossy().into_owned()
 }

@@ -71,11 +71,11 @@ fn vera(dir: &Path, key: u64, a: &[f32], b: &[f32]) {
     write(dir, &config, &tensors);
 }
 
-fn run(dir: &Path, options: &Options) -> Report {
+fn run(dir: &Path, options: &Options<'_>) -> Report {
     audit(&[dir.to_owned()], options).unwrap()
 }
 
-fn hashing() -> Options {
+fn hashing() -> Options<'static> {
     Options {
         hash: true,
         ..Options::default()
@@ -417,6 +417,14 @@ fn nothing_found_is_an_error() {
     let code = |paths: &[PathBuf]| audit(paths, &Options::default()).unwrap_err().code();
     assert_eq!(code(&[dir.path().to_owned()]), Code::NothingToAudit);
     assert_eq!(code(&[dir.path().join("no")]), Code::NotFound);
+    lora(dir.path(), Dtype::F32, 2, 0.0);
+    let stop = || Err(Error::new(Code::Interrupted, "stop"));
+    let options = Options {
+        tick: Some(&stop),
+        ..Options::default()
+    };
+    let stopped = audit(&[dir.path().to_owned()], &options).unwrap_err();
+    assert_eq!(stopped.code(), Code::Interrupted);
 }
 
 /// Breaks where the order of threads shows in a report.

@@ -6,6 +6,7 @@ use tlkit::{Code, Error, Result};
 use super::existing;
 use crate::args::Audit;
 use crate::output::{Outcome, Output, bytes, count, fields, number, percent, plural, table};
+use crate::progress::check_interrupt;
 
 /// Lines of each table in the text; `--json` and `--csv` have all.
 const TOP: usize = 10;
@@ -21,6 +22,7 @@ pub(crate) fn audit(args: &Audit, output: &Output) -> Result<Outcome> {
         hash: args.hash,
         measure: args.measure,
         prices: args.prices.prices(),
+        tick: Some(&check_interrupt),
     };
     let report = run(&args.paths, &options)?;
     if let Some(file) = &args.csv {
@@ -281,8 +283,9 @@ fn scenarios(report: &Report) -> String {
     ];
     let table = table(&header, &[1, 2, 3, 4, 6, 7, 8], rows);
     format!(
-        "{table}\n\nnow, then: the adapters that the form applies to; fleet USD: everything, a month. fp16 and bf16 are\n\
-         thin too. vera to tl6 are trained anew at each adapter's rank; joint: q, k and v share one A."
+        "{table}\n\nnow, then: the adapters that the form applies to; fleet USD: everything, a month. All forms but zstd\n\
+         leave out what thin does. vera to tl6 (and lora joint) are trained anew at each adapter's rank; joint: q, k\n\
+         and v share one A."
     )
 }
 
