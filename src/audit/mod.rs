@@ -61,14 +61,20 @@ pub struct Options<'a> {
 /// [`Code::Usage`] for prices that are none; what `tick` fails with.
 pub fn audit(paths: &[PathBuf], options: &Options<'_>) -> Result<Report> {
     options.prices.check()?;
-    let (stores, folders): (Vec<&PathBuf>, _) = paths.iter().partition(|p| stored::is_store(p));
-    let folders: Vec<PathBuf> = folders.into_iter().cloned().collect();
+    let (mut stores, folders): (Vec<PathBuf>, Vec<PathBuf>) =
+        paths.iter().cloned().partition(|p| stored::is_remote(p));
     let mut scan = scan::scan(&folders)?;
+    stores.append(&mut scan.stores);
     let mut stored = Vec::new();
-    for store in stores {
-        let (rows, other) = stored::rows(&store.to_string_lossy())?;
-        stored.extend(rows);
-        scan.other.add(&other);
+    for store in &stores {
+        match stored::rows(&store.to_string_lossy()) {
+            Ok((rows, other)) => {
+                stored.extend(rows);
+                scan.other.add(&other);
+            }
+            Err(e) if paths.contains(store) => return Err(e),
+            Err(e) => scan.problems.push(Problem::from(&e)),
+        }
     }
     if scan.found.is_empty() && stored.is_empty() {
         let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();

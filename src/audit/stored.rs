@@ -9,10 +9,9 @@ use crate::error::Result;
 use crate::format::Manifest;
 use crate::store::{Name, Store, StoredAdapter};
 
-/// Whether a path is the address of a store: a URL, or a folder with a store's marker.
-pub(super) fn is_store(path: &Path) -> bool {
-    let text = path.to_string_lossy();
-    text.contains("://") || path.join("store.json").is_file()
+/// Whether a path is the address of a store elsewhere; stores in folders are found by the walk.
+pub(super) fn is_remote(path: &Path) -> bool {
+    path.to_string_lossy().contains("://")
 }
 
 /// The rows of a store, and what belongs to none: older versions, published blobs, garbage. The

@@ -26,10 +26,12 @@ pub mod transfer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 pub use backend::{Backend, Entry};
 pub use catalog::{Inventory, Listed, Stat, StoredAdapter, TenantStat, VersionEntry};
@@ -44,6 +46,7 @@ pub use sign::{Signature, Signer, TrustedKey, check as check_signature};
 
 use crate::error::{Code, Error, Result};
 use crate::format::Digest;
+use crate::safetensors::read_limited;
 use layout::Subject;
 use record::{Body, MAX_RECORD_BYTES, Read, Record};
 
@@ -53,6 +56,7 @@ pub const VERSION: u32 = 1;
 pub const FEATURES: &[&str] = &[];
 /// Seconds for which what nothing names is kept, unless the store says otherwise.
 pub const GRACE: u64 = 24 * 60 * 60;
+const FORMAT: &str = "tl-store";
 const MAX_MARKER_BYTES: u64 = 64 << 10;
 /// How often a writer begins again because another one was faster.
 const ATTEMPTS: usize = 32;
@@ -119,7 +123,7 @@ impl Store {
     /// As [`init`](Self::init).
     pub fn init_in(backend: Backend, grace: u64) -> Result<Self> {
         let marker = Marker {
-            format: "tl-store".into(),
+            format: FORMAT.into(),
             version: VERSION,
             requires: Vec::new(),
             created: unix_time(),
@@ -151,7 +155,7 @@ impl Store {
         let json = json.ok_or_else(|| backend::no_store(backend.address()))?;
         let marker: Marker = serde_json::from_slice(&json)
             .ok()
-            .filter(|m: &Marker| m.format == "tl-store")
+            .filter(|m: &Marker| m.format == FORMAT)
             .ok_or_else(|| {
                 Error::new(Code::StoreRecord, "not the marker of a store")
                     .file(backend.show(layout::MARKER))
@@ -180,6 +184,15 @@ impl Store {
         };
         store.settings = store.read_settings()?;
         Ok(store)
+    }
+
+    /// Whether a folder is a store, of whatever version.
+    pub fn is_in(folder: &Path) -> bool {
+        let marker = read_limited(&folder.join(layout::MARKER), MAX_MARKER_BYTES);
+        let marker = marker
+            .ok()
+            .and_then(|m| serde_json::from_slice::<Value>(&m).ok());
+        marker.is_some_and(|m| m.get("format").and_then(Value::as_str) == Some(FORMAT))
     }
 
     /// With another clock, for tests of what time does.

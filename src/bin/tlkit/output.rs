@@ -42,8 +42,14 @@ impl Output {
         text: impl FnOnce() -> String,
     ) -> Result<()> {
         if self.json {
-            let json = serde_json::to_string_pretty(value);
-            return self.print(&json.map_err(|e| Error::new(Code::Io, format!("JSON: {e}")))?);
+            let mut stdout = io::BufWriter::new(io::stdout().lock());
+            // Straight to the reader: a report of a large fleet is larger than the fleet's rows.
+            let written = serde_json::to_writer_pretty(&mut stdout, value).map_err(io::Error::from);
+            return said(
+                written
+                    .and_then(|()| writeln!(stdout))
+                    .and_then(|()| stdout.flush()),
+            );
         }
         self.print(text().trim_end())
     }
@@ -56,11 +62,7 @@ impl Output {
     /// As [`Output::print`], without the newline: for text that comes in parts.
     pub(crate) fn print_part(&self, text: &str) -> Result<()> {
         let mut stdout = io::stdout().lock();
-        match write!(stdout, "{text}").and_then(|()| stdout.flush()) {
-            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
-            Err(e) => Err(Error::new(Code::Io, format!("stdout: {e}"))),
-            Ok(()) => Ok(()),
-        }
+        said(write!(stdout, "{text}").and_then(|()| stdout.flush()))
     }
 
     /// Tells the user something that is no result.
@@ -92,6 +94,15 @@ impl Output {
             let _ = self.report(&JsonError::of(&error), String::new);
         }
         ExitCode::from(exit_code(error.kind()))
+    }
+}
+
+/// What came of writing to stdout. A closed pipe is no error: the reader had enough.
+fn said(written: io::Result<()>) -> Result<()> {
+    match written {
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(e) => Err(Error::new(Code::Io, format!("stdout: {e}"))),
+        Ok(()) => Ok(()),
     }
 }
 
