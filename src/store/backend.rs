@@ -278,6 +278,25 @@ impl Backend {
         }
     }
 
+    /// As [`delete`](Self::delete) for many, as many at a time as the service takes.
+    ///
+    /// # Errors
+    /// [`Code::StoreBackend`].
+    pub fn delete_many(&self, keys: &[String]) -> Result<()> {
+        let paths: Result<Vec<Path>> = keys.iter().map(|key| self.path(key)).collect();
+        let paths = futures_util::stream::iter(paths?.into_iter().map(Ok));
+        let mut deleted = self.objects.delete_stream(paths.boxed());
+        self.runtime.block_on(async {
+            while let Some(result) = deleted.next().await {
+                match result {
+                    Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                    Err(e) => return Err(self.failed("delete", "", &e)),
+                }
+            }
+            Ok(())
+        })
+    }
+
     /// Removes the temporary files that killed writers left in a folder, where they are older than
     /// `age`; gives their number. Listings never show them.
     ///

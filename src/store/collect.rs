@@ -42,6 +42,20 @@ pub struct Collected {
     pub skipped: Vec<(Name, String)>,
 }
 
+/// Objects that are read or deleted at a time.
+const AT_ONCE: usize = 256;
+
+/// A version of an adapter, or its removal.
+struct Seen {
+    task: Name,
+    number: u64,
+    key: String,
+    time: u64,
+    removed: bool,
+    /// The keys of the tenant's blobs that it names.
+    names: Vec<String>,
+}
+
 impl Store {
     /// Collects what no version names, tenant by tenant; memory is that of one tenant. A tenant
     /// with a damaged record, or whose collection is under way, is skipped and reported.
@@ -89,15 +103,14 @@ impl Store {
         let mut sequences = self.sequences(&layout::records(user))?;
         let state = self.running(&sequences, user, now)?;
         let mut done = Collected::default();
-        let expired = self.expired(&sequences, now, options)?;
-        for key in &expired {
-            done.versions += 1;
-            if !options.dry_run {
-                self.must_be_in_time(&sequences)?;
-                self.backend.delete(key)?;
-            }
+        let seen = self.seen(&sequences, user)?;
+        let expired = self.expired(&sequences, &seen, now, options)?;
+        done.versions = expired.len() as u64;
+        if !options.dry_run {
+            self.delete_in_time(&sequences, &expired)?;
         }
-        let named = self.named(&sequences, user, &expired)?;
+        let left = seen.iter().filter(|s| !expired.contains(&s.key));
+        let named: BTreeSet<&String> = left.flat_map(|s| &s.names).collect();
         let blobs = self.backend.list(&layout::blobs(user))?;
         let unnamed = blobs.iter().filter(|b| !named.contains(&b.key));
         let (mut doomed, mut next) = (Vec::new(), Collection::default());
@@ -127,10 +140,8 @@ impl Store {
             let until = doomed.iter().map(|b| (b.key.clone(), now));
             deleting.condemned.extend(until);
             self.advance(&mut sequences, deleting)?;
-            for blob in doomed {
-                self.must_be_in_time(&sequences)?;
-                self.backend.delete(&blob.key)?;
-            }
+            let doomed: Vec<String> = doomed.into_iter().map(|b| b.key.clone()).collect();
+            self.delete_in_time(&sequences, &doomed)?;
         }
         if next != state || done.blobs > 0 {
             self.advance(&mut sequences, next)?;
@@ -159,46 +170,83 @@ impl Store {
         })
     }
 
+    /// Every version and removal of a tenant, each adapter's in order.
+    fn seen(&self, sequences: &Sequences, user: &Name) -> Result<Vec<Seen>> {
+        let mut all = Vec::new();
+        for (task, numbers) in sequences.tasks() {
+            let subject = Subject::Adapter(task.clone());
+            let place = |n: &u64| (task.clone(), *n, sequences.key(&subject, *n));
+            all.extend(numbers.iter().map(place));
+        }
+        let mut seen = Vec::new();
+        for part in all.chunks(AT_ONCE) {
+            let keys: Vec<String> = part.iter().map(|(_, _, key)| key.clone()).collect();
+            for ((task, number, key), read) in part.iter().zip(self.records(&keys)) {
+                // One that vanished was another collection's.
+                let Some(read) = read? else { continue };
+                let blobs = read.version().map_or(&[][..], |v| &v.blobs);
+                let names = blobs.iter().filter_map(|blob| match blob.at {
+                    Place::Tenant(generation) => Some(layout::blob(user, &blob.sha256, generation)),
+                    _ => None,
+                });
+                seen.push(Seen {
+                    task: task.clone(),
+                    number: *number,
+                    key: key.clone(),
+                    time: read.record.time,
+                    removed: read.version().is_none(),
+                    names: names.collect(),
+                });
+            }
+        }
+        Ok(seen)
+    }
+
     /// The keys of versions to delete: of adapters removed a grace period ago, and beyond those
     /// to keep. The last record of a sequence always stays, and a younger one than the grace
     /// period, so that no writer takes a number twice.
     fn expired(
         &self,
         sequences: &Sequences,
+        seen: &[Seen],
         now: u64,
         options: &CollectOptions,
-    ) -> Result<Vec<String>> {
-        let mut keys = Vec::new();
-        for (task, numbers) in sequences.tasks() {
-            let Some((last, older)) = numbers.split_last().filter(|(_, o)| !o.is_empty()) else {
+    ) -> Result<BTreeSet<String>> {
+        let mut keys = BTreeSet::new();
+        for versions in seen.chunk_by(|a, b| a.task == b.task) {
+            let Some((last, older)) = versions.split_last().filter(|(_, o)| !o.is_empty()) else {
                 continue;
             };
-            let subject = Subject::Adapter(task.clone());
-            let Some(read) = self.record(&sequences.key(&subject, *last))? else {
-                continue;
+            let (surplus, tagged) = match (last.removed, options.keep) {
+                (true, _) if self.is_old(last.time, now) => (older.len(), Vec::new()),
+                (false, Some(keep)) => {
+                    let kept = usize::try_from(keep.max(1) - 1).unwrap_or(usize::MAX);
+                    (
+                        older.len().saturating_sub(kept),
+                        self.tags(sequences, &last.task)?,
+                    )
+                }
+                _ => continue,
             };
-            let removed = read.version().is_none();
-            if removed && !self.is_old(read.record.time, now) {
-                continue;
-            }
-            let keep = match (removed, options.keep) {
-                (true, _) => 0,
-                (false, Some(keep)) => usize::try_from(keep.max(1) - 1).unwrap_or(usize::MAX),
-                (false, None) => continue,
-            };
-            let tagged = match removed {
-                true => Vec::new(),
-                false => self.tags(sequences, task)?,
-            };
-            let surplus = older.len().saturating_sub(keep);
-            let surplus = older.get(..surplus).unwrap_or_default();
-            let free = surplus
-                .iter()
-                .filter(|n| !tagged.iter().any(|(_, t)| t == *n));
-            let free: Vec<String> = free.map(|n| sequences.key(&subject, *n)).collect();
-            keys.extend(self.old_ones(free, now)?);
+            let surplus = older.iter().take(surplus).filter(|s| {
+                self.is_old(s.time, now) && !tagged.iter().any(|(_, n)| *n == s.number)
+            });
+            keys.extend(surplus.map(|s| s.key.clone()));
         }
         Ok(keys)
+    }
+
+    fn delete_in_time<'k>(
+        &self,
+        sequences: &Sequences,
+        keys: impl IntoIterator<Item = &'k String>,
+    ) -> Result<()> {
+        let keys: Vec<String> = keys.into_iter().cloned().collect();
+        for part in keys.chunks(AT_ONCE) {
+            self.must_be_in_time(sequences)?;
+            self.backend.delete_many(part)?;
+        }
+        Ok(())
     }
 
     fn is_old(&self, time: u64, now: u64) -> bool {
@@ -215,36 +263,6 @@ impl Store {
             }
         }
         Ok(old)
-    }
-
-    /// The keys of the tenant's blobs that some version names.
-    fn named(
-        &self,
-        sequences: &Sequences,
-        user: &Name,
-        expired: &[String],
-    ) -> Result<BTreeSet<String>> {
-        let expired: BTreeSet<&String> = expired.iter().collect();
-        let mut keys = Vec::new();
-        for (task, numbers) in sequences.tasks() {
-            let subject = Subject::Adapter(task.clone());
-            let all = numbers.iter().map(|n| sequences.key(&subject, *n));
-            keys.extend(all.filter(|k| !expired.contains(k)));
-        }
-        let mut named = BTreeSet::new();
-        for part in keys.chunks(256) {
-            for read in self.records(part) {
-                let Some(read) = read? else {
-                    continue;
-                };
-                for blob in read.version().map_or(&[][..], |v| &v.blobs) {
-                    if let Place::Tenant(generation) = blob.at {
-                        named.insert(layout::blob(user, &blob.sha256, generation));
-                    }
-                }
-            }
-        }
-        Ok(named)
     }
 
     fn advance(&self, sequences: &mut Sequences, state: Collection) -> Result<()> {
@@ -270,10 +288,7 @@ impl Store {
             keys.extend(older.iter().map(|n| sequences.key(subject, *n)));
         }
         let old = self.old_ones(keys, now)?;
-        for key in &old {
-            self.must_be_in_time(sequences)?;
-            self.backend.delete(key)?;
-        }
+        self.delete_in_time(sequences, &old)?;
         Ok(old.len() as u64)
     }
 
