@@ -8,6 +8,7 @@
 mod leftover;
 mod money;
 mod owner;
+mod parquet;
 mod plan;
 mod read;
 mod report;
@@ -26,6 +27,7 @@ use rayon::prelude::*;
 
 use crate::error::{Code, Error, Result};
 
+pub use self::parquet::{parquet, write_parquet};
 pub use money::{Bill, Prices, usd};
 pub use owner::{Owner, Owners, Template};
 pub use plan::{MODELS, Plan, PlanForm, PlanOptions, model_shape, plan};
