@@ -314,6 +314,8 @@ codes! {
     OwnersInvalid = "TL0802", Malformed;
     /// There is no adapter to audit.
     NothingToAudit = "TL0803", Io;
+    /// Adapters that were audited could not be read.
+    BrokenAdapters = "TL0804", Malformed;
 }
 
 /// A failure: [`Code`], one-line message, and where it happened.

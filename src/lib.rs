@@ -15,6 +15,7 @@
 //! | [`compute`] | the normative arithmetic of a merge, for slices |
 //! | [`merge`] | adapters into base weights: plan, then execute; in place with undo |
 //! | [`convert`] | between PEFT and `.tl`, exactly |
+//! | [`store`] | adapters of many tenants in a folder or object store: blobs, digests, versions |
 //! | [`audit`] | what a fleet of adapters costs, and would cost in other forms |
 //! | [`train`] | data, models, optimiser, training loop, generation, scores; the only user of candle |
 //! | [`verify`] | that files, adapters and merged models are what they should be |
@@ -42,6 +43,7 @@ pub mod format;
 pub mod merge;
 pub mod peft;
 pub mod safetensors;
+pub mod store;
 pub mod tensor;
 pub mod train;
 pub mod verify;

@@ -17,6 +17,7 @@ mod read;
 mod report;
 mod row;
 mod scan;
+mod stored;
 mod table;
 mod waste;
 mod whatif;
@@ -42,8 +43,8 @@ pub use table::{COLUMNS, Cell, Column, write_csv};
 pub use whatif::{Quality, Retrained, Scenario, header_bytes, retrained};
 
 /// What [`audit`] is told beside the paths.
-#[derive(Debug, Default)]
-pub struct Options {
+#[derive(Default)]
+pub struct Options<'a> {
     /// Where user and task come from.
     pub owners: Owners,
     /// Read and hash PEFT tensors, so that equal ones are found (`.tl` files have digests).
@@ -52,6 +53,8 @@ pub struct Options {
     pub measure: Option<usize>,
     /// What bytes and requests cost.
     pub prices: Prices,
+    /// Called after each adapter, from any thread; its error ends the audit.
+    pub tick: Option<&'a (dyn Fn() -> Result<()> + Sync)>,
 }
 
 /// Audits folders and files, reading headers only unless the options say otherwise.
@@ -61,11 +64,25 @@ pub struct Options {
 ///
 /// # Errors
 /// [`Code::NothingToAudit`]; [`Code::NotFound`] and [`Code::Io`] for the paths themselves;
-/// [`Code::Usage`] for prices that are none.
-pub fn audit(paths: &[PathBuf], options: &Options) -> Result<Report> {
+/// [`Code::Usage`] for prices that are none; what `tick` fails with.
+pub fn audit(paths: &[PathBuf], options: &Options<'_>) -> Result<Report> {
     options.prices.check()?;
-    let scan = scan::scan(paths)?;
-    if scan.found.is_empty() {
+    let (mut stores, folders): (Vec<PathBuf>, Vec<PathBuf>) =
+        paths.iter().cloned().partition(|p| stored::is_remote(p));
+    let mut scan = scan::scan(&folders)?;
+    stores.append(&mut scan.stores);
+    let mut stored = Vec::new();
+    for store in &stores {
+        match stored::rows(&store.to_string_lossy()) {
+            Ok((rows, other)) => {
+                stored.extend(rows);
+                scan.other.add(&other);
+            }
+            Err(e) if paths.contains(store) => return Err(e),
+            Err(e) => scan.problems.push(Problem::from(&e)),
+        }
+    }
+    if scan.found.is_empty() && stored.is_empty() {
         let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
         let message = format!("no adapter in {}", names.join(", "));
         return Err(Error::new(Code::NothingToAudit, message)
@@ -82,9 +99,12 @@ pub fn audit(paths: &[PathBuf], options: &Options) -> Result<Report> {
             row.user = owner.user;
             row.task = owner.task;
         }
-        row
+        options.tick.map_or(Ok(()), |tick| tick())?;
+        Ok(row)
     };
-    let rows = scan.found.par_iter().enumerate().map(row).collect();
+    let rows = scan.found.par_iter().enumerate().map(row);
+    let mut rows: Vec<Row> = rows.collect::<Result<_>>()?;
+    rows.extend(stored);
     let context = Context {
         roots: paths.iter().map(|p| p.display().to_string()).collect(),
         hashed: options.hash,

@@ -10,7 +10,9 @@ use super::row::{Facts, Form, Piece, Problem, Projection, Recipe, Row, Target, a
 use super::scan::{File, Found};
 use crate::adapter::{Adapter, Method};
 use crate::error::{Code, Error, Result};
-use crate::format::{Digest, Hasher, MAX_TENSOR_BYTES, Stored, TlFile, pack_tensor};
+use crate::format::{
+    Digest, Hasher, MAX_TENSOR_BYTES, ManifestTensor, Stored, TlFile, pack_tensor,
+};
 use crate::peft::config::MAX_CONFIG_BYTES;
 use crate::peft::pickle::{Limits, read_torch_archive, read_torch_shapes};
 use crate::peft::{CONFIG_FILE, PICKLE_FILE, PeftConfig, WEIGHTS_FILE, names::strip_prefix};
@@ -27,7 +29,7 @@ pub(super) struct Depth {
 }
 
 /// A tensor as it is stored.
-struct Item {
+pub(super) struct Item {
     name: String,
     dtype: Dtype,
     shape: Vec<usize>,
@@ -52,11 +54,11 @@ impl Item {
     }
 }
 
-/// The row of an adapter. What cannot be read is said in its `error`.
-pub(super) fn read(found: &Found, depth: Depth) -> Row {
-    let mut row = Row {
-        path: found.path.display().to_string(),
-        format: if found.is_tl { Form::Tl } else { Form::Peft },
+/// The row of an adapter of which nothing is known yet.
+pub(super) fn empty_row(path: String, format: Form) -> Row {
+    Row {
+        path,
+        format,
         kind: None,
         user: None,
         task: None,
@@ -69,7 +71,7 @@ pub(super) fn read(found: &Found, depth: Depth) -> Row {
         layers: None,
         parameters: None,
         trained_parameters: None,
-        files: found.files.len() as u64,
+        files: 0,
         bytes: 0,
         disk_bytes: 0,
         linked_bytes: 0,
@@ -78,7 +80,25 @@ pub(super) fn read(found: &Found, depth: Depth) -> Row {
         what_if: Vec::new(),
         error: None,
         facts: Facts::default(),
-    };
+    }
+}
+
+/// A tensor of a `.tl` manifest that takes `bytes` as it is stored.
+pub(super) fn tensor_item(name: &str, tensor: &ManifestTensor, bytes: u64) -> Result<Item> {
+    Ok(Item {
+        name: name.to_owned(),
+        dtype: tensor.dtype()?,
+        shape: tensor.shape.clone(),
+        bytes,
+        digest: Some(tensor.sha256),
+    })
+}
+
+/// The row of an adapter. What cannot be read is said in its `error`.
+pub(super) fn read(found: &Found, depth: Depth) -> Row {
+    let format = if found.is_tl { Form::Tl } else { Form::Peft };
+    let mut row = empty_row(found.path.display().to_string(), format);
+    row.files = found.files.len() as u64;
     count_files(found, &mut row);
     let outcome = match found.is_tl {
         true => read_tl(&found.path, depth, &mut row),
@@ -155,13 +175,7 @@ fn read_tl(path: &Path, depth: Depth, row: &mut Row) -> Result<()> {
         if tensor.seed()?.is_some() {
             seeded.insert(name.clone());
         }
-        items.push(Item {
-            name: name.clone(),
-            dtype: tensor.dtype()?,
-            shape: tensor.shape.clone(),
-            bytes: info.byte_len(),
-            digest: Some(tensor.sha256),
-        });
+        items.push(tensor_item(name, tensor, info.byte_len())?);
     }
     describe_tl(&adapter, row);
     summarise(&items, row);
@@ -181,7 +195,7 @@ fn read_tl(path: &Path, depth: Depth, row: &mut Row) -> Result<()> {
     Ok(())
 }
 
-fn describe_tl(adapter: &Adapter, row: &mut Row) {
+pub(super) fn describe_tl(adapter: &Adapter, row: &mut Row) {
     let method = adapter.method();
     let modules = adapter.modules();
     row.kind = Some(method.name().to_owned());
@@ -361,7 +375,7 @@ fn measure<'t>(
 }
 
 /// Fills in the counts that any list of tensors gives.
-fn summarise(items: &[Item], row: &mut Row) {
+pub(super) fn summarise(items: &[Item], row: &mut Row) {
     let mut dtypes: BTreeMap<&str, u64> = BTreeMap::new();
     for item in items {
         *dtypes.entry(item.dtype.as_str()).or_default() += item.bytes;

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use super::row::{Problem, add};
 use crate::error::{Code, Error, Result};
 use crate::peft::{CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE};
+use crate::store::Store;
 
 /// A file of an adapter.
 #[derive(Debug, Clone)]
@@ -48,6 +49,14 @@ pub struct Other {
     pub disk_bytes: u64,
 }
 
+impl Other {
+    pub(super) fn add(&mut self, more: &Self) {
+        add(&mut self.files, more.files);
+        add(&mut self.bytes, more.bytes);
+        add(&mut self.disk_bytes, more.disk_bytes);
+    }
+}
+
 /// What a walk found.
 #[derive(Debug, Default)]
 pub(super) struct Scan {
@@ -58,6 +67,8 @@ pub(super) struct Scan {
     pub(super) problems: Vec<Problem>,
     /// Links to folders, which are not followed.
     pub(super) folder_links: u64,
+    /// Stores, which are read by their records.
+    pub(super) stores: Vec<PathBuf>,
 }
 
 struct Entry {
@@ -86,6 +97,10 @@ pub(super) fn scan(roots: &[PathBuf]) -> Result<Scan> {
         let mut level = vec![(root.clone(), inode(&meta))];
         while !level.is_empty() {
             level.retain(|(_, inode)| seen.insert(*inode));
+            let (stores, folders): (Vec<_>, _) =
+                level.into_iter().partition(|(dir, _)| Store::is_in(dir));
+            scan.stores.extend(stores.into_iter().map(|(dir, _)| dir));
+            level = folders;
             let lists: Vec<Listing> = level.par_iter().map(|(dir, _)| list(at, dir)).collect();
             level.clear();
             for list in lists {
@@ -98,6 +113,7 @@ pub(super) fn scan(roots: &[PathBuf]) -> Result<Scan> {
     }
     entries.sort_by(|a, b| a.path.cmp(&b.path));
     scan.problems.sort_by(|a, b| a.message.cmp(&b.message));
+    scan.stores.sort();
     assign(&entries, roots, &mut scan);
     Ok(scan)
 }
@@ -245,7 +261,12 @@ fn assign(entries: &[Entry], roots: &[PathBuf], scan: &mut Scan) {
     }
 }
 
+/// The path below its root; the name alone where a file was the root itself.
 fn relative(path: &Path, root: Option<&PathBuf>) -> String {
     let rest = root.and_then(|r| path.strip_prefix(r).ok());
+    let rest = match rest {
+        Some(rest) if rest.as_os_str().is_empty() && is_tl(path) => path.file_name().map(Path::new),
+        rest => rest,
+    };
     rest.unwrap_or(path).to_string_lossy().into_owned()
 }

@@ -89,11 +89,30 @@ pub struct ToTiedOptions<'a> {
     pub projection_dtype: Option<Dtype>,
 }
 
-/// Converts a PEFT adapter directory to a `.tl`.
+/// A PEFT adapter in tie groups, as [`peft_to_tied`] writes it.
+#[derive(Debug)]
+pub struct Tied {
+    /// The adapter, with the base's fingerprint where the base was at hand.
+    pub adapter: Adapter,
+    /// What was found.
+    pub found: Found,
+    /// The adapter as PEFT has it, in groups of one layer.
+    pub source: Adapter,
+    /// Largest error of any ΔW.
+    pub worst: DeltaError,
+    /// The module that has it.
+    pub worst_module: String,
+    /// Bytes of the PEFT files.
+    pub bytes: u64,
+    /// What a careful user should know.
+    pub notes: Vec<String>,
+}
+
+/// Reads a PEFT adapter directory and brings it into tie groups, in memory.
 ///
 /// # Errors
-/// Those of [`import`] and [`write_tl`]; [`Code::UnsupportedDora`].
-pub fn peft_to_tied(dir: &Path, output: &Path, options: &ToTiedOptions<'_>) -> Result<ToTied> {
+/// Those of [`import`]; [`Code::UnsupportedDora`].
+pub fn import_tied(dir: &Path, options: &ToTiedOptions<'_>) -> Result<Tied> {
     let imported = import_with_base(dir, options.base, options.fma, options.projection_dtype)?;
     if imported.kind == PeftKind::Dora {
         return Err(Error::new(
@@ -110,31 +129,48 @@ pub fn peft_to_tied(dir: &Path, output: &Path, options: &ToTiedOptions<'_>) -> R
         bytes,
         ..
     } = imported;
-    let (mut tied, found) = find_ties(&source, kind)?;
+    let (mut adapter, found) = find_ties(&source, kind)?;
     if let Some(base) = options.base {
         let known = CheckpointModules::new(base)?;
-        let names = touched_tensors(&tied, &known)?;
+        let names = touched_tensors(&adapter, &known)?;
         let weights = fingerprint(base, names.iter().map(String::as_str))?.hex();
-        tied.base = Some(BaseModel {
+        adapter.base = Some(BaseModel {
             weights: Some(weights),
-            ..tied.base.unwrap_or_default()
+            ..adapter.base.unwrap_or_default()
         });
     }
-    let (worst, worst_module) = largest_error(&source, &tied)?;
-    let written = write_tl(output, &tied, &options.write)?;
-    Ok(ToTied {
+    let (worst, worst_module) = largest_error(&source, &adapter)?;
+    Ok(Tied {
+        adapter,
         found,
-        method: tied.method().name().to_owned(),
-        modules: source.modules().len(),
-        groups: tied.groups.len(),
-        max_relative_error: worst.relative,
+        source,
+        worst,
         worst_module,
-        parameters_before: source.parameters(),
-        parameters_after: tied.parameters(),
-        bytes_before: bytes,
+        bytes,
+        notes,
+    })
+}
+
+/// Converts a PEFT adapter directory to a `.tl`.
+///
+/// # Errors
+/// Those of [`import_tied`] and [`write_tl`].
+pub fn peft_to_tied(dir: &Path, output: &Path, options: &ToTiedOptions<'_>) -> Result<ToTied> {
+    let tied = import_tied(dir, options)?;
+    let written = write_tl(output, &tied.adapter, &options.write)?;
+    Ok(ToTied {
+        found: tied.found,
+        method: tied.adapter.method().name().to_owned(),
+        modules: tied.source.modules().len(),
+        groups: tied.adapter.groups.len(),
+        max_relative_error: tied.worst.relative,
+        worst_module: tied.worst_module,
+        parameters_before: tied.source.parameters(),
+        parameters_after: tied.adapter.parameters(),
+        bytes_before: tied.bytes,
         bytes_after: written.bytes,
         root: written.root.to_string(),
-        notes,
+        notes: tied.notes,
         output: output.to_owned(),
     })
 }

@@ -1,10 +1,13 @@
 use std::fmt;
+use std::io::Read as _;
+use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
-use crate::error::{Code, Error};
+use crate::error::{Code, Error, Result};
+use crate::safetensors::open_regular;
 
 /// A SHA-256 digest; 64 lower-case hex digits in JSON, `sha256:` before them where it stands alone.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -14,6 +17,32 @@ impl Digest {
     /// The digest of some bytes.
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
+    }
+
+    /// The digest of a file's bytes, read piece by piece.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`], [`Code::Io`]; not a regular file; [`Code::HeaderTooLarge`] where it is
+    /// longer than `limit`.
+    pub fn of_file(path: &Path, limit: u64) -> Result<Self> {
+        let (mut file, len) = open_regular(path)?;
+        let mut hasher = Hasher::default();
+        let mut buffer = vec![0; 1 << 16];
+        let mut read: u64 = 0;
+        loop {
+            if len.max(read) > limit {
+                let message = format!("{} bytes, the limit is {limit}", len.max(read));
+                return Err(Error::new(Code::HeaderTooLarge, message).file(path));
+            }
+            let n = file
+                .read(&mut buffer)
+                .map_err(|e| Error::io(path, "read", e))?;
+            if n == 0 {
+                return Ok(hasher.finish());
+            }
+            hasher.update(buffer.get(..n).unwrap_or_default());
+            read += n as u64;
+        }
     }
 
     /// 64 lower-case hex digits.
@@ -42,7 +71,7 @@ impl fmt::Debug for Digest {
 impl FromStr for Digest {
     type Err = Error;
 
-    fn from_str(text: &str) -> Result<Self, Error> {
+    fn from_str(text: &str) -> Result<Self> {
         parse_hex(text.strip_prefix("sha256:").unwrap_or(text))
             .map(Self)
             .ok_or_else(|| {

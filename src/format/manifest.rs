@@ -12,6 +12,7 @@ use super::digest::Digest;
 use super::parts::{
     Base, Group, ManifestExtra, ManifestSeed, ManifestTarget, ManifestTensor, invalid, scaling,
 };
+use super::read::{BlobSource, MAX_MADE_BYTES, external_missing};
 use crate::adapter::{Adapter, Extra, Factor, Part, TieGroup};
 use crate::error::{Code, Error, Result};
 use crate::tensor::Tensor;
@@ -128,6 +129,33 @@ impl Manifest {
         adapter.validate()?;
         self.check_canonical_structure(&adapter)?;
         Ok(adapter)
+    }
+
+    /// The adapter with every tensor from `blobs`, or made from its seed where they do not have
+    /// it; each digest is verified.
+    ///
+    /// # Errors
+    /// [`Code::DigestMismatch`], [`Code::ExternalMissing`], [`Code::NonFinite`]; those of `blobs`;
+    /// [`Code::ManifestLimit`] beyond [`MAX_MADE_BYTES`](super::MAX_MADE_BYTES).
+    pub fn load(&self, blobs: &dyn BlobSource) -> Result<Adapter> {
+        let mut total: u64 = 0;
+        for entry in self.tensors.values() {
+            total = total.saturating_add(entry.byte_len()?);
+        }
+        if total > MAX_MADE_BYTES {
+            let message = format!("its tensors take {total} bytes, the limit is {MAX_MADE_BYTES}");
+            return Err(Error::new(Code::ManifestLimit, message));
+        }
+        let mut tensors = BTreeMap::new();
+        for (name, entry) in &self.tensors {
+            let bytes = match blobs.get(&entry.sha256, entry.byte_len()?)? {
+                Some(bytes) => bytes,
+                None => entry.regenerate()?.ok_or_else(|| external_missing(entry))?,
+            };
+            let tensor = entry.verified(bytes).map_err(|e| e.tensor(name))?;
+            tensors.insert(name.as_str(), tensor);
+        }
+        self.assemble(&tensors)
     }
 
     /// The adapter over the given tensors, which have the manifest's dtypes and shapes.

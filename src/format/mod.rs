@@ -21,11 +21,12 @@ pub use fingerprint::fingerprint;
 pub use manifest::{FEATURES, MAX_MANIFEST_BYTES, MAX_TENSOR_BYTES, Manifest, VERSION};
 pub(crate) use pack::pack as pack_tensor;
 pub use pack::unpack;
+pub(crate) use pack::{pack_elements, unpack_elements};
 pub use parts::ManifestTensor;
 pub use read::{BlobSource, DirBlobs, MAX_MADE_BYTES, NoBlobs, Stored, TlFile};
 pub(crate) use seeded::chacha20_block;
 pub use seeded::{GENERATOR, MAX_SEEDED_ELEMENTS, generate, seeded_tensor};
-pub use write::{Packing, WriteOptions, Written, write_tl};
+pub use write::{Packing, WriteOptions, Written, write_blobs, write_encoded, write_tl};
 
 #[cfg(test)]
 mod tests;

@@ -15,7 +15,12 @@ const ZSTD_MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
 
 /// One zstd frame of the shuffled bytes of a tensor.
 pub(crate) fn pack(dtype: Dtype, raw: &[u8]) -> Result<Vec<u8>> {
-    zstd::bulk::compress(&shuffle(raw, dtype.bits() / 8), LEVEL)
+    pack_elements(dtype.bits() / 8, raw)
+}
+
+/// One zstd frame of the shuffled bytes of elements that are `width` bytes wide.
+pub(crate) fn pack_elements(width: usize, raw: &[u8]) -> Result<Vec<u8>> {
+    zstd::bulk::compress(&shuffle(raw, width), LEVEL)
         .map_err(|e| Error::new(Code::PackInvalid, format!("zstd: {e}")))
 }
 
@@ -26,10 +31,14 @@ pub(crate) fn pack(dtype: Dtype, raw: &[u8]) -> Result<Vec<u8>> {
 /// # Errors
 /// [`Code::PackInvalid`]: not exactly one zstd frame of the permitted kind; [`Code::PackSize`].
 pub fn unpack(dtype: Dtype, packed: &[u8], raw_len: u64) -> Result<Vec<u8>> {
+    unpack_elements(dtype.bits() / 8, packed, raw_len)
+}
+
+/// As [`unpack`], for elements of any kind that are `width` bytes wide.
+pub(crate) fn unpack_elements(width: usize, packed: &[u8], raw_len: u64) -> Result<Vec<u8>> {
     let invalid = |m: &str| Error::new(Code::PackInvalid, m.to_owned());
-    let width = dtype.bits() / 8;
     if width == 0 || !raw_len.is_multiple_of(width as u64) {
-        let message = format!("{raw_len} bytes are not a whole number of {dtype}");
+        let message = format!("{raw_len} bytes are not a whole number of elements of {width}");
         return Err(Error::new(Code::PackSize, message));
     }
     // Checked by hand, since the decoder would skip a skippable frame, which could smuggle data.

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::digest::{Digest, parse_hex};
+use super::encode::check_finite;
 use super::manifest::MAX_TENSOR_BYTES;
-use super::seeded::{GENERATOR, MAX_SEEDED_ELEMENTS};
+use super::seeded::{GENERATOR, MAX_SEEDED_ELEMENTS, seeded_tensor};
 use crate::adapter::{
     BaseModel, Extra, ExtraRole, ModuleKind, Part, Scaling, ScalingRule, Seed, Target, TieGroup,
 };
 use crate::error::{Code, Error, Result};
-use crate::tensor::{Dtype, Tensor, byte_len};
+use crate::tensor::{Bytes, Dtype, Tensor, byte_len};
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -361,6 +362,48 @@ impl ManifestTensor {
     /// [`Code::SeedInvalid`].
     pub fn seed(&self) -> Result<Option<Seed>> {
         self.seed.as_ref().map(ManifestSeed::parse).transpose()
+    }
+
+    /// The tensor that `bytes` are, if they are this one's.
+    ///
+    /// # Errors
+    /// [`Code::DigestMismatch`], [`Code::SizeMismatch`], [`Code::NonFinite`].
+    pub(super) fn verified(&self, bytes: Bytes) -> Result<Tensor> {
+        let actual = Digest::of(&bytes);
+        if actual != self.sha256 {
+            let message = format!(
+                "the bytes have {actual}, the manifest says sha256:{}",
+                self.sha256.hex()
+            );
+            return Err(Error::new(Code::DigestMismatch, message)
+                .hint("the file or blob is damaged; get it again"));
+        }
+        let tensor = Tensor::new(self.dtype()?, self.shape.clone(), bytes)?;
+        check_finite(&tensor)?;
+        Ok(tensor)
+    }
+
+    /// Makes the tensor from its seed, where it has one, and compares the digests.
+    ///
+    /// # Errors
+    /// [`Code::SeedInvalid`] where the seed makes other values, so that the tensor cannot be left out.
+    pub fn check_seed(&self) -> Result<()> {
+        match self.regenerate()? {
+            Some(made) if Digest::of(&made) != self.sha256 => {
+                let message = "its seed makes other values, so it cannot be left out";
+                Err(Error::new(Code::SeedInvalid, message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The bytes that the seed makes, where there is one.
+    pub(super) fn regenerate(&self) -> Result<Option<Bytes>> {
+        let Some(seed) = self.seed()? else {
+            return Ok(None);
+        };
+        let made = seeded_tensor(&seed, self.dtype()?, &self.shape)?;
+        Ok(Some(made.data().clone()))
     }
 
     pub(super) fn hollow(&self) -> Result<Tensor> {

@@ -2,10 +2,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::digest::Digest;
-use super::encode::check_finite;
 use super::manifest::Manifest;
+use super::pack;
 use super::parts::ManifestTensor;
-use super::{pack, seeded};
 use crate::adapter::Adapter;
 use crate::error::{Code, Error, Result};
 use crate::safetensors::{SafetensorsFile, TensorInfo, encode_header, read_limited};
@@ -240,23 +239,12 @@ impl TlFile {
                 let packed = self.read(&format!("{}{name}", pack::PREFIX))?;
                 pack::unpack(dtype, &packed, len)?.into()
             }
-            Stored::Seeded => self.regenerate(entry, dtype)?,
+            Stored::Seeded => entry.regenerate()?.ok_or_else(|| external_missing(entry))?,
             Stored::External => blobs
                 .get(&entry.sha256, len)?
                 .ok_or_else(|| external_missing(entry))?,
         };
-        let actual = Digest::of(&bytes);
-        if actual != entry.sha256 {
-            let message = format!(
-                "the bytes have {actual}, the manifest says sha256:{}",
-                entry.sha256.hex()
-            );
-            return Err(Error::new(Code::DigestMismatch, message)
-                .hint("the file or blob is damaged; get it again"));
-        }
-        let tensor = Tensor::new(dtype, entry.shape.clone(), bytes)?;
-        check_finite(&tensor)?;
-        Ok(tensor)
+        entry.verified(bytes)
     }
 
     /// A stored tensor's bytes, copied out: what was verified must not change afterwards, as a
@@ -272,16 +260,9 @@ impl TlFile {
         self.file.read_at(&mut bytes, start)?;
         Ok(bytes)
     }
-
-    fn regenerate(&self, entry: &ManifestTensor, dtype: Dtype) -> Result<Bytes> {
-        let seed = entry.seed()?.ok_or_else(|| external_missing(entry))?;
-        Ok(seeded::seeded_tensor(&seed, dtype, &entry.shape)?
-            .data()
-            .clone())
-    }
 }
 
-fn external_missing(entry: &ManifestTensor) -> Error {
+pub(super) fn external_missing(entry: &ManifestTensor) -> Error {
     let message = format!(
         "left out of this thin file; its blob is {}",
         entry.sha256.hex()

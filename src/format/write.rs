@@ -1,13 +1,13 @@
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::Path;
 
 use super::digest::Digest;
 use super::encode::{Encoded, encode};
 use super::pack;
 use super::read::{ALIGN, KEY_MANIFEST, KEY_PACK, KEY_ROOT, KEY_VERSION};
-use super::seeded::seeded_tensor;
 use crate::adapter::Adapter;
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::safetensors::{AtomicFile, Existing, encode_header};
 use crate::tensor::{Bytes, Dtype};
 
@@ -56,11 +56,18 @@ pub struct Written {
 /// Writes an adapter atomically and durably.
 ///
 /// # Errors
-/// Those of [`encode`]; [`Code::SeedInvalid`] where a tensor to be left out is not what its seed
+/// Those of [`encode`]; [`crate::Code::SeedInvalid`] where a tensor to be left out is not what its seed
 /// makes; [`crate::Code::OutputExists`], [`crate::Code::NoSpace`], [`crate::Code::Io`].
 pub fn write_tl(path: &Path, adapter: &Adapter, options: &WriteOptions) -> Result<Written> {
-    let encoded = encode(adapter)?;
-    let bytes = assemble(&encoded, options)?;
+    write_encoded(path, &encode(adapter)?, options)
+}
+
+/// As [`write_tl`], for an adapter that is in canonical form already.
+///
+/// # Errors
+/// Those of [`write_tl`], without those of [`encode`].
+pub fn write_encoded(path: &Path, encoded: &Encoded, options: &WriteOptions) -> Result<Written> {
+    let bytes = assemble(encoded, options)?;
     let mut out = AtomicFile::create(path, options.existing)?;
     let mut len = 0;
     for piece in &bytes {
@@ -74,19 +81,35 @@ pub fn write_tl(path: &Path, adapter: &Adapter, options: &WriteOptions) -> Resul
     })
 }
 
+/// Writes tensors of an adapter into a folder, each under the hex digits of its digest, as
+/// [`DirBlobs`](super::DirBlobs) reads them. A good one that is there stays. Gives how many were
+/// written.
+///
+/// # Errors
+/// [`crate::Code::NoSpace`], [`crate::Code::Io`].
+pub fn write_blobs(dir: &Path, encoded: &Encoded, which: &BTreeSet<Digest>) -> Result<usize> {
+    fs::create_dir_all(dir).map_err(|e| Error::io(dir, "create", e))?;
+    let mut written = BTreeSet::new();
+    for entry in encoded.tensors.values() {
+        let path = dir.join(entry.digest.hex());
+        let good = || fs::read(&path).is_ok_and(|old| Digest::of(&old) == entry.digest);
+        if !which.contains(&entry.digest) || written.contains(&entry.digest) || good() {
+            continue;
+        }
+        let mut out = AtomicFile::create(&path, Existing::Replace)?;
+        out.write_all(entry.tensor.data())?;
+        out.commit(true)?;
+        written.insert(entry.digest);
+    }
+    Ok(written.len())
+}
+
 /// A tensor that is left out for its seed is lost, unless the seed makes it.
 fn check_recipe(encoded: &Encoded, name: &str) -> Result<()> {
-    let Some(entry) = encoded.manifest.tensors().get(name) else {
-        return Ok(());
-    };
-    if let Some(seed) = entry.seed()? {
-        let made = seeded_tensor(&seed, entry.dtype()?, &entry.shape)?;
-        if Digest::of(made.data()) != entry.sha256 {
-            let message = "its seed makes other values, so it cannot be left out";
-            return Err(Error::new(Code::SeedInvalid, message));
-        }
+    match encoded.manifest.tensors().get(name) {
+        Some(entry) => entry.check_seed(),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// The pieces of the file, in order.
@@ -133,4 +156,30 @@ pub(super) fn assemble(encoded: &Encoded, options: &WriteOptions) -> Result<Vec<
     let mut pieces = vec![Bytes::from(encode_header(&metadata, entries, ALIGN))];
     pieces.extend(stored.into_iter().map(|(.., bytes)| bytes));
     Ok(pieces)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{NoBlobs, TlFile};
+
+    /// Breaks where a blob that was damaged in its folder stays so, or one that is good is
+    /// written again.
+    #[test]
+    fn a_folder_of_blobs_is_mended() {
+        let fixture = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/fixtures/adapters/style-tl6.tl"
+        );
+        let adapter = TlFile::open(fixture).unwrap().load(&NoBlobs).unwrap();
+        let encoded = encode(&adapter).unwrap();
+        let all: BTreeSet<Digest> = encoded.tensors.values().map(|t| t.digest).collect();
+        let dir = tempfile::tempdir().unwrap();
+        let write = || write_blobs(dir.path(), &encoded, &all).unwrap();
+        assert_eq!((write(), write()), (all.len(), 0));
+        let one = dir.path().join(all.first().unwrap().hex());
+        fs::write(&one, "x").unwrap();
+        assert_eq!(write(), 1);
+        assert_eq!(Digest::of(&fs::read(&one).unwrap()), *all.first().unwrap());
+    }
 }

@@ -10,9 +10,9 @@ use crate::error::{Code, Error, Result};
 
 /// Most points of a line: more could not be told apart on a picture this wide.
 const MAX_POINTS: usize = 1000;
-/// Largest loss that is drawn; the difference of two f64 may be infinite.
-const MAX_LOSS: f64 = 1e12;
-const SIZE: (u32, u32) = (960, 540);
+/// Largest value that is drawn; the difference of two f64 may be infinite.
+pub(super) const MAX_DRAWN: f64 = 1e12;
+pub(super) const SIZE: (u32, u32) = (960, 540);
 const TRAINING: RGBColor = RGBColor(120, 160, 200);
 const VALIDATION: RGBColor = RGBColor(200, 80, 20);
 
@@ -99,7 +99,7 @@ fn draw(
 
 fn points(lines: &[Line], pick: impl Fn(&Line) -> Option<(u64, f64)>) -> Vec<Point> {
     let picked = lines.iter().filter_map(pick);
-    let drawable = picked.filter(|(_, loss)| loss.abs() <= MAX_LOSS);
+    let drawable = picked.filter(|(_, loss)| loss.abs() <= MAX_DRAWN);
     drawable.map(|(step, loss)| (step as f64, loss)).collect()
 }
 
@@ -117,7 +117,7 @@ fn thinned(points: &[Point]) -> Vec<Point> {
 /// The range of `values`, wider on both sides by a part `margin` of it. It is never empty, nor so
 /// narrow that the ticks of an axis could not be told apart in f64, which plotters would look for
 /// without end.
-fn range(values: impl Iterator<Item = f64>, margin: f64) -> Range<f64> {
+pub(super) fn range(values: impl Iterator<Item = f64>, margin: f64) -> Range<f64> {
     let start = (f64::INFINITY, f64::NEG_INFINITY);
     let (min, max) = values.fold(start, |(a, b), v| (a.min(v), b.max(v)));
     if min > max {

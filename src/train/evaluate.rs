@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::data::{Batch, EvalItem, Example, Vocabulary};
 use super::generate::{Generation, StopReason, generate, text};
@@ -13,7 +13,7 @@ use super::score::rouge::rouge_l;
 use crate::error::{Code, Error, Result};
 
 /// What is asked, and how answers are scored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Task {
     /// `rouge_l`: mean F1 of ROUGE-L, × 100.
@@ -26,6 +26,30 @@ pub enum Task {
     Math,
     /// `accuracy` of the likeliest choice, × 100; `accuracy_norm` by likelihood per token.
     Choice,
+}
+
+impl Task {
+    /// The name, as on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Task::Summarization => "summarization",
+            Task::Qa => "qa",
+            Task::Translation => "translation",
+            Task::Math => "math",
+            Task::Choice => "choice",
+        }
+    }
+
+    /// The one of its scores that stands for the task where there is room for one.
+    pub fn main_score(self) -> &'static str {
+        match self {
+            Task::Summarization => "rouge_l",
+            Task::Qa => "f1",
+            Task::Translation => "bleu",
+            Task::Math => "exact_match",
+            Task::Choice => "accuracy",
+        }
+    }
 }
 
 /// How to evaluate.
@@ -84,14 +108,7 @@ pub fn evaluate(
     options: &EvalOptions,
     watch: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<EvalReport> {
-    if items.is_empty() {
-        return Err(Error::new(Code::NoExamples, "no question to evaluate"));
-    }
-    for (number, item) in items.iter().enumerate() {
-        if let Some(lack) = lacks(item, options.task) {
-            return Err(bad(number, lack));
-        }
-    }
+    check_items(items, options.task)?;
     let mut run = Run {
         model,
         branches,
@@ -118,6 +135,19 @@ pub fn evaluate(
         unfinished: run.unfinished,
         predictions,
     })
+}
+
+/// Checks that there are items, and that all have what the task needs.
+///
+/// # Errors
+/// [`Code::NoExamples`] without items; [`Code::BadExample`] with the number, from 1, of an item.
+pub fn check_items(items: &[EvalItem], task: Task) -> Result<()> {
+    if items.is_empty() {
+        return Err(Error::new(Code::NoExamples, "no question to evaluate"));
+    }
+    let lacking = |(number, item)| lacks(item, task).map(|lack| bad(number, lack));
+    let first = items.iter().enumerate().find_map(lacking);
+    first.map_or(Ok(()), Err)
 }
 
 fn bad(number: usize, what: &str) -> Error {

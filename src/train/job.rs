@@ -1,5 +1,6 @@
 //! One training run from files to files.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
@@ -16,10 +17,10 @@ use crate::convert;
 use crate::error::{Code, Error, Result};
 use crate::format::{Digest, NoBlobs, Packing, WriteOptions, fingerprint, write_tl};
 use crate::peft::export::{ExportOptions, Form};
-use crate::safetensors::{Existing, read_limited};
+use crate::safetensors::Existing;
 
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
-const MAX_DATA_BYTES: u64 = 1 << 36;
+pub(super) const MAX_DATA_BYTES: u64 = 1 << 36;
 
 /// What a run is told besides its config.
 #[derive(Debug, Clone)]
@@ -88,7 +89,7 @@ pub struct Job {
     train: Dataset,
     valid: Option<Dataset>,
     base: BaseModel,
-    identity: std::collections::BTreeMap<String, String>,
+    identity: BTreeMap<String, String>,
 }
 
 impl Job {
@@ -145,6 +146,20 @@ impl Job {
     /// What the training data held.
     pub fn data(&self) -> &DataStats {
         &self.train.stats
+    }
+
+    /// Number of values that train.
+    ///
+    /// # Errors
+    /// Those of [`Trainable::start`].
+    pub fn parameters(&self) -> Result<u64> {
+        let start = self.objective.adapter().start()?;
+        Ok(start.iter().map(|p| p.values.len() as u64).sum())
+    }
+
+    /// Every setting that changes the trained values, and digests of the files it reads, by name.
+    pub fn identity(&self) -> &BTreeMap<String, String> {
+        &self.identity
     }
 
     /// Trains, and writes the adapter.
@@ -282,13 +297,10 @@ fn base_model(model: &Model, adapter: &Adapter) -> Result<BaseModel> {
 }
 
 /// What a resumed run must have in common with the one that was stopped.
-fn identity(
-    config: &RunConfig,
-    base: &BaseModel,
-) -> Result<std::collections::BTreeMap<String, String>> {
+fn identity(config: &RunConfig, base: &BaseModel) -> Result<BTreeMap<String, String>> {
     let mut identity = config.fingerprint()?;
     let mut add = |name: &str, path: &Path, limit| -> Result<()> {
-        let digest = Digest::of(&read_limited(path, limit)?);
+        let digest = Digest::of_file(path, limit)?;
         identity.insert(name.to_owned(), digest.hex());
         Ok(())
     };

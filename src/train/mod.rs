@@ -14,6 +14,7 @@
 //! | [`run`] | the training loop, for any [`Objective`] |
 //! | [`generate`] | greedy continuation of prompts, several at a time |
 //! | [`evaluate`], [`compare`] | a model's scores on a task; a merge against its base, by logits |
+//! | [`sweep`] | runs over a grid of methods, ranks and learning rates, and what came of them |
 //! | [`checkpoint`], [`log`], [`curve`] | the files of a run: its state, its metrics, its picture |
 
 pub mod checkpoint;
@@ -33,6 +34,7 @@ pub mod run;
 mod runner;
 pub mod score;
 pub mod settings;
+pub mod sweep;
 mod template;
 mod trainer;
 

@@ -5,7 +5,7 @@ use std::io::pipe;
 use super::{Run, Shell};
 
 /// Commands that succeed, in an order in which they can run after one another.
-const GOOD: [&str; 15] = [
+const GOOD: &[&str] = &[
     "convert peft-to-tied lora -o lora.tl",
     "convert tied-to-peft style.tl -o export",
     "merge base style.tl -o merged",
@@ -21,6 +21,19 @@ const GOOD: [&str; 15] = [
     "params --model base --rank 2,8",
     "audit lora vera style.tl",
     "plan --users 10 --tasks 2 --model base",
+    "store init store",
+    "store publish store style.tl",
+    "store put store alice/style style.tl",
+    "store get store alice/style -o again.tl",
+    "store list store",
+    "store history store alice/style",
+    "store tag store alice/style prod",
+    "store stat store",
+    "store fsck store",
+    "store quota store alice 1MB",
+    "store export store -o fleet",
+    "store rm store alice/style",
+    "store gc store",
 ];
 
 /// Breaks where `--json` prints anything but one document, or text has escape sequences.
@@ -57,6 +70,11 @@ fn wrong_usage_is_code_2() {
         "plan --model llama-2-7b",
         "plan --users 1 --model gpt-9",
         "--threads x demo",
+        "store",
+        "store init store --grace soon",
+        "store get store a/b",
+        "store get store a/b -o x --peft --thin",
+        "store quota store alice much",
     ] {
         let run = shell.quiet(line);
         assert_eq!(

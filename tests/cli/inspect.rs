@@ -33,6 +33,8 @@ fn the_demo_runs_every_step() {
     for (pattern, with) in [
         (r"\d+\.\d+ → \d+\.\d+ nats", "[loss] → [loss] nats"),
         (r"\d+(\.\d+)? %", "[share] %"),
+        (r"takes \d+ B in the store", "takes [bytes] in the store"),
+        (r"adapters take [\d.]+ kB", "adapters take [bytes]"),
     ] {
         let pattern = fancy_regex::Regex::new(pattern).unwrap();
         shell.log = pattern.replace_all(&shell.log, with).into_owned();

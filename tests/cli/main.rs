@@ -14,6 +14,8 @@ mod inspect;
 mod merge;
 mod params;
 mod run;
+mod store;
+mod sweep;
 mod train;
 mod verify;
 
@@ -166,7 +168,8 @@ fn walk(dir: &Path, found: &mut BTreeMap<PathBuf, Vec<u8>>) {
     }
 }
 
-/// Replaces what differs between runs and machines: folders, seconds, digests, rounding errors.
+/// Replaces what differs between runs and machines: folders, times, digests, rounding errors, and
+/// the bytes of records, which are packed with their time and writer.
 fn redact(text: &str, dir: &Path) -> String {
     let real = dir.canonicalize().unwrap();
     let mut text = text.to_owned();
@@ -177,6 +180,14 @@ fn redact(text: &str, dir: &Path) -> String {
         (r"sha256:[0-9a-f]{64}", "sha256:[digest]"),
         (r"\b[0-9a-f]{64}\b", "[digest]"),
         (r"\b(?=[a-f]*[0-9])[0-9a-f]{16}\b", "[digest]"),
+        (r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "[time]"),
+        (r"\b[1-9][\d.]* k?B written", "[bytes] written"),
+        (r"(bytes (?:read|stored)) +\d[\d.]* k?B", "$1 [bytes]"),
+        // The column of stored bytes, which only a tenant's totals have before the last one.
+        (
+            r"(?m)( k?B +\S+(?: k?B)? +)\d[\d.]* k?B( +\d+)$",
+            "$1[bytes]$2",
+        ),
         (r"\d+\.\d+ s\b", "[seconds] s"),
         (r"\b\d\.\d\de-\d+", "[tiny]"),
         (r"tlkit-demo-\d+", "tlkit-demo-[pid]"),

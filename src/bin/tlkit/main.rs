@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use args::{Cli, Command, Convert, Verify};
+use args::{Cli, Command, Convert, Store, Verify};
 use output::{Outcome, Output};
 
 /// Training allocates and frees the same large blocks at every step, which the system's allocator
@@ -23,7 +23,10 @@ fn main() -> ExitCode {
         Err(error) => return output::usage(&error),
     };
     let output = Output::new(cli.json);
-    progress::watch_interrupts();
+    // A store is whole wherever a command is killed, so only what writes many files stops by itself.
+    if !matches!(&cli.command, Command::Store(store) if !matches!(store, Store::Export(_))) {
+        progress::watch_interrupts();
+    }
     let outcome = set_threads(cli.threads).and_then(|()| run(cli.command, &output));
     output.finish(outcome)
 }
@@ -43,6 +46,7 @@ fn run(command: Command, output: &Output) -> tlkit::Result<Outcome> {
         Command::Convert(Convert::PeftToTied(args)) => cmd::convert::peft_to_tied(&args, output),
         Command::Convert(Convert::TiedToPeft(args)) => cmd::convert::tied_to_peft(&args, output),
         Command::Train(args) => cmd::train::train(&args, output),
+        Command::Sweep(args) => cmd::sweep::sweep(&args, output),
         Command::Merge(args) => cmd::merge::merge(&args, output),
         Command::Unmerge(args) => cmd::merge::unmerge(&args, output),
         Command::Verify(Verify::File(args)) => cmd::verify::file(&args, output),
@@ -51,6 +55,7 @@ fn run(command: Command, output: &Output) -> tlkit::Result<Outcome> {
         Command::Verify(Verify::Logits(args)) => cmd::verify::logits(&args, output),
         Command::Inspect(args) => cmd::inspect::inspect(&args, output),
         Command::Pack(args) => cmd::pack::pack(&args, output),
+        Command::Store(command) => store(&command, output),
         Command::Generate(args) => cmd::generate::generate(&args, output),
         Command::Eval(args) => cmd::eval::eval(&args, output),
         Command::Params(args) => cmd::params::params(&args, output),
@@ -58,5 +63,23 @@ fn run(command: Command, output: &Output) -> tlkit::Result<Outcome> {
         Command::Plan(args) => cmd::plan::plan(&args, output),
         Command::Demo(args) => cmd::demo::demo(&args, output),
         Command::Completions { shell } => cmd::completions(shell, output),
+    }
+}
+
+fn store(command: &Store, output: &Output) -> tlkit::Result<Outcome> {
+    match command {
+        Store::Init(args) => cmd::store::init(args, output),
+        Store::Put(args) => cmd::store::put(args, output),
+        Store::Get(args) => cmd::store::get(args, output),
+        Store::List(args) => cmd::store::list(args, output),
+        Store::History(args) => cmd::store::history(args, output),
+        Store::Tag(args) => cmd::store::tag(args, output),
+        Store::Rm(args) => cmd::store::rm(args, output),
+        Store::Stat(args) => cmd::fleet::stat(args, output),
+        Store::Fsck(args) => cmd::fleet::fsck(args, output),
+        Store::Gc(args) => cmd::fleet::gc(args, output),
+        Store::Publish(args) => cmd::fleet::publish(args, output),
+        Store::Quota(args) => cmd::fleet::quota(args, output),
+        Store::Export(args) => cmd::fleet::export(args, output),
     }
 }

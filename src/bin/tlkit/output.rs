@@ -9,14 +9,14 @@ use tlkit::error::sanitize;
 use tlkit::{Code, Error, ErrorKind, Result};
 
 /// How a command that did its work ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Outcome {
     /// Done, or equal within the bound.
     Success,
     /// The answer to a question was no.
     Different,
-    /// Some of the inputs are malformed, and were not allowed to be.
-    Malformed,
+    /// The report, which was printed, tells of failures; this sums them up.
+    Reported(Error),
 }
 
 /// Where results go.
@@ -42,8 +42,14 @@ impl Output {
         text: impl FnOnce() -> String,
     ) -> Result<()> {
         if self.json {
-            let json = serde_json::to_string_pretty(value);
-            return self.print(&json.map_err(|e| Error::new(Code::Io, format!("JSON: {e}")))?);
+            let mut stdout = io::BufWriter::new(io::stdout().lock());
+            // Straight to the reader: a report of a large fleet is larger than the fleet's rows.
+            let written = serde_json::to_writer_pretty(&mut stdout, value).map_err(io::Error::from);
+            return said(
+                written
+                    .and_then(|()| writeln!(stdout))
+                    .and_then(|()| stdout.flush()),
+            );
         }
         self.print(text().trim_end())
     }
@@ -56,11 +62,7 @@ impl Output {
     /// As [`Output::print`], without the newline: for text that comes in parts.
     pub(crate) fn print_part(&self, text: &str) -> Result<()> {
         let mut stdout = io::stdout().lock();
-        match write!(stdout, "{text}").and_then(|()| stdout.flush()) {
-            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
-            Err(e) => Err(Error::new(Code::Io, format!("stdout: {e}"))),
-            Ok(()) => Ok(()),
-        }
+        said(write!(stdout, "{text}").and_then(|()| stdout.flush()))
     }
 
     /// Tells the user something that is no result.
@@ -70,11 +72,11 @@ impl Output {
 
     /// Reports a failure and gives the exit code.
     pub(crate) fn finish(&self, outcome: Result<Outcome>) -> ExitCode {
-        let error = match outcome {
+        let (error, reported) = match outcome {
             Ok(Outcome::Success) => return ExitCode::SUCCESS,
             Ok(Outcome::Different) => return ExitCode::from(1),
-            Ok(Outcome::Malformed) => return ExitCode::from(exit_code(ErrorKind::Malformed)),
-            Err(error) => error,
+            Ok(Outcome::Reported(error)) => (error, true),
+            Err(error) => (error, false),
         };
         let mut stderr = io::stderr().lock();
         let label = if colour() {
@@ -87,10 +89,20 @@ impl Output {
             let _ = writeln!(stderr, "hint: {}", sanitize(hint));
         }
         drop(stderr);
-        if self.json {
+        // One document: a report has its failures inside.
+        if self.json && !reported {
             let _ = self.report(&JsonError::of(&error), String::new);
         }
         ExitCode::from(exit_code(error.kind()))
+    }
+}
+
+/// What came of writing to stdout. A closed pipe is no error: the reader had enough.
+fn said(written: io::Result<()>) -> Result<()> {
+    match written {
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(e) => Err(Error::new(Code::Io, format!("stdout: {e}"))),
+        Ok(()) => Ok(()),
     }
 }
 
@@ -242,4 +254,14 @@ pub(crate) fn number(x: f64) -> String {
 /// A share as a percentage.
 pub(crate) fn percent(x: f64) -> String {
     format!("{:.1} %", 100.0 * x)
+}
+
+/// Seconds of Unix time as RFC 3339 has them: `2026-01-31T12:00:00Z`.
+pub(crate) fn time(seconds: u64) -> String {
+    let time = i64::try_from(seconds).ok();
+    let time = time.and_then(|s| chrono::DateTime::from_timestamp(s, 0));
+    match time {
+        Some(time) => time.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
+        None => format!("{seconds} s"),
+    }
 }

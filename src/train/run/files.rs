@@ -111,7 +111,8 @@ fn mark(state: &State) -> (u64, Option<u64>) {
     (state.optimiser.step, state.counters.validated)
 }
 
-fn locked(folder: &Path) -> Result<File> {
+/// The folder, held against other processes until it is dropped.
+pub(in crate::train) fn locked(folder: &Path) -> Result<File> {
     let file = File::open(folder).map_err(|e| Error::io(folder, "open", e))?;
     match file.try_lock() {
         Err(fs::TryLockError::WouldBlock) => {

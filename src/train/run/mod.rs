@@ -11,6 +11,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use files::Files;
+pub(super) use files::locked;
 pub use files::{CURVE_FILE, METRICS_FILE, RunDir, STATE_FILE};
 
 use super::checkpoint::{Best, State};

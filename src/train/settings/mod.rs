@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 pub use resolve::RunConfig;
 pub use values::Layers;
+pub(super) use values::{as_text, one, texts};
 
 use crate::adapter::{Method, Part};
 use crate::error::{Code, Error, Result};
@@ -120,10 +121,7 @@ impl Settings {
     /// # Errors
     /// As [`parse`](Self::parse); [`Code::Io`] and its kin; [`Code::HeaderTooLarge`] past 1 MiB.
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = read_limited(path, MAX_CONFIG_BYTES)?;
-        let text = std::str::from_utf8(&bytes)
-            .map_err(|e| Error::new(Code::BadRunConfig, format!("not UTF-8: {e}")).file(path))?;
-        Self::parse(text).map_err(|e| e.file(path))
+        Self::parse(&read_config(path)?).map_err(|e| e.file(path))
     }
 
     /// Settings from TOML.
@@ -132,12 +130,7 @@ impl Settings {
     /// [`Code::BadRunConfig`] where it is not valid TOML, or has a key or a type that is not one
     /// of these, with the line.
     pub fn parse(text: &str) -> Result<Self> {
-        toml::from_str(text).map_err(|e| {
-            let before = e.span().and_then(|span| text.get(..span.start));
-            let line = before.map_or(1, |t| t.matches('\n').count() + 1);
-            let message = format!("line {line}: {}", e.message().replace('\n', " "));
-            Error::new(Code::BadRunConfig, message).cause(e)
-        })
+        toml::from_str(text).map_err(|e| bad_toml(text, e))
     }
 
     /// The defaults of a method: every setting that has one regardless of the others. The numbers
@@ -181,6 +174,21 @@ impl Settings {
             ..Self::default()
         }
     }
+}
+
+/// The text of a config file.
+pub(super) fn read_config(path: &Path) -> Result<String> {
+    let bytes = read_limited(path, MAX_CONFIG_BYTES)?;
+    String::from_utf8(bytes)
+        .map_err(|e| Error::new(Code::BadRunConfig, format!("not UTF-8: {e}")).file(path))
+}
+
+/// What is wrong with `text`, with the line.
+pub(super) fn bad_toml(text: &str, e: toml::de::Error) -> Error {
+    let before = e.span().and_then(|span| text.get(..span.start));
+    let line = before.map_or(1, |t| t.matches('\n').count() + 1);
+    let message = format!("line {line}: {}", e.message().replace('\n', " "));
+    Error::new(Code::BadRunConfig, message).cause(e)
 }
 
 #[cfg(test)]

@@ -95,16 +95,25 @@ fn parse<T: FromStr<Err = Error>, E: serde::de::Error>(text: &str) -> Result<T, 
 }
 
 /// A value whose text is that of its `FromStr`.
+pub(in crate::train) fn one<'de, D, T>(d: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err = Error>,
+{
+    parse(&String::deserialize(d)?)
+}
+
+/// Such a value, which may be left out.
 pub(super) fn text<'de, D, T>(d: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: FromStr<Err = Error>,
 {
-    parse(&String::deserialize(d)?).map(Some)
+    one(d).map(Some)
 }
 
 /// A list of such values.
-pub(super) fn texts<'de, D, T>(d: D) -> Result<Option<Vec<T>>, D::Error>
+pub(in crate::train) fn texts<'de, D, T>(d: D) -> Result<Option<Vec<T>>, D::Error>
 where
     D: Deserializer<'de>,
     T: FromStr<Err = Error>,
@@ -127,7 +136,10 @@ pub(super) fn dtype<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Dtype>, D:
     }
 }
 
-pub(super) fn as_text<S: Serializer>(value: &impl ToString, s: S) -> Result<S::Ok, S::Error> {
+pub(in crate::train) fn as_text<S: Serializer>(
+    value: &impl ToString,
+    s: S,
+) -> Result<S::Ok, S::Error> {
     s.serialize_str(&value.to_string())
 }
 

@@ -1,6 +1,7 @@
 //! The command line: what can be said, not what it does.
 
 mod audit;
+mod store;
 mod train;
 
 use std::path::PathBuf;
@@ -10,7 +11,10 @@ use tlkit::merge::{Rounding, TiedPolicy};
 use tlkit::tensor::Dtype;
 
 pub(crate) use audit::{Audit, Plan};
-pub(crate) use train::{Eval, EvalTask, Generate, Params, Running, Train};
+pub(crate) use store::{
+    Export, Fsck, Gc, Get, History, Init, Limit, List, Publish, Put, Quota, Rm, Stat, Store, Tag,
+};
+pub(crate) use train::{Eval, EvalTask, Generate, Params, Running, Sweep, Train};
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, or equal; 1 not equal (verify); 2 wrong usage; 3 input or output failed;
@@ -37,6 +41,8 @@ pub(crate) enum Command {
     Convert(Convert),
     /// Train an adapter on a base model
     Train(Box<Train>),
+    /// Train and score a grid of methods, ranks and learning rates
+    Sweep(Sweep),
     /// Merge adapters into base weights
     Merge(Merge),
     /// Restore the original bytes of a base that was merged in place
@@ -48,6 +54,9 @@ pub(crate) enum Command {
     Inspect(Inspect),
     /// Rewrite a .tl fat, thin or compressed; the root stays the same
     Pack(Pack),
+    /// Keep adapters of many users and tasks in a folder or an object store
+    #[command(subcommand)]
+    Store(Store),
     /// Continue prompts with a model, with or without an adapter
     Generate(Generate),
     /// Score a model on a task, with or without an adapter
@@ -58,7 +67,7 @@ pub(crate) enum Command {
     Audit(Audit),
     /// Project what a fleet would cost in every form, without any files
     Plan(Plan),
-    /// Train, convert, merge, verify and unmerge on a small built-in model
+    /// Train, convert, merge, verify, unmerge, store and audit on a small built-in model
     Demo(Demo),
     /// Print a completion script for a shell
     Completions {

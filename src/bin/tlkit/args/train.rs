@@ -116,6 +116,33 @@ pub(crate) enum EvalTask {
     Choice,
 }
 
+/// Each cell of the grid is trained into a folder of its own. The same command goes on with a sweep
+/// that was stopped, and does what was added to its methods, ranks and learning rates.
+#[derive(Debug, Args)]
+#[command(after_help = SWEEP_CONFIG)]
+pub(crate) struct Sweep {
+    /// What to train and to compare, a TOML file
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) config: PathBuf,
+    /// The folder for the cells, cells.csv, table.csv and figure.svg
+    #[arg(short, long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) output: PathBuf,
+}
+
+const SWEEP_CONFIG: &str = "\
+The config has the keys of `tlkit train --config` but method, train, tie, rank, lr and output, and:
+
+  [sweep]
+  methods = [\"lora\", \"tl5\", \"tl6\"]   # default: all eight
+  ranks = [2, 8, 32]
+  lrs = [1e-4, 1e-3]
+
+  [eval]                  # without it, the score is the loss on `valid`, lower is better
+  task = \"choice\"         # as in `tlkit eval`
+  data = \"test.jsonl\"
+  limit = 1000            # default: all
+  max-tokens = 500        # default";
+
 #[derive(Debug, Clone, Args)]
 #[command(
     after_help = "A config file (TOML) has the same names as the flags, without `--`; flags win over it."

@@ -1,12 +1,13 @@
-use tlkit::Result;
 use tlkit::audit::{
     FleetScenario, Group, Options, Owners, Quality, Report, Total, audit as run, usd, write_csv,
     write_html, write_parquet,
 };
+use tlkit::{Code, Error, Result};
 
 use super::existing;
 use crate::args::Audit;
 use crate::output::{Outcome, Output, bytes, count, fields, number, percent, plural, table};
+use crate::progress::check_interrupt;
 
 /// Lines of each table in the text; `--json` and `--csv` have all.
 const TOP: usize = 10;
@@ -22,6 +23,7 @@ pub(crate) fn audit(args: &Audit, output: &Output) -> Result<Outcome> {
         hash: args.hash,
         measure: args.measure,
         prices: args.prices.prices(),
+        tick: Some(&check_interrupt),
     };
     let report = run(&args.paths, &options)?;
     if let Some(file) = &args.csv {
@@ -38,14 +40,15 @@ pub(crate) fn audit(args: &Audit, output: &Output) -> Result<Outcome> {
     if broken == 0 {
         return Ok(Outcome::Success);
     }
-    output.note(&format!(
-        "{} could not be read",
-        plural(broken as usize, "item")
-    ));
-    Ok(match args.strict {
-        true => Outcome::Malformed,
-        false => Outcome::Success,
-    })
+    let message = format!("{} could not be read", plural(broken as usize, "item"));
+    if args.strict {
+        let error = Error::new(Code::BrokenAdapters, message);
+        return Ok(Outcome::Reported(
+            error.hint("the report has the error of each"),
+        ));
+    }
+    output.note(&message);
+    Ok(Outcome::Success)
 }
 
 fn text(report: &Report) -> String {
@@ -287,8 +290,9 @@ fn scenarios(report: &Report) -> String {
     ];
     let table = table(&header, &[1, 2, 3, 4, 6, 7, 8], rows);
     format!(
-        "{table}\n\nnow, then: the adapters that the form applies to; fleet USD: everything, a month. fp16 and bf16 are\n\
-         thin too. vera to tl6 are trained anew at each adapter's rank; joint: q, k and v share one A."
+        "{table}\n\nnow, then: the adapters that the form applies to; fleet USD: everything, a month. All forms but zstd\n\
+         leave out what thin does. vera to tl6 (and lora joint) are trained anew at each adapter's rank; joint: q, k\n\
+         and v share one A."
     )
 }
 

@@ -4,12 +4,15 @@ pub(crate) mod audit;
 pub(crate) mod convert;
 pub(crate) mod demo;
 pub(crate) mod eval;
+pub(crate) mod fleet;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod merge;
 pub(crate) mod pack;
 pub(crate) mod params;
 pub(crate) mod plan;
+pub(crate) mod store;
+pub(crate) mod sweep;
 pub(crate) mod train;
 pub(crate) mod verify;
 

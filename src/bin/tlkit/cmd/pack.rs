@@ -1,13 +1,11 @@
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::Path;
 
 use serde::Serialize;
+use tlkit::Result;
 use tlkit::format::{
-    BlobSource, Digest, DirBlobs, Encoded, NoBlobs, Packing, TlFile, WriteOptions, encode, write_tl,
+    BlobSource, Digest, DirBlobs, Encoded, NoBlobs, Packing, TlFile, WriteOptions, encode,
+    write_blobs, write_tl,
 };
-use tlkit::safetensors::{AtomicFile, Existing};
-use tlkit::{Error, Result};
 
 use super::{existing, show};
 use crate::args::Pack;
@@ -35,8 +33,9 @@ pub(crate) fn pack(args: &Pack, output: &Output) -> Result<Outcome> {
         (None, true) => Packing::Thin,
         (Some(dir), true) => {
             let encoded = encode(&adapter)?;
-            blobs_written = write_blobs(dir, &encoded)?;
-            Packing::External(projections(&encoded))
+            let projections = projections(&encoded);
+            blobs_written = write_blobs(dir, &encoded, &projections)?;
+            Packing::External(projections)
         }
     };
     let options = WriteOptions {
@@ -76,25 +75,4 @@ fn projections(encoded: &Encoded) -> BTreeSet<Digest> {
         .values()
         .filter(|t| t.is_projection && !t.seeded);
     shared.map(|t| t.digest).collect()
-}
-
-/// Writes the projections that the folder lacks; blobs are immutable, so one that is there stays.
-fn write_blobs(dir: &Path, encoded: &Encoded) -> Result<usize> {
-    fs::create_dir_all(dir).map_err(|e| Error::io(dir, "create", e))?;
-    let mut written = 0;
-    for entry in encoded
-        .tensors
-        .values()
-        .filter(|t| t.is_projection && !t.seeded)
-    {
-        let path = dir.join(entry.digest.hex());
-        let same = fs::read(&path).is_ok_and(|old| Digest::of(&old) == entry.digest);
-        if !same {
-            let mut out = AtomicFile::create(&path, Existing::Replace)?;
-            out.write_all(entry.tensor.data())?;
-            out.commit(true)?;
-            written += 1;
-        }
-    }
-    Ok(written)
 }

@@ -1,15 +1,11 @@
-use std::io::IsTerminal;
-
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tlkit::Result;
 use tlkit::train::job::{Job, JobOptions, JobReport};
-use tlkit::train::run::{Event, Observer};
 use tlkit::train::settings::Settings;
 
 use super::{existing, show};
 use crate::args::Train;
 use crate::output::{Outcome, Output, bytes, count, fields, plural};
-use crate::progress;
+use crate::progress::TrainBar;
 
 pub(crate) fn train(args: &Train, output: &Output) -> Result<Outcome> {
     let file = match &args.config {
@@ -45,10 +41,7 @@ pub(crate) fn train(args: &Train, output: &Output) -> Result<Outcome> {
             "{examples} had no target left after the cut and were left out"
         ));
     }
-    let mut bar = Bar::new();
-    let report = job.run(&mut bar);
-    bar.bar.finish_and_clear();
-    let report = report?;
+    let report = TrainBar::during("train", |bar| job.run(bar))?;
     output.report(&report, || text(&report))?;
     Ok(Outcome::Success)
 }
@@ -128,51 +121,4 @@ fn text(r: &JobReport) -> String {
     }
     rows.push(("run", show(&r.run_dir)));
     fields(&rows)
-}
-
-struct Bar {
-    bar: ProgressBar,
-}
-
-impl Bar {
-    fn new() -> Self {
-        let target = match std::io::stderr().is_terminal() {
-            true => ProgressDrawTarget::stderr(),
-            false => ProgressDrawTarget::hidden(),
-        };
-        let bar = ProgressBar::with_draw_target(Some(0), target);
-        if let Ok(style) = ProgressStyle::with_template("train {wide_bar} {pos}/{len} {msg} {eta}")
-        {
-            bar.set_style(style);
-        }
-        Self { bar }
-    }
-}
-
-impl Observer for Bar {
-    fn event(&mut self, event: &Event<'_>) {
-        match event {
-            Event::Started { step, total } => {
-                self.bar.set_length(*total);
-                self.bar.set_position(*step);
-            }
-            Event::Step(line) => {
-                self.bar.set_position(line.step);
-                let message = format!("loss {:.3} {:.0} tokens/s", line.loss, line.tokens_per_s);
-                self.bar.set_message(message);
-            }
-            Event::Validation(line) => {
-                let best = if line.best { ", best" } else { "" };
-                self.bar.println(format!(
-                    "step {}: validation loss {:.4}{best}",
-                    line.step, line.valid_loss
-                ));
-            }
-            Event::Saved { .. } => {}
-        }
-    }
-
-    fn cancelled(&self) -> bool {
-        progress::interrupted()
-    }
 }

@@ -1,0 +1,250 @@
+//! The store, adapter by adapter. What concerns a whole fleet is in `fleet`.
+
+use serde::Serialize;
+use tlkit::format::Digest;
+use tlkit::store::transfer::{self, Chain, Form, GetOptions, Got};
+use tlkit::store::{AdapterName, Listed, Name, PutReport, Signer, Store, TrustedKey, VersionEntry};
+use tlkit::{Code, Error, Result};
+
+use super::{blob_source, existing, open_base, show};
+use crate::args;
+use crate::output::{Outcome, Output, bytes, fields, plural, table, time};
+
+pub(crate) fn init(args: &args::Init, output: &Output) -> Result<Outcome> {
+    let store = Store::init(&args.url, args.grace)?;
+    #[derive(Serialize)]
+    struct Report<'a> {
+        store: &'a str,
+        version: u32,
+        grace: u64,
+    }
+    let report = Report {
+        store: store.backend().address(),
+        version: tlkit::store::VERSION,
+        grace: store.grace(),
+    };
+    output.report(&report, || {
+        fields(&[
+            ("store", report.store.to_owned()),
+            ("layout", format!("version {}", report.version)),
+            ("grace", format!("{} s", report.grace)),
+        ])
+    })?;
+    Ok(Outcome::Success)
+}
+
+pub(crate) fn put(args: &args::Put, output: &Output) -> Result<Outcome> {
+    let name: AdapterName = args.name.parse()?;
+    let signer = args.sign.as_deref().map(Signer::open).transpose()?;
+    let store = Store::open(&args.url)?;
+    let base = open_base(args.base.as_ref())?;
+    let folder = blob_source(&args.blobs);
+    let own = store.blobs(&name.user);
+    let (package, notes) =
+        transfer::package_any(&args.adapter, base.as_ref(), &Chain(&*folder, &own))?;
+    for note in &notes {
+        output.note(note);
+    }
+    let signature = signer.map(|s| s.sign(&package.root));
+    let report = store.put(&name, &package, signature.as_ref())?;
+    output.report(&report, || put_text(&report))?;
+    Ok(Outcome::Success)
+}
+
+fn put_text(r: &PutReport) -> String {
+    let what = match r.unchanged {
+        true => "was the last version already",
+        false => "is new",
+    };
+    let mut blobs = format!("{} known", r.known_blobs);
+    if r.mended > 0 {
+        blobs.push_str(&format!(", {} mended", r.mended));
+    }
+    fields(&[
+        ("version", format!("{}@{} {what}", r.adapter, r.version)),
+        ("root", r.root.clone()),
+        (
+            "bytes",
+            format!("{}, {} written", bytes(r.bytes), bytes(r.written)),
+        ),
+        ("blobs", blobs),
+    ])
+}
+
+pub(crate) fn get(args: &args::Get, output: &Output) -> Result<Outcome> {
+    let name: AdapterName = args.name.parse()?;
+    let trusted = args.require_signature.iter().map(|p| TrustedKey::open(p));
+    let options = GetOptions {
+        form: match (args.peft, args.thin) {
+            (true, _) => Form::Peft,
+            (_, true) => Form::Thin(args.blobs.clone()),
+            _ => Form::Fat,
+        },
+        zstd: args.zstd,
+        existing: existing(args.force),
+        trusted: trusted.collect::<Result<_>>()?,
+    };
+    let store = Store::open(&args.url)?;
+    let got = transfer::get(&store, &name, &args.output, &options)?;
+    output.report(&got, || got_text(&got, args))?;
+    Ok(Outcome::Success)
+}
+
+fn got_text(got: &Got, args: &args::Get) -> String {
+    let mut rows = vec![
+        ("version", format!("{}@{}", got.adapter, got.version)),
+        ("root", got.root.clone()),
+        ("bytes", bytes(got.bytes)),
+    ];
+    if args.thin {
+        let mut left_out = format!("{} left out", plural(got.left_out, "published blob"));
+        if args.blobs.is_some() {
+            left_out.push_str(&format!(", {} written", got.blobs_written));
+        }
+        rows.push(("blobs", left_out));
+    }
+    rows.push(("output", show(&got.output)));
+    fields(&rows)
+}
+
+pub(crate) fn list(args: &args::List, output: &Output) -> Result<Outcome> {
+    let only = user(args.user.as_ref())?;
+    let store = Store::open(&args.url)?;
+    let users = match only {
+        Some(user) => vec![user],
+        None => store.tenants()?,
+    };
+    let mut listed = Vec::new();
+    for user in &users {
+        listed.extend(store.list(user)?);
+    }
+    let damaged = listed.iter().filter(|l| l.error.is_some()).count();
+    if damaged > 0 {
+        let records = plural(damaged, "damaged record");
+        output.note(&format!("{records}; `tlkit store fsck` says more"));
+    }
+    output.report(&listed, || list_text(&listed))?;
+    Ok(Outcome::Success)
+}
+
+fn list_text(listed: &[Listed]) -> String {
+    let rows = listed.iter().map(|l| {
+        let mut row = vec![format!("{}/{}", l.user, l.task), l.version.to_string()];
+        match &l.entry {
+            Some(entry) => row.extend([
+                entry.method.clone().unwrap_or_default(),
+                bytes(entry.bytes),
+                signed(entry),
+                time(entry.time),
+                root(entry),
+                entry.base.clone().unwrap_or_else(|| "-".into()),
+            ]),
+            None => row.push("damaged".into()),
+        }
+        row.resize(8, "-".into());
+        row
+    });
+    let header = [
+        "adapter", "version", "method", "bytes", "signed", "put", "root", "base",
+    ];
+    table(&header, &[1, 3], rows)
+}
+
+pub(crate) fn history(args: &args::History, output: &Output) -> Result<Outcome> {
+    let name: AdapterName = args.name.parse()?;
+    let entries = Store::open(&args.url)?.history(&name)?;
+    output.report(&entries, || {
+        let rows = entries.iter().map(|e| {
+            let method = e.method.clone().unwrap_or_else(|| "removed".into());
+            let tags: Vec<&str> = e.tags.iter().map(Name::as_str).collect();
+            vec![
+                e.version.to_string(),
+                time(e.time),
+                method,
+                bytes(e.bytes),
+                signed(e),
+                root(e),
+                tags.join(", "),
+            ]
+        });
+        let header = [
+            "version", "put", "method", "bytes", "signed", "root", "tags",
+        ];
+        table(&header, &[0, 3], rows)
+    })?;
+    Ok(Outcome::Success)
+}
+
+fn signed(entry: &VersionEntry) -> String {
+    if entry.signed { "yes" } else { "no" }.to_owned()
+}
+
+/// The first digits of a root, as tables show it.
+fn root(entry: &VersionEntry) -> String {
+    let digest = entry.root.as_ref().and_then(|r| r.parse::<Digest>().ok());
+    digest.map_or_else(|| "-".into(), |d| d.hex()[..16].to_owned())
+}
+
+#[derive(Serialize)]
+struct TagReport {
+    adapter: String,
+    tag: Name,
+    /// The version that the tag names now.
+    version: Option<u64>,
+}
+
+pub(crate) fn tag(args: &args::Tag, output: &Output) -> Result<Outcome> {
+    let name: AdapterName = args.name.parse()?;
+    let tag: Name = args.tag.parse()?;
+    if args.delete {
+        name.latest_only()?;
+    }
+    let store = Store::open(&args.url)?;
+    let version = match args.delete {
+        true => store.untag(&name, &tag).map(|()| None)?,
+        false => Some(store.tag(&name, &tag)?),
+    };
+    let report = TagReport {
+        adapter: format!("{}/{}", name.user, name.task),
+        tag,
+        version,
+    };
+    output.report(&report, || {
+        let (adapter, tag) = (&report.adapter, &report.tag);
+        match report.version {
+            Some(version) => format!("{adapter}:{tag} is version {version}"),
+            None => format!("{adapter}:{tag} is gone"),
+        }
+    })?;
+    Ok(Outcome::Success)
+}
+
+pub(crate) fn rm(args: &args::Rm, output: &Output) -> Result<Outcome> {
+    let name: AdapterName = args.name.parse()?;
+    Store::open(&args.url)?.remove(&name)?;
+    #[derive(Serialize)]
+    struct Report {
+        removed: String,
+    }
+    let report = Report {
+        removed: name.to_string(),
+    };
+    output.report(&report, || format!("{name} is removed"))?;
+    Ok(Outcome::Success)
+}
+
+/// A user's name, where one was given.
+pub(super) fn user(text: Option<&String>) -> Result<Option<Name>> {
+    text.map(|t| t.parse()).transpose()
+}
+
+/// A user that a command is only about; an error where the store has none of that name.
+pub(super) fn tenant(store: &Store, user: Option<Name>) -> Result<Option<Name>> {
+    if let Some(name) = &user
+        && !store.tenants()?.contains(name)
+    {
+        let message = format!("no tenant `{name}`");
+        return Err(Error::new(Code::NotInStore, message).file(store.backend().address()));
+    }
+    Ok(user)
+}

@@ -1,0 +1,412 @@
+//! The store: adapters of many tenants in one folder or object store. Its layout, and why it
+//! holds, is `spec/tl-store-v1.md`.
+//!
+//! Everything that is written is immutable and written once: blobs by their digest, and numbered
+//! records by conditional creation, of which the last of a sequence holds. So every operation of
+//! every backend is atomic, a crash leaves at worst blobs that nothing names, and two writers
+//! of one name are ordered by the store itself.
+//!
+//! The store knows blobs and digests, not tensors; [`transfer`] is where adapters become packages
+//! of blobs and back.
+
+mod backend;
+mod blob;
+mod catalog;
+mod collect;
+mod fsck;
+mod get;
+mod layout;
+mod name;
+mod publish;
+mod put;
+mod record;
+mod sign;
+pub mod testing;
+pub mod transfer;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+pub use backend::{Backend, Entry};
+pub use catalog::{Inventory, Listed, Stat, StoredAdapter, TenantStat, VersionEntry};
+pub use collect::{CollectOptions, Collected};
+pub use fsck::{Checked, Problem};
+pub use get::{Fetched, TenantBlobs};
+pub use name::{AdapterName, MAX_NAME_BYTES, Name, Which};
+pub use publish::Published;
+pub use put::{Package, PackageBlob, PutReport};
+pub use record::{Place, Settings, StoredBlob, Version};
+pub use sign::{Signature, Signer, TrustedKey, check as check_signature};
+
+use crate::error::{Code, Error, Result};
+use crate::format::Digest;
+use crate::safetensors::read_limited;
+use layout::Subject;
+use record::{Body, MAX_RECORD_BYTES, Read, Record};
+
+/// The version of the layout.
+pub const VERSION: u32 = 1;
+/// The features that a store may require and this build knows.
+pub const FEATURES: &[&str] = &[];
+/// Seconds for which what nothing names is kept, unless the store says otherwise.
+pub const GRACE: u64 = 24 * 60 * 60;
+const FORMAT: &str = "tl-store";
+const MAX_MARKER_BYTES: u64 = 64 << 10;
+/// How often a writer begins again because another one was faster.
+const ATTEMPTS: usize = 32;
+
+/// What makes a place a store; never changed after it was made.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Marker {
+    format: String,
+    version: u32,
+    requires: Vec<String>,
+    created: u64,
+    grace: u64,
+}
+
+/// An open store. May be used by several threads.
+pub struct Store {
+    backend: Backend,
+    marker_bytes: u64,
+    grace: u64,
+    settings: Settings,
+    cache: Mutex<Cache>,
+    now: Arc<dyn Fn() -> u64 + Send + Sync>,
+}
+
+#[derive(Default)]
+struct Cache {
+    /// The published blobs and their lengths as objects.
+    public: Option<Arc<BTreeMap<Digest, u64>>>,
+    /// Published blobs whose bytes were verified since the store was opened.
+    verified: BTreeSet<Digest>,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Store({})", self.backend.address())
+    }
+}
+
+/// The records of one tenant, as a listing shows them.
+struct Sequences {
+    folder: String,
+    numbers: BTreeMap<Subject, Vec<u64>>,
+    /// Keys that are no record's.
+    foreign: Vec<String>,
+    /// Bytes of all records as objects.
+    bytes: u64,
+    /// When the listing began.
+    listed: Instant,
+}
+
+impl Store {
+    /// Makes a store, and opens it. What nothing names is kept for `grace` seconds; writers whose
+    /// work takes longer than half of that begin again.
+    ///
+    /// # Errors
+    /// [`Code::OutputExists`] where there is a store; those of [`Backend::open`].
+    pub fn init(address: &str, grace: u64) -> Result<Self> {
+        Self::init_in(Backend::create_at(address)?, grace)
+    }
+
+    /// As [`init`](Self::init), over a backend.
+    ///
+    /// # Errors
+    /// As [`init`](Self::init).
+    pub fn init_in(backend: Backend, grace: u64) -> Result<Self> {
+        let marker = Marker {
+            format: FORMAT.into(),
+            version: VERSION,
+            requires: Vec::new(),
+            created: unix_time(),
+            grace,
+        };
+        let json = serde_json::to_vec(&marker)
+            .map_err(|e| Error::new(Code::StoreRecord, format!("no JSON: {e}")))?;
+        if !backend.create(layout::MARKER, json)? {
+            let message = "there is a store here already";
+            return Err(Error::new(Code::OutputExists, message).file(backend.address()));
+        }
+        Self::open_in(backend)
+    }
+
+    /// Opens the store at an address (see [`Backend::open`]).
+    ///
+    /// # Errors
+    /// [`Code::NoStore`], [`Code::StoreVersion`], [`Code::StoreRecord`]; those of [`Backend::open`].
+    pub fn open(address: &str) -> Result<Self> {
+        Self::open_in(Backend::open(address)?)
+    }
+
+    /// As [`open`](Self::open), over a backend.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_in(backend: Backend) -> Result<Self> {
+        let json = backend.read(layout::MARKER, MAX_MARKER_BYTES)?;
+        let json = json.ok_or_else(|| backend::no_store(backend.address()))?;
+        let marker: Marker = serde_json::from_slice(&json)
+            .ok()
+            .filter(|m: &Marker| m.format == FORMAT)
+            .ok_or_else(|| {
+                Error::new(Code::StoreRecord, "not the marker of a store")
+                    .file(backend.show(layout::MARKER))
+            })?;
+        let unknown = marker
+            .requires
+            .iter()
+            .find(|f| !FEATURES.contains(&f.as_str()));
+        if marker.version != VERSION || unknown.is_some() {
+            let what = match unknown {
+                Some(feature) => format!("it requires the feature `{feature}`"),
+                None => format!("it has version {}", marker.version),
+            };
+            let message = format!("{what}, which this build does not know");
+            return Err(Error::new(Code::StoreVersion, message)
+                .file(backend.address())
+                .hint("use a newer tlkit"));
+        }
+        let mut store = Self {
+            backend,
+            marker_bytes: json.len() as u64,
+            grace: marker.grace,
+            settings: Settings::default(),
+            cache: Mutex::default(),
+            now: Arc::new(unix_time),
+        };
+        store.settings = store.read_settings()?;
+        Ok(store)
+    }
+
+    /// Whether a folder is a store, of whatever version.
+    pub fn is_in(folder: &Path) -> bool {
+        let marker = read_limited(&folder.join(layout::MARKER), MAX_MARKER_BYTES);
+        let marker = marker
+            .ok()
+            .and_then(|m| serde_json::from_slice::<Value>(&m).ok());
+        marker.is_some_and(|m| m.get("format").and_then(Value::as_str) == Some(FORMAT))
+    }
+
+    /// With another clock, for tests of what time does.
+    #[must_use]
+    pub fn with_clock(mut self, now: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        self.now = Arc::new(now);
+        self
+    }
+
+    /// Where the objects lie.
+    pub fn backend(&self) -> &Backend {
+        &self.backend
+    }
+
+    /// Seconds for which what nothing names is kept.
+    pub fn grace(&self) -> u64 {
+        self.grace
+    }
+
+    /// The store's settings, as they were when it was opened.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Changes the settings.
+    ///
+    /// # Errors
+    /// [`Code::StoreConflict`]; [`Code::StoreBackend`].
+    pub fn configure(&mut self, change: impl Fn(&mut Settings)) -> Result<()> {
+        for _ in 0..ATTEMPTS {
+            let sequences = self.sequences(layout::STORE_RECORDS)?;
+            let mut settings = self.read_settings()?;
+            change(&mut settings);
+            let body = Body::Settings(settings.clone());
+            if self.append(&sequences, &Subject::Settings, body)?.is_some() {
+                self.settings = settings;
+                return Ok(());
+            }
+        }
+        Err(conflict("the settings"))
+    }
+
+    fn read_settings(&self) -> Result<Settings> {
+        let sequences = self.sequences(layout::STORE_RECORDS)?;
+        match self.last(&sequences, &Subject::Settings)? {
+            Some((
+                _,
+                Read {
+                    record:
+                        Record {
+                            body: Body::Settings(settings),
+                            ..
+                        },
+                    ..
+                },
+            )) => Ok(settings),
+            Some((n, _)) => Err(self.foreign(&sequences, &Subject::Settings, n)),
+            None => Ok(Settings::default()),
+        }
+    }
+
+    /// The names of the tenants, sorted.
+    ///
+    /// # Errors
+    /// [`Code::StoreBackend`].
+    pub fn tenants(&self) -> Result<Vec<Name>> {
+        let names = self.backend.folders(layout::TENANTS)?;
+        Ok(names.iter().filter_map(|n| n.parse().ok()).collect())
+    }
+
+    fn sequences(&self, folder: &str) -> Result<Sequences> {
+        let mut found = Sequences {
+            folder: folder.to_owned(),
+            numbers: BTreeMap::new(),
+            foreign: Vec::new(),
+            bytes: 0,
+            listed: Instant::now(),
+        };
+        for entry in self.backend.list(folder)? {
+            found.bytes += entry.bytes;
+            match layout::parse_record(&entry.key) {
+                Some((subject, number)) => found.numbers.entry(subject).or_default().push(number),
+                None => found.foreign.push(entry.key),
+            }
+        }
+        for numbers in found.numbers.values_mut() {
+            numbers.sort_unstable();
+        }
+        Ok(found)
+    }
+
+    /// The record at a key.
+    fn record(&self, key: &str) -> Result<Option<Read>> {
+        let object = self.backend.read(key, MAX_RECORD_BYTES)?;
+        object
+            .map(|o| record::decode(&o).map_err(|e| e.file(self.backend.show(key))))
+            .transpose()
+    }
+
+    /// The last record of a sequence.
+    fn last(&self, sequences: &Sequences, subject: &Subject) -> Result<Option<(u64, Read)>> {
+        let Some(mut number) = sequences.last(subject) else {
+            return Ok(None);
+        };
+        for _ in 0..ATTEMPTS {
+            if let Some(read) = self.record(&sequences.key(subject, number))? {
+                return Ok(Some((number, read)));
+            }
+            // It was the last one when it was listed. A later one came, and it was collected.
+            let again = self.sequences(&sequences.folder)?;
+            match again.last(subject) {
+                None => return Ok(None),
+                Some(last) => number = last,
+            }
+        }
+        Err(conflict(&sequences.key(subject, number)))
+    }
+
+    /// Appends a record that has nothing but its body; `None` where another writer was faster, or
+    /// the listing is too old to write by.
+    fn append(&self, to: &Sequences, subject: &Subject, body: Body) -> Result<Option<u64>> {
+        let object = record::encode(&self.signed_by_now(body), &[], &[])?;
+        self.append_object(to, subject, object)
+    }
+
+    fn append_object(
+        &self,
+        to: &Sequences,
+        subject: &Subject,
+        object: Vec<u8>,
+    ) -> Result<Option<u64>> {
+        // Numbers that were collected since would seem free, and keys condemned since good.
+        if !self.in_time(to.listed) {
+            return Ok(None);
+        }
+        let number = to.last(subject).unwrap_or(0) + 1;
+        let key = to.key(subject, number);
+        if self.backend.create(&key, object.clone())? {
+            return Ok(Some(number));
+        }
+        // A request that was sent twice finds its own record: every one is unlike all others.
+        let there = self.backend.read(&key, MAX_RECORD_BYTES)?;
+        Ok(there
+            .is_some_and(|there| *there == *object)
+            .then_some(number))
+    }
+
+    fn signed_by_now(&self, body: Body) -> Record {
+        Record {
+            body,
+            time: (self.now)(),
+            writer: nonce(),
+        }
+    }
+
+    fn foreign(&self, sequences: &Sequences, subject: &Subject, number: u64) -> Error {
+        let key = sequences.key(subject, number);
+        Error::new(
+            Code::StoreRecord,
+            "a record of another kind than its name says",
+        )
+        .file(self.backend.show(&key))
+    }
+
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a writer may still act on what it saw at `since`. What a collection takes has been
+    /// condemned, or superseded, for twice as long. A store without a grace period has writers
+    /// and collections at different times only.
+    fn in_time(&self, since: Instant) -> bool {
+        self.grace == 0 || since.elapsed() < Duration::from_secs(self.grace) / 2
+    }
+}
+
+impl Sequences {
+    fn last(&self, subject: &Subject) -> Option<u64> {
+        self.numbers.get(subject).and_then(|n| n.last().copied())
+    }
+
+    fn key(&self, subject: &Subject, number: u64) -> String {
+        layout::record(&self.folder, subject, number)
+    }
+
+    /// The tasks that have, or had, an adapter.
+    fn tasks(&self) -> impl Iterator<Item = (&Name, &[u64])> {
+        self.numbers
+            .iter()
+            .filter_map(|(subject, numbers)| match subject {
+                Subject::Adapter(task) => Some((task, numbers.as_slice())),
+                _ => None,
+            })
+    }
+}
+
+fn conflict(what: &str) -> Error {
+    Error::new(
+        Code::StoreConflict,
+        format!("other writers kept changing {what}"),
+    )
+    .hint("try again")
+}
+
+fn unix_time() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |t| t.as_secs())
+}
+
+/// 16 hex digits that no other writer has: seeded by the system for every hasher.
+fn nonce() -> String {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    format!("{:016x}", RandomState::new().build_hasher().finish())
+}
+
+#[cfg(test)]
+mod tests;

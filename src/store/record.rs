@@ -1,0 +1,342 @@
+//! Records: the small immutable objects that say what a store holds (`spec/tl-store-v1.md` §4).
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::blob;
+use super::name::Name;
+use super::sign::Signature;
+use crate::error::{Code, Error, Result};
+use crate::format::{Digest, MAX_MANIFEST_BYTES, pack_elements, unpack_elements};
+use crate::tensor::Bytes;
+
+const MAGIC: [u8; 4] = *b"TLR1";
+/// Magic, SHA-256 of what follows, length of the packed part, its length unpacked.
+const FRAME: usize = 44;
+/// Longest JSON of a record.
+const MAX_JSON_BYTES: usize = 16 << 20;
+/// Longest record as an object.
+pub(super) const MAX_RECORD_BYTES: u64 = 48 << 20;
+/// A tensor up to this long lies in the record of its version: an object of its own costs more.
+pub(super) const MAX_INLINE_BYTES: usize = 16 << 10;
+
+/// A record: who wrote what, when.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Record {
+    pub(super) body: Body,
+    /// Seconds of Unix time, by the writer's clock.
+    pub(super) time: u64,
+    /// Tells two records with the same content apart.
+    pub(super) writer: String,
+}
+
+/// What a record says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(super) enum Body {
+    /// A version of an adapter.
+    Adapter(Version),
+    /// The adapter is gone.
+    Removed,
+    /// A tag names this version, or none any more.
+    Tag(Option<u64>),
+    /// What garbage collection has condemned, and whether it is deleting now.
+    Collection(Collection),
+    /// The store's settings.
+    Settings(Settings),
+}
+
+/// An immutable version of an adapter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Version {
+    /// The adapter's identity: SHA-256 of its manifest.
+    pub root: Digest,
+    /// Length of the manifest.
+    pub manifest: u64,
+    /// The method's name, as in the manifest.
+    pub method: String,
+    /// The base model's name, where the manifest has one.
+    pub base: Option<String>,
+    /// Logical bytes: manifest and stored tensors, unpacked. What quotas count.
+    pub bytes: u64,
+    /// The tensors that are stored; those made from a seed are not.
+    pub blobs: Vec<StoredBlob>,
+    /// A signature of the root.
+    pub signature: Option<Signature>,
+}
+
+/// A tensor of a version, and where it lies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoredBlob {
+    /// SHA-256 of the raw bytes.
+    pub sha256: Digest,
+    /// Length of the raw bytes.
+    pub bytes: u64,
+    /// Where it lies.
+    pub at: Place,
+}
+
+/// Where a blob lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Place {
+    /// In the record itself, so many bytes with its frame.
+    Inline(u64),
+    /// Among the tenant's blobs, of this generation.
+    Tenant(u32),
+    /// Among the published blobs.
+    Public,
+}
+
+/// The state of garbage collection for one tenant.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Collection {
+    /// Keys that no version named, and since when; no writer may name them again.
+    pub(super) condemned: BTreeMap<String, u64>,
+    /// Whether the writer of this record is deleting some of them.
+    pub(super) deleting: bool,
+}
+
+/// The settings of a store, all of which its operator may change.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Most logical bytes of a tenant that has no quota of its own.
+    pub quota: Option<u64>,
+    /// Most logical bytes of these tenants.
+    pub quotas: BTreeMap<Name, u64>,
+}
+
+/// A record as it was read, with what lies in it.
+#[derive(Debug, Clone)]
+pub(super) struct Read {
+    pub(super) record: Record,
+    /// The manifest of a version; empty for other records.
+    pub(super) manifest: Vec<u8>,
+    /// The blobs that lie inside, in the version's order.
+    pub(super) inline: Vec<Bytes>,
+    /// Length of the object.
+    pub(super) bytes: u64,
+}
+
+/// The object of a record; `manifest` and `inline` belong to a version.
+pub(super) fn encode(record: &Record, manifest: &[u8], inline: &[Vec<u8>]) -> Result<Vec<u8>> {
+    let json = serde_json::to_vec(record)
+        .map_err(|e| Error::new(Code::StoreRecord, format!("no JSON: {e}")))?;
+    let mut plain = (json.len() as u32).to_le_bytes().to_vec();
+    plain.extend(json);
+    plain.extend(manifest);
+    let packed = pack_elements(1, &plain)?;
+    let mut rest = (packed.len() as u32).to_le_bytes().to_vec();
+    rest.extend((plain.len() as u32).to_le_bytes());
+    rest.extend(packed);
+    rest.extend(inline.iter().flatten());
+    let mut object = MAGIC.to_vec();
+    object.extend(Digest::of(&rest).as_bytes());
+    object.extend(rest);
+    Ok(object)
+}
+
+/// Reads a record, and checks everything that it says of itself.
+///
+/// # Errors
+/// [`Code::StoreDamaged`] where the bytes are not those that were written, [`Code::StoreRecord`]
+/// where they are and are no record of version 1.
+pub(super) fn decode(object: &Bytes) -> Result<Read> {
+    let invalid = |m: &str| Error::new(Code::StoreRecord, format!("not a record: {m}"));
+    let (Some(&MAGIC), Some(digest)) = (object.first_chunk(), object.get(4..36)) else {
+        return Err(invalid("it begins with other bytes"));
+    };
+    let rest = object.get(36..).unwrap_or_default();
+    if Digest::of(rest).as_bytes() != digest {
+        return Err(Error::new(
+            Code::StoreDamaged,
+            "the record's bytes have another digest than it says",
+        ));
+    }
+    let number = |at: usize| {
+        let bytes = object.get(at..at + 4).and_then(|b| b.first_chunk());
+        bytes.map(|b| u32::from_le_bytes(*b) as usize)
+    };
+    let (Some(packed_len), Some(plain_len)) = (number(36), number(40)) else {
+        return Err(invalid("shorter than its frame"));
+    };
+    if plain_len > MAX_JSON_BYTES + MAX_MANIFEST_BYTES + 4 {
+        return Err(invalid("longer than the limit"));
+    }
+    let packed = object.get(FRAME..FRAME.saturating_add(packed_len));
+    let packed = packed.ok_or_else(|| invalid("shorter than it says"))?;
+    let plain = unpack_elements(1, packed, plain_len as u64)
+        .map_err(|e| Error::new(Code::StoreRecord, e.message()))?;
+    let (size, plain) = plain
+        .split_first_chunk()
+        .ok_or_else(|| invalid("shorter than its frame"))?;
+    let (json, manifest) = plain
+        .split_at_checked(u32::from_le_bytes(*size) as usize)
+        .ok_or_else(|| invalid("its JSON is shorter than it says"))?;
+    let record: Record =
+        serde_json::from_slice(json).map_err(|e| invalid(&format!("its JSON: {e}")))?;
+    let mut at = FRAME + packed_len;
+    let mut inline = Vec::new();
+    if let Body::Adapter(version) = &record.body {
+        for stored in &version.blobs {
+            let Place::Inline(len) = stored.at else {
+                continue;
+            };
+            let end = usize::try_from(len)
+                .ok()
+                .and_then(|len| at.checked_add(len));
+            let slice = end.and_then(|end| object.slice(at..end));
+            let slice = slice.ok_or_else(|| invalid("shorter than its blobs"))?;
+            at += slice.len();
+            inline.push(slice);
+        }
+        if manifest.len() as u64 != version.manifest || Digest::of(manifest) != version.root {
+            return Err(invalid("its manifest is not the one that its root names"));
+        }
+    } else if !manifest.is_empty() {
+        return Err(invalid("bytes follow its JSON"));
+    }
+    if at != object.len() {
+        return Err(invalid("bytes follow its blobs"));
+    }
+    Ok(Read {
+        record,
+        manifest: manifest.to_vec(),
+        inline,
+        bytes: object.len() as u64,
+    })
+}
+
+impl Read {
+    /// The version, where the record is one.
+    pub(super) fn version(&self) -> Option<&Version> {
+        match &self.record.body {
+            Body::Adapter(version) => Some(version),
+            _ => None,
+        }
+    }
+
+    /// The raw bytes of an inline blob, verified.
+    pub(super) fn inline(&self, stored: &StoredBlob) -> Result<Option<Bytes>> {
+        let Some(version) = self.version() else {
+            return Ok(None);
+        };
+        let inside = version
+            .blobs
+            .iter()
+            .filter(|b| matches!(b.at, Place::Inline(_)));
+        let found = inside
+            .zip(&self.inline)
+            .find(|(b, _)| b.sha256 == stored.sha256);
+        found
+            .map(|(b, object)| blob::decode(object, &b.sha256, b.bytes))
+            .transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sample() -> (Record, Vec<u8>, Vec<Vec<u8>>) {
+        let raw = [7u8; 40];
+        let inline = vec![blob::encode(4, &raw).unwrap()];
+        let manifest = b"{\"tl\":1}".to_vec();
+        let version = Version {
+            root: Digest::of(&manifest),
+            manifest: manifest.len() as u64,
+            method: "tl6".into(),
+            base: None,
+            bytes: 48,
+            blobs: vec![
+                StoredBlob {
+                    sha256: Digest::of(b"p"),
+                    bytes: 9,
+                    at: Place::Public,
+                },
+                StoredBlob {
+                    sha256: Digest::of(&raw),
+                    bytes: 40,
+                    at: Place::Inline(inline[0].len() as u64),
+                },
+            ],
+            signature: None,
+        };
+        let record = Record {
+            body: Body::Adapter(version),
+            time: 5,
+            writer: "w".into(),
+        };
+        (record, manifest, inline)
+    }
+
+    #[test]
+    fn decode_inverts_encode() {
+        let (record, manifest, inline) = sample();
+        let read = decode(&encode(&record, &manifest, &inline).unwrap().into()).unwrap();
+        assert_eq!((&read.record, &read.manifest), (&record, &manifest));
+        let stored = &read.version().unwrap().blobs[1];
+        assert_eq!(&*read.inline(stored).unwrap().unwrap(), &[7u8; 40]);
+        for body in [
+            Body::Removed,
+            Body::Tag(None),
+            Body::Tag(Some(3)),
+            Body::Collection(Collection::default()),
+        ] {
+            let record = Record {
+                body,
+                ..record.clone()
+            };
+            let read = decode(&encode(&record, b"", &[]).unwrap().into()).unwrap();
+            assert_eq!(read.record, record);
+        }
+    }
+
+    #[test]
+    fn a_record_that_lies_is_refused() {
+        let (record, manifest, inline) = sample();
+        let code = |r: &Record, m: &[u8], i: &[Vec<u8>]| {
+            decode(&encode(r, m, i).unwrap().into()).unwrap_err().code()
+        };
+        // Another manifest than the root's; blobs that are missing or too many.
+        assert_eq!(code(&record, b"{}", &inline), Code::StoreRecord);
+        assert_eq!(code(&record, &manifest, &[]), Code::StoreRecord);
+        let twice = [inline.clone(), inline.clone()].concat();
+        assert_eq!(code(&record, &manifest, &twice), Code::StoreRecord);
+        let removed = Record {
+            body: Body::Removed,
+            ..record
+        };
+        assert_eq!(code(&removed, &manifest, &[]), Code::StoreRecord);
+    }
+
+    proptest! {
+        /// Breaks where damage passes for a record, or makes the reader panic.
+        #[test]
+        fn no_other_bytes_pass(at in 0usize..2000, bit in 0u8..8, cut in 0usize..2000) {
+            let (record, manifest, inline) = sample();
+            let mut object = encode(&record, &manifest, &inline).unwrap();
+            let place = at % object.len();
+            object[place] ^= 1 << bit;
+            prop_assert!(decode(&object.clone().into()).is_err());
+            object.truncate(cut % object.len());
+            prop_assert!(decode(&object.into()).is_err());
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let mut object = MAGIC.to_vec();
+            object.extend(Digest::of(&bytes).as_bytes());
+            object.extend(bytes);
+            prop_assert!(decode(&object.into()).is_err());
+        }
+    }
+}

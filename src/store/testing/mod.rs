@@ -1,0 +1,10 @@
+//! Checks that any backend must pass, and a backend that fails on purpose.
+//!
+//! [`conformance`] is what the store demands of an object store, from conditional creation to a
+//! whole collection; run it against a service before trusting adapters to it.
+
+mod checks;
+mod faults;
+
+pub use checks::{CHECKS, conformance, sample};
+pub use faults::{Action, Faults, Moment};

@@ -1,0 +1,123 @@
+//! Adapters as packages of blobs, and back.
+
+mod export;
+mod get;
+
+use std::path::Path;
+
+pub use export::{ExportOptions, Exported, NotExported, export};
+pub use get::{Form, GetOptions, Got, get};
+
+use super::get::Fetched;
+use super::put::{Package, PackageBlob};
+use crate::adapter::Adapter;
+use crate::convert::{ToTiedOptions, import_tied};
+use crate::error::{Code, Error, Result};
+use crate::format::{BlobSource, Digest, Manifest, TlFile, encode};
+use crate::peft::is_peft_dir;
+use crate::safetensors::Checkpoint;
+use crate::tensor::Bytes;
+
+/// The package of a `.tl`. Tensors that its seeds make are not kept; what a thin file leaves out is
+/// looked for in `blobs`.
+///
+/// # Errors
+/// Those of [`TlFile::open`] and [`TlFile::load`]; [`Code::SeedInvalid`] where a seeded tensor is
+/// not what its seed makes, so that it could not be left out.
+pub fn package(file: &Path, blobs: &dyn BlobSource) -> Result<Package> {
+    let tl = TlFile::open(file)?;
+    let adapter = tl.load(blobs)?;
+    package_adapter(&adapter).map_err(|e| e.file(file))
+}
+
+/// The package of a `.tl`, or of a PEFT directory, which is brought into tie groups as
+/// [`import_tied`] does, with what a careful user should know. `base` answers what a VeRA directory
+/// leaves open, and gives its fingerprint; for a `.tl` it is not looked at.
+///
+/// # Errors
+/// Those of [`package`] and [`import_tied`].
+pub fn package_any(
+    path: &Path,
+    base: Option<&Checkpoint>,
+    blobs: &dyn BlobSource,
+) -> Result<(Package, Vec<String>)> {
+    if !path.is_dir() && !is_peft_dir(path) {
+        return Ok((package(path, blobs)?, Vec::new()));
+    }
+    let options = ToTiedOptions {
+        base,
+        ..ToTiedOptions::default()
+    };
+    let tied = import_tied(path, &options).map_err(|e| e.file(path))?;
+    let mut notes = tied.notes;
+    if tied.worst.relative > 0.0 {
+        notes.push(format!(
+            "the ties were recovered up to a relative error of {:.1e} in ΔW",
+            tied.worst.relative
+        ));
+    }
+    let package = package_adapter(&tied.adapter).map_err(|e| e.file(path))?;
+    Ok((package, notes))
+}
+
+/// As [`package`], for an adapter in memory.
+///
+/// # Errors
+/// Those of [`encode`]; [`Code::SeedInvalid`].
+pub fn package_adapter(adapter: &Adapter) -> Result<Package> {
+    let encoded = encode(adapter)?;
+    let mut kept = Vec::new();
+    for (name, entry) in &encoded.tensors {
+        if entry.seeded {
+            if let Some(described) = encoded.manifest.tensors().get(name) {
+                described.check_seed().map_err(|e| e.tensor(name))?;
+            }
+            continue;
+        }
+        kept.push(PackageBlob {
+            digest: entry.digest,
+            width: entry.tensor.dtype().bits() / 8,
+            bytes: entry.tensor.data().clone(),
+            shareable: entry.is_projection,
+        });
+    }
+    // Two tensors of different shape may have the same bytes.
+    kept.sort_by_key(|b| b.digest);
+    kept.dedup_by_key(|b| b.digest);
+    Ok(Package {
+        root: encoded.manifest.root(),
+        manifest: encoded.manifest.to_bytes(),
+        method: adapter.method().name().to_owned(),
+        base: adapter.base.as_ref().and_then(|b| b.name.clone()),
+        blobs: kept,
+    })
+}
+
+/// The adapter of a version, every tensor verified.
+///
+/// # Errors
+/// Those of [`Manifest::parse`] and [`Manifest::load`]; [`Code::StoreDamaged`],
+/// [`Code::BlobMissing`]; [`Code::StoreRecord`] where the manifest has another root.
+pub fn adapter(fetched: &Fetched<'_>) -> Result<Adapter> {
+    let manifest = Manifest::parse(fetched.manifest())?;
+    if manifest.root() != fetched.version().root {
+        return Err(Error::new(
+            Code::StoreRecord,
+            "the manifest has another root than its record",
+        ));
+    }
+    manifest.load(fetched)
+}
+
+/// A source that asks one after another.
+#[derive(Debug)]
+pub struct Chain<'a, A: ?Sized, B: ?Sized>(pub &'a A, pub &'a B);
+
+impl<A: BlobSource + ?Sized, B: BlobSource + ?Sized> BlobSource for Chain<'_, A, B> {
+    fn get(&self, digest: &Digest, len: u64) -> Result<Option<Bytes>> {
+        match self.0.get(digest, len)? {
+            Some(bytes) => Ok(Some(bytes)),
+            None => self.1.get(digest, len),
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! All of a store, or of one tenant, as files.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::get::{Form, GetOptions, get};
+use crate::error::{Code, Error, Result};
+use crate::safetensors::Existing;
+use crate::store::name::Which;
+use crate::store::{AdapterName, Listed, Name, Store};
+
+/// The folder of an export that holds published blobs.
+const BLOBS: &str = "blobs";
+
+/// What to export, and how.
+#[derive(Debug, Clone)]
+pub struct ExportOptions {
+    /// One tenant; all of them where not given.
+    pub user: Option<Name>,
+    /// Whether seeded tensors and published blobs are left out, the blobs once in `blobs/`.
+    pub thin: bool,
+    /// What to do with existing files.
+    pub existing: Existing,
+}
+
+/// What was exported.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Exported {
+    /// Number of tenants.
+    pub tenants: usize,
+    /// Number of adapters written.
+    pub adapters: usize,
+    /// Their bytes, without blobs.
+    pub bytes: u64,
+    /// Number of published blobs written.
+    pub blobs: usize,
+    /// The adapters that could not be written.
+    pub failed: Vec<NotExported>,
+    /// The folder.
+    pub output: PathBuf,
+}
+
+/// An adapter that could not be exported.
+#[derive(Debug, Clone, Serialize)]
+pub struct NotExported {
+    /// `USER/TASK`.
+    pub adapter: String,
+    /// The code of what is wrong.
+    #[serde(serialize_with = "as_str")]
+    pub code: Code,
+    /// What is wrong.
+    pub message: String,
+}
+
+/// Writes the last version of every adapter as `dir/USER/TASK.tl`, each whole or not at all, and
+/// holds one at a time. One that fails is reported, and the others go on. `progress` is told the
+/// number of tenants done, 0 before each adapter; an error from it ends the export.
+///
+/// # Errors
+/// [`Code::StoreBackend`] where the store cannot be listed, [`Code::NoSpace`]; [`Code::Io`] where
+/// `dir` cannot be made; [`Code::NotInStore`] where there is no such tenant; those of `progress`.
+pub fn export(
+    store: &Store,
+    dir: &Path,
+    options: &ExportOptions,
+    progress: &mut dyn FnMut(usize) -> Result<()>,
+) -> Result<Exported> {
+    let mut tenants = store.tenants()?;
+    if let Some(user) = &options.user {
+        tenants.retain(|t| t == user);
+        if tenants.is_empty() {
+            let message = format!("no tenant `{user}`");
+            return Err(Error::new(Code::NotInStore, message).file(store.backend().address()));
+        }
+    }
+    let mut done = Exported {
+        tenants: tenants.len(),
+        output: dir.to_owned(),
+        ..Exported::default()
+    };
+    for user in &tenants {
+        let listed = store.list(user)?;
+        let folder = dir.join(user.as_str());
+        if !listed.is_empty() {
+            fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, "create", e))?;
+        }
+        for adapter in &listed {
+            progress(0)?;
+            match one(store, dir, &folder, adapter, options) {
+                Ok((bytes, blobs)) => {
+                    done.adapters += 1;
+                    done.bytes += bytes;
+                    done.blobs += blobs;
+                }
+                Err(e) if e.code() == Code::NoSpace => return Err(e),
+                // Removed since it was listed.
+                Err(e) if e.code() == Code::NotInStore => {}
+                Err(e) => done.failed.push(NotExported {
+                    adapter: format!("{user}/{}", adapter.task),
+                    code: e.code(),
+                    message: e.to_string(),
+                }),
+            }
+        }
+        progress(1)?;
+    }
+    Ok(done)
+}
+
+fn one(
+    store: &Store,
+    dir: &Path,
+    folder: &Path,
+    adapter: &Listed,
+    options: &ExportOptions,
+) -> Result<(u64, usize)> {
+    let name = AdapterName {
+        user: adapter.user.clone(),
+        task: adapter.task.clone(),
+        which: Which::Latest,
+    };
+    let get_options = GetOptions {
+        form: match options.thin {
+            true => Form::Thin(Some(dir.join(BLOBS))),
+            false => Form::Fat,
+        },
+        existing: options.existing,
+        ..GetOptions::default()
+    };
+    let output = folder.join(format!("{}.tl", adapter.task));
+    let got = get(store, &name, &output, &get_options)?;
+    Ok((got.bytes, got.blobs_written))
+}
+
+fn as_str<S: serde::Serializer>(code: &Code, to: S) -> std::result::Result<S::Ok, S::Error> {
+    to.serialize_str(code.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::NoBlobs;
+    use crate::store::transfer::package;
+
+    /// Breaks where a user who stops an export waits for its end, or finds half a file.
+    #[test]
+    fn a_stopped_export_leaves_whole_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let fixture = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/fixtures/adapters/style-tl6.tl"
+        );
+        let address = dir.path().join("store");
+        let store = Store::init(address.to_str().unwrap(), 60).unwrap();
+        let package = package(fixture.as_ref(), &NoBlobs).unwrap();
+        for name in ["alice/one", "alice/two", "bob/one"] {
+            store.put(&name.parse().unwrap(), &package, None).unwrap();
+        }
+        let options = ExportOptions {
+            user: None,
+            thin: false,
+            existing: Existing::Refuse,
+        };
+        let mut calls = 0;
+        let out = dir.path().join("out");
+        let stopped = export(&store, &out, &options, &mut |_| {
+            calls += 1;
+            match calls {
+                2 => Err(Error::new(Code::Interrupted, "stopped")),
+                _ => Ok(()),
+            }
+        });
+        assert_eq!(stopped.unwrap_err().code(), Code::Interrupted);
+        let names = |folder: &Path| -> Vec<_> {
+            let entries = fs::read_dir(folder).unwrap();
+            entries.map(|e| e.unwrap().file_name()).collect()
+        };
+        assert_eq!(names(&out), ["alice"]);
+        assert_eq!(names(&out.join("alice")), ["one.tl"]);
+        assert_eq!(
+            fs::read(out.join("alice/one.tl")).unwrap(),
+            fs::read(fixture).unwrap()
+        );
+    }
+}

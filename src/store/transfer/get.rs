@@ -1,0 +1,132 @@
+//! An adapter out of a store, as a file or folder.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::error::{Code, Error, Result};
+use crate::format::{Digest, Encoded, Packing, WriteOptions, encode, write_blobs, write_encoded};
+use crate::peft::export;
+use crate::safetensors::{AtomicFile, Existing};
+use crate::store::{AdapterName, Store, TrustedKey};
+
+/// What an adapter is written as.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Form {
+    /// A `.tl` with every tensor inside.
+    #[default]
+    Fat,
+    /// A `.tl` without its seeded tensors and published blobs; with a folder, those blobs go there,
+    /// each under the hex digits of its digest.
+    Thin(Option<PathBuf>),
+    /// A PEFT directory that merges to the same bytes.
+    Peft,
+}
+
+/// How to get an adapter.
+#[derive(Debug, Clone)]
+pub struct GetOptions {
+    /// What to write.
+    pub form: Form,
+    /// Whether tensors of a `.tl` are packed with zstd.
+    pub zstd: bool,
+    /// What to do with an existing output.
+    pub existing: Existing,
+    /// Keys of which one must have signed the root; any root will do where there are none.
+    pub trusted: Vec<TrustedKey>,
+}
+
+impl Default for GetOptions {
+    fn default() -> Self {
+        Self {
+            form: Form::Fat,
+            zstd: false,
+            existing: Existing::Refuse,
+            trusted: Vec::new(),
+        }
+    }
+}
+
+/// What was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Got {
+    /// `USER/TASK`.
+    pub adapter: String,
+    /// The number of the version.
+    pub version: u64,
+    /// The adapter's root.
+    pub root: String,
+    /// Bytes written, without blobs.
+    pub bytes: u64,
+    /// Published blobs that the file leaves out.
+    pub left_out: usize,
+    /// How many of them were written into the folder of blobs.
+    pub blobs_written: usize,
+    /// The file or folder.
+    pub output: PathBuf,
+}
+
+/// Writes a version of an adapter, every byte verified before the first one is written. A fat `.tl`
+/// without zstd is the very file that was put, where that was one.
+///
+/// # Errors
+/// Those of [`Store::get`] and [`adapter`](super::adapter); [`Code::SignatureInvalid`];
+/// [`Code::OutputExists`], [`Code::NoSpace`], [`Code::Io`]; those of [`export::export`].
+pub fn get(store: &Store, name: &AdapterName, output: &Path, options: &GetOptions) -> Result<Got> {
+    let fetched = store.get(name)?;
+    if !options.trusted.is_empty() {
+        fetched.require_signature(&options.trusted)?;
+    }
+    let adapter = super::adapter(&fetched)?;
+    let encoded = encode(&adapter)?;
+    if encoded.manifest.root() != fetched.version().root {
+        let message = "the adapter has another root than its record";
+        return Err(Error::new(Code::StoreRecord, message));
+    }
+    let mut got = Got {
+        adapter: format!("{}/{}", name.user, name.task),
+        version: fetched.number,
+        root: fetched.version().root.to_string(),
+        bytes: 0,
+        left_out: 0,
+        blobs_written: 0,
+        output: output.to_owned(),
+    };
+    let packing = match &options.form {
+        Form::Peft => {
+            let peft = export::ExportOptions {
+                replace: options.existing == Existing::Replace,
+                ..export::ExportOptions::default()
+            };
+            got.bytes = export::export(&adapter, output, &peft)?.bytes;
+            return Ok(got);
+        }
+        Form::Fat => Packing::Fat,
+        Form::Thin(blobs) => {
+            let public = published(store, &encoded)?;
+            got.left_out = public.len();
+            if let Some(dir) = blobs {
+                // An output that cannot be written must not leave blobs behind.
+                drop(AtomicFile::create(output, options.existing)?);
+                got.blobs_written = write_blobs(dir, &encoded, &public)?;
+            }
+            Packing::External(public)
+        }
+    };
+    let write = WriteOptions {
+        packing,
+        zstd: options.zstd,
+        existing: options.existing,
+    };
+    got.bytes = write_encoded(output, &encoded, &write)?.bytes;
+    Ok(got)
+}
+
+/// The tensors of an adapter that are published blobs; what a seed makes needs none.
+fn published(store: &Store, encoded: &Encoded) -> Result<BTreeSet<Digest>> {
+    let known = store.published()?;
+    let own = encoded.tensors.values().filter(|t| !t.seeded);
+    let public = own.map(|t| t.digest).filter(|d| known.contains_key(d));
+    Ok(public.collect())
+}

@@ -1,0 +1,246 @@
+//! The store on S3: a real server process on loopback, reached over HTTP by the command itself.
+//!
+//! The server is moto, which `tests/s3/setup.sh` installs into `target/s3-server`; another Python
+//! that has it can be named in `TLKIT_S3_SERVER`. Without either the tests say so and pass.
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use object_store::aws::AmazonS3Builder;
+use serde_json::Value;
+use tempfile::TempDir;
+use tlkit::store::Backend;
+use tlkit::store::testing::conformance;
+
+const BUCKET: &str = "fleet";
+
+/// A running server. It ends with this value, and with this process, since it reads its input.
+struct Server {
+    process: Child,
+    port: u16,
+}
+
+impl Server {
+    /// `None`, and a word why, where no server is installed.
+    fn start() -> Option<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let python = std::env::var_os("TLKIT_S3_SERVER")
+            .map(PathBuf::from)
+            .unwrap_or_else(|| root.join("target/s3-server/bin/python"));
+        if !python.is_file() {
+            eprintln!(
+                "skipped: there is no S3 server at {}; tests/s3/setup.sh installs one",
+                python.display()
+            );
+            return None;
+        }
+        let mut process = Command::new(python)
+            .arg(root.join("tests/s3/server.py"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let stdout = process.stdout.take().unwrap();
+        BufReader::new(stdout).read_line(&mut line).unwrap();
+        let port = line.trim().parse().expect("the server prints its port");
+        let server = Self { process, port };
+        server.make_bucket();
+        Some(server)
+    }
+
+    fn make_bucket(&self) {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        let request = format!(
+            "PUT /{BUCKET} HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            self.port
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let status = answer.split(' ').nth(1);
+        assert_eq!(status, Some("200"), "{answer}");
+    }
+
+    fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// The backend under a prefix, for the library in this process.
+    fn backend(&self, prefix: &str) -> Backend {
+        let objects = AmazonS3Builder::new()
+            .with_bucket_name(BUCKET)
+            .with_endpoint(self.endpoint())
+            .with_allow_http(true)
+            .with_access_key_id("x")
+            .with_secret_access_key("x")
+            .with_region("us-east-1");
+        let address = format!("s3://{BUCKET}/{prefix}");
+        Backend::new(Arc::new(objects.build().unwrap()), prefix, &address).unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The command, in a folder of its own.
+struct Shell<'a> {
+    server: &'a Server,
+    dir: TempDir,
+}
+
+impl<'a> Shell<'a> {
+    fn new(server: &'a Server) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self { server, dir }
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let fixtures = fixture("");
+        let line = line.replace("FIXTURES", fixtures.to_str().unwrap());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tlkit"));
+        command
+            .args(["--json", "store"])
+            .args(line.split_whitespace())
+            .current_dir(&self.dir)
+            .env("AWS_ENDPOINT", self.server.endpoint())
+            .env("AWS_ALLOW_HTTP", "true")
+            .env("AWS_ACCESS_KEY_ID", "x")
+            .env("AWS_SECRET_ACCESS_KEY", "x")
+            .env("AWS_REGION", "us-east-1")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// The report of a command that has to succeed.
+    fn ok(&self, line: &str) -> Value {
+        report(line, &self.command(line).output().unwrap())
+    }
+
+    /// The code of a command that has to fail.
+    fn code(&self, line: &str) -> String {
+        let output = self.command(line).output().unwrap();
+        assert!(!output.status.success(), "{line}");
+        let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+        json["error"]["code"].as_str().unwrap().to_owned()
+    }
+}
+
+fn report(line: &str, output: &Output) -> Value {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{line}: {stderr}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fixtures/adapters")
+        .join(name)
+}
+
+/// Breaks where a command means something else on S3 than in a folder.
+#[test]
+fn every_command_over_http() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let shell = Shell::new(&server);
+    let url = "s3://fleet/deep/prefix";
+    assert_eq!(shell.code(&format!("list {url}")), "TL0702");
+    shell.ok(&format!("init {url} --grace 0s"));
+    assert_eq!(shell.code(&format!("init {url}")), "TL0003");
+    shell.ok(&format!("publish {url} FIXTURES/style-tl6.tl"));
+    let put = shell.ok(&format!("put {url} alice/style FIXTURES/style-tl6.tl"));
+    assert_eq!(
+        (&put["version"], &put["unchanged"]),
+        (&1.into(), &false.into())
+    );
+    shell.ok(&format!("put {url} alice/style FIXTURES/lora"));
+    shell.ok(&format!("tag {url} alice/style@1 prod"));
+    shell.ok(&format!("get {url} alice/style:prod -o style.tl"));
+    assert_eq!(
+        std::fs::read(shell.dir.path().join("style.tl")).unwrap(),
+        std::fs::read(fixture("style-tl6.tl")).unwrap()
+    );
+    shell.ok(&format!("put {url} bob/vera FIXTURES/vera"));
+    let list = shell.ok(&format!("list {url}"));
+    assert_eq!(list.as_array().unwrap().len(), 2);
+    assert_eq!(list[0]["version"], 2);
+
+    let collected = shell.ok(&format!("gc {url} --keep 1"));
+    assert_eq!(collected["versions"], 0, "a tag keeps version 1");
+    shell.ok(&format!("rm {url} bob/vera"));
+    assert_eq!(
+        shell.code(&format!("get {url} bob/vera -o vera.tl")),
+        "TL0704"
+    );
+    let collected = shell.ok(&format!("gc {url}"));
+    assert_eq!(collected["versions"], 1);
+    let checked = shell.ok(&format!("fsck {url}"));
+    assert_eq!(checked["problems"].as_array().unwrap().len(), 0);
+    let exported = shell.ok(&format!("export {url} -o out --thin"));
+    assert_eq!(exported["adapters"], 1);
+    assert_eq!(shell.code("list s3://no-such-bucket/x"), "TL0702");
+}
+
+/// Breaks where two writers of one name lose a version: both puts are acknowledged, so both
+/// have to be there.
+#[test]
+fn writers_of_one_name_lose_nothing() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let shell = Shell::new(&server);
+    let url = "s3://fleet/race";
+    shell.ok(&format!("init {url}"));
+    for round in 0..3_u64 {
+        let lines = ["lora", "vera", "style-tl6.tl"]
+            .map(|adapter| format!("put {url} alice/race FIXTURES/{adapter}"));
+        let writers: Vec<Child> = lines
+            .iter()
+            .map(|line| {
+                let mut command = shell.command(line);
+                command.stdout(Stdio::piped()).stderr(Stdio::piped());
+                command.spawn().unwrap()
+            })
+            .collect();
+        let mut told: Vec<(u64, Value)> = writers
+            .into_iter()
+            .map(|w| report("put", &w.wait_with_output().unwrap()))
+            .filter(|r| r["unchanged"] == false)
+            .map(|r| (r["version"].as_u64().unwrap(), r["root"].clone()))
+            .collect();
+        told.sort_by_key(|(version, _)| *version);
+        let history = shell.ok(&format!("history {url} alice/race"));
+        let history = history.as_array().unwrap();
+        let stored: Vec<(u64, Value)> = history[history.len() - told.len()..]
+            .iter()
+            .map(|e| (e["version"].as_u64().unwrap(), e["root"].clone()))
+            .collect();
+        assert!(round > 0 || told.len() == 3);
+        assert_eq!(told, stored);
+    }
+}
+
+/// Breaks where S3 over HTTP is not what the store needs of an object store.
+#[test]
+fn the_service_conforms() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let count = AtomicU64::new(0);
+    let fresh = || {
+        let n = count.fetch_add(1, Ordering::SeqCst);
+        Ok(server.backend(&format!("conformance/{n}")))
+    };
+    conformance(&fresh).unwrap();
+}
