@@ -538,8 +538,8 @@ fn definitions(report: &Report) -> Vec<Value> {
             "thin, and every wider number rounded to nearest; the bound holds for numbers that neither overflow nor are subnormal.",
         ),
         (
-            "vera, tl1 … tl6",
-            "What adapters trained anew with that method at the same rank would take, from their shapes. They are other adapters: where no error is given, none was measured. joint: q, k and v share one A.",
+            "vera, tl1 … tl6, lora joint",
+            "What adapters trained anew with that method at the same rank would take, from their shapes, without what thin leaves out. They are other adapters: where no error is given, none was measured. joint: q, k and v share one A.",
         ),
         (
             "Next task, next user",
