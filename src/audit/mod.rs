@@ -5,9 +5,13 @@
 //! go, and what other forms would take. [`plan()`] computes the same from numbers alone.
 //! `spec/audit-v1.md` defines every number.
 
+mod charts;
+mod html;
 mod leftover;
 mod money;
 mod owner;
+mod page;
+mod parquet;
 mod plan;
 mod read;
 mod report;
@@ -27,6 +31,8 @@ use rayon::prelude::*;
 
 use crate::error::{Code, Error, Result};
 
+pub use self::parquet::{parquet, write_parquet};
+pub use html::{html, write_html};
 pub use money::{Bill, Prices, usd};
 pub use owner::{Owner, Owners, Template};
 pub use plan::{MODELS, Plan, PlanForm, PlanOptions, model_shape, plan};

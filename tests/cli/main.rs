@@ -5,6 +5,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod audit;
+mod audit_page;
 mod contract;
 mod convert;
 mod errors;

@@ -30,6 +30,12 @@ pub(crate) struct Audit {
     /// Write one line for each adapter
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) csv: Option<PathBuf>,
+    /// Write the same as Parquet, for DuckDB, Spark or DataFusion
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) parquet: Option<PathBuf>,
+    /// Write the whole report as one page that can be mailed: no network, no scripts
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) html: Option<PathBuf>,
     /// Exit with code 4 if an adapter is broken
     #[arg(long)]
     pub(crate) strict: bool,

@@ -1,5 +1,6 @@
 use tlkit::audit::{
     FleetScenario, Group, Options, Owners, Quality, Report, Total, audit as run, usd, write_csv,
+    write_html, write_parquet,
 };
 use tlkit::{Code, Error, Result};
 
@@ -27,6 +28,12 @@ pub(crate) fn audit(args: &Audit, output: &Output) -> Result<Outcome> {
     let report = run(&args.paths, &options)?;
     if let Some(file) = &args.csv {
         write_csv(file, &report.rows, existing(args.force))?;
+    }
+    if let Some(file) = &args.parquet {
+        write_parquet(file, &report.rows, existing(args.force))?;
+    }
+    if let Some(file) = &args.html {
+        write_html(file, &report, existing(args.force))?;
     }
     output.report(&report, || text(&report))?;
     let broken = report.broken();
