@@ -12,21 +12,38 @@ use ::parquet::file::properties::WriterProperties;
 use ::parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
 use ::parquet::schema::types::Type;
 
-use super::row::{Facts, Form, Row, Waste};
+use super::read::empty_row;
+use super::row::{Form, Row};
 use super::table::{COLUMNS, Cell, Column};
 use crate::error::{Code, Error, Result};
 use crate::safetensors::{AtomicFile, Existing};
+use crate::store::Backend;
 
 /// Rows of a row group: what is held in memory as columns at a time, one column at a time.
 const GROUP_ROWS: usize = 1 << 16;
 
 type Parquet<T> = std::result::Result<T, ParquetError>;
 
-/// Writes the rows as a Parquet file, atomically; see [`parquet`].
+/// Writes the rows as a Parquet file, atomically; see [`parquet`]. A path may be a URL of an object
+/// store (`s3://`, `gs://`, `az://`), as [`Backend::open`] takes them.
 ///
 /// # Errors
-/// [`Code::OutputExists`], [`Code::NoSpace`], [`Code::Io`].
+/// [`Code::OutputExists`], [`Code::NoSpace`], [`Code::Io`]; [`Code::StoreUrl`],
+/// [`Code::StoreBackend`].
 pub fn write_parquet(path: &Path, rows: &[Row], existing: Existing) -> Result<()> {
+    let address = path.to_string_lossy();
+    if let (true, Some((folder, name))) = (address.contains("://"), address.rsplit_once('/')) {
+        let mut bytes = Vec::new();
+        parquet(rows, &mut bytes)?;
+        let backend = Backend::open(folder)?;
+        if existing == Existing::Replace {
+            return backend.replace(name, bytes);
+        }
+        return match backend.create(name, bytes)? {
+            true => Ok(()),
+            false => Err(Error::new(Code::OutputExists, "the output exists already").file(path)),
+        };
+    }
     let out = AtomicFile::create(path, existing)?;
     parquet(rows, out.file()?).map_err(|e| e.file(path))?;
     out.commit(true)
@@ -75,31 +92,7 @@ fn write(rows: &[Row], writer: impl Write + Send) -> Parquet<()> {
 
 /// A row of which nothing is known: each column's kind of cell tells its type.
 pub(super) fn blank(path: &str) -> Row {
-    Row {
-        path: path.to_owned(),
-        format: Form::Peft,
-        kind: None,
-        user: None,
-        task: None,
-        base: None,
-        base_fingerprint: None,
-        rank: None,
-        alpha: None,
-        dtype: None,
-        modules: None,
-        layers: None,
-        parameters: None,
-        trained_parameters: None,
-        files: 0,
-        bytes: 0,
-        disk_bytes: 0,
-        linked_bytes: 0,
-        adapter_bytes: 0,
-        waste: Waste::default(),
-        what_if: Vec::new(),
-        error: None,
-        facts: Facts::default(),
-    }
+    empty_row(path.to_owned(), Form::Peft)
 }
 
 fn schema_of() -> Parquet<Type> {

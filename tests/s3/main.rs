@@ -105,11 +105,15 @@ impl<'a> Shell<'a> {
     }
 
     fn command(&self, line: &str) -> Command {
+        self.tlkit(&format!("store {line}"))
+    }
+
+    fn tlkit(&self, line: &str) -> Command {
         let fixtures = fixture("");
         let line = line.replace("FIXTURES", fixtures.to_str().unwrap());
         let mut command = Command::new(env!("CARGO_BIN_EXE_tlkit"));
         command
-            .args(["--json", "store"])
+            .arg("--json")
             .args(line.split_whitespace())
             .current_dir(&self.dir)
             .env("AWS_ENDPOINT", self.server.endpoint())
@@ -190,6 +194,21 @@ fn every_command_over_http() {
     let exported = shell.ok(&format!("export {url} -o out --thin"));
     assert_eq!(exported["adapters"], 1);
     assert_eq!(shell.code("list s3://no-such-bucket/x"), "TL0702");
+
+    let line = format!("audit {url} --parquet s3://fleet/audit/rows.parquet");
+    let audited = report(&line, &shell.tlkit(&line).output().unwrap());
+    assert_eq!(audited["total"]["adapters"], 1);
+    let objects = server.backend("audit").list("").unwrap();
+    assert_eq!(objects[0].key, "rows.parquet");
+    let again = shell.tlkit(&line).output().unwrap();
+    assert_eq!(
+        again.status.code(),
+        Some(3),
+        "the catalogue is there already"
+    );
+    let stored = server.backend("deep/prefix").list("").unwrap();
+    let bytes: u64 = stored.iter().map(|entry| entry.bytes).sum();
+    assert_eq!(audited["bytes"], bytes, "every object is counted once");
 }
 
 /// Breaks where two writers of one name lose a version: both puts are acknowledged, so both

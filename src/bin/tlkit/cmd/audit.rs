@@ -25,6 +25,17 @@ pub(crate) fn audit(args: &Audit, output: &Output) -> Result<Outcome> {
         prices: args.prices.prices(),
         tick: Some(&check_interrupt),
     };
+    // Found out now rather than after a long walk.
+    let outputs = [&args.csv, &args.parquet, &args.html];
+    for file in outputs
+        .into_iter()
+        .flatten()
+        .filter(|f| !args.force && f.exists())
+    {
+        return Err(Error::new(Code::OutputExists, "the output exists already")
+            .file(file)
+            .hint("choose another name, or --force to replace it"));
+    }
     let report = run(&args.paths, &options)?;
     if let Some(file) = &args.csv {
         write_csv(file, &report.rows, existing(args.force))?;
