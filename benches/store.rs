@@ -99,7 +99,12 @@ fn name(user: u64, task: u64) -> AdapterName {
     format!("user-{user:04}/task-{task:03}").parse().unwrap()
 }
 
+/// Writers at a time, as a service would have them: most of a put is waiting for the disk.
+const WRITERS: usize = 16;
+
 fn main() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(WRITERS);
+    pool.build_global().unwrap();
     let args: Vec<String> = std::env::args()
         .skip(1)
         .filter(|a| !a.starts_with("--"))
@@ -115,7 +120,9 @@ fn main() {
     );
     let trained = ((LAYERS * RANK + LAYERS * 3 * WIDTH) * 4) as u64;
     let all = users * tasks;
-    println!("{users} users x {tasks} tasks, {trained} trained bytes each, one shared A and B\n");
+    println!(
+        "{users} users x {tasks} tasks, {trained} trained bytes each, one shared A and B, {WRITERS} writers\n"
+    );
 
     let shared = package_adapter(&adapter(&a, &b, 0)).unwrap();
     let digests = shared

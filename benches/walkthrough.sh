@@ -6,7 +6,7 @@
 # Everything is made here, from the model and the data in fixtures/, in a temporary folder.
 set -euo pipefail
 users=${1:-4} tasks=${2:-3}
-tlkit=$(command -v "${TLKIT:-tlkit}")
+tlkit=$(realpath "$(command -v "${TLKIT:-tlkit}")")
 fixtures=$(cd "$(dirname "$0")/../fixtures" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -20,7 +20,7 @@ for n in $(seq 0 $((all - 1))); do
 done
 train() { # method, n, arguments
   "$tlkit" train --model "$fixtures/llama-tiny" --data "data-$2.jsonl" --valid "$fixtures/task/valid.jsonl" \
-    --method "$1" --rank 8 --lr 0.02 --max-steps 30 --global-batch 16 --eval-every 10 --seed "$2" --json "${@:3}" 2>/dev/null
+    --method "$1" --rank 8 --lr 0.02 --max-steps 30 --global-batch 16 --eval-every 10 --seed "$2" --json "${@:3}"
 }
 mean() { awk -F'[:,]' '/"valid_loss"/ { sum += $2; n++ } END { printf "%.3f", sum / n }' "$@"; }
 
