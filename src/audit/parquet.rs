@@ -24,7 +24,7 @@ const GROUP_ROWS: usize = 1 << 16;
 
 type Parquet<T> = std::result::Result<T, ParquetError>;
 
-/// Writes the rows as a Parquet file, atomically; see [`parquet`]. A path may be a URL of an object
+/// Writes the rows as a Parquet file, atomically; see [`parquet()`]. A path may be a URL of an object
 /// store (`s3://`, `gs://`, `az://`), as [`Backend::open`] takes them.
 ///
 /// # Errors

@@ -290,6 +290,32 @@ fn two_collections_and_a_put() {
     );
 }
 
+/// Breaks where listing one tenant costs more for every other one.
+#[test]
+fn one_tenants_list_does_not_read_the_others() {
+    let objects = memory();
+    let store = Store::init_in(backend(&objects), GRACE).unwrap();
+    let package = sample(1, LENGTHS);
+    let operations = || {
+        let faults = Arc::new(Faults::new(objects.clone(), |_, _| Action::Go));
+        let counted: Arc<dyn ObjectStore> = faults.clone();
+        let store = open(&counted);
+        let before = faults.count();
+        assert_eq!(store.list(&"alice".parse().unwrap()).unwrap().len(), 2);
+        faults.count() - before
+    };
+    for task in ["alice/a", "alice/b"] {
+        store.put(&name(task), &package, None).unwrap();
+    }
+    let alone = operations();
+    for n in 0..50 {
+        store
+            .put(&name(&format!("bob-{n}/a")), &package, None)
+            .unwrap();
+    }
+    assert_eq!((operations(), alone), (3, 3), "a listing and two records");
+}
+
 const KILL: &str = "TLKIT_TEST_KILL_AT";
 const FOLDER: &str = "TLKIT_TEST_FOLDER";
 

@@ -26,12 +26,8 @@ pub(crate) fn audit(args: &Audit, output: &Output) -> Result<Outcome> {
         tick: Some(&check_interrupt),
     };
     // Found out now rather than after a long walk.
-    let outputs = [&args.csv, &args.parquet, &args.html];
-    for file in outputs
-        .into_iter()
-        .flatten()
-        .filter(|f| !args.force && f.exists())
-    {
+    let mut outputs = [&args.csv, &args.parquet, &args.html].into_iter().flatten();
+    if let Some(file) = outputs.find(|f| !args.force && f.exists()) {
         return Err(Error::new(Code::OutputExists, "the output exists already")
             .file(file)
             .hint("choose another name, or --force to replace it"));
