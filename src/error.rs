@@ -363,6 +363,13 @@ impl Error {
         error
     }
 
+    /// An output that exists, where overwriting was not asked for.
+    pub fn output_exists(path: impl AsRef<Path>) -> Self {
+        Self::new(Code::OutputExists, "the output exists already")
+            .file(path)
+            .hint("choose another name, or pass --force to replace it")
+    }
+
     /// Names the file, unless one is named already.
     #[must_use]
     pub fn file(mut self, path: impl AsRef<Path>) -> Self {

@@ -41,7 +41,7 @@ pub fn write_parquet(path: &Path, rows: &[Row], existing: Existing) -> Result<()
         }
         return match backend.create(name, bytes)? {
             true => Ok(()),
-            false => Err(Error::new(Code::OutputExists, "the output exists already").file(path)),
+            false => Err(Error::output_exists(path)),
         };
     }
     let out = AtomicFile::create(path, existing)?;

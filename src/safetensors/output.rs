@@ -43,7 +43,7 @@ impl AtomicFile {
             return Err(Error::new(Code::Usage, "the output needs a file name").file(dest));
         };
         if existing == Existing::Refuse && dest.symlink_metadata().is_ok() {
-            return Err(exists(dest));
+            return Err(Error::output_exists(dest));
         }
         let temp = fresh_sibling(parent(dest), name);
         let file = OpenOptions::new()
@@ -138,7 +138,7 @@ pub fn publish_dir(temp: &Path, dest: &Path, existing: Existing, durable: bool) 
     let cwd = rustix::fs::CWD;
     let taken = dest.symlink_metadata().is_ok();
     if taken && existing == Existing::Refuse {
-        return Err(exists(dest));
+        return Err(Error::output_exists(dest));
     }
     let flags = match taken {
         true => RenameFlags::EXCHANGE,
@@ -147,7 +147,7 @@ pub fn publish_dir(temp: &Path, dest: &Path, existing: Existing, durable: bool) 
     match rustix::fs::renameat_with(cwd, temp, cwd, dest, flags) {
         Ok(()) if taken => remove_dir(temp)?,
         Ok(()) => {}
-        Err(Errno::EXIST) => return Err(exists(dest)),
+        Err(Errno::EXIST) => return Err(Error::output_exists(dest)),
         Err(Errno::INVAL | Errno::NOSYS) => {
             if taken {
                 remove_dir(dest)?;
@@ -167,23 +167,17 @@ fn remove_dir(path: &Path) -> Result<()> {
     fs::remove_dir_all(path).map_err(|e| Error::io(path, "remove", e))
 }
 
-fn exists(dest: &Path) -> Error {
-    Error::new(Code::OutputExists, "the output exists already")
-        .file(dest)
-        .hint("choose another name, or pass --force to replace it")
-}
-
 /// Renames, and fails with [`Code::OutputExists`] where the name is taken.
 pub(crate) fn rename_new(from: &Path, to: &Path) -> Result<()> {
     use rustix::io::Errno;
     let cwd = rustix::fs::CWD;
     match rustix::fs::renameat_with(cwd, from, cwd, to, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(()),
-        Err(Errno::EXIST) => Err(exists(to)),
+        Err(Errno::EXIST) => Err(Error::output_exists(to)),
         // Not every file system knows NOREPLACE; a hard link refuses an existing name as well.
         Err(Errno::INVAL | Errno::NOSYS) => {
             fs::hard_link(from, to).map_err(|e| match e.kind() {
-                std::io::ErrorKind::AlreadyExists => exists(to),
+                std::io::ErrorKind::AlreadyExists => Error::output_exists(to),
                 _ => Error::io(to, "link", e),
             })?;
             fs::remove_file(from).map_err(|e| Error::io(from, "remove", e))
@@ -248,7 +242,7 @@ pub fn write_dir(
         return Err(Error::new(Code::Usage, "the output needs a name").file(dest));
     };
     if existing == Existing::Refuse && dest.symlink_metadata().is_ok() {
-        return Err(exists(dest));
+        return Err(Error::output_exists(dest));
     }
     let temp = fresh_sibling(parent(dest), name);
     fs::create_dir(&temp).map_err(|e| Error::io(dest, "create", e))?;

@@ -104,9 +104,7 @@ impl Job {
             .flatten()
         {
             if options.existing == Existing::Refuse && output.exists() {
-                return Err(Error::new(Code::OutputExists, "the output exists already")
-                    .file(output)
-                    .hint("choose another name, or --force to replace it"));
+                return Err(Error::output_exists(output));
             }
         }
         let model = Model::open(&config.model, &options.device)?;

@@ -28,9 +28,7 @@ pub(crate) fn audit(args: &Audit, output: &Output) -> Result<Outcome> {
     // Found out now rather than after a long walk.
     let mut outputs = [&args.csv, &args.parquet, &args.html].into_iter().flatten();
     if let Some(file) = outputs.find(|f| !args.force && f.exists()) {
-        return Err(Error::new(Code::OutputExists, "the output exists already")
-            .file(file)
-            .hint("choose another name, or --force to replace it"));
+        return Err(Error::output_exists(file));
     }
     let report = run(&args.paths, &options)?;
     if let Some(file) = &args.csv {
