@@ -6,7 +6,7 @@ use clap::{Args, ValueHint};
 use tlkit::audit::Prices;
 use tlkit::tensor::Dtype;
 
-use super::{float_dtype, positive};
+use super::{ModelSizes, float_dtype, positive};
 
 /// Walks folders and reads the headers of every PEFT adapter and .tl file: what they take, what of
 /// that is waste, and what they would take in other forms. A broken file is a row with its error.
@@ -55,18 +55,8 @@ pub(crate) struct Plan {
     /// Adapters of each user
     #[arg(long, value_name = "N", default_value = "1", value_parser = positive())]
     pub(crate) tasks: u64,
-    /// A model by name (llama-2-7b, mistral-7b, …), or the folder of one
-    #[arg(long, value_name = "NAME|DIR", value_hint = ValueHint::DirPath, conflicts_with_all = ["layers", "hidden", "kv_dim"])]
-    pub(crate) model: Option<String>,
-    /// Number of layers
-    #[arg(long, value_name = "N", required_unless_present = "model", value_parser = positive())]
-    pub(crate) layers: Option<u64>,
-    /// Hidden size: the width of the input, and of q
-    #[arg(long, value_name = "N", required_unless_present = "model", value_parser = positive())]
-    pub(crate) hidden: Option<u64>,
-    /// Width of k and of v, with grouped-query attention [default: the hidden size]
-    #[arg(long, value_name = "N", value_parser = positive())]
-    pub(crate) kv_dim: Option<u64>,
+    #[command(flatten)]
+    pub(crate) model: ModelSizes,
     /// Rank
     #[arg(long, value_name = "N", default_value = "8", value_parser = positive())]
     pub(crate) rank: u64,

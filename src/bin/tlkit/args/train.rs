@@ -9,11 +9,12 @@ use tlkit::train::settings::Layers;
 
 use super::{Blobs, float_dtype, positive};
 
+/// The sizes of a model's attention: of a model, or one by one.
 #[derive(Debug, Args)]
-pub(crate) struct Params {
-    /// Read the sizes from the config.json of this model directory
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, conflicts_with_all = ["layers", "hidden", "kv_dim"])]
-    pub(crate) model: Option<PathBuf>,
+pub(crate) struct ModelSizes {
+    /// A model by name (llama-2-7b, mistral-7b, …), or the folder of one, for its config.json
+    #[arg(long, value_name = "NAME|DIR", value_hint = ValueHint::DirPath, conflicts_with_all = ["layers", "hidden", "kv_dim"])]
+    pub(crate) model: Option<String>,
     /// Number of layers
     #[arg(long, value_name = "N", required_unless_present = "model", value_parser = positive())]
     pub(crate) layers: Option<u64>,
@@ -23,6 +24,12 @@ pub(crate) struct Params {
     /// Width of k and of v, with grouped-query attention [default: the hidden size]
     #[arg(long, value_name = "N", value_parser = positive())]
     pub(crate) kv_dim: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Params {
+    #[command(flatten)]
+    pub(crate) model: ModelSizes,
     /// Ranks, separated by commas
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "8", value_parser = positive())]
     pub(crate) rank: Vec<u64>,

@@ -2,10 +2,11 @@ use std::path::Path;
 
 use serde::Serialize;
 use tlkit::adapter::{Method, Part, Shape, percent_tenths};
+use tlkit::audit::model_shape;
 use tlkit::safetensors::read_limited;
 use tlkit::{Code, Error, Result};
 
-use crate::args::Params;
+use crate::args::{ModelSizes, Params};
 use crate::output::{Outcome, Output, bytes, count, fields, table};
 
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
@@ -41,7 +42,7 @@ struct Row {
 }
 
 pub(crate) fn params(args: &Params, output: &Output) -> Result<Outcome> {
-    let shape = shape(args)?;
+    let shape = shape(&args.model)?;
     let mut methods = Vec::new();
     for rank in &args.rank {
         let lora_rank = args.lora_rank.unwrap_or(*rank);
@@ -61,29 +62,22 @@ pub(crate) fn params(args: &Params, output: &Output) -> Result<Outcome> {
     Ok(Outcome::Success)
 }
 
-fn shape(args: &Params) -> Result<Shape> {
-    match &args.model {
-        Some(dir) => shape_of_model(dir),
-        None => shape_of_sizes(args.layers, args.hidden, args.kv_dim),
+/// The shape of a model that is known by name, that a folder's config.json describes, or of which
+/// the sizes are given.
+pub(super) fn shape(sizes: &ModelSizes) -> Result<Shape> {
+    if let Some(model) = &sizes.model {
+        let dir = Path::new(model);
+        if !dir.is_dir() {
+            return model_shape(model);
+        }
+        let path = dir.join("config.json");
+        let config = read_limited(&path, MAX_CONFIG_BYTES)?;
+        return Shape::from_config(&config).map_err(|e| e.file(&path));
     }
-}
-
-/// The shape that the config.json of a model directory describes.
-pub(super) fn shape_of_model(dir: &Path) -> Result<Shape> {
-    let path = dir.join("config.json");
-    let config = read_limited(&path, MAX_CONFIG_BYTES)?;
-    Shape::from_config(&config).map_err(|e| e.file(&path))
-}
-
-pub(super) fn shape_of_sizes(
-    layers: Option<u64>,
-    hidden: Option<u64>,
-    kv_dim: Option<u64>,
-) -> Result<Shape> {
-    let (Some(layers), Some(input)) = (layers, hidden) else {
+    let (Some(layers), Some(input)) = (sizes.layers, sizes.hidden) else {
         return Err(Error::new(Code::Usage, "neither a model nor its sizes"));
     };
-    let kv = kv_dim.unwrap_or(input);
+    let kv = sizes.kv_dim.unwrap_or(input);
     Ok(Shape {
         layers,
         input,

@@ -1,18 +1,12 @@
-use std::path::Path;
-
 use tlkit::Result;
-use tlkit::audit::{Plan as Report, PlanOptions, model_shape, plan as project, usd};
+use tlkit::audit::{Plan as Report, PlanOptions, plan as project, usd};
 
-use super::params::{shape_of_model, shape_of_sizes};
+use super::params::shape;
 use crate::args::Plan;
 use crate::output::{Outcome, Output, bytes, count, fields, percent, table};
 
 pub(crate) fn plan(args: &Plan, output: &Output) -> Result<Outcome> {
-    let shape = match &args.model {
-        Some(model) if Path::new(model).is_dir() => shape_of_model(Path::new(model))?,
-        Some(name) => model_shape(name)?,
-        None => shape_of_sizes(args.layers, args.hidden, args.kv_dim)?,
-    };
+    let shape = shape(&args.model)?;
     let report = project(&PlanOptions {
         users: args.users,
         tasks: args.tasks,
