@@ -2,6 +2,7 @@
 """Merge against `cp`, like against like, and against PEFT, in one run.
 
     python3 benches/merge/run.py [--rounds 5] [--dir FOLDER] [--peft PYTHON]
+    python3 benches/merge/run.py --each N [--cold] [--rounds 5] [--dir FOLDER]
 
 Makes a LLaMA-shaped bf16 base of 2.2 GB (2048 wide, 22 layers, grouped-query attention) and a
 rank-16 q,k,v LoRA, then times, in turn and with write-back idle before each:
@@ -12,8 +13,12 @@ rank-16 q,k,v LoRA, then times, in turn and with write-back idle before each:
 Prints medians, the ratios of the medians, the peak resident memory, and whether 1 and 2 threads
 wrote the same bytes. --peft names a Python with torch and peft (tests/peft/setup.sh makes one).
 Needs about 9 GB in FOLDER (default: target/bench-merge).
+
+--each N compares N merges one by one with one `merge --each` of the same N adapters (copies of one)
+instead, both with --no-fsync, and counts the bytes that each reads from the disk; with --cold, the
+base is dropped from the page cache before every command. Needs about 2.2 GB for each output twice.
 """
-import argparse, json, os, random, statistics, struct, subprocess, sys, time
+import argparse, json, os, random, resource, statistics, struct, subprocess, sys, time
 from array import array
 from pathlib import Path
 
@@ -121,12 +126,67 @@ def timed(argv, out):
     return seconds, peak
 
 
+def drop_cache(path):
+    """Drops a file that has no unwritten pages from the page cache."""
+    with open(path, "rb") as f:
+        os.fsync(f.fileno())
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def each(args, source, adapter):
+    """N single merges against one with --each."""
+    adapters, alone, together = [], args.dir / "alone", args.dir / "together"
+    for n in range(args.each):
+        adapters.append(args.dir / f"copy-{n}.tl")
+        adapters[-1].write_bytes(adapter.read_bytes())
+    one = lambda n: [args.tlkit, "merge", source, adapters[n], "-o", alone / f"copy-{n}.safetensors", "--no-fsync"]
+    all_at_once = [args.tlkit, "merge", source, *adapters, "--each", "-o", together, "--no-fsync"]
+    ways = {"one by one": [one(n) for n in range(args.each)], "--each": [all_at_once]}
+    seconds, read, peak = {w: [] for w in ways}, {w: 0 for w in ways}, {w: 0 for w in ways}
+    for _ in range(args.rounds):
+        for way, commands in ways.items():
+            for folder in (alone, together):
+                subprocess.run(["rm", "-rf", folder], check=True)
+            alone.mkdir()
+            total = bytes_read = 0
+            for argv in commands:
+                if args.cold:
+                    drop_cache(source)
+                before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_inblock
+                s, rss = timed([str(a) for a in argv], args.dir / "none")
+                bytes_read += 512 * (resource.getrusage(resource.RUSAGE_CHILDREN).ru_inblock - before)
+                total += s
+                peak[way] = max(peak[way], rss)
+            seconds[way].append(total)
+            read[way] = max(read[way], bytes_read)
+    subprocess.run(["rm", "-rf", alone], check=True)
+    alone.mkdir()
+    same = True
+    for n in range(args.each):
+        subprocess.run([str(a) for a in one(n)], check=True, stdout=subprocess.DEVNULL)
+        same &= subprocess.run(["cmp", "-s", alone / f"copy-{n}.safetensors", together / f"copy-{n}.safetensors"]).returncode == 0
+    print(f"{args.each} adapters on {source.stat().st_size / 1e9:.2f} GB, {args.rounds} rounds, {'cold' if args.cold else 'warm'} base\n")
+    print(f"{'':12} {'median':>8} {'min':>8} {'max':>8} {'per adapter':>12} {'from disk':>11}   peak memory")
+    for way, s in seconds.items():
+        middle = statistics.median(s)
+        print(f"{way:12} {middle:7.2f}s {min(s):7.2f}s {max(s):7.2f}s {middle / args.each:11.2f}s {read[way] / 1e9:8.2f} GB   "
+              f"{peak[way] / 1e6:7.1f} MB")
+    print(f"\noutputs:      {'the same bytes' if same else 'DIFFERENT BYTES'}")
+    for folder in (alone, together):
+        subprocess.run(["rm", "-rf", folder], check=True)
+    for path in adapters:
+        path.unlink()
+    sys.exit(0 if same else 1)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dir", type=Path, default=ROOT / "target" / "bench-merge")
     parser.add_argument("--tlkit", default=str(ROOT / "target" / "release" / "tlkit"))
     parser.add_argument("--peft", help="a Python with torch and peft")
+    parser.add_argument("--each", type=int, metavar="N", help="compare N merges one by one with merge --each")
+    parser.add_argument("--cold", action="store_true", help="with --each: the base is not in the page cache")
     args = parser.parse_args()
     base, adapter, tl = args.dir / "base", args.dir / "lora", args.dir / "lora.tl"
     if not base.exists():
@@ -147,6 +207,8 @@ def main():
     with open(source, "rb") as f:  # the page cache is warm for everyone
         while f.read(64 << 20):
             pass
+    if args.each:
+        each(args, source, tl)
     for _ in range(args.rounds):
         for name, argv in runs.items():
             s, rss = timed(argv, out)

@@ -1,11 +1,12 @@
-//! Merged blocks of a shard, made by a second thread ahead of the one that writes.
+//! Merged blocks of shards, made by a second thread ahead of the one that writes.
 //!
 //! Copying inside the kernel keeps one thread busy and leaves the other cores idle; reading and
 //! merging the next tensors meanwhile hides nearly all of their time.
 
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
 
-use super::plan::Plan;
+use super::build::about;
+use super::plan::{Plan, TensorPlan};
 use super::{Control, Job};
 use crate::compute::Stats;
 use crate::error::{Code, Error, Result};
@@ -13,14 +14,33 @@ use crate::error::{Code, Error, Result};
 /// Blocks that may wait for the writer; bounds the memory to a few of them.
 const AHEAD: usize = 3;
 
+/// A tensor to merge, in one of the outputs that are written together.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Part<'p> {
+    pub(super) plan: &'p Plan<'p>,
+    pub(super) tensor: &'p TensorPlan,
+    /// Which output.
+    pub(super) output: usize,
+    /// Which of the output's merged tensors.
+    pub(super) slot: usize,
+    /// Where the tensor goes.
+    pub(super) at: u64,
+    /// What messages say where there are several outputs.
+    pub(super) label: Option<&'p str>,
+}
+
 /// Merged bytes of some rows.
 #[derive(Debug)]
 pub(super) struct Block {
     pub(super) bytes: Vec<u8>,
     pub(super) stats: Stats,
+    pub(super) output: usize,
+    pub(super) slot: usize,
+    /// Where the bytes go.
+    pub(super) at: u64,
 }
 
-/// The merged blocks of the tensors given, in order.
+/// The merged blocks of the tensors given: by group, then by rows, then by part.
 #[derive(Debug)]
 pub(super) struct Blocks {
     ready: Receiver<Result<Block>>,
@@ -30,8 +50,16 @@ pub(super) struct Blocks {
 impl Blocks {
     /// The next block.
     pub(super) fn next(&self) -> Result<Block> {
-        let ended = || Error::new(Code::Io, "the merging thread ended before its work did");
         self.ready.recv().map_err(|_| ended())?
+    }
+
+    /// The next block, if it is ready.
+    pub(super) fn try_next(&self) -> Result<Option<Block>> {
+        match self.ready.try_recv() {
+            Ok(block) => block.map(Some),
+            Err(TryRecvError::Empty) => Ok(None),
+            Err(TryRecvError::Disconnected) => Err(ended()),
+        }
     }
 
     /// Takes a written block's buffer back: a fresh one costs a page fault for every page.
@@ -41,10 +69,14 @@ impl Blocks {
     }
 }
 
-/// Runs `write`, which takes the blocks of `tensors` (indices into the plan's) one by one.
+fn ended() -> Error {
+    Error::new(Code::Io, "the merging thread ended before its work did")
+}
+
+/// Runs `write`, which takes the blocks of `groups` one by one. The parts of a group start from the
+/// same base tensor, whose rows are read once for all of them.
 pub(super) fn with_blocks<T>(
-    plan: &Plan<'_>,
-    tensors: &[usize],
+    groups: &[Vec<Part<'_>>],
     control: &Control<'_>,
     write: impl FnOnce(Blocks) -> Result<T>,
 ) -> Result<T> {
@@ -52,7 +84,10 @@ pub(super) fn with_blocks<T>(
     let (spare, buffers) = channel();
     std::thread::scope(|scope| {
         scope.spawn(move || {
-            if let Err(e) = produce(plan, tensors, control, &send, &buffers) {
+            let made = groups
+                .iter()
+                .try_for_each(|group| produce(group, control, &send, &buffers));
+            if let Err(e) = made {
                 // Nobody to tell where the writer has failed itself.
                 let _ = send.send(Err(e));
             }
@@ -62,22 +97,49 @@ pub(super) fn with_blocks<T>(
 }
 
 fn produce(
-    plan: &Plan<'_>,
-    tensors: &[usize],
+    group: &[Part<'_>],
     control: &Control<'_>,
     send: &SyncSender<Result<Block>>,
     buffers: &Receiver<Vec<u8>>,
 ) -> Result<()> {
-    for tensor in tensors.iter().filter_map(|t| plan.tensors().get(*t)) {
-        let job = Job::new(plan, tensor)?;
-        for rows in job.blocks() {
-            control.check()?;
-            let mut bytes = buffers.try_recv().unwrap_or_default();
-            bytes.resize(rows.len() * job.row_bytes(), 0);
-            job.read(&rows, &mut bytes)?;
-            let stats = job.merge(rows, &mut bytes)?;
-            if send.send(Ok(Block { bytes, stats })).is_err() {
-                return Ok(());
+    let blame = |part: &Part<'_>, e| match part.label {
+        Some(label) => about(e, label),
+        None => e,
+    };
+    let mut jobs = Vec::with_capacity(group.len());
+    for part in group {
+        jobs.push(Job::new(part.plan, part.tensor).map_err(|e| blame(part, e))?);
+    }
+    let Some(first) = jobs.first() else {
+        return Ok(());
+    };
+    for rows in first.blocks() {
+        control.check()?;
+        let mut base = buffers.try_recv().unwrap_or_default();
+        base.resize(rows.len() * first.row_bytes(), 0);
+        first.read(&rows, &mut base)?;
+        for (i, (part, job)) in group.iter().zip(&jobs).enumerate() {
+            // The last one may have what was read; a single one needs no copy so.
+            let mut bytes = match i + 1 == jobs.len() {
+                true => std::mem::take(&mut base),
+                false => {
+                    let mut copy = buffers.try_recv().unwrap_or_default();
+                    copy.clear();
+                    copy.extend_from_slice(&base);
+                    copy
+                }
+            };
+            let merged = job.merge(rows.clone(), &mut bytes);
+            let block = Block {
+                stats: merged.map_err(|e| blame(part, e))?,
+                bytes,
+                output: part.output,
+                slot: part.slot,
+                at: part.at + rows.start as u64 * job.row_bytes() as u64,
+            };
+            // The writer has stopped, and says why itself.
+            if send.send(Ok(block)).is_err() {
+                return Err(ended());
             }
         }
     }

@@ -49,10 +49,13 @@ fn in_adapter(error: Error, inputs: &[MergeInput], input: &MergeInput) -> Error 
     if inputs.len() < 2 {
         return error;
     }
-    let mut e = Error::new(
-        error.code(),
-        format!("{}: {}", input.label, error.message()),
-    );
+    about(error, &input.label)
+}
+
+/// The error, with the adapter it is about in its message.
+pub(super) fn about(error: Error, label: &str) -> Error {
+    let message = format!("{label}: {}", error.message());
+    let mut e = Error::new(error.code(), message);
     if let Some(tensor) = error.tensor_name() {
         e = e.tensor(tensor);
     }

@@ -38,7 +38,6 @@ pub(super) fn execute(
     control: &Control<'_>,
     started: Instant,
 ) -> Result<MergeReport> {
-    check_output(plan.base().path(), output, options.existing)?;
     let others = Others::list(plan)?;
     let mut staging = Staging::open(plan, output, options.durable)?;
     let merged = merge_shards(plan, &mut staging, &others, options, control);
@@ -77,7 +76,7 @@ fn merge_shards(
             check_space(&staging.path, pending.sum::<u64>() + others.bytes)?;
             space_checked = true;
         }
-        let reports = syncing(&out, options.durable, || {
+        let reports = syncing(&[&out], options.durable, || {
             write_shard(plan, shard, &out, cloned, control)
         })?;
         out.commit(options.durable)?;
@@ -93,7 +92,7 @@ fn merge_shards(
 }
 
 /// Refuses outputs that would destroy something: the base, or a folder that holds no model.
-fn check_output(base: &Path, output: &Path, existing: Existing) -> Result<()> {
+pub(super) fn check_output(base: &Path, output: &Path, existing: Existing) -> Result<()> {
     if output.file_name().is_none() {
         return Err(Error::new(Code::Usage, "the output needs a name").file(output));
     }
@@ -135,23 +134,23 @@ struct Head {
 
 /// A line of the journal: a shard that is complete.
 #[derive(Serialize, Deserialize)]
-struct Done {
-    shard: String,
-    bytes: u64,
-    tensors: Vec<TensorReport>,
+pub(super) struct Done {
+    pub(super) shard: String,
+    pub(super) bytes: u64,
+    pub(super) tensors: Vec<TensorReport>,
 }
 
 /// The hidden folder that becomes the output. Locked while this lives.
-struct Staging {
-    path: PathBuf,
+pub(super) struct Staging {
+    pub(super) path: PathBuf,
     _lock: File,
     journal: File,
     durable: bool,
-    done: BTreeMap<String, Done>,
+    pub(super) done: BTreeMap<String, Done>,
 }
 
 impl Staging {
-    fn open(plan: &Plan<'_>, output: &Path, durable: bool) -> Result<Self> {
+    pub(super) fn open(plan: &Plan<'_>, output: &Path, durable: bool) -> Result<Self> {
         let name = output.file_name().unwrap_or_default().to_string_lossy();
         let path = parent(output).join(format!(".{name}.tlkit-merge"));
         let lock = lock_dir(&path)?;
@@ -191,7 +190,7 @@ impl Staging {
         })
     }
 
-    fn record(&mut self, done: Done) -> Result<()> {
+    pub(super) fn record(&mut self, done: Done) -> Result<()> {
         let bytes = line(&done)?;
         let io = |e| Error::io(self.path.join(JOURNAL), "write", e);
         self.journal.write_all(&bytes).map_err(io)?;
@@ -203,7 +202,7 @@ impl Staging {
     }
 
     /// Removes what no later run could use: everything, unless the work may go on.
-    fn give_up(&self, error: &Error) {
+    pub(super) fn give_up(&self, error: &Error) {
         use crate::error::ErrorKind::{Interrupted, Io};
         let resumable = matches!(error.kind(), Io | Interrupted) && !self.done.is_empty();
         if !resumable {
@@ -211,7 +210,7 @@ impl Staging {
         }
     }
 
-    fn publish(self, output: &Path, options: &ExecOptions) -> Result<()> {
+    pub(super) fn publish(self, output: &Path, options: &ExecOptions) -> Result<()> {
         let journal = self.path.join(JOURNAL);
         fs::remove_file(&journal).map_err(|e| Error::io(&journal, "remove", e))?;
         publish_dir(&self.path, output, options.existing, options.durable)
@@ -338,15 +337,15 @@ fn clear(path: &Path, done: &BTreeMap<String, Done>) -> Result<()> {
 }
 
 /// The files of the base directory that are not shards.
-struct Others {
+pub(super) struct Others {
     /// Paths within the base.
     files: Vec<PathBuf>,
     skipped: Vec<String>,
-    bytes: u64,
+    pub(super) bytes: u64,
 }
 
 impl Others {
-    fn list(plan: &Plan<'_>) -> Result<Self> {
+    pub(super) fn list(plan: &Plan<'_>) -> Result<Self> {
         let mut all = Self {
             files: Vec::new(),
             skipped: Vec::new(),
@@ -398,7 +397,7 @@ impl Others {
     }
 
     /// Copies them into the staging folder, rewritten ones with their new content.
-    fn copy(self, plan: &Plan<'_>, to: &Path, durable: bool) -> Result<Vec<String>> {
+    pub(super) fn copy(&self, plan: &Plan<'_>, to: &Path, durable: bool) -> Result<Vec<String>> {
         for path in &self.files {
             let (from, dest) = (plan.base().path().join(path), to.join(path));
             fs::create_dir_all(parent(&dest)).map_err(|e| Error::io(&dest, "create", e))?;
@@ -415,7 +414,7 @@ impl Others {
                 sync_dir(parent(&dest))?;
             }
         }
-        Ok(self.skipped)
+        Ok(self.skipped.clone())
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use super::ahead::{Blocks, with_blocks};
+use super::ahead::{Blocks, Part, with_blocks};
 use super::copy::{check_space, clone_whole, copy_range};
 use super::layout::{Segment, ShardPlan};
 use super::plan::Plan;
@@ -12,7 +12,7 @@ use super::report::{MergeReport, TensorReport, check_changed};
 use super::{Control, ExecOptions, dir};
 use crate::compute::Stats;
 use crate::error::{Code, Error, Result};
-use crate::safetensors::{AtomicFile, Existing, SafetensorsFile};
+use crate::safetensors::{AtomicFile, Checkpoint, Existing, SafetensorsFile};
 
 /// How often a durable merge sends what it has written to the disk.
 const SYNC_EVERY: Duration = Duration::from_millis(100);
@@ -33,20 +33,9 @@ pub fn execute(
     control: &Control<'_>,
 ) -> Result<MergeReport> {
     let started = Instant::now();
-    if same_place(output, plan.base().path()) {
-        return Err(Error::new(Code::Usage, "the output is the base itself")
-            .file(output)
-            .hint("merge in place, with an undo file, instead"));
-    }
+    check_output(plan.base(), output, options.existing)?;
     if plan.base().is_dir() {
         return dir::execute(plan, output, options, control, started);
-    }
-    if options.existing == Existing::Replace && output.is_dir() {
-        return Err(Error::new(
-            Code::OutputExists,
-            "the output is a folder, the base a file",
-        )
-        .file(output));
     }
     let (Some(file), Some(shard)) = (plan.base().shards().first(), plan.shards().first()) else {
         return Err(Error::new(Code::Usage, "the base has no file").file(plan.base().path()));
@@ -60,7 +49,7 @@ pub fn execute(
         shard.bytes_out
     };
     check_space(folder.unwrap_or(Path::new(".")), need)?;
-    let tensors = syncing(&out, options.durable, || {
+    let tensors = syncing(&[&out], options.durable, || {
         write_shard(plan, shard, &out, cloned, control)
     })?;
     check_changed(&tensors, options.allow_unchanged)?;
@@ -73,6 +62,26 @@ pub fn execute(
         0,
         started,
     ))
+}
+
+/// Refuses outputs that would destroy something, or that exist and must not be replaced.
+pub(super) fn check_output(base: &Checkpoint, output: &Path, existing: Existing) -> Result<()> {
+    if same_place(output, base.path()) {
+        return Err(Error::new(Code::Usage, "the output is the base itself")
+            .file(output)
+            .hint("merge in place, with an undo file, instead"));
+    }
+    if base.is_dir() {
+        return dir::check_output(base.path(), output, existing);
+    }
+    if existing == Existing::Refuse && output.symlink_metadata().is_ok() {
+        return Err(Error::output_exists(output));
+    }
+    if output.is_dir() {
+        let message = "the output is a folder, the base a file";
+        return Err(Error::new(Code::OutputExists, message).file(output));
+    }
+    Ok(())
 }
 
 /// Whether two paths, of which the first may not exist, are one file or folder.
@@ -95,19 +104,21 @@ pub(super) fn try_clone(
 /// The kernel reports a failed write-back to one sync of a file only, so a failure seen here is a
 /// failure of the merge.
 pub(super) fn syncing<T>(
-    out: &AtomicFile,
+    outs: &[&AtomicFile],
     durable: bool,
     write: impl FnOnce() -> Result<T>,
 ) -> Result<T> {
     if !durable {
         return write();
     }
-    let file = out.file()?;
     let (done, wait) = std::sync::mpsc::channel::<()>();
     std::thread::scope(|scope| {
-        let background = scope.spawn(move || -> std::io::Result<()> {
+        let background = scope.spawn(move || -> Result<()> {
             while wait.recv_timeout(SYNC_EVERY) == Err(RecvTimeoutError::Timeout) {
-                file.sync_data()?;
+                for out in outs {
+                    let sync = out.file()?.sync_data();
+                    sync.map_err(|e| Error::io(out.dest(), "sync", e))?;
+                }
             }
             Ok(())
         });
@@ -115,7 +126,7 @@ pub(super) fn syncing<T>(
         drop(done);
         let synced = background.join().unwrap_or(Ok(()));
         let result = result?;
-        synced.map_err(|e| Error::io(out.dest(), "sync", e))?;
+        synced?;
         Ok(result)
     })
 }
@@ -135,9 +146,20 @@ pub(super) fn write_shard(
         write_at(to, header, 0)?;
         control.advance(header.len() as u64);
     }
-    let merged: Vec<usize> = shard.segments.iter().filter_map(Segment::merged).collect();
-    let reports = with_blocks(plan, &merged, control, |blocks| {
-        let mut reports = Vec::with_capacity(merged.len());
+    let part = |segment: &Segment| match segment {
+        Segment::Copy { .. } => None,
+        Segment::Merge { tensor, at } => Some(vec![Part {
+            plan,
+            tensor: plan.tensors().get(*tensor)?,
+            output: 0,
+            slot: 0,
+            at: *at,
+            label: None,
+        }]),
+    };
+    let groups: Vec<_> = shard.segments.iter().filter_map(part).collect();
+    let reports = with_blocks(&groups, control, |blocks| {
+        let mut reports = Vec::with_capacity(groups.len());
         for segment in &shard.segments {
             match segment {
                 Segment::Copy { source, .. } if cloned => {
@@ -146,21 +168,16 @@ pub(super) fn write_shard(
                 Segment::Copy { source, at } => {
                     copy_range((base.file(), base.path()), source.clone(), to, *at, control)?;
                 }
-                Segment::Merge { tensor, at } => {
+                Segment::Merge { tensor, .. } => {
                     let tensor = &plan.tensors()[*tensor];
-                    let stats = write_merged(&blocks, to, *at, tensor.byte_len(), control)?;
+                    let stats = write_merged(&blocks, to, tensor.byte_len(), control)?;
                     reports.push(TensorReport::new(tensor, &stats));
                 }
             }
         }
         Ok(reports)
     })?;
-    let after = stat(base)?;
-    if (before.len(), before.mtime(), before.mtime_nsec())
-        != (after.len(), after.mtime(), after.mtime_nsec())
-    {
-        return Err(changed_meanwhile(base.path()));
-    }
+    check_same(base, &before)?;
     Ok(reports)
 }
 
@@ -168,17 +185,16 @@ pub(super) fn write_shard(
 fn write_merged(
     blocks: &Blocks,
     to: (&File, &Path),
-    start: u64,
     len: u64,
     control: &Control<'_>,
 ) -> Result<Stats> {
     let mut stats = Stats::default();
-    let mut at = start;
-    while at < start + len {
+    let mut done = 0;
+    while done < len {
         control.check()?;
         let block = blocks.next()?;
-        write_at(to, &block.bytes, at)?;
-        at += block.bytes.len() as u64;
+        write_at(to, &block.bytes, block.at)?;
+        done += block.bytes.len() as u64;
         stats.add(&block.stats);
         control.advance(block.bytes.len() as u64);
         blocks.recycle(block);
@@ -197,6 +213,11 @@ pub(super) fn stat(file: &SafetensorsFile) -> Result<Metadata> {
         .map_err(|e| Error::io(file.path(), "stat", e))
 }
 
-fn changed_meanwhile(path: &Path) -> Error {
-    Error::new(Code::Io, "the file was changed while it was merged").file(path)
+/// Fails where the base's shard is not as it was `before`.
+pub(super) fn check_same(base: &SafetensorsFile, before: &Metadata) -> Result<()> {
+    let state = |m: &Metadata| (m.len(), m.mtime(), m.mtime_nsec());
+    if state(before) == state(&stat(base)?) {
+        return Ok(());
+    }
+    Err(Error::new(Code::Io, "the file was changed while it was merged").file(base.path()))
 }

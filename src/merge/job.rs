@@ -46,6 +46,11 @@ enum Dora {
 
 /// Estimated bytes that merging a tensor takes.
 pub(super) fn memory(inputs: &[MergeInput], tensor: &TensorPlan) -> u64 {
+    factors(inputs, tensor) + 4 * BLOCK as u64
+}
+
+/// Estimated bytes of a tensor's factors.
+pub(super) fn factors(inputs: &[MergeInput], tensor: &TensorPlan) -> u64 {
     let modules = tensor.additions.iter().filter_map(|a| match a {
         Addition::Module { input, module, .. } => {
             Some(inputs.get(*input)?.adapter.groups.get(module.group)?.rank)
@@ -54,7 +59,7 @@ pub(super) fn memory(inputs: &[MergeInput], tensor: &TensorPlan) -> u64 {
     });
     let rank: usize = modules.sum();
     // Factors as they are, and transposed or sliced.
-    8 * (rank * tensor.shape.iter().sum::<usize>()) as u64 + 4 * BLOCK as u64
+    8 * (rank * tensor.shape.iter().sum::<usize>()) as u64
 }
 
 impl<'a> Job<'a> {

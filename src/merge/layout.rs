@@ -24,16 +24,6 @@ pub enum Segment {
     },
 }
 
-impl Segment {
-    /// The tensor that is merged, as an index into the plan's.
-    pub(super) fn merged(&self) -> Option<usize> {
-        match self {
-            Self::Copy { .. } => None,
-            Self::Merge { tensor, .. } => Some(*tensor),
-        }
-    }
-}
-
 /// How one shard comes to be.
 #[derive(Debug, Clone)]
 pub struct ShardPlan {

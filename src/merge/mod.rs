@@ -1,4 +1,5 @@
-//! Merging adapters into base weights: [`plan`], then [`execute`] or [`merge_in_place`].
+//! Merging adapters into base weights: [`plan`], then [`execute`] or [`merge_in_place`]; for many
+//! adapters on one base, each merged alone, [`plan_each`], then [`execute_each`].
 //!
 //! A plan is made from headers and factors alone: which base tensor each adapted module is, what
 //! happens to it, which byte ranges of which shard are copied and which are merged. Executing it
@@ -10,9 +11,11 @@
 //! own, ahead of the one that copies and writes; both use the global rayon pool.
 
 mod ahead;
+mod band;
 mod build;
 mod copy;
 mod dir;
+mod each;
 mod exec;
 mod inplace;
 mod job;
@@ -31,6 +34,10 @@ use serde::Serialize;
 
 pub use crate::compute::Rounding;
 pub use build::plan;
+pub use each::{
+    EachOutput, EachPlan, EachReport, EachSummary, EachTotals, OutputSummary, execute_each,
+    plan_each,
+};
 pub use exec::execute;
 pub use inplace::merge_in_place;
 pub use job::Job;
@@ -135,7 +142,7 @@ pub struct Control<'a> {
     /// Once true, the work stops at the next block with [`Code::Interrupted`].
     pub cancel: Option<&'a AtomicBool>,
     /// Called with the number of bytes done since the last call. They add up to
-    /// [`Plan::bytes_out`] for [`execute`], to twice the merged bytes for [`merge_in_place`], to
+    /// [`Plan::bytes_out`] for [`execute`], to [`EachTotals::bytes_out`] for [`execute_each`], to twice the merged bytes for [`merge_in_place`], to
     /// [`UnmergeReport::bytes`] for [`unmerge`].
     pub progress: Option<&'a (dyn Fn(u64) + Sync)>,
 }

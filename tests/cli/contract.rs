@@ -10,6 +10,7 @@ const GOOD: &[&str] = &[
     "convert tied-to-peft style.tl -o export",
     "merge base style.tl -o merged",
     "merge base style.tl --dry-run",
+    "merge base lora style.tl --each -o all",
     "merge base style.tl --in-place",
     "unmerge base",
     "verify file style.tl",

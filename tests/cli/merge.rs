@@ -1,6 +1,7 @@
+use std::collections::BTreeMap;
 use std::fs;
 
-use super::{Shell, assert_transcript};
+use super::{Shell, assert_transcript, walk};
 
 /// Breaks where a file merges otherwise than it says, or its output gets another name.
 #[test]
@@ -36,6 +37,77 @@ fn a_dry_run_writes_nothing() {
     let before = shell.files();
     shell.run("merge base lora style.tl=0.5 -o merged --dry-run");
     assert_eq!(shell.files(), before);
+    assert_transcript!(shell);
+}
+
+/// Breaks where an output of `--each` is not the bytes of a merge of its adapter alone, for any
+/// number of threads, or has another name.
+#[test]
+fn each_adapter_alone() {
+    let mut shell = Shell::new();
+    let base = shell.tensors("base/model-00001-of-00002.safetensors");
+    let rest = shell.tensors("base/model-00002-of-00002.safetensors");
+    shell.write("whole.safetensors", &[base, rest].concat());
+    fs::create_dir(shell.path("alone")).unwrap();
+    shell.run("merge base lora vera=0.5 style.tl --each -o all --dry-run");
+    assert!(!shell.path("all").exists());
+    shell.run("merge base lora vera=0.5 style.tl --each -o all");
+    shell.ok("merge whole.safetensors lora vera=0.5 style.tl --each -o files --threads 1");
+    shell.ok("merge whole.safetensors lora vera=0.5 style.tl --each -o files3 --threads 3");
+    for (adapter, name) in [
+        ("lora", "lora"),
+        ("vera=0.5", "vera"),
+        ("style.tl", "style"),
+    ] {
+        shell.ok(&format!("merge base {adapter} -o alone/{name} --threads 2"));
+        shell.ok(&format!(
+            "merge whole.safetensors {adapter} -o alone-{name}"
+        ));
+        let files = |dir: &str| {
+            let mut found = BTreeMap::new();
+            walk(&shell.path(dir).join(name), &mut found);
+            let names = found
+                .into_iter()
+                .map(|(p, b)| (p.file_name().unwrap().to_owned(), b));
+            names.collect::<BTreeMap<_, _>>()
+        };
+        assert!(files("alone") == files("all"), "{name}");
+        let alone = fs::read(shell.path(&format!("alone-{name}"))).unwrap();
+        for folder in ["files", "files3"] {
+            let path = shell.path(&format!("{folder}/{name}.safetensors"));
+            assert!(fs::read(path).unwrap() == alone, "{folder}/{name}");
+        }
+    }
+    assert_transcript!(shell);
+}
+
+/// Breaks where `--each` writes something before it has refused what cannot be, or its report is
+/// not one document with a list.
+#[test]
+fn each_adapter_refused_or_reported() {
+    let mut shell = Shell::new();
+    let before = shell.files();
+    shell.run("merge base style style.tl --each -o all");
+    shell.run("merge base lora style.tl --each --in-place");
+    shell.run("merge base lora style.tl --each");
+    shell.run("merge base lora base --each -o all");
+    shell.run("merge base lora=nan style.tl --each -o all");
+    assert_eq!(shell.files(), before);
+    shell.ok("merge base lora --each -o all");
+    shell.run("merge base style.tl lora --each -o all");
+    assert!(!shell.path("all/style").exists());
+    let options = "--rounding peft-safe --rename a=b --tied shared --no-fsync --force --json";
+    let run = shell.quiet(&format!("merge base style.tl lora --each -o all {options}"));
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let report: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(report["outputs"][1]["output"], "all/lora");
+    assert_eq!(report["outputs"][1]["rounding"], "peft-safe");
+    assert_eq!(report["total"]["adapters"], 2);
+    let run = shell.quiet("merge base style.tl lora --each -o other --dry-run --json");
+    let report: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(report["outputs"][0]["output"], "other/style");
+    assert_eq!(report["outputs"][0]["tensors_total"], 39);
+    shell.ok("merge base style.tl --each -o checked --check-base");
     assert_transcript!(shell);
 }
 

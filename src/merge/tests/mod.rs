@@ -1,6 +1,7 @@
 //! Tests on tiny synthetic checkpoints, against oracles that are written out element by element.
 
 mod directory;
+mod each;
 mod names;
 mod result;
 mod undo;

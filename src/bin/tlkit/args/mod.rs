@@ -176,8 +176,11 @@ pub(crate) struct Merge {
     /// The file or directory to write [default: BASE-ADAPTER beside the base]
     #[arg(short, long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
     pub(crate) output: Option<PathBuf>,
+    /// Merge each adapter alone, into an output named after it in the folder --output
+    #[arg(long, requires = "output")]
+    pub(crate) each: bool,
     /// Change the base itself, and write an undo file first
-    #[arg(long, conflicts_with_all = ["output", "untie_or_shared"])]
+    #[arg(long, conflicts_with_all = ["output", "untie_or_shared", "each"])]
     pub(crate) in_place: bool,
     /// The undo file of --in-place [default: BASE.tlkit-undo]
     #[arg(long, requires = "in_place", value_name = "FILE", value_hint = ValueHint::FilePath)]

@@ -9,7 +9,7 @@ use tlkit::peft::import::PeftKind;
 use tlkit::safetensors::Checkpoint;
 use tlkit::{Code, Error, Result};
 
-use super::{blob_source, existing, show};
+use super::{blob_source, each, existing, show};
 use crate::args::{Merge, Unmerge};
 use crate::output::{Outcome, Output, bytes, count, fields, number, percent, plural, table};
 use crate::progress::with_bar;
@@ -26,17 +26,20 @@ pub(crate) fn merge(args: &Merge, output: &Output) -> Result<Outcome> {
         tied: args.tied.unwrap_or(TiedPolicy::Refuse),
         renames: args.rename.clone(),
     };
+    let exec = ExecOptions {
+        existing: existing(args.force),
+        durable: !args.no_fsync,
+        allow_unchanged: args.allow_unchanged,
+    };
+    if args.each {
+        return each::merge(args, &base, &inputs, &options, &exec, output);
+    }
     let plan = merge::plan(&base, &inputs, &options)?;
     if args.dry_run {
         let summary = plan.summary();
         output.report(&summary, || dry_text(&summary))?;
         return Ok(Outcome::Success);
     }
-    let exec = ExecOptions {
-        existing: existing(args.force),
-        durable: !args.no_fsync,
-        allow_unchanged: args.allow_unchanged,
-    };
     let report = if args.in_place {
         in_place(args, &plan)?
     } else {
@@ -114,7 +117,7 @@ fn default_undo(base: &Path) -> PathBuf {
 }
 
 /// `PATH=WEIGHT`, unless a file of the whole name exists.
-fn split_weight(text: &str) -> Result<(&str, f64)> {
+pub(super) fn split_weight(text: &str) -> Result<(&str, f64)> {
     let whole = (text, 1.0);
     if Path::new(text).exists() {
         return Ok(whole);
