@@ -253,35 +253,34 @@ fn canonical(model: &Model, problem: &Problem) -> Model {
     }
 }
 
-/// ‖ΔW_l − ΔW_l'‖²_F of every layer, over all targets, of the factors as they are stored.
+/// ‖ΔW_l − ΔW_l'‖²_F of every layer, over all targets, of the f32 factors as they are stored.
 ///
 /// As [`crate::verify::delta_error`], by the triangles of both stacked factors, without its search
-/// for the largest element, which costs out × in.
+/// for the largest element, which costs out × in. The product u·A is not rounded here: rounded in
+/// each layer, it leaves the span of A, and could pass below the bound by the last digit of f32.
 pub(super) fn measure(updates: &[Vec<LowRank>], group: &TieGroup) -> Result<Vec<f64>> {
-    let of_layer = |(l, targets): (usize, &Vec<LowRank>)| -> Result<f64> {
-        let mut sum = 0.0;
-        for (t, before) in targets.iter().enumerate() {
-            sum += square_distance(before, &group.low_rank(l, t)?);
+    let (a, b) = (group.a.tensor.to_f32()?, group.b.tensor.to_f32()?);
+    let u = group.u.as_ref().map(|u| u.tensor.to_f32()).transpose()?;
+    let of_layer = |(l, targets): (usize, &Vec<LowRank>)| -> f64 {
+        let (r, mut first, mut sum) = (group.rank, 0, 0.0);
+        for before in targets {
+            let (rank, n) = (before.rank + r, before.in_features);
+            let left = Mat::from_fn(before.out, rank, |i, k| match k.checked_sub(before.rank) {
+                None => before.scale * f64::from(before.left[i * before.rank + k]),
+                Some(k) => -f64::from(b[(first + i) * r + k]),
+            });
+            let right = Mat::from_fn(n, rank, |j, k| match k.checked_sub(before.rank) {
+                None => f64::from(before.right[k * n + j]),
+                Some(k) => {
+                    let u = u.as_ref().map_or(1.0, |u| f64::from(u[l * r + k]));
+                    u * f64::from(a[k * n + j])
+                }
+            });
+            let (left, right) = (left.qr(), right.qr());
+            sum += (left.thin_R() * right.thin_R().transpose()).squared_norm_l2();
+            first += before.out;
         }
-        Ok(sum)
+        sum
     };
-    updates.par_iter().enumerate().map(of_layer).collect()
-}
-
-fn square_distance(one: &LowRank, two: &LowRank) -> f64 {
-    let rank = one.rank + two.rank;
-    let part = |k: usize| match k.checked_sub(one.rank) {
-        None => (one, one.scale, k),
-        Some(k) => (two, -two.scale, k),
-    };
-    let left = Mat::from_fn(one.out, rank, |i, k| {
-        let (part, scale, k) = part(k);
-        scale * f64::from(part.left[i * part.rank + k])
-    });
-    let right = Mat::from_fn(one.in_features, rank, |j, k| {
-        let (part, _, k) = part(k);
-        f64::from(part.right[k * part.in_features + j])
-    });
-    let (left, right) = (left.qr(), right.qr());
-    (left.thin_R() * right.thin_R().transpose()).squared_norm_l2()
+    Ok(updates.par_iter().enumerate().map(of_layer).collect())
 }

@@ -234,10 +234,15 @@ impl Problem {
     /// Lower bound of the squared error of any tied adapter of a rank, without v.
     ///
     /// `B·diag(u_l)·A` has its rows in the span of A and its columns in that of B, both of dimension
-    /// R, whatever u: no better than the best subspace for all layers, by Eckart and Young. With a
-    /// v, `diag(v_l)·B` spans another space in every layer, and only the rows bound the error.
+    /// R, whatever u: no better than the best subspace for all layers, by Eckart and Young.
     pub(super) fn bound(&self, rank: usize) -> f64 {
         self.row_side.tail(rank).max(self.column_side.tail(rank))
+    }
+
+    /// As [`bound`](Self::bound), of tied adapters with a v as well: `diag(v_l)·B` spans another
+    /// space in every layer, so that only the rows bound the error.
+    pub(super) fn bound_with_v(&self, rank: usize) -> f64 {
+        self.row_side.tail(rank)
     }
 
     /// Squared error of the `rank` largest singular triplets of all layers.

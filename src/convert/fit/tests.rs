@@ -130,7 +130,8 @@ fn check_report(tied: &Tied, adapter: &Adapter, report: &FitReport) {
     let source = tied.source.modules();
     for group in &report.groups {
         assert!(group.error <= group.baseline, "{group:?}");
-        assert!(group.bound <= group.error, "{group:?}");
+        let in_order = group.bound_with_v <= group.bound && group.bound <= group.error;
+        assert!(in_order, "{group:?}");
         assert!(group.untied <= group.baseline + 1e-6, "{group:?}");
         for fit in &group.layers {
             let (mut off, mut norm) = (0.0, 0.0);
@@ -147,7 +148,7 @@ fn check_report(tied: &Tied, adapter: &Adapter, report: &FitReport) {
                 norm += error.norm.powi(2);
             }
             let want = if norm > 0.0 { (off / norm).sqrt() } else { 0.0 };
-            assert!((fit.error - want).abs() < 1e-9, "{} {want}", fit.error);
+            assert!((fit.error - want).abs() < 1e-6, "{} {want}", fit.error);
         }
     }
     assert!(report.bound <= report.error && report.error <= report.baseline);
@@ -269,8 +270,8 @@ fn the_result_is_the_same_for_any_number_of_threads() {
 fn values_that_are_not_finite_are_refused() {
     let a = [vec![f32::NAN], values(15, 1, 1)].concat();
     let tied = tied(vec![
-        module("q_proj", 0, &a, &values(8, 1, 2), 1),
-        module("q_proj", 1, &values(16, 2, 1), &values(8, 2, 2), 1),
+        module("q_proj", 0, &a, &values(8, 1, 2), 2),
+        module("q_proj", 1, &values(16, 2, 1), &values(8, 2, 2), 2),
     ]);
     let error = fit_adapter(&tied, &options(1, false)).unwrap_err();
     assert_eq!(error.code(), Code::NonFinite);
@@ -294,6 +295,9 @@ fn real_adapters_lie_between_bound_and_triplets() {
     for name in [
         "adapters/smollm-135m-r16-qv-medai-ckpt1000",
         "adapters/gpt-oss-20b-r4-qv-luster",
+        "peft-interop/adapters/lora-patterns",
+        "peft-interop/adapters/lora-gpt2-conv1d",
+        "peft-interop/adapters/lora-qkv-r8-bf16",
     ] {
         let Some(dir) = shared(name) else { continue };
         let tied = import_tied(&dir, &ToTiedOptions::default()).unwrap();

@@ -84,7 +84,11 @@ fn fitted_text(r: &ToFitted) -> String {
         ("error", share(r.fit.error)),
         (
             "bound",
-            format!("{} (no tied adapter of this rank)", share(r.fit.bound)),
+            format!(
+                "{} (no tied adapter of this rank without v), {} (with any v)",
+                share(r.fit.bound),
+                share(r.fit.bound_with_v)
+            ),
         ),
         (
             "triplets",
