@@ -2,10 +2,11 @@
 //!
 //! [`peft_to_tied`] looks at the tensors, not at a hint: VeRA is tied already; LoRA whose factors
 //! are those of a tied adapter is recovered up to rounding; any other LoRA is kept as it is.
-//! [`tied_to_peft`] goes back.
+//! [`tied_to_peft`] goes back. [`fit`] is the one that loses: the closest tied adapter of any LoRA.
 
 mod base;
 mod coalesce;
+pub mod fit;
 mod open;
 mod ties;
 

@@ -7,6 +7,7 @@ use super::{Run, Shell};
 /// Commands that succeed, in an order in which they can run after one another.
 const GOOD: &[&str] = &[
     "convert peft-to-tied lora -o lora.tl",
+    "convert peft-to-tied lora -o fitted.tl --fit --rank 2",
     "convert tied-to-peft style.tl -o export",
     "merge base style.tl -o merged",
     "merge base style.tl --dry-run",

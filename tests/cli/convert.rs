@@ -10,6 +10,21 @@ fn peft_to_tied_says_what_it_found() {
     assert_transcript!(shell);
 }
 
+/// Breaks where a fit is reported otherwise, or its result is not what `verify` finds.
+#[test]
+fn peft_to_tied_fits_what_is_not_tied() {
+    let mut shell = Shell::new();
+    shell.run("convert peft-to-tied lora -o r2.tl --fit --rank 2");
+    shell.run("convert peft-to-tied lora -o joint.tl --fit --rank 3 --joint");
+    shell.run("convert peft-to-tied lora -o close.tl --fit --tolerance 0.3");
+    shell.run("verify adapters lora close.tl --tolerance 1");
+    shell.run("convert peft-to-tied lora -o none.tl --fit");
+    shell.run("convert peft-to-tied lora -o none.tl --rank 2");
+    shell.run("convert peft-to-tied lora -o none.tl --fit --tolerance 7");
+    assert!(!shell.path("none.tl").exists());
+    assert_transcript!(shell);
+}
+
 /// Breaks where an export changes its form, or `--as vera` writes what VeRA cannot say.
 #[test]
 fn tied_to_peft_in_each_form() {

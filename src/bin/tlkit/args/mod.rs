@@ -36,7 +36,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Convert between PEFT directories and .tl files, without loss
+    /// Convert between PEFT directories and .tl files, without loss unless asked
     #[command(subcommand)]
     Convert(Convert),
     /// Train an adapter on a base model
@@ -97,6 +97,18 @@ pub(crate) struct PeftToTied {
     /// The base model: records its fingerprint, and answers what VeRA adapters leave open
     #[arg(long, value_hint = ValueHint::AnyPath)]
     pub(crate) base: Option<PathBuf>,
+    /// Write the closest tied adapter instead, and say what is lost
+    #[arg(long, requires = "budget")]
+    pub(crate) fit: bool,
+    /// Rank of the fitted tie groups
+    #[arg(long, value_name = "R", group = "budget", requires = "fit", value_parser = positive())]
+    pub(crate) rank: Option<u64>,
+    /// The smallest rank with at most this relative error, for each tie group: 0.05
+    #[arg(long, value_name = "X", group = "budget", requires = "fit")]
+    pub(crate) tolerance: Option<f64>,
+    /// Fit query, key and value as one tie group, which shares A and u
+    #[arg(long, requires = "fit")]
+    pub(crate) joint: bool,
     /// Compress tensors with zstd; the root stays the same
     #[arg(long)]
     pub(crate) zstd: bool,

@@ -1,0 +1,286 @@
+//! Which modules are fitted together, and the tie group that a fit becomes.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use faer::Mat;
+use rayon::prelude::*;
+
+use super::problem::Problem;
+use super::solve::Model;
+use super::{Budget, FitOptions};
+use crate::adapter::{Adapter, Factor, LowRank, ModuleKind, Scaling, Target, TieGroup};
+use crate::convert::Tied;
+use crate::error::{Code, Error, Result};
+use crate::tensor::Tensor;
+
+/// The last names of modules that share A and u where asked, in the order of B's rows.
+const JOINT: &[&[&str]] = &[
+    &["q_proj", "k_proj", "v_proj"],
+    &["query", "key", "value"],
+    &["q", "k", "v"],
+];
+
+/// Targets that are tied over the same layers.
+pub(super) struct Family {
+    pub(super) targets: Vec<Target>,
+    /// Ascending.
+    pub(super) layers: Vec<u32>,
+    /// The groups of one module that it came from: layer by layer, target by target.
+    pub(super) sources: Vec<TieGroup>,
+}
+
+impl Family {
+    /// The update of every target in every layer.
+    pub(super) fn updates(&self) -> Result<Vec<Vec<LowRank>>> {
+        let of_layer = |groups: &[TieGroup]| groups.iter().map(|g| g.low_rank(0, 0)).collect();
+        self.sources
+            .par_chunks(self.targets.len())
+            .map(of_layer)
+            .collect()
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        let factors = self.sources.iter().flat_map(TieGroup::factors);
+        factors.map(|(_, f)| f.tensor.byte_len()).sum()
+    }
+
+    pub(super) fn module_paths(&self) -> impl Iterator<Item = String> + '_ {
+        let path = |g: &TieGroup| g.targets.iter().map(|t| g.module_path(t, 0)).collect();
+        self.sources
+            .iter()
+            .flat_map(path as fn(&TieGroup) -> Vec<_>)
+    }
+}
+
+/// What is fitted, and what stays.
+pub(super) struct FitPlan {
+    pub(super) families: Vec<Family>,
+    /// The adapter with the groups that stay.
+    pub(super) rest: Adapter,
+    /// Modules of the groups that stay.
+    pub(super) kept: Vec<String>,
+}
+
+/// One module template with its shape: what can be tied over layers.
+type Key = (String, usize, usize, ModuleKind);
+
+/// Sorts the modules of an adapter into families; what cannot be tied stays.
+///
+/// # Errors
+/// [`Code::MissingFactor`] where the two forms of the adapter have different modules.
+pub(super) fn families(tied: &Tied, options: &FitOptions) -> Result<FitPlan> {
+    let mut rest = Adapter {
+        groups: Vec::new(),
+        ..tied.adapter.clone()
+    };
+    let mut stays = BTreeSet::new();
+    for (index, group) in tied.adapter.groups.iter().enumerate() {
+        let small = match options.budget {
+            Budget::Rank(rank) => group.rank <= rank,
+            Budget::Tolerance(_) => true,
+        };
+        if group.is_tied() && group.instances() > 1 && small {
+            stays.insert(index);
+            rest.groups.push(group.clone());
+        }
+    }
+    let modules = tied.adapter.modules();
+    let kept_paths = modules.iter().filter(|m| stays.contains(&m.group));
+    let mut kept: Vec<String> = kept_paths.map(|m| m.path.clone()).collect();
+    let sources: HashMap<String, usize> = tied
+        .source
+        .modules()
+        .into_iter()
+        .map(|m| (m.path, m.group))
+        .collect();
+    let mut found: BTreeMap<Key, BTreeMap<u32, TieGroup>> = BTreeMap::new();
+    for module in modules.iter().filter(|m| !stays.contains(&m.group)) {
+        let lost =
+            || Error::new(Code::MissingFactor, "a module has no source").tensor(&module.path);
+        let source = &tied.source.groups[*sources.get(&module.path).ok_or_else(lost)?];
+        match (source.layers.as_deref(), &source.targets[..]) {
+            (Some([layer]), [target]) => {
+                let key = (
+                    target.module.clone(),
+                    source.in_features,
+                    target.out,
+                    target.kind,
+                );
+                found.entry(key).or_default().insert(*layer, source.clone());
+            }
+            _ => {
+                rest.groups.push(source.clone());
+                kept.push(module.path.clone());
+            }
+        }
+    }
+    let mut families = Vec::new();
+    for family in join(found, options.joint) {
+        if family.layers.len() > 1 {
+            families.push(family);
+        } else {
+            kept.extend(family.module_paths());
+            rest.groups.extend(family.sources);
+        }
+    }
+    Ok(FitPlan {
+        families,
+        rest,
+        kept,
+    })
+}
+
+/// One target in its layers, and its position in a joint group.
+struct Member {
+    position: usize,
+    target: Target,
+    layers: BTreeMap<u32, TieGroup>,
+}
+
+/// One family for each key, or for the keys of one attention where `joint`.
+fn join(found: BTreeMap<Key, BTreeMap<u32, TieGroup>>, joint: bool) -> Vec<Family> {
+    let mut places: BTreeMap<(String, usize, Vec<u32>), Vec<Member>> = BTreeMap::new();
+    for ((module, n, out, kind), layers) in found {
+        let (parent, name) = module.rsplit_once('.').unwrap_or(("", &module));
+        let position = |names: &[&str]| names.iter().position(|n| *n == name);
+        let mut sets = JOINT.iter().enumerate();
+        let set = sets.find_map(|(s, names)| Some((s, position(names)?)));
+        let (shared, position) = match set {
+            Some((s, at)) if joint && kind == ModuleKind::Linear => (format!("{parent} {s}"), at),
+            // The shape too: a module may change its width from one layer to another.
+            _ => (format!("{module} {out} {kind:?}"), 0),
+        };
+        let place = (shared, n, layers.keys().copied().collect());
+        places.entry(place).or_default().push(Member {
+            position,
+            target: Target { module, out, kind },
+            layers,
+        });
+    }
+    let family = |((_, _, layers), mut members): ((String, usize, Vec<u32>), Vec<Member>)| {
+        members.sort_by_key(|m| m.position);
+        let sources = |l: &u32| -> Vec<TieGroup> {
+            let of = |m: &Member| m.layers.get(l).cloned();
+            members.iter().filter_map(of).collect()
+        };
+        Family {
+            sources: layers.iter().flat_map(sources).collect(),
+            targets: members.iter().map(|m| m.target.clone()).collect(),
+            layers,
+        }
+    };
+    places.into_iter().map(family).collect()
+}
+
+/// The tie group of a model: f32, s = 1, no v.
+///
+/// Columns that carry nothing are left out; the others stand by falling weight, A and B of equal
+/// length, and the largest u of each is 1, so that one fit has one form.
+pub(super) fn tie_group(family: &Family, problem: &Problem, model: &Model) -> Result<TieGroup> {
+    let model = canonical(model, problem);
+    let (a, b) = problem.lift(&model);
+    let (rank, layers) = (model.u.ncols(), family.layers.len());
+    let rows = |m: &Mat<f64>| -> Vec<f32> {
+        let row = |i| (0..m.ncols()).map(move |k| m[(i, k)] as f32);
+        (0..m.nrows()).flat_map(row).collect()
+    };
+    let flat_a: Vec<f32> = (0..rank)
+        .flat_map(|k| a.col_as_slice(k).iter().map(|x| *x as f32))
+        .collect();
+    let factor =
+        |shape: Vec<usize>, values: &[f32]| Tensor::from_f32(shape, values).map(Factor::trained);
+    Ok(TieGroup {
+        layers: Some(family.layers.clone()),
+        rank,
+        in_features: a.nrows(),
+        scaling: Scaling::one(rank),
+        a: factor(vec![rank, a.nrows()], &flat_a)?,
+        b: factor(vec![b.nrows(), rank], &rows(&b))?,
+        u: Some(factor(vec![layers, rank], &rows(&model.u))?),
+        v: None,
+        targets: family.targets.clone(),
+    })
+}
+
+/// One column of a model as it is written: where it came from, its weight, what A, B, u are
+/// multiplied with.
+struct Column {
+    from: usize,
+    weight: f64,
+    a: f64,
+    b: f64,
+    u: f64,
+}
+
+fn canonical(model: &Model, problem: &Problem) -> Model {
+    let mut used = vec![0.0; problem.layers];
+    for l in &problem.layer_of {
+        used[*l] = 1.0;
+    }
+    let column = |k: usize| {
+        let (a, b) = (model.a.col(k).norm_l2(), model.b.col(k).norm_l2());
+        // A layer without an update has u = 0, not the rounding errors of a solver.
+        let u = || (0..problem.layers).map(|l| used[l] * model.u[(l, k)]);
+        let top = u().fold(0.0, |top: f64, u| if u.abs() > top.abs() { u } else { top });
+        let weight = a * b * u().map(|u| u * u).sum::<f64>().sqrt();
+        let length = (top.abs() * a * b).sqrt();
+        let over = |x: f64, by: f64| if weight > 0.0 { x / by } else { 0.0 };
+        Column {
+            from: k,
+            weight,
+            a: over(length, a),
+            b: over(length, b).copysign(top),
+            u: over(1.0, top),
+        }
+    };
+    let mut columns: Vec<Column> = (0..model.u.ncols()).map(column).collect();
+    columns.sort_by(|x, y| y.weight.total_cmp(&x.weight));
+    let floor = 1e-12 * columns.first().map_or(0.0, |c| c.weight);
+    let kept = columns.iter().filter(|c| c.weight > floor).count().max(1);
+    let of = |m: &Mat<f64>, factor: fn(&Column) -> f64| {
+        Mat::from_fn(m.nrows(), kept, |i, k| {
+            m[(i, columns[k].from)] * factor(&columns[k])
+        })
+    };
+    let mut u = of(&model.u, |c| c.u);
+    for (l, used) in used.iter().enumerate() {
+        u.row_mut(l).iter_mut().for_each(|u| *u *= used);
+    }
+    Model {
+        a: of(&model.a, |c| c.a),
+        b: of(&model.b, |c| c.b),
+        u,
+    }
+}
+
+/// ‖ΔW_l − ΔW_l'‖²_F of every layer, over all targets, of the f32 factors as they are stored.
+///
+/// As [`crate::verify::delta_error`], by the triangles of both stacked factors, without its search
+/// for the largest element, which costs out × in. The product u·A is not rounded here: rounded in
+/// each layer, it leaves the span of A, and could pass below the bound by the last digit of f32.
+pub(super) fn measure(updates: &[Vec<LowRank>], group: &TieGroup) -> Result<Vec<f64>> {
+    let (a, b) = (group.a.tensor.to_f32()?, group.b.tensor.to_f32()?);
+    let u = group.u.as_ref().map(|u| u.tensor.to_f32()).transpose()?;
+    let of_layer = |(l, targets): (usize, &Vec<LowRank>)| -> f64 {
+        let (r, mut first, mut sum) = (group.rank, 0, 0.0);
+        for before in targets {
+            let (rank, n) = (before.rank + r, before.in_features);
+            let left = Mat::from_fn(before.out, rank, |i, k| match k.checked_sub(before.rank) {
+                None => before.scale * f64::from(before.left[i * before.rank + k]),
+                Some(k) => -f64::from(b[(first + i) * r + k]),
+            });
+            let right = Mat::from_fn(n, rank, |j, k| match k.checked_sub(before.rank) {
+                None => f64::from(before.right[k * n + j]),
+                Some(k) => {
+                    let u = u.as_ref().map_or(1.0, |u| f64::from(u[l * r + k]));
+                    u * f64::from(a[k * n + j])
+                }
+            });
+            let (left, right) = (left.qr(), right.qr());
+            sum += (left.thin_R() * right.thin_R().transpose()).squared_norm_l2();
+            first += before.out;
+        }
+        sum
+    };
+    Ok(updates.par_iter().enumerate().map(of_layer).collect())
+}

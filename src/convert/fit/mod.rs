@@ -1,0 +1,354 @@
+//! The best tied approximation of any LoRA, with a certificate.
+//!
+//! The layers of most adapters were trained apart, so no tied adapter equals them. [`fit_adapter`]
+//! finds A, B and u of a given rank that come close, measures how close in the numbers it writes,
+//! and says what no tied adapter of that rank can do better than ([`GroupFit::bound`]).
+
+mod groups;
+mod problem;
+mod solve;
+mod starts;
+
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use self::groups::{Family, families, measure, tie_group};
+use self::problem::Problem;
+use self::solve::{Fitted, fit, smallest};
+use super::{Tied, ToTiedOptions, import_tied};
+use crate::adapter::{Adapter, MAX_RANK, TieGroup};
+use crate::error::{Code, Error, Result};
+use crate::format::write_tl;
+
+/// Smallest tolerance: f32 factors reach no less.
+const MIN_TOLERANCE: f64 = 1e-6;
+
+/// What limits the rank of a fit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Budget {
+    /// This rank for every tie group, or less where less is exact.
+    Rank(usize),
+    /// For each tie group the smallest rank found that has at most this relative error, 1e-6 to 1.
+    Tolerance(f64),
+}
+
+/// How to fit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct FitOptions {
+    /// What limits the rank.
+    pub budget: Budget,
+    /// Whether query, key and value of a layer share A and u, as in the paper; otherwise every
+    /// target has a tie group of its own.
+    pub joint: bool,
+}
+
+/// What a fit started from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Start {
+    /// The largest singular triplets over all layers, each used by one layer.
+    Triplets,
+    /// The subspaces that hold most of all layers (HOSVD).
+    Subspace,
+    /// Joint diagonalisation of two combinations of the layers.
+    Pencil,
+}
+
+/// One layer of a fitted tie group.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct LayerFit {
+    /// Layer number.
+    pub layer: u32,
+    /// ‖ΔW_l − ΔW_l'‖_F / ‖ΔW_l‖_F over the group's targets; 0 where the layer's update is zero.
+    pub error: f64,
+}
+
+/// One fitted tie group. Errors are relative: ‖ΔW − ΔW'‖_F / ‖ΔW‖_F over all its layers.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct GroupFit {
+    /// Module paths with `{}` for the layer number, in the order of B's rows.
+    pub targets: Vec<String>,
+    /// Rank of A and B.
+    pub rank: usize,
+    /// Error of what is written, in f32.
+    pub error: f64,
+    /// What no tied adapter of this rank without v is below: the spans of A and B have `rank`
+    /// dimensions for all layers together, whatever u.
+    pub bound: f64,
+    /// What no tied adapter of this rank is below, with any u and v: only the span of A is common.
+    pub bound_with_v: f64,
+    /// Error of the `rank` largest singular triplets over all layers, the fit to beat.
+    pub baseline: f64,
+    /// Error of an untied LoRA of the same bytes: the largest triplets, as many as they buy without
+    /// u, each layer at the rank it needs.
+    pub untied: f64,
+    /// ‖ΔW‖_F over all layers.
+    pub norm: f64,
+    /// Bytes of the factors before.
+    pub bytes_before: u64,
+    /// Bytes of A, B and u.
+    pub bytes: u64,
+    /// Where the best fit started.
+    pub start: Start,
+    /// Rounds of alternating least squares from there.
+    pub sweeps: usize,
+    /// The layer with the largest error.
+    pub worst_layer: u32,
+    /// Every layer, ascending.
+    pub layers: Vec<LayerFit>,
+}
+
+/// Totals of a fit, and its groups. Errors are over all fitted groups together.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct FitReport {
+    /// As [`GroupFit::error`].
+    pub error: f64,
+    /// As [`GroupFit::bound`].
+    pub bound: f64,
+    /// As [`GroupFit::bound_with_v`].
+    pub bound_with_v: f64,
+    /// As [`GroupFit::baseline`].
+    pub baseline: f64,
+    /// As [`GroupFit::untied`].
+    pub untied: f64,
+    /// The highest rank of a group.
+    pub rank: usize,
+    /// Bytes of the fitted modules' factors before.
+    pub bytes_before: u64,
+    /// Bytes of the tie groups.
+    pub bytes: u64,
+    /// The result in one sentence for people.
+    pub summary: String,
+    /// The fitted tie groups.
+    pub groups: Vec<GroupFit>,
+    /// Modules kept as they were: tied already, in one layer only, or with an update of zero.
+    pub kept: Vec<String>,
+}
+
+/// Fits tied groups to an adapter, in memory.
+///
+/// `tied.adapter`'s tied groups stay where their rank is within the budget; the other modules with
+/// layers are fitted, each target over all of its layers. The numbers are the same bytes for any
+/// number of threads.
+///
+/// # Errors
+/// [`Code::Usage`] for a budget out of range, or an adapter that has nothing to fit;
+/// [`Code::NonFinite`]; those of [`TieGroup::low_rank`].
+pub fn fit_adapter(tied: &Tied, options: &FitOptions) -> Result<(Adapter, FitReport)> {
+    check(options.budget)?;
+    let plan = families(tied, options)?;
+    let fitted: Vec<Option<(TieGroup, GroupFit)>> = plan
+        .families
+        .par_iter()
+        .map(|family| fit_family(family, options.budget))
+        .collect::<Result<_>>()?;
+    let (mut adapter, mut kept) = (plan.rest, plan.kept);
+    let mut groups = Vec::new();
+    for (family, fitted) in plan.families.iter().zip(fitted) {
+        match fitted {
+            Some((group, report)) => {
+                adapter.groups.push(group);
+                groups.push(report);
+            }
+            None => {
+                adapter.groups.extend(family.sources.iter().cloned());
+                kept.extend(family.module_paths());
+            }
+        }
+    }
+    if groups.is_empty() {
+        let message = "no module is adapted in several layers and untied: there is nothing to fit";
+        return Err(Error::new(Code::Usage, message).hint("convert without --fit"));
+    }
+    adapter.sort();
+    adapter.validate()?;
+    Ok((adapter, report(groups, kept)))
+}
+
+fn check(budget: Budget) -> Result<()> {
+    let message = match budget {
+        Budget::Rank(rank) if !(1..=MAX_RANK).contains(&rank) => {
+            format!("rank {rank}, the limits are 1 to {MAX_RANK}")
+        }
+        Budget::Tolerance(t) if !(MIN_TOLERANCE..1.0).contains(&t) => {
+            format!("tolerance {t} is not at least {MIN_TOLERANCE} and below 1")
+        }
+        _ => return Ok(()),
+    };
+    Err(Error::new(Code::Usage, message))
+}
+
+/// `None` where all updates are zero.
+fn fit_family(family: &Family, budget: Budget) -> Result<Option<(TieGroup, GroupFit)>> {
+    let updates = family.updates()?;
+    let Some(problem) = Problem::new(&updates)? else {
+        return Ok(None);
+    };
+    let found = match budget {
+        Budget::Rank(rank) => fit(&problem, rank),
+        Budget::Tolerance(t) => smallest(&problem, t * t * problem.square),
+    };
+    let Fitted {
+        model,
+        start,
+        sweeps,
+        ..
+    } = found;
+    let group = tie_group(family, &problem, &model)?;
+    let errors = measure(&updates, &group)?;
+    // Both as they are written, so that rounding to f32 cannot put the fit above the triplets.
+    let plain = tie_group(family, &problem, &problem.triplets(group.rank))?;
+    let plain_errors = measure(&updates, &plain)?;
+    let (sum, plain_sum): (f64, f64) = (errors.iter().sum(), plain_errors.iter().sum());
+    let (group, errors, start, sweeps) = if sum <= plain_sum {
+        (group, errors, start, sweeps)
+    } else {
+        (plain, plain_errors, Start::Triplets, 0)
+    };
+    let share = |square: f64| (square / problem.square).sqrt();
+    let layers = layer_fits(family, &problem, &errors);
+    let worst = layers.iter().fold(
+        layers[0],
+        |worst, l| if l.error > worst.error { *l } else { worst },
+    );
+    let numbers = group.in_features.saturating_add(group.total_out());
+    let same_bytes = group.rank + group.rank * layers.len() / numbers.max(1);
+    let report = GroupFit {
+        targets: family.targets.iter().map(|t| t.module.clone()).collect(),
+        rank: group.rank,
+        error: share(errors.iter().sum()),
+        bound: share(problem.bound(group.rank)),
+        bound_with_v: share(problem.bound_with_v(group.rank)),
+        baseline: share(plain_sum),
+        untied: share(problem.triplet_error(same_bytes)),
+        norm: problem.square.sqrt(),
+        bytes_before: family.bytes(),
+        bytes: group.factors().map(|(_, f)| f.tensor.byte_len()).sum(),
+        start,
+        sweeps,
+        worst_layer: worst.layer,
+        layers,
+    };
+    Ok(Some((group, report)))
+}
+
+fn layer_fits(family: &Family, problem: &Problem, errors: &[f64]) -> Vec<LayerFit> {
+    let mut norms = vec![0.0; problem.layers];
+    for (l, s) in problem.layer_of.iter().zip(&problem.sigma) {
+        norms[*l] += s * s;
+    }
+    let fits = family.layers.iter().zip(errors).zip(norms);
+    fits.map(|((layer, error), norm)| LayerFit {
+        layer: *layer,
+        // A layer without an update gets u = 0, and so no error.
+        error: if norm > 0.0 {
+            (error / norm).sqrt()
+        } else {
+            0.0
+        },
+    })
+    .collect()
+}
+
+fn report(groups: Vec<GroupFit>, kept: Vec<String>) -> FitReport {
+    let square: f64 = groups.iter().map(|g| g.norm * g.norm).sum();
+    let total = |of: fn(&GroupFit) -> f64| {
+        let squares = groups.iter().map(|g| (of(g) * g.norm).powi(2));
+        (squares.sum::<f64>() / square).sqrt()
+    };
+    let mut report = FitReport {
+        error: total(|g| g.error),
+        bound: total(|g| g.bound),
+        bound_with_v: total(|g| g.bound_with_v),
+        baseline: total(|g| g.baseline),
+        untied: total(|g| g.untied),
+        rank: groups.iter().map(|g| g.rank).max().unwrap_or(0),
+        bytes_before: groups.iter().map(|g| g.bytes_before).sum(),
+        bytes: groups.iter().map(|g| g.bytes).sum(),
+        summary: String::new(),
+        groups,
+        kept,
+    };
+    report.summary = summary(&report);
+    report
+}
+
+/// Says what the numbers mean, without a claim that a v would break: what was lost, how much of it had to be, and whether tying paid.
+fn summary(r: &FitReport) -> String {
+    let share = 100.0 * r.bytes as f64 / r.bytes_before.max(1) as f64;
+    let took = format!("in {share:.1} % of the bytes");
+    if r.error < 1e-5 {
+        return format!(
+            "the adapter is tied: rank {} holds all of it {took}",
+            r.rank
+        );
+    }
+    let lost = format!(
+        "tied at rank {}, the updates are off by {:.1} % {took}; no tied adapter of this rank is below {:.1} %",
+        r.rank,
+        100.0 * r.error,
+        100.0 * r.bound_with_v,
+    );
+    // Less than one part in a hundred is no reason to change the form.
+    let verdict = if r.error < 0.99 * r.untied {
+        format!(
+            ", an untied one of the same bytes is off by {:.1} %",
+            100.0 * r.untied
+        )
+    } else {
+        format!(
+            ". Tying does not pay here: an untied LoRA of the same bytes is off by {:.1} %",
+            100.0 * r.untied
+        )
+    };
+    lost + &verdict
+}
+
+/// Report of [`peft_to_tied_fit`].
+#[derive(Debug, Clone, Serialize)]
+pub struct ToFitted {
+    /// How good the fit is.
+    #[serde(flatten)]
+    pub fit: FitReport,
+    /// Number of adapted modules.
+    pub modules: usize,
+    /// Bytes of the PEFT files.
+    pub file_bytes_before: u64,
+    /// Bytes of the `.tl`.
+    pub file_bytes: u64,
+    /// The adapter's identity.
+    pub root: String,
+    /// What a careful user should know.
+    pub notes: Vec<String>,
+    /// The file written.
+    pub output: PathBuf,
+}
+
+/// Converts a PEFT adapter directory to the `.tl` that is closest to it within a budget.
+///
+/// # Errors
+/// Those of [`import_tied`], [`fit_adapter`] and [`write_tl`].
+pub fn peft_to_tied_fit(
+    dir: &Path,
+    output: &Path,
+    options: &ToTiedOptions<'_>,
+    fit: &FitOptions,
+) -> Result<ToFitted> {
+    let tied = import_tied(dir, options)?;
+    let (adapter, fit) = fit_adapter(&tied, fit)?;
+    let written = write_tl(output, &adapter, &options.write)?;
+    Ok(ToFitted {
+        fit,
+        modules: adapter.modules().len(),
+        file_bytes_before: tied.bytes,
+        file_bytes: written.bytes,
+        root: written.root.to_string(),
+        notes: tied.notes,
+        output: output.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

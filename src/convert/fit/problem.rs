@@ -1,0 +1,373 @@
+//! One tie group in common bases: what comes after happens in small matrices, never out × in.
+//!
+//! All row spaces of the layers lie in the span of p ≤ min(in, Σr) orthonormal columns, all column
+//! spaces in that of q ≤ min(out, Σr) others. In these bases layer l is `M_l = X_l·Y_lᵀ` with X_l
+//! its left singular vectors (q × r_l) and Y_l its right ones times the singular values (p × r_l).
+//! Distances stay what they were, since the bases are orthonormal.
+
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::householder::{
+    apply_block_householder_sequence_on_the_left_in_place_scratch as apply_scratch,
+    apply_block_householder_sequence_on_the_left_in_place_with_conj as apply_q,
+};
+use faer::linalg::solvers::Qr;
+use faer::{Conj, Mat, MatRef, Par, Side};
+use rayon::prelude::*;
+
+use super::solve::Model;
+use crate::adapter::LowRank;
+use crate::error::{Code, Error, Result};
+
+/// Largest basis whose spectrum is decomposed with vectors; above it, they are iterated for.
+const WHOLE_SPECTRUM: usize = 512;
+/// Steps of the subspace iteration; it gives a start to improve on, not a result.
+const SUBSPACE_STEPS: usize = 8;
+/// Singular values below this share of the largest are rounding errors of the decompositions.
+const ZERO: f64 = 1e-15;
+
+/// The updates of one tie group, layer by layer.
+pub(super) struct Problem {
+    /// q × S: left singular vectors of all layers, S = Σ r_l.
+    pub(super) x: Mat<f64>,
+    /// p × S: right singular vectors times singular values.
+    pub(super) y: Mat<f64>,
+    /// Singular value of each column of X and Y.
+    pub(super) sigma: Vec<f64>,
+    /// The layer of each column; ascending.
+    pub(super) layer_of: Vec<usize>,
+    /// Number of layers.
+    pub(super) layers: usize,
+    /// Σ_l ‖ΔW_l‖²_F.
+    pub(super) square: f64,
+    /// Of Σ_l ΔW_lᵀ·ΔW_l.
+    pub(super) row_side: Spectrum,
+    /// Of Σ_l ΔW_l·ΔW_lᵀ.
+    pub(super) column_side: Spectrum,
+    /// Columns by descending singular value.
+    order: Vec<usize>,
+    inputs: Basis,
+    outputs: Vec<Basis>,
+}
+
+/// An orthonormal basis of the columns of a tall matrix, as reflections.
+struct Basis {
+    qr: Qr<f64>,
+    rows: usize,
+    size: usize,
+}
+
+impl Basis {
+    /// The basis of a matrix's columns, and their coordinates in it.
+    fn of(columns: &Mat<f64>) -> (Self, Mat<f64>) {
+        let qr = columns.qr();
+        let coordinates = qr.thin_R().to_owned();
+        let basis = Self {
+            qr,
+            rows: columns.nrows(),
+            size: coordinates.nrows(),
+        };
+        (basis, coordinates)
+    }
+
+    /// Vectors (size × n) in full length (rows × n).
+    fn lift(&self, small: MatRef<'_, f64>) -> Mat<f64> {
+        let mut full = Mat::zeros(self.rows, small.ncols());
+        full.as_mut().subrows_mut(0, self.size).copy_from(small);
+        let block = self.qr.Q_coeff().nrows();
+        let scratch = apply_scratch::<f64>(self.rows, block, small.ncols());
+        apply_q(
+            self.qr.Q_basis(),
+            self.qr.Q_coeff(),
+            Conj::No,
+            full.as_mut(),
+            Par::Seq,
+            MemStack::new(&mut MemBuffer::new(scratch)),
+        );
+        full
+    }
+}
+
+/// Eigenvalues of one side's Gram matrix, and what rank by rank is left of them.
+pub(super) struct Spectrum {
+    gram: Mat<f64>,
+    /// Ascending, as columns; `None` for a large matrix.
+    vectors: Option<Mat<f64>>,
+    /// Descending.
+    values: Vec<f64>,
+    /// Σ of all values from index R on, less what rounding may have added.
+    tails: Vec<f64>,
+}
+
+impl Spectrum {
+    fn of(columns: &Mat<f64>) -> Result<Self> {
+        let gram = columns * columns.transpose();
+        let n = gram.nrows();
+        let (mut values, vectors) = if n <= WHOLE_SPECTRUM {
+            let eigen = gram.self_adjoint_eigen(Side::Lower).map_err(|_| failed())?;
+            let values: Vec<f64> = eigen.S().column_vector().iter().copied().collect();
+            (values, Some(eigen.U().to_owned()))
+        } else {
+            let values = gram.self_adjoint_eigenvalues(Side::Lower);
+            (values.map_err(|_| failed())?, None)
+        };
+        values.reverse();
+        // A bound has to hold: errors of the eigenvalues must not lift it above the truth.
+        let total: f64 = values.iter().sum();
+        let slack = 8.0 * columns.ncols() as f64 * f64::EPSILON * total;
+        let mut tails = vec![0.0; n + 1];
+        for (i, value) in values.iter().enumerate().rev() {
+            tails[i] = tails[i + 1] + value.max(0.0);
+        }
+        for tail in &mut tails {
+            *tail = (*tail - slack).max(0.0);
+        }
+        Ok(Self {
+            gram,
+            vectors,
+            values,
+            tails,
+        })
+    }
+
+    /// What no subspace of this dimension can hold.
+    pub(super) fn tail(&self, rank: usize) -> f64 {
+        self.tails.get(rank).copied().unwrap_or(0.0)
+    }
+
+    /// Number of directions that are more than rounding errors.
+    pub(super) fn dimension(&self) -> usize {
+        let floor = 1e-12 * self.values.first().copied().unwrap_or(0.0);
+        self.values.iter().take_while(|v| **v > floor).count()
+    }
+
+    /// Orthonormal columns spanning the leading eigenspace; `near` is where iterations start.
+    pub(super) fn leading(&self, rank: usize, near: &Mat<f64>) -> Mat<f64> {
+        let n = self.gram.nrows();
+        let rank = rank.min(n);
+        if let Some(vectors) = &self.vectors {
+            return Mat::from_fn(n, rank, |i, k| vectors[(i, n - 1 - k)]);
+        }
+        let mut space = near.subcols(0, rank.min(near.ncols())).to_owned();
+        for _ in 0..SUBSPACE_STEPS {
+            space = (&self.gram * &space).qr().compute_thin_Q();
+        }
+        space
+    }
+}
+
+impl Problem {
+    /// The problem of layers × targets updates, or `None` where all of them are zero.
+    ///
+    /// Every layer has the same targets, of the same shapes; ranks and scalings may differ.
+    ///
+    /// # Errors
+    /// [`Code::NonFinite`] for values that are not finite, or too large to be squared.
+    pub(super) fn new(updates: &[Vec<LowRank>]) -> Result<Option<Self>> {
+        let finite = |m: &LowRank| m.left.iter().chain(&m.right).all(|x| x.is_finite());
+        if !updates.iter().flatten().all(finite) {
+            return Err(failed());
+        }
+        let targets = updates.first().map_or(0, Vec::len);
+        let ((inputs, right), outputs) = rayon::join(
+            || Basis::of(&input_columns(updates)),
+            || {
+                let basis = |t| Basis::of(&output_columns(updates, t));
+                (0..targets).into_par_iter().map(basis).collect::<Vec<_>>()
+            },
+        );
+        let (outputs, left): (Vec<Basis>, Vec<Mat<f64>>) = outputs.into_iter().unzip();
+        let layers: Vec<Layer> = places(updates)
+            .into_par_iter()
+            .map(|place| Layer::of(&place, &left, &right))
+            .collect::<Result<_>>()?;
+        Self::of_layers(&layers, inputs, outputs)
+    }
+
+    fn of_layers(layers: &[Layer], inputs: Basis, outputs: Vec<Basis>) -> Result<Option<Self>> {
+        let all = || layers.iter().flat_map(|l| l.sigma.iter().copied());
+        let floor = ZERO * all().fold(0.0, f64::max);
+        let kept: Vec<(usize, usize)> = layers
+            .iter()
+            .enumerate()
+            .flat_map(|(l, layer)| (0..layer.sigma.len()).map(move |k| (l, k)))
+            .filter(|(l, k)| layers[*l].sigma[*k] > floor)
+            .collect();
+        let sigma: Vec<f64> = kept.iter().map(|(l, k)| layers[*l].sigma[*k]).collect();
+        let square: f64 = sigma.iter().map(|s| s * s).sum();
+        if !square.is_finite() || !(square * square).is_finite() {
+            return Err(failed());
+        }
+        if kept.is_empty() || square == 0.0 {
+            return Ok(None);
+        }
+        let q: usize = outputs.iter().map(|b| b.size).sum();
+        let entry = |c: usize| (&layers[kept[c].0], kept[c].1);
+        let x = Mat::from_fn(q, kept.len(), |i, c| entry(c).0.left[(i, entry(c).1)]);
+        let y = Mat::from_fn(inputs.size, kept.len(), |j, c| {
+            sigma[c] * entry(c).0.right[(j, entry(c).1)]
+        });
+        let scaled = Mat::from_fn(q, kept.len(), |i, c| sigma[c] * x[(i, c)]);
+        let (row_side, column_side) = rayon::join(|| Spectrum::of(&y), || Spectrum::of(&scaled));
+        let mut order: Vec<usize> = (0..sigma.len()).collect();
+        // Stable, so that equal values keep the order of the layers.
+        order.sort_by(|i, j| sigma[*j].total_cmp(&sigma[*i]));
+        Ok(Some(Self {
+            x,
+            y,
+            layer_of: kept.iter().map(|(l, _)| *l).collect(),
+            layers: layers.len(),
+            square,
+            row_side: row_side?,
+            column_side: column_side?,
+            sigma,
+            order,
+            inputs,
+            outputs,
+        }))
+    }
+
+    /// Number of singular triplets of all layers: at this rank the triplets are exact.
+    pub(super) fn full_rank(&self) -> usize {
+        self.sigma.len()
+    }
+
+    /// Lower bound of the squared error of any tied adapter of a rank, without v.
+    ///
+    /// `B·diag(u_l)·A` has its rows in the span of A and its columns in that of B, both of dimension
+    /// R, whatever u: no better than the best subspace for all layers, by Eckart and Young.
+    pub(super) fn bound(&self, rank: usize) -> f64 {
+        self.row_side.tail(rank).max(self.column_side.tail(rank))
+    }
+
+    /// As [`bound`](Self::bound), of tied adapters with a v as well: `diag(v_l)·B` spans another
+    /// space in every layer, so that only the rows bound the error.
+    pub(super) fn bound_with_v(&self, rank: usize) -> f64 {
+        self.row_side.tail(rank)
+    }
+
+    /// Squared error of the `rank` largest singular triplets of all layers.
+    pub(super) fn triplet_error(&self, rank: usize) -> f64 {
+        let left_out = self.order.iter().skip(rank).map(|c| self.sigma[*c].powi(2));
+        left_out.rev().sum()
+    }
+
+    /// The `rank` largest singular triplets, each used by its own layer.
+    pub(super) fn triplets(&self, rank: usize) -> Model {
+        let chosen = &self.order[..rank.min(self.order.len())];
+        let r = chosen.len();
+        Model {
+            a: Mat::from_fn(self.y.nrows(), r, |j, k| {
+                self.y[(j, chosen[k])] / self.sigma[chosen[k]]
+            }),
+            b: Mat::from_fn(self.x.nrows(), r, |i, k| self.x[(i, chosen[k])]),
+            u: Mat::from_fn(self.layers, r, |l, k| {
+                if self.layer_of[chosen[k]] == l {
+                    self.sigma[chosen[k]]
+                } else {
+                    0.0
+                }
+            }),
+        }
+    }
+
+    /// A as in × R and B as Σ out × R of a model in the common bases.
+    pub(super) fn lift(&self, model: &Model) -> (Mat<f64>, Mat<f64>) {
+        let mut b = Mat::zeros(self.outputs.iter().map(|o| o.rows).sum(), model.b.ncols());
+        let (mut row, mut small) = (0, 0);
+        for basis in &self.outputs {
+            let part = basis.lift(model.b.subrows(small, basis.size));
+            b.as_mut().subrows_mut(row, basis.rows).copy_from(&part);
+            (row, small) = (row + basis.rows, small + basis.size);
+        }
+        (self.inputs.lift(model.a.as_ref()), b)
+    }
+}
+
+/// Where one layer's columns stand: its first among the inputs', its rank; the same per target.
+struct Place {
+    right: (usize, usize),
+    left: Vec<(usize, usize)>,
+}
+
+fn places(updates: &[Vec<LowRank>]) -> Vec<Place> {
+    let targets = updates.first().map_or(0, Vec::len);
+    let (mut at, mut at_target) = (0, vec![0; targets]);
+    let mut places = Vec::with_capacity(updates.len());
+    for layer in updates {
+        let first = at;
+        let mut left = Vec::with_capacity(targets);
+        for (module, start) in layer.iter().zip(&mut at_target) {
+            left.push((*start, module.rank));
+            *start += module.rank;
+            at += module.rank;
+        }
+        places.push(Place {
+            right: (first, at - first),
+            left,
+        });
+    }
+    places
+}
+
+/// A of all layers and targets as columns: in × Σr, layer by layer.
+fn input_columns(updates: &[Vec<LowRank>]) -> Mat<f64> {
+    let columns: Vec<(&LowRank, usize)> = columns(updates.iter().flatten());
+    let n = columns.first().map_or(0, |(m, _)| m.in_features);
+    Mat::from_fn(n, columns.len(), |j, c| {
+        let (module, k) = columns[c];
+        f64::from(module.right[k * n + j])
+    })
+}
+
+/// s·B of one target in all layers: out × Σr.
+fn output_columns(updates: &[Vec<LowRank>], target: usize) -> Mat<f64> {
+    let columns = columns(updates.iter().filter_map(|l| l.get(target)));
+    let out = columns.first().map_or(0, |(m, _)| m.out);
+    Mat::from_fn(out, columns.len(), |i, c| {
+        let (module, k) = columns[c];
+        module.scale * f64::from(module.left[i * module.rank + k])
+    })
+}
+
+fn columns<'m>(modules: impl Iterator<Item = &'m LowRank>) -> Vec<(&'m LowRank, usize)> {
+    modules
+        .flat_map(|m| (0..m.rank).map(move |k| (m, k)))
+        .collect()
+}
+
+/// Singular value decomposition of one layer in the common bases.
+struct Layer {
+    left: Mat<f64>,
+    right: Mat<f64>,
+    sigma: Vec<f64>,
+}
+
+impl Layer {
+    fn of(place: &Place, left: &[Mat<f64>], right: &Mat<f64>) -> Result<Self> {
+        let (first, rank) = place.right;
+        let q = left.iter().map(Mat::nrows).sum();
+        let mut outputs = Mat::<f64>::zeros(q, rank);
+        let (mut row, mut column) = (0, 0);
+        for (basis, (start, r)) in left.iter().zip(&place.left) {
+            // The targets' blocks stand on the diagonal: each has its own A.
+            outputs
+                .as_mut()
+                .submatrix_mut(row, column, basis.nrows(), *r)
+                .copy_from(basis.subcols(*start, *r));
+            (row, column) = (row + basis.nrows(), column + r);
+        }
+        let (l, r) = (outputs.qr(), right.subcols(first, rank).qr());
+        let core = l.thin_R() * r.thin_R().transpose();
+        let svd = core.thin_svd().map_err(|_| failed())?;
+        Ok(Self {
+            left: l.compute_thin_Q() * svd.U(),
+            right: r.compute_thin_Q() * svd.V(),
+            sigma: svd.S().column_vector().iter().copied().collect(),
+        })
+    }
+}
+
+fn failed() -> Error {
+    let message = "the update has values that are not finite, or too large to be fitted";
+    Error::new(Code::NonFinite, message)
+}
