@@ -46,18 +46,6 @@ pub struct Scenario {
     pub quality: Quality,
 }
 
-/// Methods that an adapter could be retrained with. `lora` only where q, k and v then share A.
-const RETRAIN: [Method; 8] = [
-    Method::Lora,
-    Method::Vera,
-    Method::Tl1,
-    Method::Tl2,
-    Method::Tl3,
-    Method::Tl4,
-    Method::Tl5,
-    Method::Tl6,
-];
-
 /// Names of the three attention projections that share an input, by architecture.
 const QKV: [[&str; 3]; 5] = [
     ["q_proj", "k_proj", "v_proj"],
@@ -107,7 +95,9 @@ pub(super) fn scenarios(row: &Row) -> Vec<Scenario> {
     let facts = &row.facts;
     let error = None;
     for joint in [false, true] {
-        for method in RETRAIN.into_iter().filter(|m| joint || *m != Method::Lora) {
+        // A LoRA is another adapter only where q, k and v then share A.
+        let methods = Method::PRESETS.into_iter();
+        for method in methods.filter(|m| joint || *m != Method::Lora) {
             let Some(retrained) = retrained(&facts.targets, method, joint) else {
                 continue;
             };

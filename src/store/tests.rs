@@ -198,6 +198,13 @@ fn two_writers_in_any_order() {
     );
 }
 
+/// Blobs of a package that nothing names.
+fn leave_garbage(store: &Store, package: &Package) {
+    store.put(&name("u/old"), package, None).unwrap();
+    let key = "tenants/u/records/adapter=old@0000000001";
+    store.backend().delete(key).unwrap();
+}
+
 /// Breaks where a collection takes a blob that a put found, and was about to name: the blob is
 /// garbage when the put begins, and the collection runs whole at every moment of it.
 #[test]
@@ -207,9 +214,7 @@ fn a_collection_in_the_midst_of_a_put() {
     interrupted(
         // The blobs are there, and nothing names them.
         move |store| {
-            store.put(&name("u/old"), &first, None).unwrap();
-            let key = "tenants/u/records/adapter=old@0000000001";
-            store.backend().delete(key).unwrap();
+            leave_garbage(store, &first);
         },
         move |store| store.put(&name("u/t"), &second, None).map(|_| ()),
         |store| {
@@ -237,9 +242,7 @@ fn a_put_in_the_midst_of_a_collection() {
     interrupted(
         // Condemned a grace period ago, so about to be deleted.
         move |store| {
-            store.put(&name("u/old"), &first, None).unwrap();
-            let key = "tenants/u/records/adapter=old@0000000001";
-            store.backend().delete(key).unwrap();
+            leave_garbage(store, &first);
             let before = open(store.backend().objects()).with_clock(|| 500);
             let condemned = before.collect(&CollectOptions::default()).unwrap();
             assert_eq!(condemned.condemned, 2);
@@ -263,11 +266,7 @@ fn two_collections_and_a_put() {
     let (first, second) = (package.clone(), package.clone());
     interrupted(
         move |store| {
-            store.put(&name("u/old"), &first, None).unwrap();
-            store
-                .backend()
-                .delete("tenants/u/records/adapter=old@0000000001")
-                .unwrap();
+            leave_garbage(store, &first);
             let before = open(store.backend().objects()).with_clock(|| 500);
             before.collect(&CollectOptions::default()).unwrap();
         },
