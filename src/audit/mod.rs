@@ -6,6 +6,7 @@
 //! `spec/audit-v1.md` defines every number.
 
 mod charts;
+mod fitted;
 mod html;
 mod leftover;
 mod money;
@@ -32,6 +33,7 @@ use rayon::prelude::*;
 use crate::error::{Code, Error, Result};
 
 pub use self::parquet::{parquet, write_parquet};
+pub use fitted::Fit;
 pub use html::{html, write_html};
 pub use money::{Bill, Prices, usd};
 pub use owner::{Owner, Owners, Template};
@@ -51,6 +53,9 @@ pub struct Options<'a> {
     pub hash: bool,
     /// Read the weights of the first so many adapters and compress them with zstd.
     pub measure: Option<usize>,
+    /// Read the weights of the first so many adapters, and fit the closest tied adapter to each LoRA
+    /// in a PEFT directory, at its own rank.
+    pub fit: Option<usize>,
     /// What bytes and requests cost.
     pub prices: Prices,
     /// Called after each adapter, from any thread; its error ends the audit.
@@ -89,12 +94,16 @@ pub fn audit(paths: &[PathBuf], options: &Options<'_>) -> Result<Report> {
             .hint("an adapter is a folder with adapter_config.json, or a .tl file"));
     }
     let measured = options.measure.unwrap_or(0);
+    let fitted = options.fit.unwrap_or(0);
     let row = |(at, found): (usize, &scan::Found)| {
         let depth = read::Depth {
             hash: options.hash,
             measure: at < measured,
         };
         let mut row = read::read(found, depth);
+        if at < fitted {
+            fitted::measure(&found.path, &mut row);
+        }
         if let Some(owner) = options.owners.find(&found.relative, &row.path) {
             row.user = owner.user;
             row.task = owner.task;

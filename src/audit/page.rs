@@ -365,6 +365,10 @@ fn quality(scenario: &FleetScenario) -> (&'static str, String) {
                 format!("Rounded: a number’s relative error up to {bound}{provided}"),
             )
         }
+        Quality::Fitted { error } => (
+            "retrain",
+            format!("Fitted: updates off by up to {}", relative(error)),
+        ),
         Quality::Retrain { error: Some(e) } => ("retrain", format!("Trained anew: error {e:.2e}")),
         Quality::Retrain { error: None } => {
             ("unmeasured", "Trained anew: error not measured".to_owned())
@@ -406,6 +410,7 @@ fn quality_cell(at: usize, scenario: &FleetScenario) -> Value {
     let (field, value) = match scenario.quality {
         Quality::Exact => (at + "/kind", serde_json::to_string("exact")),
         Quality::Rounded { bound } => (at + "/bound", serde_json::to_string(&bound)),
+        Quality::Fitted { error } => (at.clone() + "/error", serde_json::to_string(&error)),
         Quality::Retrain { error } => (at + "/error", serde_json::to_string(&error)),
     };
     context! { swatch, text, field, value => value.unwrap_or_default(), wide => true }
@@ -536,6 +541,10 @@ fn definitions(report: &Report) -> Vec<Value> {
         (
             "fp16, bf16",
             "thin, and every wider number rounded to nearest; the bound holds for numbers that neither overflow nor are subnormal.",
+        ),
+        (
+            "fit",
+            "The closest tied adapter at the same rank, found by fitting each LoRA counted, as tlkit convert peft-to-tied --fit writes it; the error is the largest, relative to the updates.",
         ),
         (
             "vera, tl1 … tl6, lora joint",

@@ -141,6 +141,8 @@ pub struct Report {
     pub marginal: Marginal,
     /// Other forms.
     pub scenarios: Vec<FleetScenario>,
+    /// LoRAs that were to be fitted and could not be: the form `fit` leaves them as they are.
+    pub unfitted: Vec<Problem>,
     /// What could not be listed.
     pub problems: Vec<Problem>,
     /// Every adapter, by path.
@@ -196,6 +198,10 @@ impl Report {
             other: context.other,
             folder_links: context.folder_links,
             prices,
+            unfitted: rows
+                .iter()
+                .filter_map(|r| r.facts.unfitted.clone())
+                .collect(),
             problems: context.problems,
             rows,
         }
@@ -254,8 +260,8 @@ fn ratio(a: u64, b: u64, c: u64) -> Option<u64> {
 }
 
 /// Scenarios in the order in which they are told.
-const ORDER: [&str; 12] = [
-    "thin", "zstd", "fp16", "bf16", "lora", "vera", "tl1", "tl2", "tl3", "tl4", "tl5", "tl6",
+const ORDER: [&str; 13] = [
+    "thin", "zstd", "fp16", "bf16", "fit", "lora", "vera", "tl1", "tl2", "tl3", "tl4", "tl5", "tl6",
 ];
 
 fn fleet(rows: &[Row], all: u64, users: &Users, prices: &Prices) -> Vec<FleetScenario> {
@@ -289,7 +295,9 @@ fn fleet(rows: &[Row], all: u64, users: &Users, prices: &Prices) -> Vec<FleetSce
             parameters: first
                 .parameters
                 .map(|_| sum(&of, |_, s| s.parameters.unwrap_or(0))),
-            quality: first.quality,
+            quality: of
+                .iter()
+                .fold(first.quality, |q, (_, s)| q.worst(s.quality)),
             fleet_bytes,
             bill: prices.bill(fleet_bytes),
             marginal: users.marginal(bytes, adapters, prices),

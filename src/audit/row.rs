@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::fitted::Fit;
 use super::whatif::Scenario;
 use crate::error::Error;
 use crate::format::Digest;
@@ -235,4 +236,8 @@ pub struct Facts {
     pub pieces: Vec<Piece>,
     /// Bytes of the weights' tensors, and what they take packed with zstd, where measured.
     pub packed: Option<(u64, u64)>,
+    /// The closest tied adapters, where they were looked for.
+    pub fits: Vec<Fit>,
+    /// Why none could be found.
+    pub unfitted: Option<Problem>,
 }

@@ -20,6 +20,11 @@ pub enum Quality {
         /// Unit roundoff.
         bound: f64,
     },
+    /// The closest tied adapter at the same rank, found by fitting.
+    Fitted {
+        /// ‖ΔW − ΔW'‖_F / ‖ΔW‖_F over the fitted modules; of several adapters the largest.
+        error: f64,
+    },
     /// The adapter has to be trained anew.
     Retrain {
         /// Error against the present adapter; `None`: not measured.
@@ -27,10 +32,22 @@ pub enum Quality {
     },
 }
 
+impl Quality {
+    /// What is known of both.
+    pub(super) fn worst(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Fitted { error: a }, Self::Fitted { error: b }) => {
+                Self::Fitted { error: a.max(b) }
+            }
+            _ => self,
+        }
+    }
+}
+
 /// What one adapter takes in one form.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Scenario {
-    /// `thin`, `zstd`, `fp16`, `bf16`, or a method: `vera`, `tl1` … `tl6`.
+    /// `thin`, `zstd`, `fp16`, `bf16`, `fit`, or a method: `vera`, `tl1` … `tl6`.
     pub name: &'static str,
     /// Whether q, k and v share one A, as in the paper.
     pub joint: bool,
@@ -93,6 +110,11 @@ pub(super) fn scenarios(row: &Row) -> Vec<Scenario> {
         }
     }
     let facts = &row.facts;
+    for fit in &facts.fits {
+        let bytes = fit.bytes.saturating_add(facts.kept);
+        let quality = Quality::Fitted { error: fit.error };
+        add("fit", fit.joint, bytes, 0, None, quality);
+    }
     let error = None;
     for joint in [false, true] {
         // A LoRA is another adapter only where q, k and v then share A.

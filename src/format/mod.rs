@@ -26,7 +26,9 @@ pub use parts::ManifestTensor;
 pub use read::{BlobSource, DirBlobs, MAX_MADE_BYTES, NoBlobs, Stored, TlFile};
 pub(crate) use seeded::chacha20_block;
 pub use seeded::{GENERATOR, MAX_SEEDED_ELEMENTS, generate, seeded_tensor};
-pub use write::{Packing, WriteOptions, Written, write_blobs, write_encoded, write_tl};
+pub use write::{
+    Packing, WriteOptions, Written, encoded_len, write_blobs, write_encoded, write_tl,
+};
 
 #[cfg(test)]
 mod tests;

@@ -62,6 +62,15 @@ pub fn write_tl(path: &Path, adapter: &Adapter, options: &WriteOptions) -> Resul
     write_encoded(path, &encode(adapter)?, options)
 }
 
+/// Length in bytes of the file that [`write_tl`] would write.
+///
+/// # Errors
+/// Those of [`encode`]; [`crate::Code::SeedInvalid`] as [`write_tl`].
+pub fn encoded_len(adapter: &Adapter, options: &WriteOptions) -> Result<u64> {
+    let pieces = assemble(&encode(adapter)?, options)?;
+    Ok(pieces.iter().map(|piece| piece.len() as u64).sum())
+}
+
 /// As [`write_tl`], for an adapter that is in canonical form already.
 ///
 /// # Errors

@@ -1,4 +1,5 @@
 use std::fs;
+use std::path::Path;
 
 use super::{Shell, assert_transcript, copy_dir};
 
@@ -80,6 +81,56 @@ fn json_adds_up() {
             ),
         }
     }
+}
+
+/// Breaks where a fit that an audit tells is not what the conversion writes, its error is left out,
+/// or a LoRA that has none is passed over.
+#[test]
+fn fits_are_what_a_conversion_gives() {
+    let mut shell = Shell::new();
+    copy_dir(&shell.path("lora"), &shell.path("fleet/ann/sum"));
+    copy_dir(&shell.path("style"), &shell.path("fleet/bob/sum"));
+    copy_dir(&shell.path("vera"), &shell.path("fleet/bob/qa"));
+    one_layer(&shell.path("lora"), &shell.path("fleet/eve/sum"));
+    shell.run("audit fleet --fit");
+    let run = shell.quiet("audit fleet --fit=3 --json");
+    let report: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(report["unfitted"].as_array().unwrap().len(), 0, "only 3");
+    for (row, path, found) in [(0, "ann/sum", 2), (2, "bob/sum", 1)] {
+        let row = &report["rows"][row];
+        let scenarios = row["what_if"].as_array().unwrap();
+        let fits: Vec<_> = scenarios.iter().filter(|s| s["name"] == "fit").collect();
+        assert_eq!(fits.len(), found, "{scenarios:?}");
+        for (at, fit) in fits.iter().enumerate() {
+            let flags = match (found, fit["joint"] == true) {
+                (1, _) => String::new(),
+                (_, false) => format!("--fit --rank {}", row["rank"]),
+                (_, true) => format!("--fit --joint --rank {}", row["rank"]),
+            };
+            let out = format!("{}{at}.tl", path.replace('/', "-"));
+            let line = format!("convert peft-to-tied fleet/{path} -o {out} {flags} --json");
+            let converted: serde_json::Value =
+                serde_json::from_str(&shell.quiet(&line).stdout).unwrap();
+            let file = fs::metadata(shell.path(&out)).unwrap().len();
+            assert_eq!(fit["bytes"], file, "{line}");
+            let error = match found {
+                1 => &converted["max_relative_error"],
+                _ => &converted["error"],
+            };
+            assert_eq!(&fit["quality"]["error"], error, "{line}");
+        }
+    }
+    assert_transcript!(shell);
+}
+
+/// A copy of a LoRA with the tensors of layer 0 alone.
+fn one_layer(from: &Path, to: &Path) {
+    copy_dir(from, to);
+    let file = to.join("adapter_model.safetensors");
+    let bytes = fs::read(&file).unwrap();
+    let all = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let kept = all.iter().filter(|(name, _)| name.contains(".layers.0."));
+    fs::write(&file, safetensors::serialize(kept, None).unwrap()).unwrap();
 }
 
 /// Breaks where a plan's numbers are not those of the paper's formulas.

@@ -68,21 +68,42 @@ pub(crate) fn with_counter<T>(
     result
 }
 
+/// Runs `work` under a count of things, where nobody knows how many there will be; what it is given
+/// counts one, from any thread, and is an error once the user asked to stop.
+pub(crate) fn with_ticks<T>(
+    label: &str,
+    work: impl FnOnce(&(dyn Fn() -> tlkit::Result<()> + Sync)) -> T,
+) -> T {
+    let bar = endless(label, "{msg} {human_pos} {elapsed}");
+    let result = work(&|| {
+        bar.inc(1);
+        check_interrupt()
+    });
+    bar.finish_and_clear();
+    result
+}
+
 /// Runs `work` under a count of bytes, where nobody knows how many there will be.
 pub(crate) fn with_bytes<T>(label: &str, work: impl FnOnce(&mut dyn FnMut(u64)) -> T) -> T {
+    let bar = endless(
+        label,
+        "{msg} {decimal_bytes} {decimal_bytes_per_sec} {elapsed}",
+    );
+    let result = work(&mut |n| bar.inc(n));
+    bar.finish_and_clear();
+    result
+}
+
+fn endless(label: &str, template: &str) -> ProgressBar {
     let target = match std::io::stderr().is_terminal() {
         true => ProgressDrawTarget::stderr(),
         false => ProgressDrawTarget::hidden(),
     };
     let bar = ProgressBar::with_draw_target(None, target).with_message(label.to_owned());
-    if let Ok(style) =
-        ProgressStyle::with_template("{msg} {decimal_bytes} {decimal_bytes_per_sec} {elapsed}")
-    {
+    if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
-    let result = work(&mut |n| bar.inc(n));
-    bar.finish_and_clear();
-    result
+    bar
 }
 
 /// An error once the user asked to stop.

@@ -1,13 +1,13 @@
 use tlkit::audit::{
-    FleetScenario, Group, Options, Owners, Quality, Report, Total, audit as run, usd, write_csv,
-    write_html, write_parquet,
+    FleetScenario, Group, Options, Owners, Problem, Quality, Report, Total, audit as run, usd,
+    write_csv, write_html, write_parquet,
 };
 use tlkit::{Code, Error, Result};
 
 use super::existing;
 use crate::args::Audit;
 use crate::output::{Outcome, Output, bytes, count, fields, number, percent, plural, table};
-use crate::progress::check_interrupt;
+use crate::progress::with_ticks;
 
 /// Lines of each table in the text; `--json` and `--csv` have all.
 const TOP: usize = 10;
@@ -22,15 +22,19 @@ pub(crate) fn audit(args: &Audit, output: &Output) -> Result<Outcome> {
         owners,
         hash: args.hash,
         measure: args.measure,
+        fit: args.fit,
         prices: args.prices.prices(),
-        tick: Some(&check_interrupt),
+        tick: None,
     };
     // Found out now rather than after a long walk.
     let mut outputs = [&args.csv, &args.parquet, &args.html].into_iter().flatten();
     if let Some(file) = outputs.find(|f| !args.force && f.exists()) {
         return Err(Error::output_exists(file));
     }
-    let report = run(&args.paths, &options)?;
+    let report = with_ticks("adapters", |tick| {
+        let tick: Option<&(dyn Fn() -> Result<()> + Sync)> = Some(tick);
+        run(&args.paths, &Options { tick, ..options })
+    })?;
     if let Some(file) = &args.csv {
         write_csv(file, &report.rows, existing(args.force))?;
     }
@@ -73,8 +77,12 @@ fn text(report: &Report) -> String {
     if !report.scenarios.is_empty() {
         parts.push(scenarios(report));
     }
+    if !report.unfitted.is_empty() {
+        parts.push(problems("not fitted", report.unfitted.iter()));
+    }
     if report.broken() > 0 {
-        parts.push(broken(report));
+        let rows = report.rows.iter().filter_map(|r| r.error.as_ref());
+        parts.push(problems("broken", rows.chain(&report.problems)));
     }
     parts.join("\n\n")
 }
@@ -294,10 +302,16 @@ fn scenarios(report: &Report) -> String {
         "fleet USD",
     ];
     let table = table(&header, &[1, 2, 3, 4, 6, 7, 8], rows);
+    let fit = match report.scenarios.iter().any(|s| s.name == "fit") {
+        true => {
+            "\nfit: the closest tied adapter at each LoRA's rank, off by so much of its updates (convert peft-to-tied --fit)."
+        }
+        false => "",
+    };
     format!(
         "{table}\n\nnow, then: the adapters that the form applies to; fleet USD: everything, a month. All forms but zstd\n\
          leave out what thin does. vera to tl6 (and lora joint) are trained anew at each adapter's rank; joint: q, k\n\
-         and v share one A."
+         and v share one A.{fit}"
     )
 }
 
@@ -318,17 +332,17 @@ fn quality(s: &FleetScenario) -> String {
         Quality::Exact if s.presumed > 0 => "exact, if projections are their seed's".to_owned(),
         Quality::Exact => "exact".to_owned(),
         Quality::Rounded { bound } => format!("rounded, relative error up to {}", number(bound)),
+        Quality::Fitted { error } => format!("fitted, off by up to {}", percent(error)),
         Quality::Retrain { error: Some(error) } => format!("retrain, error {}", number(error)),
         Quality::Retrain { error: None } => "retrain, error not measured".to_owned(),
     }
 }
 
-fn broken(report: &Report) -> String {
-    let rows = report.rows.iter().filter_map(|r| r.error.as_ref());
-    let problems: Vec<_> = rows.chain(&report.problems).collect();
+fn problems<'r>(title: &str, problems: impl Iterator<Item = &'r Problem>) -> String {
+    let problems: Vec<_> = problems.collect();
     let lines = problems
         .iter()
         .take(TOP)
         .map(|p| vec![p.code.to_owned(), p.message.clone()]);
-    more(table(&["broken", ""], &[], lines), problems.len())
+    more(table(&[title, ""], &[], lines), problems.len())
 }
