@@ -12,7 +12,7 @@
 //! | [`adapter`] | the domain: tie groups, targets, methods, ΔW; no files, no devices |
 //! | [`mod@format`] | `.tl`: manifest, digests, seeded tensors, packing |
 //! | [`peft`] | PEFT's directories: config, name rules, import, export |
-//! | [`compute`] | the normative arithmetic of a merge, for slices |
+//! | [`compute`] | the normative arithmetic of a merge, for slices: on the processor, on a GPU |
 //! | [`merge`] | adapters into base weights: plan, then execute; in place with undo |
 //! | [`convert`] | between PEFT and `.tl`, exactly |
 //! | [`store`] | adapters of many tenants in a folder or object store: blobs, digests, versions |

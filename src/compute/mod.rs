@@ -1,6 +1,6 @@
 //! The arithmetic of a merge, for slices. It knows no file and no adapter.
 //!
-//! The result is normative: the same bytes on any machine, at any number of threads. With W the
+//! The result is normative: the same bytes on any machine and device, at any number of threads. With W the
 //! stored weight (rows × cols), every operation in f32, rounding to nearest even:
 //!
 //! ```text
@@ -17,7 +17,10 @@
 //! is merged by swapping the factors, `left = A'ᵀ` and `right = B'ᵀ`, with the same values.
 //! NaN bit patterns are not normative; a merge that yields one is refused by its caller.
 
+mod buffer;
 mod cpu;
+mod cuda;
+mod device;
 mod element;
 mod stats;
 #[cfg(test)]
@@ -25,7 +28,11 @@ mod tests;
 
 use std::ops::Range;
 
+pub(crate) use buffer::{Buffer, Pool};
 pub(crate) use cpu::{Isa, Kernel};
+pub(crate) use cuda::{Done, Pipeline, Weight};
+pub use cuda::{Gpu, GpuRates, MergeRate};
+pub use device::DeviceChoice;
 pub use stats::Stats;
 
 use crate::error::{Code, Error, Result};

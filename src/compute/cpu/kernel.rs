@@ -12,14 +12,14 @@ use super::super::{Stats, Update};
 use super::isa::Kernel;
 
 /// Rows of a tile.
-pub(super) const ROWS: usize = 4;
-const COLS: usize = 32;
+pub(in crate::compute) const ROWS: usize = 4;
+pub(in crate::compute) const COLS: usize = 32;
 /// Statistics are summed by column modulo this, on every instruction set, so that all agree.
-const LANES: usize = 16;
+pub(in crate::compute) const LANES: usize = 16;
 /// Elements of the packed right factors that one strip of columns may take: half of a 1 MiB L2.
 const STRIP: usize = 1 << 17;
 /// Tiles between two flushes of the statistics from f32 to f64.
-const FLUSH: usize = 16;
+pub(in crate::compute) const FLUSH: usize = 16;
 
 type Tile = [[f32; COLS]; ROWS];
 
@@ -44,22 +44,14 @@ impl<'a> Product<'a> {
         let ranks = updates
             .iter()
             .fold(0usize, |sum, u| sum.saturating_add(u.rank));
-        let strip = (STRIP / COLS / ranks.max(1)).max(4);
+        let strip = strip_panels(ranks);
         let updates = updates
             .iter()
-            .map(|u| {
-                let mut panels = vec![[0.0; COLS]; cols.div_ceil(COLS) * u.rank];
-                for (k, row) in u.right.chunks_exact(cols.max(1)).enumerate() {
-                    for (p, from) in row.chunks(COLS).enumerate() {
-                        panels[p * u.rank + k][..from.len()].copy_from_slice(from);
-                    }
-                }
-                Packed {
-                    left: u.left,
-                    panels,
-                    rank: u.rank,
-                    scale: u.scale,
-                }
+            .map(|u| Packed {
+                left: u.left,
+                panels: pack_panels(u, cols),
+                rank: u.rank,
+                scale: u.scale,
             })
             .collect();
         Self {
@@ -139,6 +131,22 @@ impl<'a> Product<'a> {
             }
         }
     }
+}
+
+/// Panels of a strip of columns, for updates of these ranks together.
+pub(in crate::compute) fn strip_panels(ranks: usize) -> usize {
+    (STRIP / COLS / ranks.max(1)).max(4)
+}
+
+/// The right factor of an update of `cols` columns by panels: panel p, row k at `p * rank + k`.
+pub(in crate::compute) fn pack_panels(update: &Update<'_>, cols: usize) -> Vec<[f32; COLS]> {
+    let mut panels = vec![[0.0; COLS]; cols.div_ceil(COLS) * update.rank];
+    for (k, row) in update.right.chunks_exact(cols.max(1)).enumerate() {
+        for (p, from) in row.chunks(COLS).enumerate() {
+            panels[p * update.rank + k][..from.len()].copy_from_slice(from);
+        }
+    }
+    panels
 }
 
 #[inline(always)]

@@ -8,12 +8,12 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 pub(crate) use isa::{Isa, Kernel};
-pub(super) use kernel::Product;
-use kernel::{Add, Delta, Merge, ROWS};
+use kernel::{Add, Delta, Merge};
+pub(super) use kernel::{COLS, FLUSH, LANES, Product, ROWS, pack_panels, strip_panels};
 
 use super::element::{Bf16, Element, F16, F32};
 use super::{Rounding, Stats};
-use crate::tensor::Dtype;
+use crate::tensor::{Dtype, widen};
 
 /// Rows of T to `out`. Sizes are checked by the caller, here and below.
 pub(super) fn delta(isa: Isa, product: &Product<'_>, rows: Range<usize>, out: &mut [f32]) {
@@ -108,8 +108,14 @@ pub(super) fn add(
 
 /// Rows of one parallel chunk: about half a megabyte of bf16, and a whole number of tiles. A
 /// function of the shape alone, because the order of the statistics' sums follows from it.
-fn chunk_rows(cols: usize) -> usize {
+pub(super) fn chunk_rows(cols: usize) -> usize {
     ((1 << 18) / cols.max(1))
         .clamp(1, 1 << 14)
         .next_multiple_of(ROWS)
+}
+
+/// Elements of `weights` that are NaN or infinite. Rare enough to be counted in a pass of its own.
+pub(super) fn non_finite(dtype: Dtype, weights: &[u8]) -> u64 {
+    let values = widen(dtype, weights).unwrap_or_default();
+    values.iter().filter(|x| !x.is_finite()).count() as u64
 }
