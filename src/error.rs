@@ -274,7 +274,7 @@ codes! {
     CheckpointMismatch = "TL0610", Incompatible;
     /// The device is not there, or this build cannot use it.
     NoDevice = "TL0611", Unsupported;
-    /// The tensor library refused an operation, for want of device memory most of the time.
+    /// The tensor library or a device refused an operation, for want of device memory most of the time.
     Backend = "TL0612", Io;
     /// The adapter holds something that the trainer's model does not run; merging may.
     UnsupportedAdapter = "TL0613", Unsupported;

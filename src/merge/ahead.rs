@@ -3,12 +3,13 @@
 //! Copying inside the kernel keeps one thread busy and leaves the other cores idle; reading and
 //! merging the next tensors meanwhile hides nearly all of their time.
 
-use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 
 use super::build::about;
 use super::plan::{Plan, TensorPlan};
+use super::stream::{Merged, Merger};
 use super::{Control, Job};
-use crate::compute::Stats;
+use crate::compute::{Buffer, Stats};
 use crate::error::{Code, Error, Result};
 
 /// Blocks that may wait for the writer; bounds the memory to a few of them.
@@ -32,7 +33,7 @@ pub(super) struct Part<'p> {
 /// Merged bytes of some rows.
 #[derive(Debug)]
 pub(super) struct Block {
-    pub(super) bytes: Vec<u8>,
+    pub(super) bytes: Buffer,
     pub(super) stats: Stats,
     pub(super) output: usize,
     pub(super) slot: usize,
@@ -40,11 +41,11 @@ pub(super) struct Block {
     pub(super) at: u64,
 }
 
-/// The merged blocks of the tensors given: by group, then by rows, then by part.
+/// The merged blocks of the tensors given: by group, then by rows, then by part. Their buffers are
+/// used again once they are dropped.
 #[derive(Debug)]
 pub(super) struct Blocks {
     ready: Receiver<Result<Block>>,
-    spare: Sender<Vec<u8>>,
 }
 
 impl Blocks {
@@ -61,12 +62,6 @@ impl Blocks {
             Err(TryRecvError::Disconnected) => Err(ended()),
         }
     }
-
-    /// Takes a written block's buffer back: a fresh one costs a page fault for every page.
-    pub(super) fn recycle(&self, block: Block) {
-        // The other thread may be done, and needs no more buffers then.
-        let _ = self.spare.send(block.bytes);
-    }
 }
 
 fn ended() -> Error {
@@ -81,67 +76,48 @@ pub(super) fn with_blocks<T>(
     write: impl FnOnce(Blocks) -> Result<T>,
 ) -> Result<T> {
     let (send, ready) = sync_channel(AHEAD);
-    let (spare, buffers) = channel();
     std::thread::scope(|scope| {
         scope.spawn(move || {
-            let made = groups
-                .iter()
-                .try_for_each(|group| produce(group, control, &send, &buffers));
-            if let Err(e) = made {
+            if let Err(e) = produce(groups, control, &send) {
                 // Nobody to tell where the writer has failed itself.
                 let _ = send.send(Err(e));
             }
         });
-        write(Blocks { ready, spare })
+        write(Blocks { ready })
     })
 }
 
 fn produce(
-    group: &[Part<'_>],
+    groups: &[Vec<Part<'_>>],
     control: &Control<'_>,
     send: &SyncSender<Result<Block>>,
-    buffers: &Receiver<Vec<u8>>,
 ) -> Result<()> {
     let blame = |part: &Part<'_>, e| match part.label {
         Some(label) => about(e, label),
         None => e,
     };
-    let mut jobs = Vec::with_capacity(group.len());
-    for part in group {
-        jobs.push(Job::new(part.plan, part.tensor).map_err(|e| blame(part, e))?);
-    }
-    let Some(first) = jobs.first() else {
-        return Ok(());
+    // Beside those that wait for the writer, it may hold one, and one may be on its way to wait.
+    let mut merger = Merger::new(control, false, AHEAD + 2);
+    let mut sink = |merged: Merged<'_>| {
+        let part = &groups[merged.group][merged.part];
+        let row_bytes = merged.new.len() / merged.rows.len().max(1);
+        let block = Block {
+            at: part.at + merged.rows.start as u64 * row_bytes as u64,
+            bytes: merged.new,
+            stats: merged.stats,
+            output: part.output,
+            slot: part.slot,
+        };
+        // The writer has stopped, and says why itself.
+        send.send(Ok(block)).map_err(|_| ended())
     };
-    for rows in first.blocks() {
-        control.check()?;
-        let mut base = buffers.try_recv().unwrap_or_default();
-        base.resize(rows.len() * first.row_bytes(), 0);
-        first.read(&rows, &mut base)?;
-        for (i, (part, job)) in group.iter().zip(&jobs).enumerate() {
-            // The last one may have what was read; a single one needs no copy so.
-            let mut bytes = match i + 1 == jobs.len() {
-                true => std::mem::take(&mut base),
-                false => {
-                    let mut copy = buffers.try_recv().unwrap_or_default();
-                    copy.clear();
-                    copy.extend_from_slice(&base);
-                    copy
-                }
-            };
-            let merged = job.merge(rows.clone(), &mut bytes);
-            let block = Block {
-                stats: merged.map_err(|e| blame(part, e))?,
-                bytes,
-                output: part.output,
-                slot: part.slot,
-                at: part.at + rows.start as u64 * job.row_bytes() as u64,
-            };
-            // The writer has stopped, and says why itself.
-            if send.send(Ok(block)).is_err() {
-                return Err(ended());
-            }
+    for (number, group) in groups.iter().enumerate() {
+        let mut jobs = Vec::with_capacity(group.len());
+        for part in group {
+            let job = Job::new(part.plan, part.tensor).map_err(|e| blame(part, e))?;
+            jobs.push(job.labelled(part.label));
         }
+        merger.group(number, jobs, &mut sink)?;
     }
-    Ok(())
+    merger.finish(&mut sink)
 }

@@ -253,6 +253,5 @@ fn write_band(
         left = left.saturating_sub(len);
         control.advance(len);
         stats[block.output][block.slot].add(&block.stats);
-        blocks.recycle(block);
     }
 }

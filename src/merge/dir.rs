@@ -45,7 +45,7 @@ pub(super) fn execute(
     let skipped = others.copy(plan, &staging.path, options.durable)?;
     control.check()?;
     staging.publish(output, options)?;
-    let mut report = MergeReport::new(plan, output.to_owned(), tensors, reused, started);
+    let mut report = MergeReport::new(plan, output.to_owned(), tensors, reused, (started, control));
     report.skipped = skipped;
     Ok(report)
 }

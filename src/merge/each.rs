@@ -342,7 +342,7 @@ impl<'p> Pass<'p> {
             making.copy_others(self.options.durable)?;
         }
         self.control.check()?;
-        let publish = |m: Making<'_>| m.publish(self.options, started);
+        let publish = |m: Making<'_>| m.publish(self.options, (started, self.control));
         self.making.into_iter().map(publish).collect()
     }
 }
@@ -445,7 +445,11 @@ impl<'p> Making<'p> {
         Ok(())
     }
 
-    fn publish(self, options: &ExecOptions, started: Instant) -> Result<MergeReport> {
+    fn publish(
+        self,
+        options: &ExecOptions,
+        (started, control): (Instant, &Control<'_>),
+    ) -> Result<MergeReport> {
         let path = &self.output.path;
         if let Some((staging, _)) = self.staging {
             staging.publish(path, options)?;
@@ -454,7 +458,13 @@ impl<'p> Making<'p> {
             file.commit(options.durable)?;
         }
         let plan = &self.output.plan;
-        let mut report = MergeReport::new(plan, path.clone(), self.tensors, self.reused, started);
+        let mut report = MergeReport::new(
+            plan,
+            path.clone(),
+            self.tensors,
+            self.reused,
+            (started, control),
+        );
         report.skipped = self.skipped;
         Ok(report)
     }

@@ -60,7 +60,7 @@ pub fn execute(
         output.to_owned(),
         tensors,
         0,
-        started,
+        (started, control),
     ))
 }
 
@@ -197,7 +197,6 @@ fn write_merged(
         done += block.bytes.len() as u64;
         stats.add(&block.stats);
         control.advance(block.bytes.len() as u64);
-        blocks.recycle(block);
     }
     Ok(stats)
 }

@@ -6,6 +6,7 @@ use super::copy::check_space;
 use super::exec::{same_place, stat, write_at};
 use super::plan::{Plan, TensorPlan};
 use super::report::{MergeReport, TensorReport, check_changed};
+use super::stream::{Merged, Merger};
 use super::undo::{BaseFile, METADATA_KEY, Patch, Target, Undo, VERSION, incomplete, unmerge};
 use super::{Control, Job};
 use crate::compute::Stats;
@@ -51,7 +52,7 @@ pub fn merge_in_place(
     rename_new(&open, undo)?;
     sync_dir(parent(undo))?;
     let base = plan.base().path().to_owned();
-    let mut report = MergeReport::new(plan, base, tensors, 0, started);
+    let mut report = MergeReport::new(plan, base, tensors, 0, (started, control));
     report.undo = Some(undo.to_owned());
     Ok(report)
 }
@@ -131,11 +132,12 @@ fn write_undo(
     let out = AtomicFile::create(incomplete(undo), Existing::Refuse)?;
     let to = (out.file()?, out.dest());
     check_space(parent(undo), header.len() as u64 + bytes)?;
+    let mut merger = Merger::new(control, true, 0);
     let mut reports = Vec::new();
     let mut at = header.len() as u64;
     for (tensor, patch) in touched(plan).zip(&mut record.ranges) {
         let (mut before, mut after) = (Hasher::default(), Hasher::default());
-        let stats = each_block(&Job::new(plan, tensor)?, |old, new| {
+        let stats = each_block(&mut merger, Job::new(plan, tensor)?, |old, new| {
             control.check()?;
             before.update(old);
             after.update(new);
@@ -160,11 +162,17 @@ fn write_undo(
 
 /// Pass 2: writes the merged bytes, and makes them durable.
 fn apply(plan: &Plan<'_>, files: &Files, record: &Undo, control: &Control<'_>) -> Result<()> {
+    // Once writing has begun, it is not cancelled.
+    let uncancelled = Control {
+        cancel: None,
+        ..*control
+    };
+    let mut merger = Merger::new(&uncancelled, false, 0);
     for (tensor, patch) in touched(plan).zip(&record.ranges) {
         let (_, target) = &files.targets[patch.file];
         let mut at = patch.start;
         let mut hasher = Hasher::default();
-        each_block(&Job::new(plan, tensor)?, |_, new| {
+        each_block(&mut merger, Job::new(plan, tensor)?, |_, new| {
             hasher.update(new);
             write_at((&target.file, &target.path), new, at)?;
             at += new.len() as u64;
@@ -182,17 +190,18 @@ fn apply(plan: &Plan<'_>, files: &Files, record: &Undo, control: &Control<'_>) -
 }
 
 /// Calls `f` with the original and the merged bytes of each block.
-fn each_block(job: &Job<'_>, mut f: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<Stats> {
-    let mut old = vec![0; job.block_bytes()];
-    let mut new = old.clone();
+fn each_block<'a>(
+    merger: &mut Merger<'a>,
+    job: Job<'a>,
+    mut f: impl FnMut(&[u8], &[u8]) -> Result<()>,
+) -> Result<Stats> {
     let mut stats = Stats::default();
-    for rows in job.blocks() {
-        let n = rows.len() * job.row_bytes();
-        job.read(&rows, &mut old[..n])?;
-        new[..n].copy_from_slice(&old[..n]);
-        stats.add(&job.merge(rows, &mut new[..n])?);
-        f(&old[..n], &new[..n])?;
-    }
+    let mut sink = |merged: Merged<'_>| {
+        stats.add(&merged.stats);
+        f(merged.old, &merged.new)
+    };
+    merger.group(0, vec![job], &mut sink)?;
+    merger.finish(&mut sink)?;
     Ok(stats)
 }
 

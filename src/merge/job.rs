@@ -1,8 +1,11 @@
 use std::ops::Range;
 
+use super::build::about;
 use super::plan::{Addition, Plan, TensorPlan};
 use super::{MergeInput, Rounding};
-use crate::compute::{Stats, Update, add_rows, delta_rows, merge_block_parallel, transpose};
+use crate::compute::{
+    Gpu, Stats, Update, Weight, add_rows, delta_rows, merge_block_parallel, transpose,
+};
 use crate::error::{Code, Error, Result};
 use crate::safetensors::SafetensorsFile;
 use crate::tensor::{Dtype, Tensor, narrow_into, widen, widen_into};
@@ -16,6 +19,8 @@ const BLOCK: usize = 4 << 20;
 #[derive(Debug)]
 pub struct Job<'a> {
     name: String,
+    /// What messages call its adapter, where there are several.
+    label: Option<&'a str>,
     file: &'a SafetensorsFile,
     start: u64,
     dtype: Dtype,
@@ -26,6 +31,7 @@ pub struct Job<'a> {
     factors: Vec<Factors>,
     bias: Option<Vec<f32>>,
     dora: Option<Dora>,
+    for_gpu: bool,
 }
 
 #[derive(Debug)]
@@ -80,6 +86,7 @@ impl<'a> Job<'a> {
         };
         let mut job = Self {
             name: tensor.name.clone(),
+            label: None,
             file,
             start: range.start,
             dtype: tensor.dtype,
@@ -90,6 +97,7 @@ impl<'a> Job<'a> {
             factors: Vec::new(),
             bias: None,
             dora: None,
+            for_gpu: tensor.is_for_gpu(),
         };
         for addition in &tensor.additions {
             match addition {
@@ -157,6 +165,19 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
+    /// The same, with what messages call its adapter.
+    pub(super) fn labelled(self, label: Option<&'a str>) -> Self {
+        Self { label, ..self }
+    }
+
+    /// The error, with the adapter it is about where there are several.
+    pub(super) fn blame(&self, error: Error) -> Error {
+        match self.label {
+            Some(label) => about(error, label),
+            None => error,
+        }
+    }
+
     /// The tensor's name in the output.
     pub fn name(&self) -> &str {
         &self.name
@@ -203,8 +224,14 @@ impl<'a> Job<'a> {
             self.rewrite(rows, block)
         };
         let stats = stats.map_err(|e| e.tensor(&self.name))?;
+        self.check(&stats)?;
+        Ok(stats)
+    }
+
+    /// Fails where a merged block is not finite.
+    pub(crate) fn check(&self, stats: &Stats) -> Result<()> {
         if stats.non_finite == 0 {
-            return Ok(stats);
+            return Ok(());
         }
         let message = format!(
             "{} of its elements would be NaN or infinite after the merge",
@@ -214,6 +241,18 @@ impl<'a> Job<'a> {
             .tensor(&self.name)
             .file(self.file.path())
             .hint("the adapter may be broken, its scale too large for the base's dtype, or the base not finite"))
+    }
+
+    /// As [`TensorPlan::is_for_gpu`].
+    pub(crate) fn is_for_gpu(&self) -> bool {
+        self.for_gpu
+    }
+
+    /// The tensor's updates, on the device.
+    pub(crate) fn weight(&self, gpu: &Gpu) -> Result<Weight> {
+        let shape = (self.rows, self.cols);
+        Weight::new(gpu, self.dtype, self.rounding, &self.updates(), shape)
+            .map_err(|e| e.tensor(&self.name))
     }
 
     fn updates(&self) -> Vec<Update<'_>> {

@@ -14,6 +14,7 @@ mod ahead;
 mod band;
 mod build;
 mod copy;
+mod device;
 mod dir;
 mod each;
 mod exec;
@@ -24,6 +25,7 @@ mod names;
 mod orient;
 mod plan;
 mod report;
+mod stream;
 mod tied;
 mod undo;
 
@@ -34,6 +36,7 @@ use serde::Serialize;
 
 pub use crate::compute::Rounding;
 pub use build::plan;
+pub use device::open_device;
 pub use each::{
     EachOutput, EachPlan, EachReport, EachSummary, EachTotals, OutputSummary, execute_each,
     plan_each,
@@ -44,9 +47,11 @@ pub use job::Job;
 pub use layout::{Segment, ShardPlan};
 pub use plan::{Addition, Plan, PlanSummary, ShardSummary, TensorPlan};
 pub use report::{AdapterReport, MergeReport, TensorReport, Totals};
+pub(crate) use stream::{Merged, Merger};
 pub use undo::{UnmergeReport, unmerge};
 
 use crate::adapter::Adapter;
+use crate::compute::Gpu;
 use crate::error::{Code, Error, Result};
 use crate::format::Digest;
 use crate::safetensors::Existing;
@@ -136,9 +141,11 @@ impl Default for ExecOptions {
     }
 }
 
-/// How a caller watches and stops long work.
+/// How a caller runs, watches and stops long work.
 #[derive(Clone, Copy, Default)]
 pub struct Control<'a> {
+    /// Where low-rank updates are computed; without it, on the processor. The bytes are the same.
+    pub gpu: Option<&'a Gpu>,
     /// Once true, the work stops at the next block with [`Code::Interrupted`].
     pub cancel: Option<&'a AtomicBool>,
     /// Called with the number of bytes done since the last call. They add up to
@@ -155,6 +162,11 @@ impl Control<'_> {
         Ok(())
     }
 
+    /// What computes, for reports.
+    pub(crate) fn device(&self) -> String {
+        self.gpu.map_or_else(|| "cpu".to_owned(), Gpu::label)
+    }
+
     pub(crate) fn advance(&self, bytes: u64) {
         if let Some(progress) = self.progress {
             progress(bytes);
@@ -165,6 +177,7 @@ impl Control<'_> {
 impl std::fmt::Debug for Control<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Control")
+            .field("gpu", &self.gpu)
             .field("cancel", &self.cancel)
             .finish_non_exhaustive()
     }

@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::layout::{Segment, ShardPlan};
 use super::{MergeInput, PlanOptions, Rounding, job};
 use crate::adapter::Module;
+use crate::compute::Weight;
 use crate::safetensors::{Checkpoint, Location, SafetensorsFile};
 use crate::tensor::Dtype;
 
@@ -61,6 +62,16 @@ impl TensorPlan {
     /// Bytes of the tensor.
     pub fn byte_len(&self) -> u64 {
         self.shape.iter().product::<usize>() as u64 * self.dtype.bits() as u64 / 8
+    }
+
+    /// Whether a GPU merges it where there is one: a matrix with low-rank updates and nothing else.
+    pub(crate) fn is_for_gpu(&self) -> bool {
+        let low_rank = |a: &Addition| matches!(a, Addition::Module { dora: false, .. });
+        let plain = self.replace.is_none() && self.additions.iter().all(low_rank);
+        match self.shape[..] {
+            [rows, cols] => plain && !self.additions.is_empty() && Weight::fits((rows, cols)),
+            _ => false,
+        }
     }
 
     /// Whether anything happens to it; an appended tensor may be a mere copy.

@@ -3,7 +3,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::{MergeInput, Plan, Rounding, TensorPlan};
+use super::{Control, MergeInput, Plan, Rounding, TensorPlan};
 use crate::compute::Stats;
 use crate::error::{Code, Error, Result};
 use crate::format::Digest;
@@ -18,6 +18,8 @@ pub struct MergeReport {
     pub undo: Option<PathBuf>,
     /// `peft` or `peft-safe`.
     pub rounding: String,
+    /// What computed: `cpu`, or a GPU with its name.
+    pub device: String,
     /// The adapters, in order.
     pub adapters: Vec<AdapterReport>,
     /// Every merged tensor, by shard and place.
@@ -116,7 +118,7 @@ impl MergeReport {
         output: PathBuf,
         tensors: Vec<TensorReport>,
         shards_reused: usize,
-        started: Instant,
+        (started, control): (Instant, &Control<'_>),
     ) -> Self {
         let elements = tensors.iter().map(|t| t.elements).sum();
         let changed = tensors.iter().map(|t| t.changed).sum();
@@ -148,15 +150,27 @@ impl MergeReport {
             identity: i.identity,
             weight: i.weight,
         };
+        let mut notes = plan.notes.clone();
+        let on_cpu = plan
+            .tensors()
+            .iter()
+            .filter(|t| t.is_touched() && !t.is_for_gpu());
+        let on_cpu = on_cpu.count();
+        if control.gpu.is_some() && on_cpu > 0 {
+            notes.push(format!(
+                "tensors merged on the processor, not on the GPU (DoRA, biases, replaced or narrow): {on_cpu}"
+            ));
+        }
         Self {
             output,
             undo: None,
             rounding: rounding.to_owned(),
+            device: control.device(),
             adapters: plan.inputs().iter().map(adapter).collect(),
             tensors,
             total,
             skipped: Vec::new(),
-            notes: plan.notes.clone(),
+            notes,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::error::Result;
-use crate::merge::{Control, Job, MergeInput, Plan, PlanOptions, Rounding, plan};
+use crate::merge::{Control, Job, MergeInput, Merged, Merger, Plan, PlanOptions, Rounding, plan};
 use crate::safetensors::{Checkpoint, SafetensorsFile, TensorInfo};
 use crate::tensor::Dtype;
 
@@ -20,6 +20,8 @@ pub struct MergedReport {
     /// The rounding that the file obeys in every bit; `both` where the two agree; none where
     /// neither does.
     pub obeys: Option<&'static str>,
+    /// What computed: `cpu`, or a GPU with its name.
+    pub device: String,
     /// The rounding that it comes closest to, to which the counts below refer.
     pub closest: &'static str,
     /// Adapted tensors compared.
@@ -106,6 +108,7 @@ pub fn verify_merged(
         .collect();
     let mut counts = [Counts::default(), Counts::default()];
     let mut report = Found::default();
+    let mut merger = Merger::new(control, false, 0);
     for (name, place) in merged.tensors() {
         let (file, info) = merged.at(*place);
         match planned.get(name.as_str()) {
@@ -116,7 +119,7 @@ pub fn verify_merged(
                     continue;
                 }
                 report.merged += 1;
-                compare_merged(&plans, *at, (file, info), &mut counts, control)?;
+                compare_merged(&mut merger, &plans, *at, (file, info), &mut counts, control)?;
             }
             None => match base.locate(name).map(|l| base.at(l)) {
                 None => report.unexpected.push(name.clone()),
@@ -141,7 +144,7 @@ pub fn verify_merged(
     report.missing.extend(absent.map(str::to_owned));
     report.missing.sort();
     report.missing.dedup();
-    Ok(report.finish(counts))
+    Ok(report.finish(counts, control.device()))
 }
 
 #[derive(Default)]
@@ -154,7 +157,7 @@ struct Found {
 }
 
 impl Found {
-    fn finish(self, [peft, safe]: [Counts; 2]) -> MergedReport {
+    fn finish(self, [peft, safe]: [Counts; 2], device: String) -> MergedReport {
         let obeys = match (peft.differing == 0, safe.differing == 0) {
             (true, true) => Some("both"),
             (true, false) => Some("peft"),
@@ -174,6 +177,7 @@ impl Found {
         };
         MergedReport {
             obeys,
+            device,
             closest,
             tensors_merged: self.merged,
             elements: counts.elements,
@@ -199,34 +203,41 @@ struct Counts {
     tensors: Vec<TensorDifference>,
 }
 
-fn compare_merged(
-    plans: &[Plan<'_>; 2],
+fn compare_merged<'a>(
+    merger: &mut Merger<'a>,
+    plans: &[Plan<'a>; 2],
     at: usize,
     (file, info): (&SafetensorsFile, &TensorInfo),
     counts: &mut [Counts; 2],
     control: &Control<'_>,
 ) -> Result<()> {
-    for (i, (plan, counts)) in plans.iter().zip(counts.iter_mut()).enumerate() {
-        let job = Job::new(plan, &plan.tensors()[at])?;
-        let mut offset = file.file_range(info).start;
-        let (mut want, mut have) = (vec![0; job.block_bytes()], vec![0; job.block_bytes()]);
-        let mut difference = TensorDifference {
-            name: info.name.clone(),
-            differing: 0,
-            max_ulp: 0,
-        };
-        for rows in job.blocks() {
-            control.check()?;
-            let len = rows.len() * job.row_bytes();
-            let (want, have) = (&mut want[..len], &mut have[..len]);
-            job.read(&rows, want)?;
-            job.merge(rows, want)?;
-            file.read_at(have, offset)?;
-            offset += len as u64;
-            compare_block(info.dtype, want, have, counts, &mut difference);
-            // The two passes together are the tensor's bytes once.
-            control.advance(if i == 0 { len as u64 } else { 0 });
+    let mut jobs = Vec::with_capacity(plans.len());
+    for plan in plans {
+        jobs.push(Job::new(plan, &plan.tensors()[at])?);
+    }
+    let start = file.file_range(info).start;
+    let mut differences = plans.each_ref().map(|_| TensorDifference {
+        name: info.name.clone(),
+        differing: 0,
+        max_ulp: 0,
+    });
+    let mut have = Vec::new();
+    let mut sink = |merged: Merged<'_>| {
+        let len = merged.new.len();
+        // The rows come once for each rounding.
+        if merged.part == 0 {
+            let row_bytes = len / merged.rows.len().max(1);
+            have.resize(len, 0);
+            file.read_at(&mut have, start + (merged.rows.start * row_bytes) as u64)?;
+            control.advance(len as u64);
         }
+        let (counts, difference) = (&mut counts[merged.part], &mut differences[merged.part]);
+        compare_block(info.dtype, &merged.new, &have, counts, difference);
+        Ok(())
+    };
+    merger.group(0, jobs, &mut sink)?;
+    merger.finish(&mut sink)?;
+    for (counts, difference) in counts.iter_mut().zip(differences) {
         counts.max_ulp = counts.max_ulp.max(difference.max_ulp);
         counts.differing += difference.differing;
         if difference.differing > 0 {

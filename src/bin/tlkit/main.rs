@@ -61,6 +61,7 @@ fn run(command: Command, output: &Output) -> tlkit::Result<Outcome> {
         Command::Params(args) => cmd::params::params(&args, output),
         Command::Audit(args) => cmd::audit::audit(&args, output),
         Command::Plan(args) => cmd::plan::plan(&args, output),
+        Command::Devices(args) => cmd::devices::devices(&args, output),
         Command::Demo(args) => cmd::demo::demo(&args, output),
         Command::Completions { shell } => cmd::completions(shell, output),
     }

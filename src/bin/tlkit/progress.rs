@@ -45,6 +45,7 @@ pub(crate) fn with_bar<T>(label: &str, total: u64, work: impl FnOnce(Control<'_>
     let bar = bar(label, total, STYLE);
     let advance = |n: u64| bar.inc(n);
     let result = work(Control {
+        gpu: None,
         cancel: Some(&INTERRUPTED),
         progress: Some(&advance),
     });

@@ -31,6 +31,7 @@ fn interrupted(bench: &Bench, inputs: &[MergeInput], shards: usize) {
         cancel.store(done == shards, Ordering::Relaxed);
     };
     let control = Control {
+        gpu: None,
         cancel: Some(&cancel),
         progress: Some(&stop),
     };

@@ -35,6 +35,7 @@ fn each(bench: &Bench, inputs: &[MergeInput], options: &PlanOptions) -> Result<E
         done.fetch_add(n, Ordering::Relaxed);
     };
     let control = Control {
+        gpu: None,
         cancel: None,
         progress: Some(&count),
     };
@@ -199,6 +200,7 @@ fn an_interrupted_pass_goes_on_where_it_stopped() {
     let second = folder.join(".a2.tlkit-merge/model-00001-of-00003.safetensors");
     let stop = |_| cancel.store(second.exists(), Ordering::Relaxed);
     let control = Control {
+        gpu: None,
         cancel: Some(&cancel),
         progress: Some(&stop),
     };

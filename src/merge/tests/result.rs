@@ -312,6 +312,7 @@ fn progress_adds_up_and_a_cancelled_merge_leaves_nothing() {
         }
     };
     let control = Control {
+        gpu: None,
         cancel: Some(&cancel),
         progress: Some(&stop),
     };
@@ -320,6 +321,7 @@ fn progress_adds_up_and_a_cancelled_merge_leaves_nothing() {
     assert_eq!(bench.leftovers(), Vec::<String>::new());
     seen.store(0, Ordering::Relaxed);
     let control = Control {
+        gpu: None,
         cancel: None,
         progress: Some(&stop),
     };
@@ -350,6 +352,7 @@ fn writing_over_a_clone_of_the_base_gives_the_same_file() {
         seen.fetch_add(n, Ordering::Relaxed);
     };
     let control = Control {
+        gpu: None,
         cancel: None,
         progress: Some(&count),
     };

@@ -222,6 +222,7 @@ fn a_failure_while_writing_restores_the_base() {
         }
     };
     let control = Control {
+        gpu: None,
         cancel: None,
         progress: Some(&disturb),
     };

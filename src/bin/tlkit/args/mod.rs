@@ -7,6 +7,7 @@ mod train;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use tlkit::compute::DeviceChoice;
 use tlkit::merge::{Rounding, TiedPolicy};
 use tlkit::tensor::Dtype;
 
@@ -67,6 +68,8 @@ pub(crate) enum Command {
     Audit(Audit),
     /// Project what a fleet would cost in every form, without any files
     Plan(Plan),
+    /// List what this machine can merge on, and measure it
+    Devices(Devices),
     /// Train, convert, merge, verify, unmerge, store and audit on a small built-in model
     Demo(Demo),
     /// Print a completion script for a shell
@@ -219,10 +222,24 @@ pub(crate) struct Merge {
     #[arg(long)]
     pub(crate) allow_unchanged: bool,
     #[command(flatten)]
+    pub(crate) device: Device,
+    #[command(flatten)]
     pub(crate) blobs: Blobs,
     /// Replace an existing output
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+/// Where low-rank updates are computed. The bytes are the same everywhere.
+#[derive(Debug, Args)]
+#[group(skip)]
+pub(crate) struct Device {
+    /// What computes: cpu, cuda, cuda:N, or auto for the GPU where it is faster from end to end
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device)]
+    pub(crate) device: DeviceChoice,
+    /// Most device memory to take, such as 512M or 2G [default: what the work needs]
+    #[arg(long, value_name = "BYTES", value_parser = byte_count)]
+    pub(crate) device_memory: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -233,6 +250,9 @@ pub(crate) struct Unmerge {
     /// The undo file [default: BASE.tlkit-undo]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) undo: Option<PathBuf>,
+    /// Accepted as in merge, and not used: the original bytes are copied back, nothing is computed
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device)]
+    pub(crate) device: DeviceChoice,
 }
 
 #[derive(Debug, Subcommand)]
@@ -294,6 +314,8 @@ pub(crate) struct VerifyMerged {
     /// As in merge
     #[arg(long, value_name = "FROM=TO", value_parser = rename)]
     pub(crate) rename: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) device: Device,
     #[command(flatten)]
     pub(crate) blobs: Blobs,
 }
@@ -373,6 +395,22 @@ pub(crate) struct Pack {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Devices {
+    /// Time copies, and merges of a bf16 weight, on every GPU
+    #[arg(long)]
+    pub(crate) measure: bool,
+    /// Ranks of the merges
+    #[arg(long, value_name = "R,…", value_delimiter = ',', default_value = "8,16,64", requires = "measure", value_parser = clap::value_parser!(u64).range(1..=1024))]
+    pub(crate) ranks: Vec<u64>,
+    /// Rows of the weight
+    #[arg(long, value_name = "N", default_value = "12288", requires = "measure", value_parser = clap::value_parser!(u64).range(1..=1 << 18))]
+    pub(crate) rows: u64,
+    /// Columns of the weight
+    #[arg(long, value_name = "N", default_value = "4096", requires = "measure", value_parser = clap::value_parser!(u64).range(32..=1 << 18))]
+    pub(crate) cols: u64,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Demo {
     /// Where to work; kept afterwards [default: a temporary folder, removed]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
@@ -396,6 +434,24 @@ fn rounding(text: &str) -> Result<Rounding, String> {
         "peft-safe" => Ok(Rounding::PeftSafe),
         _ => Err("not one of peft, peft-safe".into()),
     }
+}
+
+fn device(text: &str) -> Result<DeviceChoice, String> {
+    text.parse::<DeviceChoice>()
+        .map_err(|_| "not one of cpu, cuda, cuda:N, auto".into())
+}
+
+/// A number of bytes, with K, M, G or T for powers of a thousand.
+fn byte_count(text: &str) -> Result<u64, String> {
+    let (number, factor) = match text.char_indices().last() {
+        Some((at, 'K' | 'k')) => (&text[..at], 1_000),
+        Some((at, 'M' | 'm')) => (&text[..at], 1_000_000),
+        Some((at, 'G' | 'g')) => (&text[..at], 1_000_000_000),
+        Some((at, 'T' | 't')) => (&text[..at], 1_000_000_000_000),
+        _ => (text, 1u64),
+    };
+    let number = number.parse::<u64>().ok();
+    (number.and_then(|n| n.checked_mul(factor))).ok_or("not a number of bytes, such as 512M".into())
 }
 
 fn tied_policy(text: &str) -> Result<TiedPolicy, String> {

@@ -1,7 +1,8 @@
 use std::path::Path;
 
 use tlkit::merge::{
-    self, EachReport, EachSummary, EachTotals, ExecOptions, MergeInput, MergeReport, PlanOptions,
+    self, Control, EachReport, EachSummary, EachTotals, ExecOptions, MergeInput, MergeReport,
+    PlanOptions,
 };
 use tlkit::safetensors::Checkpoint;
 use tlkit::{Error, Result};
@@ -41,7 +42,14 @@ pub(super) fn merge(
         output.report(&summary, || dry_text(&summary))?;
         return Ok(Outcome::Success);
     }
+    let device = &args.device;
+    let plans: Vec<_> = plan.outputs().iter().map(|o| &o.plan).collect();
+    let gpu = merge::open_device(device.device, device.device_memory, &plans, true)?;
     let report = with_bar("merging", total.bytes_out, |control| {
+        let control = Control {
+            gpu: gpu.as_ref(),
+            ..control
+        };
         merge::execute_each(&plan, exec, &control)
     })?;
     for note in notes(report.outputs.iter()) {

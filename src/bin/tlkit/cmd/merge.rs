@@ -1,9 +1,10 @@
 use std::path::{Path, PathBuf};
 
+use tlkit::compute::Gpu;
 use tlkit::convert::{CheckpointModules, Source, open_adapter};
 use tlkit::format::BlobSource;
 use tlkit::merge::{
-    self, ExecOptions, MergeInput, MergeReport, Plan, PlanOptions, PlanSummary, TiedPolicy,
+    self, Control, ExecOptions, MergeInput, MergeReport, Plan, PlanOptions, PlanSummary, TiedPolicy,
 };
 use tlkit::peft::import::PeftKind;
 use tlkit::safetensors::Checkpoint;
@@ -40,10 +41,12 @@ pub(crate) fn merge(args: &Merge, output: &Output) -> Result<Outcome> {
         output.report(&summary, || dry_text(&summary))?;
         return Ok(Outcome::Success);
     }
+    let device = &args.device;
+    let gpu = merge::open_device(device.device, device.device_memory, &[&plan], true)?;
     let report = if args.in_place {
-        in_place(args, &plan)?
+        in_place(args, &plan, gpu.as_ref())?
     } else {
-        out_of_place(args, &plan, &exec)?
+        out_of_place(args, &plan, &exec, gpu.as_ref())?
     };
     for note in &report.notes {
         output.note(note);
@@ -55,23 +58,29 @@ pub(crate) fn merge(args: &Merge, output: &Output) -> Result<Outcome> {
     Ok(Outcome::Success)
 }
 
-fn out_of_place(args: &Merge, plan: &Plan<'_>, exec: &ExecOptions) -> Result<MergeReport> {
+fn out_of_place(
+    args: &Merge,
+    plan: &Plan<'_>,
+    exec: &ExecOptions,
+    gpu: Option<&Gpu>,
+) -> Result<MergeReport> {
     let path = match &args.output {
         Some(path) => path.clone(),
         None => default_output(&args.base, &args.adapters)?,
     };
     with_bar("merging", plan.bytes_out(), |control| {
-        merge::execute(plan, &path, exec, &control)
+        merge::execute(plan, &path, exec, &Control { gpu, ..control })
     })
 }
 
-fn in_place(args: &Merge, plan: &Plan<'_>) -> Result<MergeReport> {
+fn in_place(args: &Merge, plan: &Plan<'_>, gpu: Option<&Gpu>) -> Result<MergeReport> {
     let undo = args
         .undo
         .clone()
         .unwrap_or_else(|| default_undo(&args.base));
     let touched = plan.shards().iter().map(|s| s.bytes_merged).sum::<u64>();
     with_bar("merging in place", 2 * touched, |control| {
+        let control = Control { gpu, ..control };
         merge::merge_in_place(plan, &undo, args.allow_unchanged, &control)
     })
 }
@@ -255,6 +264,9 @@ fn merge_text(r: &MergeReport) -> String {
         ),
         ("rounding", r.rounding.clone()),
     ];
+    if r.device != "cpu" {
+        pairs.push(("device", r.device.clone()));
+    }
     if t.shards_reused > 0 {
         pairs.push((
             "resumed",

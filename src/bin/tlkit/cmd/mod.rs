@@ -3,6 +3,7 @@
 pub(crate) mod audit;
 pub(crate) mod convert;
 pub(crate) mod demo;
+pub(crate) mod devices;
 pub(crate) mod each;
 pub(crate) mod eval;
 pub(crate) mod fleet;

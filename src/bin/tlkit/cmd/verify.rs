@@ -1,6 +1,6 @@
 use tlkit::Result;
 use tlkit::convert::open_adapter;
-use tlkit::merge::{PlanOptions, Rounding, TiedPolicy};
+use tlkit::merge::{self, Control, PlanOptions, Rounding, TiedPolicy};
 use tlkit::safetensors::Checkpoint;
 use tlkit::verify::{self, AdaptersReport, FileReport, MergedReport};
 
@@ -139,7 +139,14 @@ pub(crate) fn merged(args: &VerifyMerged, output: &Output) -> Result<Outcome> {
         tied: args.tied.unwrap_or(TiedPolicy::Refuse),
         renames: args.rename.clone(),
     };
+    let device = &args.device;
+    let plan = merge::plan(&base, &inputs, &options)?;
+    let gpu = merge::open_device(device.device, device.device_memory, &[&plan], false)?;
     let report = with_bar("verifying", merged.byte_len(), |control| {
+        let control = Control {
+            gpu: gpu.as_ref(),
+            ..control
+        };
         verify::verify_merged(&base, &inputs, &merged, &options, &control)
     })?;
     let equal = report.is_equal(args.max_ulp);
