@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Times what `tlkit merge BASE ADAPTER -o OUT` replaces: PEFT's merge of an adapter into a base model, on the CPU.
+"""Times what `tlkit merge BASE ADAPTER -o OUT` replaces: PEFT's merge of an adapter into a base model, on the CPU or a GPU.
 
     tests/peft/setup.sh
     tests/peft/venv/bin/python benches/merge/peft_merge.py BASE_DIR ADAPTER_DIR OUT_DIR
@@ -33,6 +33,7 @@ def main():
     parser.add_argument("adapter", help="folder of the PEFT adapter")
     parser.add_argument("out", help="folder to save the merged model in")
     parser.add_argument("--dtype", default="bfloat16", help="dtype to load the base in (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="where to load the base and merge (default: %(default)s)")
     parser.add_argument("--safe", action="store_true", help="merge with safe_merge=True")
     args = parser.parse_args()
 
@@ -45,9 +46,12 @@ def main():
     transformers.utils.logging.disable_progress_bar()
     times.append(perf_counter())
     model = AutoModelForCausalLM.from_pretrained(args.base, dtype=getattr(torch, args.dtype), low_cpu_mem_usage=True)
+    model = model.to(args.device)
     model = PeftModel.from_pretrained(model, args.adapter)
     times.append(perf_counter())
     model = model.merge_and_unload(safe_merge=args.safe)
+    if args.device != "cpu":
+        torch.cuda.synchronize()
     times.append(perf_counter())
     model.save_pretrained(args.out)
     times.append(perf_counter())

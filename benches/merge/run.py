@@ -3,6 +3,7 @@
 
     python3 benches/merge/run.py [--rounds 5] [--dir FOLDER] [--peft PYTHON]
     python3 benches/merge/run.py --each N [--cold] [--rounds 5] [--dir FOLDER]
+    python3 benches/merge/run.py --shape 7b --device cuda --dir /dev/shm/bench [--peft PYTHON]
 
 Makes a LLaMA-shaped bf16 base of 2.2 GB (2048 wide, 22 layers, grouped-query attention) and a
 rank-16 q,k,v LoRA, then times, in turn and with write-back idle before each:
@@ -17,19 +18,30 @@ Needs about 9 GB in FOLDER (default: target/bench-merge).
 --each N compares N merges one by one with one `merge --each` of the same N adapters (copies of one)
 instead, both with --no-fsync, and counts the bytes that each reads from the disk; with --cold, the
 base is dropped from the page cache before every command. Needs about 2.2 GB for each output twice.
+
+--shape 7b makes a base of 13.5 GB (4096 wide, 32 layers). --device cuda adds a merge on the GPU, which
+must write the same bytes, the GPU's two PCIe rates, and merges with PEFT on the GPU.
 """
 import argparse, json, os, random, resource, statistics, struct, subprocess, sys, time
 from array import array
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-HIDDEN, INNER, LAYERS, KV, VOCABULARY, RANK = 2048, 5632, 22, 256, 32000, 16
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": INNER,
-    "num_hidden_layers": LAYERS, "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": VOCABULARY,
-    "max_position_embeddings": 2048, "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-    "tie_word_embeddings": False, "torch_dtype": "bfloat16",
-}
+VOCABULARY, RANK = 32000, 16
+
+
+class Shape:
+    def __init__(self, hidden, inner, layers, heads, kv_heads):
+        self.hidden, self.inner, self.layers, self.kv = hidden, inner, layers, hidden // heads * kv_heads
+        self.config = {
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": inner,
+            "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads,
+            "vocab_size": VOCABULARY, "max_position_embeddings": 2048, "hidden_act": "silu", "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+        }
+
+
+SHAPES = {"1b": Shape(2048, 5632, 22, 32, 4), "7b": Shape(4096, 11008, 32, 32, 32)}
 
 
 def write_safetensors(path, tensors, data):
@@ -59,41 +71,41 @@ def random_bf16(size):
         size -= n
 
 
-def make_base(folder):
+def make_base(folder, shape):
     folder.mkdir(parents=True)
     tensors = {}
 
-    def add(name, *shape):
+    def add(name, *extents):
         size = 2
-        for extent in shape:
+        for extent in extents:
             size *= extent
-        tensors[name] = ("BF16", list(shape), size)
+        tensors[name] = ("BF16", list(extents), size)
 
-    add("lm_head.weight", VOCABULARY, HIDDEN)
-    add("model.embed_tokens.weight", VOCABULARY, HIDDEN)
-    for layer in range(LAYERS):
+    add("lm_head.weight", VOCABULARY, shape.hidden)
+    add("model.embed_tokens.weight", VOCABULARY, shape.hidden)
+    for layer in range(shape.layers):
         at = f"model.layers.{layer}."
-        add(at + "input_layernorm.weight", HIDDEN)
-        add(at + "mlp.down_proj.weight", HIDDEN, INNER)
-        add(at + "mlp.gate_proj.weight", INNER, HIDDEN)
-        add(at + "mlp.up_proj.weight", INNER, HIDDEN)
-        add(at + "post_attention_layernorm.weight", HIDDEN)
-        add(at + "self_attn.k_proj.weight", KV, HIDDEN)
-        add(at + "self_attn.o_proj.weight", HIDDEN, HIDDEN)
-        add(at + "self_attn.q_proj.weight", HIDDEN, HIDDEN)
-        add(at + "self_attn.v_proj.weight", KV, HIDDEN)
-    add("model.norm.weight", HIDDEN)
+        add(at + "input_layernorm.weight", shape.hidden)
+        add(at + "mlp.down_proj.weight", shape.hidden, shape.inner)
+        add(at + "mlp.gate_proj.weight", shape.inner, shape.hidden)
+        add(at + "mlp.up_proj.weight", shape.inner, shape.hidden)
+        add(at + "post_attention_layernorm.weight", shape.hidden)
+        add(at + "self_attn.k_proj.weight", shape.kv, shape.hidden)
+        add(at + "self_attn.o_proj.weight", shape.hidden, shape.hidden)
+        add(at + "self_attn.q_proj.weight", shape.hidden, shape.hidden)
+        add(at + "self_attn.v_proj.weight", shape.kv, shape.hidden)
+    add("model.norm.weight", shape.hidden)
     write_safetensors(folder / "model.safetensors", tensors, lambda name, size: random_bf16(size))
-    (folder / "config.json").write_text(json.dumps(CONFIG, indent=2))
+    (folder / "config.json").write_text(json.dumps(shape.config, indent=2))
 
 
-def make_adapter(folder):
+def make_adapter(folder, shape):
     folder.mkdir(parents=True)
     rng, tensors = random.Random(1), {}
-    for layer in range(LAYERS):
-        for target, out in (("q_proj", HIDDEN), ("k_proj", KV), ("v_proj", KV)):
+    for layer in range(shape.layers):
+        for target, out in (("q_proj", shape.hidden), ("k_proj", shape.kv), ("v_proj", shape.kv)):
             at = f"base_model.model.model.layers.{layer}.self_attn.{target}."
-            tensors[at + "lora_A.weight"] = ("F32", [RANK, HIDDEN], 4 * RANK * HIDDEN)
+            tensors[at + "lora_A.weight"] = ("F32", [RANK, shape.hidden], 4 * RANK * shape.hidden)
             tensors[at + "lora_B.weight"] = ("F32", [out, RANK], 4 * RANK * out)
     values = lambda name, size: [array("f", (rng.uniform(-0.01, 0.01) for _ in range(size // 4))).tobytes()]
     write_safetensors(folder / "adapter_model.safetensors", tensors, values)
@@ -187,12 +199,15 @@ def main():
     parser.add_argument("--peft", help="a Python with torch and peft")
     parser.add_argument("--each", type=int, metavar="N", help="compare N merges one by one with merge --each")
     parser.add_argument("--cold", action="store_true", help="with --each: the base is not in the page cache")
+    parser.add_argument("--shape", choices=SHAPES, default="1b", help="of the base")
+    parser.add_argument("--device", help="merge on this GPU too: cuda or cuda:N")
     args = parser.parse_args()
+    shape = SHAPES[args.shape]
     base, adapter, tl = args.dir / "base", args.dir / "lora", args.dir / "lora.tl"
     if not base.exists():
-        make_base(base)
+        make_base(base, shape)
     if not adapter.exists():
-        make_adapter(adapter)
+        make_adapter(adapter, shape)
     subprocess.run([args.tlkit, "convert", "peft-to-tied", adapter, "-o", tl, "--force"], check=True, stdout=subprocess.DEVNULL)
     source, out = base / "model.safetensors", args.dir / "out.safetensors"
     # The sync of the copy is the shell's next command, so that cp itself is what everybody runs.
@@ -203,6 +218,9 @@ def main():
         "cp; sync": ["sh", "-c", durable_copy],
         "tlkit merge": [args.tlkit, "merge", str(source), str(tl), "-o", str(out)],
     }
+    on_gpu = f"tlkit --device {args.device}"
+    if args.device:
+        runs[on_gpu] = runs["tlkit merge --no-fsync"] + ["--device", args.device]
     seconds, peak = {name: [] for name in runs}, {name: 0 for name in runs}
     with open(source, "rb") as f:  # the page cache is warm for everyone
         while f.read(64 << 20):
@@ -225,16 +243,27 @@ def main():
     timed([args.tlkit, "--threads", "1", "merge", str(source), str(tl), "-o", str(other), "--no-fsync"], other)
     same = subprocess.run(["cmp", "-s", out, other]).returncode == 0
     print(f"1 and 2 threads:             {'the same bytes' if same else 'DIFFERENT BYTES'}")
+    if args.device:
+        timed([args.tlkit, "merge", str(source), str(tl), "-o", str(out), "--no-fsync", "--device", args.device], out)
+        on_both = subprocess.run(["cmp", "-s", out, other]).returncode == 0
+        same &= on_both
+        found = subprocess.run([args.tlkit, "devices", "--measure", "--ranks", "16", "--json"], check=True, capture_output=True)
+        rates = json.loads(found.stdout)["devices"][1]["rates"]
+        slower = min(rates["to_device"], rates["from_device"])
+        size = source.stat().st_size
+        print(f"GPU and processor:           {'the same bytes' if on_both else 'DIFFERENT BYTES'}")
+        print(f"{on_gpu + ':':29}{median[on_gpu] / median['cp']:.2f} x cp, "
+              f"{median[on_gpu] / (size / slower):.1f} x the base's way over PCIe at {slower / 1e9:.1f} GB/s")
     other.unlink()
-    if args.peft:
+    for device in [d for d in ("cpu", args.device) if d and args.peft]:
         script = Path(__file__).with_name("peft_merge.py")
         target = args.dir / "peft-out"
         subprocess.run(["rm", "-rf", target])
         os.sync()
-        done = subprocess.run([args.peft, script, base, adapter, target], check=True, capture_output=True, text=True)
+        done = subprocess.run([args.peft, script, base, adapter, target, "--device", device], check=True, capture_output=True, text=True)
         report = json.loads(done.stdout.strip().splitlines()[-1])
         ratio = report["seconds"] / median["tlkit merge --no-fsync"]
-        print(f"PEFT:                        {report['seconds']:.2f} s ({ratio:.1f} x --no-fsync), "
+        print(f"{'PEFT on ' + device + ':':29}{report['seconds']:.2f} s ({ratio:.1f} x --no-fsync), "
               f"{report['peak_rss_bytes'] / 1e9:.2f} GB")
         verdict = subprocess.run([args.tlkit, "verify", "merged", "--base", base, "--adapter", adapter, "--merged", target,
                                   "--max-ulp", "1"], capture_output=True, text=True)
