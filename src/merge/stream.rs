@@ -23,7 +23,7 @@ pub(crate) struct Merged<'m> {
     pub(crate) part: usize,
     /// Its rows.
     pub(crate) rows: Range<usize>,
-    /// The base's bytes; empty where nobody asked for them.
+    /// The base's bytes, where they were asked for.
     pub(crate) old: &'m [u8],
     /// The merged bytes.
     pub(crate) new: Buffer,
@@ -108,44 +108,40 @@ impl<'a> Merger<'a> {
     }
 
     fn on_cpu(&mut self, group: usize, jobs: &[Job<'a>], sink: &mut Sink<'_>) -> Result<()> {
-        let Some(first) = jobs.first() else {
+        let Some((last, others)) = jobs.split_last() else {
             return Ok(());
         };
-        for rows in first.blocks() {
+        for rows in last.blocks() {
             self.control.check()?;
-            let mut base = self.pool.heap(rows.len() * first.row_bytes());
-            first.read(&rows, &mut base)?;
-            let mut base = Some(base);
-            for (part, job) in jobs.iter().enumerate() {
-                // The last one may have what was read; a single one needs no copy so.
-                let last = part + 1 == jobs.len() && !self.keep_old;
-                let (old, mut new) = match (&base, last) {
-                    (Some(read), false) => {
-                        let mut copy = self.pool.heap(read.len());
-                        copy.copy_from_slice(read);
-                        (self.keep_old, copy)
-                    }
-                    _ => match base.take() {
-                        Some(read) => (false, read),
-                        None => break,
-                    },
-                };
+            let mut emit = |part, job: &Job<'_>, old: &[u8], mut new: Buffer| {
                 let merged = job.merge(rows.clone(), &mut new);
-                let stats = merged.map_err(|e| job.blame(e))?;
                 sink(Merged {
                     group,
                     part,
                     rows: rows.clone(),
-                    old: match &base {
-                        Some(read) if old => read,
-                        _ => &[],
-                    },
+                    old,
+                    stats: merged.map_err(|e| job.blame(e))?,
                     new,
-                    stats,
-                })?;
+                })
+            };
+            let mut base = self.pool.heap(rows.len() * last.row_bytes());
+            last.read(&rows, &mut base)?;
+            for (part, job) in others.iter().enumerate() {
+                emit(part, job, &base, self.copy(&base))?;
+            }
+            // The last one may have what was read; a single one needs no copy so.
+            match self.keep_old {
+                true => emit(others.len(), last, &base, self.copy(&base))?,
+                false => emit(others.len(), last, &[], base)?,
             }
         }
         Ok(())
+    }
+
+    fn copy(&self, bytes: &[u8]) -> Buffer {
+        let mut copy = self.pool.heap(bytes.len());
+        copy.copy_from_slice(bytes);
+        copy
     }
 
     fn on_gpu(&mut self, group: usize, jobs: Arc<[Job<'a>]>, sink: &mut Sink<'_>) -> Result<()> {

@@ -35,6 +35,7 @@ const COMMANDS: &[&str] = &[
     "params",
     "audit",
     "plan",
+    "devices",
     "demo",
     "completions",
 ];

@@ -384,3 +384,14 @@ fn devices_are_listed_and_measured() {
         }
     }
 }
+
+/// Breaks where `auto` takes a GPU for work that is done before one is ready, or refuses to work without one.
+#[test]
+fn auto_leaves_small_work_to_the_processor() {
+    let shop = Shop::new();
+    shop.base("base", Dtype::BF16, &SHAPES);
+    shop.lora("a", 8, &SHAPES, 0.3);
+    let line = "merge base.safetensors a -o out --device auto --json";
+    let report = shop.run(line, Driver::Late).json();
+    assert_eq!(report["device"], "cpu");
+}

@@ -87,6 +87,9 @@ impl DeviceMemory {
         let memory = Self::new(gpu, bytes.len())?;
         // SAFETY: the memory has the bytes' length, and nothing else uses it yet.
         unsafe { result::memcpy_htod_sync(memory.at, bytes) }
+            // From memory that is not page-locked, the call returns when all is staged; the streams of
+            // a pipeline do not wait for what is still under way on the default one.
+            .and_then(|()| gpu.context.default_stream().synchronize())
             .map_err(failed("copying to the device"))?;
         Ok(memory)
     }

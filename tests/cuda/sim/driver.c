@@ -23,6 +23,7 @@ typedef struct Op {
     void *to;
     const void *from;
     size_t bytes;
+    void *staged;
 } Op;
 
 typedef struct Stream {
@@ -36,7 +37,8 @@ typedef struct {
     uint64_t at;
 } Event;
 
-static Stream *streams;
+static Stream default_stream = {.last = &default_stream.first};
+static Stream *streams = &default_stream;
 static __thread void *current;
 
 static int number(const char *name, int otherwise) {
@@ -58,6 +60,7 @@ static void run(Stream *s, uint64_t until) {
         }
         s->done++;
         free(op->arguments);
+        free(op->staged);
         free(op);
     }
 }
@@ -69,9 +72,7 @@ static void run_all(void) {
 }
 
 static Status give(Stream *s, Op op) {
-    if (!s) {
-        return INVALID_VALUE;
-    }
+    s = s ? s : &default_stream;
     Op *own = malloc(sizeof op);
     *own = op;
     own->next = NULL;
@@ -117,7 +118,7 @@ Status cuStreamCreate(Stream **stream, unsigned flags) {
 }
 // Kept: events may still point to it.
 Status cuStreamDestroy_v2(Stream *s) { run(s, s->given); return OK; }
-Status cuStreamSynchronize(Stream *s) { run(s, s->given); return OK; }
+Status cuStreamSynchronize(Stream *s) { s = s ? s : &default_stream; run(s, s->given); return OK; }
 Status cuStreamWaitEvent(Stream *s, Event *event, unsigned flags) {
     if (event->stream) {
         run(event->stream, event->at);
@@ -167,7 +168,12 @@ Status cuMemHostAlloc(void **memory, size_t bytes, unsigned flags) {
 }
 Status cuMemFreeHost(void *memory) { free(memory); return OK; }
 
-Status cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t bytes) { memcpy((void *)to, from, bytes); return OK; }
+// Returns when all is staged, which may be before it has arrived.
+Status cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t bytes) {
+    void *staged = malloc(bytes);
+    memcpy(staged, from, bytes);
+    return give(NULL, (Op){.to = (void *)to, .from = staged, .bytes = bytes, .staged = staged});
+}
 Status cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, Stream *s) {
     return give(s, (Op){.to = (void *)to, .from = from, .bytes = bytes});
 }
