@@ -152,6 +152,7 @@ impl Template {
                 },
                 a,
                 b,
+                core: None,
                 u: vector(Part::U, r)?,
                 v: vector(Part::V, m)?,
                 targets,
@@ -351,7 +352,7 @@ impl Trainable {
             None => match part {
                 Part::A => &group.a,
                 Part::B => &group.b,
-                Part::U | Part::V => &[],
+                Part::C | Part::U | Part::V => &[],
             },
         };
         if values.len() == len {
