@@ -48,6 +48,7 @@ fn adapter(a: &Factor, b: &Factor, number: u64) -> Adapter {
         scaling: Scaling::one(RANK),
         a: a.clone(),
         b: b.clone(),
+        core: None,
         u: Some(Factor::trained(random(2 * number + 100, &[LAYERS, RANK]))),
         v: Some(Factor::trained(random(
             2 * number + 101,

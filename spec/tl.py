@@ -11,6 +11,7 @@ import hashlib, json, math, os, re, struct, sys
 FLOATS = {"F32": ("I", 0x7F800000), "F16": ("H", 0x7C00), "BF16": ("H", 0x7F80)}  # struct code, exponent bits
 PRESETS = [("lora", "AB", False), ("vera", "uv", True), ("tl1", "A", True), ("tl2", "Auv", True),
            ("tl3", "B", True), ("tl4", "Bu", True), ("tl5", "AB", True), ("tl6", "ABuv", True)]
+FACTORS, FEATURES = "ABCuv", {"core"}
 
 def need(ok, message):
     if not ok:
@@ -68,9 +69,9 @@ def byte_len(t):
     return math.prod(t["shape"]) * struct.calcsize("<" + FLOATS[t["dtype"]][0])
 
 def check_group(g, tensors):
-    fields(g, ["layers", "u", "v"], A=str, B=str, u=str, v=str, alpha=None, layers=[int], rank=int, scaling=str,
+    fields(g, ["layers", "C", "u", "v"], A=str, B=str, C=str, u=str, v=str, alpha=None, layers=[int], rank=int, scaling=str,
            targets=[dict], trained=[str], **{"in": int})
-    layers, rank, parts = g.get("layers"), g["rank"], [p for p in "ABuv" if p in g]
+    layers, rank, parts = g.get("layers"), g["rank"], [p for p in FACTORS if p in g]
     ascending = sorted(set(layers or [0]))
     need(layers is None or layers == ascending and len(layers) <= 4096 and layers[-1] < 4096, "bad layers")
     for t in g["targets"]:
@@ -79,6 +80,7 @@ def check_group(g, tensors):
         need(t["out"] > 0 and t.get("kind", "conv1d") in ("conv1d", "embedding"), f"bad target {t}")
     need(0 < rank <= 65536 and g["in"] > 0 and g["targets"], "no rank, inputs or targets")
     need(g["trained"] == [p for p in parts if p in g["trained"]], "`trained` is not a sub-list of the factors")
+    need(not ("C" in g and "u" in g), "C and u take one place")
     check_scaling(g)
     out = sum(t["out"] for t in g["targets"])
     for part in parts:
@@ -88,12 +90,12 @@ def check_group(g, tensors):
             need(layers and shape[:1] == [len(layers)], f"the layers of {part}")
             shape = shape[1:]
         fits = {"A": lambda r, n: r == rank and n >= g["in"], "B": lambda m, r: m >= out and r == rank,
-                "u": lambda r: r == rank, "v": lambda m: m == out}[part]
-        need(len(shape) == (2 if part in "AB" else 1) and fits(*shape), f"{part}: {shape}, rank {rank}, out {out}")
+                "C": lambda *sides: sides == (rank, rank), "u": lambda r: r == rank, "v": lambda m: m == out}[part]
+        need(len(shape) == (2 if part in "ABC" else 1) and fits(*shape), f"{part}: {shape}, rank {rank}, out {out}")
 
 def check_manifest(m):
     """Every rule but those of canonical form: encode() makes that, for a reader to compare."""
-    need(isinstance(m, dict) and m.get("tl") == 1 and m.get("requires") == [], "Unsupported: a version or feature")
+    need(isinstance(m, dict) and m.get("tl") == 1 and set(m["requires"]) <= FEATURES, "Unsupported: a version or feature")
     fields(m, ["base", "extras", "provenance", "task"], base=dict, extras=[dict], groups=[dict], method=str,
            provenance=dict, requires=[str], task=str, tensors=dict, tl=int)
     base, provenance, extras = (m.get(key, {}) for key in ("base", "provenance", "extras"))
@@ -124,18 +126,21 @@ def order(g):
 def method(groups, tensors):
     trained = {"".join(g["trained"]) for g in groups}
     tied = {all(len(tensors[g[p]]["shape"]) == 2 for p in "AB") for g in groups if "layers" in g}
-    frozen_vectors = any(p in g and p not in g["trained"] for g in groups for p in "uv")
+    frozen_vectors = any(p in g and p not in g["trained"] for g in groups for p in "Cuv")
     fits = [name for name, trains, ties in PRESETS if trained == {trains} and tied <= {ties}]
     return fits[0] if fits and not frozen_vectors else "custom"
+
+def features(m):
+    return ["core"] * any("C" in g for g in m["groups"])
 
 def encode(spec, data):
     """(canonical manifest, {name: (entry, bytes)}) of a manifest with any names and order, and its bytes."""
     m = {key: spec[key] for key in ("base", "provenance", "task") if spec.get(key) or key == "task" in spec}
-    m.update(groups=[dict(g) for g in sorted(spec["groups"], key=order)], requires=[], tl=1, tensors={},
+    m.update(groups=[dict(g) for g in sorted(spec["groups"], key=order)], requires=features(spec), tl=1, tensors={},
              extras=[dict(x) for x in sorted(spec.get("extras", []), key=lambda x: x["name"])],
              method=method(spec["groups"], spec["tensors"]))
     contents, tensors = {}, {}
-    items = [(f"g{i}.", g, "ABuv") for i, g in enumerate(m["groups"])]
+    items = [(f"g{i}.", g, FACTORS) for i, g in enumerate(m["groups"])]
     for prefix, item, parts in items + [(f"x{i}", x, ["tensor"]) for i, x in enumerate(m["extras"])]:
         if "alpha" in item:
             item["alpha"] = spell(alpha(item["alpha"]))

@@ -74,7 +74,8 @@ impl Shape {
     }
 
     /// Numbers in the factors `trains` at `rank`: with `tied` one A and one B, else a pair for
-    /// each layer; u (rank entries) and v (one for each row of B) are always per layer.
+    /// each layer; C (rank × rank), u (rank entries) and v (one for each row of B) are always per
+    /// layer.
     ///
     /// # Errors
     /// [`Code::Usage`]: more than [`MAX_LAYERS`] layers or above [`MAX_RANK`], either of them
@@ -97,6 +98,7 @@ impl Shape {
                 let (copies, length) = match part {
                     Part::A => (pairs, rank.checked_mul(self.input)?),
                     Part::B => (pairs, rank.checked_mul(output)?),
+                    Part::C => (self.layers, rank.checked_mul(rank)?),
                     Part::U => (self.layers, rank),
                     Part::V => (self.layers, output),
                 };

@@ -4,7 +4,7 @@ use ndarray::Array2;
 
 use super::{LAYER_PLACE, MAX_LAYERS, MAX_RANK, Part, check_name};
 use crate::error::{Code, Error, Result};
-use crate::tensor::{Tensor, scale_rows, shape_text, widen};
+use crate::tensor::{Tensor, product, scale_rows, shape_text, widen};
 
 /// How a module's weight is stored, and so how ΔW is laid over it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -128,11 +128,12 @@ pub struct Seed {
     pub step: f32,
 }
 
-/// One of A, B, u, v.
+/// One of A, B, C, u, v.
 #[derive(Debug, Clone)]
 pub struct Factor {
     /// A: (r, ≥ in); B: (≥ Σ out, r); with a leading layer axis where each layer has its own.
-    /// u: (layers, r); v: (layers, Σ out); without the layer axis in a group without layers.
+    /// C: (layers, r, r); u: (layers, r); v: (layers, Σ out); without the layer axis in a group
+    /// without layers.
     pub tensor: Tensor,
     /// Whether training changes it.
     pub trained: bool,
@@ -164,9 +165,9 @@ impl Factor {
     }
 }
 
-/// The (layer, target) pairs that share one A and one B, with their per-layer vectors.
+/// The (layer, target) pairs that share one A and one B, with their per-layer vectors or cores.
 ///
-/// Several targets share A, u and the scaling; their rows of B and entries of v follow one another
+/// Several targets share A, C, u and the scaling; their rows of B and entries of v follow one another
 /// in the order of [`targets`](Self::targets). A may have more columns than `in_features`, and B
 /// more rows than the targets need: the leading ones count (PEFT VeRA shares one sliced pair).
 #[derive(Debug, Clone)]
@@ -183,6 +184,8 @@ pub struct TieGroup {
     pub a: Factor,
     /// Up projection.
     pub b: Factor,
+    /// The core: a full matrix in place of diag(u), which a group with a core does not have.
+    pub core: Option<Factor>,
     /// Rank-side diagonal; absent means all ones.
     pub u: Option<Factor>,
     /// Output-side diagonal; absent means all ones.
@@ -196,7 +199,7 @@ pub struct TieGroup {
 pub struct LowRank {
     /// B' = diag(v)·B, out × rank, row-major.
     pub left: Vec<f32>,
-    /// A' = diag(u)·A, rank × in, row-major.
+    /// A' = diag(u)·A or C·A, rank × in, row-major.
     pub right: Vec<f32>,
     /// Rank.
     pub rank: usize,
@@ -241,20 +244,24 @@ impl TieGroup {
 
     /// The factors that are present, with their names.
     pub fn factors(&self) -> impl Iterator<Item = (Part, &Factor)> {
+        let core = self.core.as_ref().map(|f| (Part::C, f));
         let u = self.u.as_ref().map(|f| (Part::U, f));
         let v = self.v.as_ref().map(|f| (Part::V, f));
         [(Part::A, &self.a), (Part::B, &self.b)]
             .into_iter()
+            .chain(core)
             .chain(u)
             .chain(v)
     }
 
     /// As [`factors`](Self::factors), to change them.
     pub fn factors_mut(&mut self) -> impl Iterator<Item = (Part, &mut Factor)> {
+        let core = self.core.as_mut().map(|f| (Part::C, f));
         let u = self.u.as_mut().map(|f| (Part::U, f));
         let v = self.v.as_mut().map(|f| (Part::V, f));
         [(Part::A, &mut self.a), (Part::B, &mut self.b)]
             .into_iter()
+            .chain(core)
             .chain(u)
             .chain(v)
     }
@@ -275,7 +282,8 @@ impl TieGroup {
             .then_with(|| self.layers.cmp(&other.layers))
     }
 
-    /// The factors of one module, widened to f32 and scaled: `A' = rn32(u·A)`, `B' = rn32(v·B)`.
+    /// The factors of one module, widened to f32 and scaled: `A' = rn32(u·A)` or C·A by
+    /// [`product`], `B' = rn32(v·B)`.
     ///
     /// # Errors
     /// [`Code::Usage`] for an index out of range; [`Code::DtypeNotAllowed`] for a factor that is
@@ -304,10 +312,13 @@ impl TieGroup {
             .get(first_row * width..(first_row + t.out) * width)
             .ok_or_else(range)?;
         let mut left = widen(b.dtype(), rows)?;
-        if let Some(u) = self.vector(self.u.as_ref(), layer)? {
+        if let Some(core) = self.own(self.core.as_ref(), 3, layer)? {
+            right = product(core.get(..r * r).ok_or_else(range)?, &right, r, n);
+        }
+        if let Some(u) = self.own(self.u.as_ref(), 2, layer)? {
             scale_rows(&mut right, n, u.get(..r).ok_or_else(range)?);
         }
-        if let Some(v) = self.vector(self.v.as_ref(), layer)? {
+        if let Some(v) = self.own(self.v.as_ref(), 2, layer)? {
             scale_rows(
                 &mut left,
                 r,
@@ -325,11 +336,17 @@ impl TieGroup {
         })
     }
 
-    fn vector(&self, factor: Option<&Factor>, layer: usize) -> Result<Option<Vec<f32>>> {
+    /// What a layer has of a factor that has `stacked_rank` axes with the layers'.
+    fn own(
+        &self,
+        factor: Option<&Factor>,
+        stacked_rank: usize,
+        layer: usize,
+    ) -> Result<Option<Vec<f32>>> {
         let Some(factor) = factor else {
             return Ok(None);
         };
-        let row = slice_layer(&factor.tensor, 2, layer).ok_or_else(|| {
+        let row = slice_layer(&factor.tensor, stacked_rank, layer).ok_or_else(|| {
             Error::new(Code::Usage, format!("no layer {layer} in this tie group"))
         })?;
         row.to_f32().map(Some)
@@ -381,6 +398,10 @@ impl TieGroup {
     fn validate_shapes(&self) -> Result<()> {
         let (r, n, m) = (self.rank, self.in_features, self.total_out());
         let layers = self.layers.as_ref().map(Vec::len);
+        if self.core.is_some() && self.u.is_some() {
+            let message = "a tie group has both C and u, which take one place";
+            return Err(Error::new(Code::ShapeDisagrees, message));
+        }
         for (part, factor) in self.factors() {
             let shape = factor.tensor.shape();
             if !factor.tensor.dtype().is_float() {
@@ -388,12 +409,13 @@ impl TieGroup {
             }
             let (own, stacked) = match (shape, part) {
                 ([l, own @ ..], Part::A | Part::B) if own.len() == 2 => (own, Some(*l)),
-                ([l, own @ ..], Part::U | Part::V) if layers.is_some() => (own, Some(*l)),
+                ([l, own @ ..], Part::C | Part::U | Part::V) if layers.is_some() => (own, Some(*l)),
                 _ => (shape, None),
             };
             let fits = match (part, own) {
                 (Part::A, [rows, columns]) => *rows == r && *columns >= n,
                 (Part::B, [rows, columns]) => *rows >= m && *columns == r,
+                (Part::C, [rows, columns]) => *rows == r && *columns == r,
                 (Part::U, [len]) => *len == r,
                 (Part::V, [len]) => *len == m,
                 _ => false,

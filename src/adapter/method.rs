@@ -4,13 +4,15 @@ use std::str::FromStr;
 use super::TieGroup;
 use crate::error::{Code, Error};
 
-/// One of the four factors, as the paper names them.
+/// One of the factors: A, B, u and v as the paper names them, and the core, which it does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
     /// Down projection, r × in.
     A,
     /// Up projection, out × r.
     B,
+    /// The core, r × r, in place of the rank-side diagonal.
+    C,
     /// Rank-side diagonal.
     U,
     /// Output-side diagonal.
@@ -18,14 +20,15 @@ pub enum Part {
 }
 
 impl Part {
-    /// All four, in canonical order.
-    pub const ALL: [Part; 4] = [Part::A, Part::B, Part::U, Part::V];
+    /// All of them, in canonical order.
+    pub const ALL: [Part; 5] = [Part::A, Part::B, Part::C, Part::U, Part::V];
 
-    /// `A`, `B`, `u` or `v`.
+    /// `A`, `B`, `C`, `u` or `v`.
     pub fn name(self) -> &'static str {
         match self {
             Part::A => "A",
             Part::B => "B",
+            Part::C => "C",
             Part::U => "u",
             Part::V => "v",
         }
@@ -39,13 +42,14 @@ impl FromStr for Part {
         Part::ALL
             .into_iter()
             .find(|p| p.name() == text)
-            .ok_or_else(|| Error::new(Code::Usage, format!("`{text}` is not one of A, B, u, v")))
+            .ok_or_else(|| Error::new(Code::Usage, format!("`{text}` is not one of A, B, C, u, v")))
     }
 }
 
 /// The paper's methods (arXiv 2311.09578, Table 1): which factors exist, train and are tied.
 ///
-/// They are presets over (trains A, B, u, v; tied), not code paths; anything else is `Custom`.
+/// They are presets over (trains A, B, u, v; tied), not code paths; anything else, a core too, is
+/// `Custom`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Method {
     /// A, B trained, one pair for each layer.

@@ -1,8 +1,9 @@
 //! The domain: adapters, tie groups, targets, methods. No files, no devices.
 //!
 //! For layer l and target t with frozen weight W (out × in), the format says (spec §12)
-//! `ΔW = s · diag(v_l) · B · diag(u_l) · A`. A [`TieGroup`] is the set of (layer, target) pairs
-//! that share one A and one B; stacked factors (one A or B for each layer) make it plain LoRA.
+//! `ΔW = s · diag(v_l) · B · diag(u_l) · A`, or a full matrix C_l, the core, in place of diag(u_l).
+//! A [`TieGroup`] is the set of (layer, target) pairs that share one A and one B; stacked factors
+//! (one A or B for each layer) make it plain LoRA.
 
 mod count;
 mod group;

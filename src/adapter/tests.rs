@@ -18,6 +18,7 @@ fn joint() -> TieGroup {
         },
         a: t(&[2, 3], 1.0),
         b: t(&[6, 2], -3.0),
+        core: None,
         u: Some(t(&[2, 2], 0.5)),
         v: Some(t(&[2, 6], 2.0)),
         targets: vec![
@@ -68,6 +69,54 @@ fn delta_is_the_formula() {
     }
 }
 
+/// A core with distinct entries in place of the joint group's u.
+fn with_core() -> TieGroup {
+    let values: Vec<f32> = (0..8).map(|i| i as f32 - 2.5).collect();
+    TieGroup {
+        core: Some(Factor::trained(
+            Tensor::from_f32(vec![2, 2, 2], &values).unwrap(),
+        )),
+        u: None,
+        ..joint()
+    }
+}
+
+/// Breaks where a layer takes another's core, or the core's transpose.
+#[test]
+fn a_core_mixes_the_rows_of_a() {
+    let group = with_core();
+    let low = group.low_rank(1, 0).unwrap();
+    let a = group.a.tensor.to_f32().unwrap();
+    let core = [1.5, 2.5, 3.5, 4.5];
+    for k in 0..2 {
+        for j in 0..3 {
+            let want = core[2 * k] * a[j] + core[2 * k + 1] * a[3 + j];
+            assert_eq!(low.right[k * 3 + j], want);
+        }
+    }
+    assert_eq!(low.left, joint().low_rank(1, 0).unwrap().left);
+}
+
+/// Breaks where a group outside the layers looks for a layer axis of its core.
+#[test]
+fn a_group_without_layers_has_one_core() {
+    let mut group = with_core();
+    group.layers = None;
+    group.v = None;
+    for (target, name) in group.targets.iter_mut().zip(["q", "k"]) {
+        target.module = name.into();
+    }
+    let core = Tensor::from_f32(vec![2, 2], &[0.0, 1.0, 1.0, 0.0]).unwrap();
+    group.core = Some(Factor::trained(core));
+    let adapter = Adapter {
+        groups: vec![group],
+        ..Adapter::default()
+    };
+    adapter.validate().unwrap();
+    let low = adapter.groups[0].low_rank(0, 0).unwrap();
+    assert_eq!(low.right, [4.0, 5.0, 6.0, 1.0, 2.0, 3.0]);
+}
+
 #[test]
 fn leading_columns_and_rows_count() {
     // PEFT VeRA: one pair of the largest shape serves smaller modules.
@@ -103,6 +152,18 @@ fn validation_names_what_is_wrong() {
     );
     assert_eq!(code(|g| g.scaling.alpha = 0.0), Code::BadAlpha);
     assert_eq!(code(|g| g.scaling.alpha = f64::NAN), Code::BadAlpha);
+    assert_eq!(
+        code(|g| g.core = with_core().core.clone()),
+        Code::ShapeDisagrees
+    );
+    let flat = Tensor::from_f32(vec![2, 4], &[0.0; 8]).unwrap();
+    assert_eq!(
+        code(|g| {
+            g.u = None;
+            g.core = Some(Factor::trained(flat.clone()));
+        }),
+        Code::ShapeDisagrees
+    );
     let ints = Tensor::new(Dtype::U8, vec![2, 2], vec![0; 4]).unwrap();
     assert_eq!(
         code(|g| g.u = Some(Factor::trained(ints))),
@@ -114,6 +175,12 @@ fn validation_names_what_is_wrong() {
 fn presets_are_told_by_what_trains_and_ties() {
     let mut g = joint();
     assert_eq!(Method::of(std::slice::from_ref(&g)), Method::Tl6);
+    // No preset has a core, whether it trains or not.
+    for trained in [true, false] {
+        let mut core = with_core();
+        core.core.iter_mut().for_each(|f| f.trained = trained);
+        assert_eq!(Method::of(&[core]), Method::Custom);
+    }
     g.a.trained = false;
     assert_eq!(Method::of(std::slice::from_ref(&g)), Method::Custom);
     g.b.trained = false;

@@ -29,7 +29,6 @@ mod tests;
 use std::ops::Range;
 
 pub(crate) use buffer::{Buffer, Pool};
-pub(crate) use cpu::{Isa, Kernel};
 pub(crate) use cuda::{Done, Pipeline, Weight};
 pub use cuda::{Gpu, GpuRates, MergeRate};
 pub use device::DeviceChoice;
@@ -38,6 +37,7 @@ pub use stats::Stats;
 use crate::error::{Code, Error, Result};
 use crate::tensor::Dtype;
 pub use crate::tensor::scale_rows;
+pub(crate) use crate::tensor::{Isa, Kernel};
 
 /// How an update meets the stored weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -102,12 +102,7 @@ pub fn delta_rows(
     if rows.len().checked_mul(cols) != Some(out.len()) {
         return Err(factor("output", out.len(), rows.len(), cols));
     }
-    cpu::delta(
-        cpu::Isa::detect(),
-        &cpu::Product::new(updates, cols),
-        rows,
-        out,
-    );
+    cpu::delta(Isa::detect(), &cpu::Product::new(updates, cols), rows, out);
     Ok(())
 }
 
@@ -132,7 +127,7 @@ pub fn merge_rows(
     check_factors(updates, &rows, cols)?;
     let product = cpu::Product::new(updates, cols);
     Ok(cpu::merge(
-        cpu::Isa::detect(),
+        Isa::detect(),
         dtype,
         rounding,
         &product,
@@ -160,7 +155,7 @@ pub fn merge_block_parallel(
     check_factors(updates, &rows, cols)?;
     let product = cpu::Product::new(updates, cols);
     Ok(cpu::merge_parallel(
-        cpu::Isa::detect(),
+        Isa::detect(),
         dtype,
         rounding,
         &product,
@@ -183,13 +178,7 @@ pub fn add_rows(
     weights: &mut [u8],
 ) -> Result<Stats> {
     check_weights(dtype, Some(delta.len()), weights)?;
-    Ok(cpu::add(
-        cpu::Isa::detect(),
-        dtype,
-        rounding,
-        delta,
-        weights,
-    ))
+    Ok(cpu::add(Isa::detect(), dtype, rounding, delta, weights))
 }
 
 fn check_weights(dtype: Dtype, elements: Option<usize>, weights: &[u8]) -> Result<()> {

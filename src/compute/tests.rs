@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 use proptest::prelude::*;
 
-use super::cpu::{self, Isa, Product};
+use super::cpu::{self, Product};
 use super::*;
 use crate::tensor::{narrow_into, widen};
 

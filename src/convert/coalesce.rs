@@ -88,6 +88,7 @@ fn stack_family(family: &[&TieGroup]) -> Result<TieGroup> {
         ),
         a: matrix(&parts(|g| Some(&g.a)))?,
         b: matrix(&parts(|g| Some(&g.b)))?,
+        core: vector(parts(|g| g.core.as_ref()))?,
         u: vector(parts(|g| g.u.as_ref()))?,
         v: vector(parts(|g| g.v.as_ref()))?,
         ..first.clone()

@@ -35,6 +35,7 @@ fn tied(rank: usize, with_u: bool, with_v: bool) -> Adapter {
         },
         a: Factor::trained(random(&[rank, 16], 1)),
         b: Factor::trained(random(&[14, rank], 2)),
+        core: None,
         u: with_u.then(|| Factor::trained(random(&[3, rank], 3))),
         v: with_v.then(|| Factor::trained(random(&[3, 14], 4))),
         targets: vec![
@@ -162,6 +163,7 @@ fn vera_goes_there_and_back_as_vera() {
             scaling: Scaling::one(3),
             a: Factor::frozen(random(&[3, 8], 1)),
             b: Factor::frozen(random(&[8, 3], 2)),
+            core: None,
             u: Some(Factor::trained(random(&[2, 3], key))),
             v: Some(Factor::trained(random(&[2, out], key + 1))),
             targets: vec![Target {
@@ -207,6 +209,71 @@ fn vera_goes_there_and_back_as_vera() {
     .unwrap_err();
     assert_eq!(e.code(), Code::ExportImpossible);
     assert!(!dir.path().join("no").exists());
+}
+
+/// Breaks where VeRA is written without the core, which would be another update.
+#[test]
+fn vera_has_no_place_for_a_core() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut adapter = tied(4, false, true);
+    let group = &mut adapter.groups[0];
+    group.targets.truncate(1);
+    group.scaling = Scaling::one(4);
+    group.v = Some(Factor::trained(random(&[3, 6], 4)));
+    let options = ExportOptions {
+        form: Form::Vera,
+        ..Default::default()
+    };
+    export(&adapter, &dir.path().join("vera"), &options).unwrap();
+    adapter.groups[0].core = Some(Factor::trained(random(&[3, 4, 4], 5)));
+    let e = export(&adapter, &dir.path().join("core"), &options).unwrap_err();
+    assert_eq!(e.code(), Code::ExportImpossible);
+    assert!(e.message().contains("core"), "{e}");
+}
+
+/// Breaks where looking for ties, joining targets or stacking layers loses a core, gives it to
+/// other targets, or puts a u beside it.
+#[test]
+fn cores_survive_what_is_done_to_imported_groups() {
+    let mut adapter = tied(4, false, false);
+    let group = &mut adapter.groups[0];
+    group.core = Some(Factor::trained(random(&[3, 4, 4], 5)));
+    let mut other = group.clone();
+    group.targets.truncate(1);
+    group.b = Factor::trained(random(&[6, 4], 6));
+    other.targets.drain(..2);
+    other.b = Factor::trained(random(&[4, 4], 7));
+    other.core = Some(Factor::trained(random(&[3, 4, 4], 8)));
+    // A that is one row times a number in each layer: without a core, these numbers become u.
+    let a = random(&[4, 16], 1).to_f32().unwrap();
+    let stacked: Vec<f32> = (0..3)
+        .flat_map(|l| a.iter().map(move |x| x * [1.0, 2.0, 4.0][l]))
+        .collect();
+    other.a = Factor::trained(Tensor::from_f32(vec![3, 4, 16], &stacked).unwrap());
+    adapter.groups.push(other);
+    adapter.validate().unwrap();
+    let mut single = Adapter::default();
+    for group in &adapter.groups {
+        for (l, layer) in group.layers.clone().unwrap().into_iter().enumerate() {
+            let mut group = group.clone();
+            let own = |t: &Tensor, lead: &[usize]| {
+                let t = t.index_first(l).unwrap();
+                let shape = [lead, t.shape()].concat();
+                Factor::trained(Tensor::new(t.dtype(), shape, t.data().clone()).unwrap())
+            };
+            if group.a.tensor.shape().len() == 3 {
+                group.a = own(&group.a.tensor, &[]);
+            }
+            group.core = Some(own(&group.core.as_ref().unwrap().tensor, &[1]));
+            group.layers = Some(vec![layer]);
+            single.groups.push(group);
+        }
+    }
+    single.validate().unwrap();
+    let again = recover_ties(&coalesce(&single).unwrap()).unwrap();
+    again.validate().unwrap();
+    assert_eq!(again.groups.len(), 2);
+    assert_eq!(largest_error(&adapter, &again).unwrap().0.max_abs, 0.0);
 }
 
 #[test]

@@ -38,7 +38,8 @@ pub fn recover_ties(adapter: &Adapter) -> Result<Adapter> {
 
 /// The tied form of one group, where it has one.
 fn recover_group(group: &TieGroup) -> Result<Option<TieGroup>> {
-    if group.is_tied() || group.instances() < 2 || group.u.is_some() || group.v.is_some() {
+    let mixed = group.core.is_some() || group.u.is_some() || group.v.is_some();
+    if group.is_tied() || group.instances() < 2 || mixed {
         return Ok(None);
     }
     let (layers, r) = (group.instances(), group.rank);
@@ -223,7 +224,8 @@ fn join_key(group: &TieGroup) -> Option<JoinKey> {
     let layers = group.layers.clone()?;
     let b = &group.b.tensor;
     let linear = group.targets.iter().all(|t| t.kind == ModuleKind::Linear);
-    if !linear || b.shape().iter().rev().nth(1) != Some(&group.total_out()) {
+    if !linear || group.core.is_some() || b.shape().iter().rev().nth(1) != Some(&group.total_out())
+    {
         return None;
     }
     Some(JoinKey {

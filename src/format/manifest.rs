@@ -19,8 +19,10 @@ use crate::tensor::Tensor;
 
 /// The version of the format.
 pub const VERSION: u32 = 1;
-/// The features that a manifest may require and this build knows.
-pub const FEATURES: &[&str] = &[];
+/// The features that a manifest may require and this build knows (spec §14), ascending.
+pub const FEATURES: &[&str] = &[CORE];
+/// A full matrix C in place of diag(u).
+const CORE: &str = "core";
 /// Longest manifest.
 pub const MAX_MANIFEST_BYTES: usize = 8 << 20;
 /// Most bytes of one tensor.
@@ -182,6 +184,10 @@ impl Manifest {
                 seed,
             })
         };
+        let optional = |name: &Option<String>, part, trained: &[String]| {
+            let factor = name.as_ref().map(|name| factor(name, part, trained));
+            factor.transpose()
+        };
         let mut adapter = Adapter {
             base: self.base.as_ref().map(Base::to_model),
             task: self.task.clone(),
@@ -197,16 +203,9 @@ impl Manifest {
                 scaling: scaling(&group.alpha, group.scaling)?,
                 a: factor(&group.A, Part::A, t)?,
                 b: factor(&group.B, Part::B, t)?,
-                u: group
-                    .u
-                    .as_ref()
-                    .map(|n| factor(n, Part::U, t))
-                    .transpose()?,
-                v: group
-                    .v
-                    .as_ref()
-                    .map(|n| factor(n, Part::V, t))
-                    .transpose()?,
+                core: optional(&group.C, Part::C, t)?,
+                u: optional(&group.u, Part::U, t)?,
+                v: optional(&group.v, Part::V, t)?,
                 targets: group
                     .targets
                     .iter()
@@ -233,7 +232,7 @@ impl Manifest {
     ) -> Self {
         let groups = adapter.groups.iter().zip(&names.groups);
         let extras = adapter.extras.iter().zip(&names.extras);
-        Self {
+        let mut manifest = Self {
             base: adapter
                 .base
                 .as_ref()
@@ -251,7 +250,16 @@ impl Manifest {
             task: adapter.task.clone(),
             tensors,
             tl: VERSION,
-        }
+        };
+        let used = manifest.features().into_iter().map(str::to_owned);
+        manifest.requires = used.collect();
+        manifest
+    }
+
+    /// The features that this manifest uses, ascending.
+    fn features(&self) -> Vec<&'static str> {
+        let core = self.groups.iter().any(|g| g.C.is_some());
+        core.then_some(CORE).into_iter().collect()
     }
 
     fn check_limits(&self) -> Result<()> {
@@ -296,6 +304,13 @@ impl Manifest {
                 "method `{}`, and the groups are those of `{}`",
                 self.method,
                 adapter.method()
+            ));
+        }
+        let features = self.features();
+        if self.requires != features {
+            return not_canonical(format!(
+                "requires {:?}, and uses {features:?}",
+                self.requires
             ));
         }
         if self.base == Some(Base::default()) {
@@ -343,7 +358,7 @@ impl Manifest {
     }
 }
 
-/// The names of an adapter's tensors: of each group's A, B, u, v, and of the extras.
+/// The names of an adapter's tensors: of each group's factors, and of the extras.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     pub(super) groups: Vec<BTreeMap<Part, String>>,

@@ -54,6 +54,8 @@ pub(super) enum Role {
 pub(super) struct Group {
     pub(super) A: String,
     pub(super) B: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) C: Option<String>,
     pub(super) alpha: Alpha,
     pub(super) r#in: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -157,6 +159,7 @@ impl Group {
         Self {
             A: name(Part::A).unwrap_or_default(),
             B: name(Part::B).unwrap_or_default(),
+            C: name(Part::C),
             alpha: Alpha::of(group.scaling.alpha),
             r#in: group.in_features,
             layers: group.layers.clone(),
@@ -174,10 +177,12 @@ impl Group {
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = (Part, &String)> {
+        let core = self.C.iter().map(|n| (Part::C, n));
         let u = self.u.iter().map(|n| (Part::U, n));
         let v = self.v.iter().map(|n| (Part::V, n));
         [(Part::A, &self.A), (Part::B, &self.B)]
             .into_iter()
+            .chain(core)
             .chain(u)
             .chain(v)
     }

@@ -49,6 +49,7 @@ fn paper(layers: u32, hidden: usize, rank: usize) -> Adapter {
         scaling: Scaling::one(rank),
         a,
         b: Factor::trained(tensor(&[3 * hidden, rank], 2, Dtype::F32)),
+        core: None,
         u: Some(Factor::trained(tensor(&[n, rank], 3, Dtype::F32))),
         v: Some(Factor::trained(tensor(&[n, 3 * hidden], 4, Dtype::F32))),
         targets: targets(&[("q_proj", hidden), ("k_proj", hidden), ("v_proj", hidden)]),
@@ -127,6 +128,7 @@ fn overhead_of_an_untied_lora_is_under_4_kib_too() {
             },
             a: Factor::trained(tensor(&[32, 4, 16], 10 + i as u8, Dtype::BF16)),
             b: Factor::trained(tensor(&[32, 16, 4], 20 + i as u8, Dtype::BF16)),
+            core: None,
             u: None,
             v: None,
             targets: targets(&[(name, 16)]),
@@ -205,8 +207,12 @@ fn parse_changed(from: &str, to: &str) -> Code {
 fn manifest_rules_have_their_codes() {
     assert_eq!(parse_changed(r#""tl":1"#, r#""tl":2"#), Code::TlVersion);
     assert_eq!(
-        parse_changed(r#""requires":[]"#, r#""requires":["core"]"#),
+        parse_changed(r#""requires":[]"#, r#""requires":["int8"]"#),
         Code::UnknownFeature
+    );
+    assert_eq!(
+        parse_changed(r#""requires":[]"#, r#""requires":["core"]"#),
+        Code::ManifestNotCanonical
     );
     assert_eq!(
         parse_changed(r#"{"groups""#, r#"{ "groups""#),
@@ -388,7 +394,7 @@ proptest! {
     #[test]
     fn what_is_encoded_is_read_back(
         layers in 1u32..5, rank in 1usize..5, n in 1usize..6, outs in proptest::collection::vec(1usize..5, 1..4),
-        has_u: bool, has_v: bool, stacked: bool, alpha in 0.001f64..100.0, dtype in 0usize..3, zstd: bool,
+        middle in 0usize..3, has_v: bool, stacked: bool, alpha in 0.001f64..100.0, dtype in 0usize..3, zstd: bool,
     ) {
         let dtype = [Dtype::F32, Dtype::F16, Dtype::BF16][dtype];
         let (l, m) = (layers as usize, outs.iter().sum::<usize>());
@@ -403,7 +409,8 @@ proptest! {
             scaling: Scaling { alpha, rule: ScalingRule::AlphaOverRank },
             a: own([rank, n], 1),
             b: own([m, rank], 2),
-            u: has_u.then(|| Factor::trained(tensor(&[l, rank], 3, Dtype::F32))),
+            core: (middle == 2).then(|| Factor::trained(tensor(&[l, rank, rank], 5, dtype))),
+            u: (middle == 1).then(|| Factor::trained(tensor(&[l, rank], 3, Dtype::F32))),
             v: has_v.then(|| Factor::trained(tensor(&[l, m], 4, Dtype::BF16))),
             targets: outs.iter().enumerate()
                 .map(|(i, out)| Target { module: format!("l.{{}}.t{i}"), out: *out, kind: ModuleKind::Linear })

@@ -1,7 +1,7 @@
 //! Adapters as PEFT directories.
 //!
-//! The faithful form keeps alpha, rsLoRA and per-module values, and stores A' = diag(u)·A and
-//! B' = diag(v)·B in f32: exactly the numbers of the first step of a merge, so that merging the
+//! The faithful form keeps alpha, rsLoRA and per-module values, and stores A' = diag(u)·A (or C·A)
+//! and B' = diag(v)·B in f32: exactly the numbers of the first step of a merge, so that merging the
 //! export gives the bytes that merging the `.tl` gives. The portable form is what PEFT, vLLM and
 //! llama.cpp load alike: alpha = r, the scale folded into B, one rank, list of names, no extras.
 
@@ -387,6 +387,7 @@ fn plan_vera(adapter: &Adapter, modules: &[Module], options: &ExportOptions<'_>)
     for g in &adapter.groups {
         let problem = match () {
             () if !g.is_tied() => Some("a module has its own A and B in each layer"),
+            () if g.core.is_some() => Some("a module has a core, which VeRA has no place for"),
             () if g.rank != first.rank => Some("the modules have several ranks"),
             () if g.scaling.factor(g.rank) as f32 != 1.0 => Some("the scaling is not 1"),
             () if g.targets.len() > 1 => Some(

@@ -442,6 +442,7 @@ impl Importer<'_> {
             scaling,
             a,
             b,
+            core: None,
             u,
             v,
             targets: vec![Target { module, out, kind }],

@@ -2,6 +2,8 @@
 
 mod dtype;
 mod float;
+mod isa;
+mod product;
 
 use std::fmt;
 use std::ops::Range;
@@ -9,6 +11,8 @@ use std::sync::Arc;
 
 pub use dtype::Dtype;
 pub use float::{narrow_into, scale_rows, widen, widen_into};
+pub(crate) use isa::{Isa, Kernel};
+pub use product::product;
 
 use crate::error::{Code, Error, Result};
 

@@ -26,6 +26,7 @@ pub mod evaluate;
 pub mod generate;
 pub mod job;
 pub mod log;
+mod mix;
 pub mod model;
 pub mod ops;
 pub mod optim;

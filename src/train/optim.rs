@@ -14,7 +14,7 @@ pub struct AdamWOptions {
     /// Added to the root of the second moment, so that a gradient of zero moves nothing.
     pub eps: f64,
     /// Decoupled weight decay, a fraction of the value for each unit of learning rate. One for all
-    /// tensors, A, B, u and v alike, as in the code of the paper.
+    /// tensors, A, B, C, u and v alike, as in the code of the paper.
     pub weight_decay: f64,
 }
 

@@ -1,8 +1,9 @@
-//! What is trained: which of A, B, u, v, on which modules, tied or not; and the values they start
+//! What is trained: which of A, B, C, u, v, on which modules, tied or not; and the values they start
 //! from.
 
-use candle_core::{DType, Tensor, WithDType};
+use candle_core::{DType, Tensor};
 
+use super::mix::Mix;
 use super::model::{BranchGradients, Branches, Model, ModulePlace, Slot};
 use super::ops::{Branch, Span};
 use super::params::Param;
@@ -16,8 +17,8 @@ use crate::tensor::{self, Dtype};
 /// A choice of what to train. The paper's eight methods are presets of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Template {
-    /// Which factors train; the others of A and B stay at their random start, and u and v that do
-    /// not train are absent, which means ones.
+    /// Which factors train; the others of A and B stay at their random start, and C, u and v that
+    /// do not train are absent, which means ones. C takes the place of u: not both.
     pub trained: Vec<Part>,
     /// Whether all layers share A and B.
     pub tied: bool,
@@ -25,7 +26,7 @@ pub struct Template {
     pub layers: Option<Vec<u32>>,
     /// Adapted modules: `q`, `q_proj` or `self_attn.q_proj`.
     pub targets: Vec<String>,
-    /// Whether modules that read the same input share one A and one u (the paper's q, k, v).
+    /// Whether modules that read the same input share one A and one u or C (the paper's q, k, v).
     pub joint: bool,
     /// r
     pub rank: usize,
@@ -56,10 +57,10 @@ struct Group {
 }
 
 impl Template {
-    /// Whether the update is zero because v, B, A or u starts at zero: the first of these that
+    /// Whether the update is zero because v, B, A, C or u starts at zero: the first of these that
     /// trains. All starts leave the model what it is, whatever trains.
     fn zero(&self) -> Part {
-        let order = [Part::V, Part::B, Part::A, Part::U];
+        let order = [Part::V, Part::B, Part::A, Part::C, Part::U];
         order
             .into_iter()
             .find(|p| self.trained.contains(p))
@@ -122,14 +123,16 @@ impl Template {
             .join(",");
         let a = self.start(&name, Part::A, stacked([r, n]), n)?;
         let b = self.start(&name, Part::B, stacked([m, r]), r)?;
-        let vector = |part: Part, len: usize| -> Result<Option<Factor>> {
+        let own = |part: Part, shape: Vec<usize>, start: &dyn Fn(usize) -> f32| {
             if !self.trained.contains(&part) {
                 return Ok(None);
             }
-            let value = if self.zero() == part { 0.0 } else { 1.0 };
-            let tensor = tensor::Tensor::from_f32(vec![l, len], &vec![value; l * len])?;
-            Ok(Some(Factor::trained(tensor)))
+            let value = |i| if self.zero() == part { 0.0 } else { start(i) };
+            let values: Vec<f32> = (0..shape.iter().product()).map(value).collect();
+            tensor::Tensor::from_f32(shape, &values).map(|t| Some(Factor::trained(t)))
         };
+        let ones = |_| 1.0;
+        let identity = |i| f32::from(i % (r * r) / r == i % r);
         let mut spans = Vec::new();
         let mut row = 0;
         for place in places {
@@ -152,8 +155,9 @@ impl Template {
                 },
                 a,
                 b,
-                u: vector(Part::U, r)?,
-                v: vector(Part::V, m)?,
+                core: own(Part::C, vec![l, r, r], &identity)?,
+                u: own(Part::U, vec![l, r], &ones)?,
+                v: own(Part::V, vec![l, m], &ones)?,
                 targets,
             },
             slot: first.slot,
@@ -188,7 +192,7 @@ impl Trainable {
         if template.trained.is_empty() {
             return Err(Error::new(
                 Code::Usage,
-                "nothing is to be trained: name some of A, B, u, v",
+                "nothing is to be trained: name some of A, B, C, u, v",
             ));
         }
         let count = model.config().layers as u32;
@@ -279,7 +283,7 @@ impl Trainable {
         Ok(adapter)
     }
 
-    /// The branches of the model for the given trained tensors: Ã_l = diag(u_l)·A and
+    /// The branches of the model for the given trained tensors: Ã_l = diag(u_l)·A, or C_l·A, and
     /// B̃_l = diag(v_l)·B for each group and layer.
     ///
     /// # Errors
@@ -310,29 +314,30 @@ impl Trainable {
             self.layer_slice(params, g, Part::A, i, r * n),
             self.layer_slice(params, g, Part::B, i, m * r),
         ];
-        let [u, v] = [
-            self.layer_slice(params, g, Part::U, i, r),
-            self.layer_slice(params, g, Part::V, i, m),
-        ];
         let trains = |parts: [Part; 2]| {
             group
                 .shape
                 .factors()
                 .any(|(p, f)| f.trained && parts.contains(&p))
         };
-        let on = |values: &[f32], by: &[f32], rows: usize, cols: usize| -> Result<Tensor> {
+        let cpu = &candle_core::Device::Cpu;
+        let on = |values: &[f32], by: Mix<'_>, rows: usize, cols: usize| -> Result<Tensor> {
+            let shape = (rows, cols);
             let host = match model.dtype() {
-                DType::F64 => scaled::<f64>(values, by, rows, cols)?,
-                _ => scaled::<f32>(values, by, rows, cols)?.to_dtype(model.dtype())?,
+                DType::F64 => Tensor::from_vec(by.times::<f64>(values, cols), shape, cpu)?,
+                dtype => {
+                    Tensor::from_vec(by.times::<f32>(values, cols), shape, cpu)?.to_dtype(dtype)?
+                }
             };
             Ok(host.to_device(model.device())?)
         };
+        let before_a = group.before_a();
         Ok(Branch {
-            a: on(a, u, r, n)?,
-            b: on(b, v, m, r)?,
+            a: on(a, self.mix(params, g, before_a, i, r), r, n)?,
+            b: on(b, self.mix(params, g, Part::V, i, m), m, r)?,
             scale: group.shape.scaling.factor(r),
             spans: group.spans.clone(),
-            wanted: [trains([Part::A, Part::U]), trains([Part::B, Part::V])],
+            wanted: [trains([Part::A, before_a]), trains([Part::B, Part::V])],
         })
     }
 
@@ -351,7 +356,7 @@ impl Trainable {
             None => match part {
                 Part::A => &group.a,
                 Part::B => &group.b,
-                Part::U | Part::V => &[],
+                Part::C | Part::U | Part::V => &[],
             },
         };
         if values.len() == len {
@@ -361,8 +366,24 @@ impl Trainable {
         }
     }
 
+    /// What layer `i` of group `g` has before a factor of `rows` rows: `part` is C, u or v.
+    fn mix<'a>(
+        &'a self,
+        params: &'a [Param],
+        g: usize,
+        part: Part,
+        i: usize,
+        rows: usize,
+    ) -> Mix<'a> {
+        match part {
+            Part::C => Mix::Full(self.layer_slice(params, g, part, i, rows * rows)),
+            _ => Mix::Diagonal(self.layer_slice(params, g, part, i, rows)),
+        }
+    }
+
     /// Adds to `grads` (one for each trained tensor) what `gradients` of the branches mean for A,
-    /// B, u and v: dA += diag(u)·dÃ, du_k += Σ_j dÃ_kj·A_kj, and alike for B and v.
+    /// B, C, u and v: dA += diag(u)·dÃ, du_k += Σ_j dÃ_kj·A_kj, and alike for B and v; with a core
+    /// dA += Cᵀ·dÃ, dC += dÃ·Aᵀ.
     ///
     /// # Errors
     /// [`Code::Usage`] as [`Trainable::adapter`], [`Code::Backend`]
@@ -385,7 +406,8 @@ impl Trainable {
                 let own = gradients.take(*layer as usize, group.slot, *index);
                 *index += 1;
                 if let Some(d) = own.a {
-                    self.pull_pair(params, g, i, [Part::A, Part::U], [r, n], &d, grads)?;
+                    let parts = [Part::A, group.before_a()];
+                    self.pull_pair(params, g, i, parts, [r, n], &d, grads)?;
                 }
                 if let Some(d) = own.b {
                     self.pull_pair(params, g, i, [Part::B, Part::V], [m, r], &d, grads)?;
@@ -401,7 +423,7 @@ impl Trainable {
         params: &[Param],
         g: usize,
         i: usize,
-        [matrix, vector]: [Part; 2],
+        [matrix, before]: [Part; 2],
         [rows, cols]: [usize; 2],
         gradient: &Tensor,
         grads: &mut [Vec<f32>],
@@ -411,17 +433,13 @@ impl Trainable {
             .flatten_all()?
             .to_vec1::<f32>()?;
         let values = self.layer_slice(params, g, matrix, i, rows * cols);
-        let by = self.layer_slice(params, g, vector, i, rows);
+        let mix = self.mix(params, g, before, i, rows);
         if let Some(to) = self.place(grads, g, matrix, i, rows * cols) {
-            for (row, (to, d)) in to.chunks_mut(cols).zip(d.chunks(cols)).enumerate() {
-                let by = by.get(row).copied().unwrap_or(1.0);
-                to.iter_mut().zip(d).for_each(|(to, d)| *to += by * d);
-            }
+            mix.pull_values(&d, cols, to);
         }
-        if let Some(to) = self.place(grads, g, vector, i, rows) {
-            for ((to, d), w) in to.iter_mut().zip(d.chunks(cols)).zip(values.chunks(cols)) {
-                *to += d.iter().zip(w).map(|(d, w)| d * w).sum::<f32>();
-            }
+        let own = if before == Part::C { rows * rows } else { rows };
+        if let Some(to) = self.place(grads, g, before, i, own) {
+            mix.pull_own(&d, values, cols, to);
         }
         Ok(())
     }
@@ -456,6 +474,14 @@ impl Trainable {
 }
 
 impl Group {
+    /// What this group has before A where it has anything.
+    fn before_a(&self) -> Part {
+        match self.shape.core {
+            Some(_) => Part::C,
+            None => Part::U,
+        }
+    }
+
     fn name(&self) -> String {
         let short = |t: &Target| t.module.rsplit('.').next().unwrap_or_default().to_owned();
         self.shape
@@ -476,24 +502,6 @@ fn mismatch() -> Error {
         Code::Usage,
         "the trained tensors are not those of this template",
     )
-}
-
-/// Row i of `values` times `by[i]`; `by` empty means ones.
-fn scaled<T: WithDType + From<f32>>(
-    values: &[f32],
-    by: &[f32],
-    rows: usize,
-    cols: usize,
-) -> Result<Tensor> {
-    let mut out: Vec<T> = values.iter().map(|x| T::from(*x)).collect();
-    for (row, by) in out.chunks_mut(cols.max(1)).zip(by) {
-        row.iter_mut().for_each(|x| *x *= T::from(*by));
-    }
-    Ok(Tensor::from_vec(
-        out,
-        (rows, cols),
-        &candle_core::Device::Cpu,
-    )?)
 }
 
 /// The branches of a finished adapter, of any kind that is a sum of low-rank updates of linear

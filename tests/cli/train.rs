@@ -75,10 +75,56 @@ fn lora_and_vera_are_written_for_peft_as_well() {
     }
 }
 
+/// Breaks where a command does not know the core that training writes, or takes it for something
+/// else than the PEFT directory beside it says.
+#[test]
+fn a_core_goes_through_every_command() {
+    let shell = shell();
+    let run = shell.quiet(&format!(
+        "{TRAIN} --train A,B,C,v --max-steps 12 --eval-every 6 -o core.tl --peft core-peft --json"
+    ));
+    assert_eq!(run.code, 0, "{}", run.stdout);
+    let report: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    let [before, after] = ["initial_valid_loss", "valid_loss"].map(|k| report[k].as_f64().unwrap());
+    assert!(after < before - 0.01, "{before} → {after}");
+    assert!(
+        shell
+            .quiet("inspect core.tl")
+            .stdout
+            .contains("C [4, 4, 4] F32")
+    );
+    shell.ok("verify file core.tl");
+    shell.ok("verify adapters core.tl core-peft --tolerance 1e-6");
+    shell.ok("merge base core.tl -o one --check-base");
+    shell.ok("merge base core-peft -o two");
+    for part in [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    ] {
+        let [a, b] = ["one", "two"].map(|d| fs::read(shell.path(&format!("{d}/{part}"))).unwrap());
+        assert!(a == b, "{part}");
+    }
+    shell.ok("verify merged --base base --adapter core.tl --merged one");
+    shell.ok("pack core.tl -o packed.tl --zstd");
+    shell.ok("store init fleet");
+    shell.ok("store put fleet alice/style packed.tl");
+    shell.ok("store get fleet alice/style -o back.tl --thin");
+    assert!(fs::read(shell.path("back.tl")).unwrap() == fs::read(shell.path("core.tl")).unwrap());
+    let run = shell.quiet("train --model base --data task/train.jsonl --train C,u -o no.tl");
+    assert_eq!(run.code, 2, "{}", run.stderr);
+}
+
 /// Breaks where a killed run does not end with the bytes of an uninterrupted one.
 #[test]
 fn a_killed_run_resumes_to_the_same_bytes() {
-    let line = format!("{TRAIN} --max-steps 40 --eval-every 10 --checkpoint-every 1 -o out.tl");
+    for template in ["", "--train A,B,C,v"] {
+        killed_and_resumed(template);
+    }
+}
+
+fn killed_and_resumed(template: &str) {
+    let line =
+        format!("{TRAIN} {template} --max-steps 40 --eval-every 10 --checkpoint-every 1 -o out.tl");
     let whole = shell();
     whole.ok(&line);
     let killed = shell();

@@ -86,6 +86,7 @@ impl Site {
             },
             a: factor(&[rank, WIDTH], 5),
             b: factor(&[3 * WIDTH, rank], 6),
+            core: None,
             u: Some(factor(&[layers.len(), rank], 7)),
             v: Some(factor(&[layers.len(), 3 * WIDTH], 8)),
             layers: Some(layers),

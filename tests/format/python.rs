@@ -87,7 +87,7 @@ fn disordered(dump: &Value) -> Value {
             .flatten()
         {
             let uses = item.as_object_mut().unwrap().iter_mut();
-            uses.filter(|(k, _)| ["A", "B", "u", "v", "tensor"].contains(&k.as_str()))
+            uses.filter(|(k, _)| ["A", "B", "C", "u", "v", "tensor"].contains(&k.as_str()))
                 .for_each(|(_, name)| rename(name));
         }
         if let Some(items) = manifest.get_mut(key).and_then(Value::as_array_mut) {
@@ -120,6 +120,8 @@ fn rust_reads_what_python_writes_and_would_write_the_same() {
         ("vera-shared.external.tl", "vera-shared.tl", false),
         ("tl6-qkv.thin.tl", "tl6-qkv.tl", false),
         ("tl6-qkv.tl", "tl6-qkv.thin.tl", true),
+        ("core.thin.tl", "core.tl", false),
+        ("core.tl", "core.thin.tl", true),
     ] {
         let Some(dump) = dump(&fixture(from)) else {
             return;
@@ -175,6 +177,7 @@ fn both_refuse_the_same_damaged_files() {
         "extras.tl",
         "lora-rslora-bf16.tl",
         "vera-shared.tl",
+        "core.tl",
     ] {
         let bytes = fs::read(fixture(name)).unwrap();
         let file = TlFile::open(fixture(name)).unwrap();

@@ -2,6 +2,8 @@ use super::*;
 
 use rayon::ThreadPoolBuilder;
 use tempfile::TempDir;
+use tlkit::adapter::{Factor, TieGroup};
+use tlkit::format::{WriteOptions, write_tl};
 use tlkit::safetensors::{Existing, write_tensors};
 use tlkit::tensor::Dtype;
 use tlkit::verify::{verify_adapters, verify_merged};
@@ -30,7 +32,7 @@ impl Workshop {
         self.dir.path().join(name)
     }
 
-    /// The `.tl` of each fixture: tl6, lora, vera.
+    /// The `.tl` of each fixture, tl6, lora, vera, and one with cores.
     fn adapters(&self) -> Vec<PathBuf> {
         let from = fixtures().join("adapters");
         let made = ["lora", "vera"].map(|name| {
@@ -41,7 +43,14 @@ impl Workshop {
             )
             .unwrap()
         });
-        [vec![from.join("style-tl6.tl")], made.to_vec()].concat()
+        let tl6 = from.join("style-tl6.tl");
+        let core = self.path("core.tl");
+        if !core.exists() {
+            let mut adapter = open_adapter(&tl6, None, &NoBlobs).unwrap().adapter;
+            adapter.groups.iter_mut().for_each(with_core);
+            write_tl(&core, &adapter, &WriteOptions::default()).unwrap();
+        }
+        [vec![tl6, core], made.to_vec()].concat()
     }
 
     fn merge(&self, adapters: &[(&Path, f64)], name: &str) -> Vec<u8> {
@@ -49,6 +58,17 @@ impl Workshop {
         merge(&self.base, adapters, &out, Rounding::Peft).unwrap();
         fs::read(out).unwrap()
     }
+}
+
+/// Puts a core with no zeros and no symmetry in the place of u.
+fn with_core(group: &mut TieGroup) {
+    let (layers, rank) = (group.layers.as_ref().unwrap().len(), group.rank);
+    let values: Vec<f32> = (0..layers * rank * rank)
+        .map(|i| ((i * 37 + 11) % 64) as f32 / 48.0 - 0.6)
+        .collect();
+    let core = Tensor::from_f32(vec![layers, rank, rank], &values).unwrap();
+    group.core = Some(Factor::trained(core));
+    group.u = None;
 }
 
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::super::element::Element;
 use super::super::{Stats, Update};
-use super::isa::Kernel;
+use crate::tensor::Kernel;
 
 /// Rows of a tile.
 pub(in crate::compute) const ROWS: usize = 4;

@@ -1,19 +1,17 @@
 //! The reference implementation, on the processor.
 
-mod isa;
 mod kernel;
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-pub(crate) use isa::{Isa, Kernel};
 use kernel::{Add, Delta, Merge};
 pub(super) use kernel::{COLS, FLUSH, LANES, Product, ROWS, pack_panels, strip_panels};
 
 use super::element::{Bf16, Element, F16, F32};
 use super::{Rounding, Stats};
-use crate::tensor::{Dtype, widen};
+use crate::tensor::{Dtype, Isa, widen};
 
 /// Rows of T to `out`. Sizes are checked by the caller, here and below.
 pub(super) fn delta(isa: Isa, product: &Product<'_>, rows: Range<usize>, out: &mut [f32]) {

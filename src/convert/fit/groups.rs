@@ -196,6 +196,7 @@ pub(super) fn tie_group(family: &Family, problem: &Problem, model: &Model) -> Re
         scaling: Scaling::one(rank),
         a: factor(vec![rank, a.nrows()], &flat_a)?,
         b: factor(vec![b.nrows(), rank], &rows(&b))?,
+        core: None,
         u: Some(factor(vec![layers, rank], &rows(&model.u))?),
         v: None,
         targets: family.targets.clone(),

@@ -41,6 +41,7 @@ fn module(name: &str, layer: u32, a: &[f32], b: &[f32], rank: usize) -> TieGroup
         scaling: Scaling::one(rank),
         a: factor(vec![rank, n], a),
         b: factor(vec![out, rank], b),
+        core: None,
         u: None,
         v: None,
         targets: vec![Target {

@@ -86,6 +86,7 @@ fn lora(module: &str, out: usize, n: usize, kind: ModuleKind, seed: u64) -> TieG
         },
         a: Factor::trained(tensor(Dtype::F32, &[rank, n], seed, 0.5)),
         b: Factor::trained(tensor(Dtype::F32, &[out, rank], seed + 1, 0.5)),
+        core: None,
         u: None,
         v: None,
         targets: vec![Target {
@@ -110,6 +111,7 @@ fn tied_qkv(seed: u64) -> TieGroup {
         scaling: Scaling::one(3),
         a: Factor::trained(tensor(Dtype::F32, &[3, 6], seed, 0.5)),
         b: Factor::trained(tensor(Dtype::F32, &[14, 3], seed + 1, 0.5)),
+        core: None,
         u: Some(Factor::trained(tensor(Dtype::F32, &[2, 3], seed + 2, 1.0))),
         v: Some(Factor::trained(tensor(Dtype::F32, &[2, 14], seed + 3, 1.0))),
         targets: vec![

@@ -170,6 +170,22 @@ fn template(method: Method) -> Template {
     }
 }
 
+/// Templates with a core: beside everything, alone on frozen A and B, and untied.
+fn cores() -> Vec<Template> {
+    use Part::{A, B, C, V};
+    let with = |trained: &[Part], tied| Template {
+        trained: trained.to_vec(),
+        tied,
+        ..template(Method::Tl6)
+    };
+    vec![
+        with(&[A, B, C, V], true),
+        with(&[C], true),
+        with(&[A, C], true),
+        with(&[A, B, C], false),
+    ]
+}
+
 fn objective(template: &Template, dtype: DType, recompute: bool) -> (TrainingModel, Vec<Param>) {
     let model = Model::open_as(&fixture("llama-tiny"), &Device::Cpu, dtype).unwrap();
     let trainable = Trainable::new(template, &model).unwrap();
@@ -230,11 +246,18 @@ fn gradients_of_every_method_are_finite_differences() {
     }
 }
 
+/// Breaks where dC is transposed or misses a layer, or dA takes C for its transpose.
+#[test]
+fn gradients_of_cores_are_finite_differences() {
+    for template in cores() {
+        check_differences(&template);
+    }
+}
+
 #[test]
 fn gradients_on_every_module_joint_and_separate_are_finite_differences() {
     for (joint, tied, layers) in [(true, true, None), (false, false, Some(vec![1, 3]))] {
         check_differences(&Template {
-            trained: Part::ALL.to_vec(),
             targets: vec!["all".into()],
             joint,
             tied,
@@ -246,14 +269,14 @@ fn gradients_on_every_module_joint_and_separate_are_finite_differences() {
 
 #[test]
 fn every_method_starts_at_the_base_model() {
-    for method in Method::PRESETS {
-        let (mut objective, start) = objective(&template(method), DType::F32, false);
+    for template in Method::PRESETS.map(template).into_iter().chain(cores()) {
+        let (mut objective, start) = objective(&template, DType::F32, false);
         let loss = objective.loss(&start, &batch()).unwrap();
         let base = objective
             .model()
             .loss(&Branches::default(), &batch())
             .unwrap();
-        assert_eq!(loss, base, "{method}");
+        assert_eq!(loss, base, "{:?}", template.trained);
     }
 }
 
@@ -332,8 +355,11 @@ fn generation_with_a_cache_gives_the_logits_of_the_whole_text() {
 
 #[test]
 fn a_finished_adapter_computes_what_training_computed() {
-    for method in [Method::Lora, Method::Vera, Method::Tl4, Method::Tl6] {
-        let (mut objective, start) = objective(&template(method), DType::F32, false);
+    let methods = [Method::Lora, Method::Vera, Method::Tl4, Method::Tl6];
+    let presets = methods.map(|method| (method, template(method)));
+    let cores = cores().into_iter().map(|t| (Method::Custom, t));
+    for (method, template) in presets.into_iter().chain(cores) {
+        let (mut objective, start) = objective(&template, DType::F32, false);
         let params = moved(&start);
         let adapter = objective
             .adapter()
@@ -343,7 +369,8 @@ fn a_finished_adapter_computes_what_training_computed() {
         let attached = attach(&adapter, objective.model()).unwrap();
         let a = objective.loss(&params, &batch()).unwrap().nats;
         let b = objective.model().loss(&attached, &batch()).unwrap().nats;
-        assert!((a - b).abs() < 1e-6 * a, "{method}: {a} is not {b}");
+        let what = &template.trained;
+        assert!((a - b).abs() < 1e-6 * a, "{what:?}: {a} is not {b}");
     }
 }
 

@@ -34,7 +34,7 @@ pub struct RunConfig {
     /// The preset that `train` and `tie` make, or `Custom`.
     #[serde(serialize_with = "values::as_text")]
     pub method: Method,
-    /// In the order A, B, u, v, each at most once, at least one.
+    /// In the order A, B, C, u, v, C or u and not both, each at most once, at least one.
     #[serde(serialize_with = "values::parts_as_text")]
     pub train: Vec<Part>,
     pub tie: bool,
@@ -274,6 +274,9 @@ fn stored(name: &str, dtype: Dtype) -> Result<Dtype> {
 fn parts(name: &str, mut parts: Vec<Part>) -> Result<Vec<Part>> {
     parts.sort_unstable();
     distinct(name, &parts, Part::ALL.len(), |p| p.name())?;
+    if parts.contains(&Part::C) && parts.contains(&Part::U) {
+        return Err(usage(format!("`{name}` has C and u, which take one place")));
+    }
     Ok(parts)
 }
 

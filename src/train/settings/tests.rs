@@ -78,6 +78,7 @@ fn train_and_tie_make_the_method() {
         of("method = 'custom'\ntrain = ['v', 'u']\ntie = true").method,
         Method::Vera
     );
+    assert_eq!(of("train = ['C', 'A', 'B']").method, Method::Custom);
     assert!(refused("method = 'custom'\ntie = true").contains("`train` is not given"));
 }
 
@@ -125,6 +126,7 @@ fn values_that_make_no_sense_are_named() {
         ("checkpoint-every = 0", "`checkpoint-every` is 0"),
         ("train = []", "`number of train` is 0"),
         ("train = ['A', 'A']", "`train` has A twice"),
+        ("train = ['u', 'C']", "`train` has C and u"),
         ("targets = []", "`number of targets` is 0"),
         ("targets = ['q', 'k', 'q']", "`targets` has q twice"),
         ("targets = ['a b']", "`targets`: `a b`"),
@@ -148,7 +150,7 @@ fn a_bad_file_is_refused_with_its_line() {
         ("\nrank = 'a'", "line 2: invalid type"),
         ("rank = -1", "line 1: invalid value"),
         ("lr = 1\n\nmethod = 'tl9'", "line 3: `tl9` is not a method"),
-        ("lr = 1\ntrain = ['A', 'C']", "line 2: `C` is not one of"),
+        ("lr = 1\ntrain = ['A', 'D']", "line 2: `D` is not one of"),
         ("dtype = 'F8_E4M3'", "line 1: `F8_E4M3` is not one of f32"),
         ("lr = 1\nlayers = '1-'", "line 2: `layers` has `1-`"),
         ("lr = 1\n[", "line 2:"),

@@ -188,7 +188,7 @@ pub(crate) struct Train {
     /// Which factors train [default: the method's]
     #[arg(
         long,
-        value_name = "A,B,u,v",
+        value_name = "A,B,C,u,v",
         value_delimiter = ',',
         help_heading = "Adapter"
     )]
