@@ -17,6 +17,7 @@
 //! | [`sweep`] | runs over a grid of methods, ranks and learning rates, and what came of them |
 //! | [`checkpoint`], [`log`], [`curve`] | the files of a run: its state, its metrics, its picture |
 
+mod attach;
 pub mod checkpoint;
 pub mod compare;
 pub mod curve;
@@ -38,8 +39,9 @@ pub mod sweep;
 mod template;
 mod trainer;
 
+pub use attach::attach;
 pub use device::device;
 pub use params::{LossSum, Objective, Param};
 pub use runner::{Runner, branches_of};
-pub use template::{Template, Trainable, attach};
+pub use template::{Template, Trainable};
 pub use trainer::TrainingModel;
