@@ -12,6 +12,7 @@
 //! | [`job`] | one run from files to files |
 //! | [`settings`] | a run's options: flags over a TOML file over the method's defaults |
 //! | [`run`] | the training loop, for any [`Objective`] |
+//! | [`distil`] | an adapter trained to predict what another one predicts, and how near it is |
 //! | [`generate`] | greedy continuation of prompts, several at a time |
 //! | [`evaluate`], [`compare`] | a model's scores on a task; a merge against its base, by logits |
 //! | [`sweep`] | runs over a grid of methods, ranks and learning rates, and what came of them |
@@ -23,6 +24,7 @@ pub mod compare;
 pub mod curve;
 pub mod data;
 mod device;
+pub mod distil;
 pub mod evaluate;
 pub mod generate;
 pub mod job;
