@@ -13,6 +13,7 @@
 //! | [`settings`] | a run's options: flags over a TOML file over the method's defaults |
 //! | [`run`] | the training loop, for any [`Objective`] |
 //! | [`distil`] | an adapter trained to predict what another one predicts, and how near it is |
+//! | [`moments`] | second moments of what modules read |
 //! | [`generate`] | greedy continuation of prompts, several at a time |
 //! | [`evaluate`], [`compare`] | a model's scores on a task; a merge against its base, by logits |
 //! | [`sweep`] | runs over a grid of methods, ranks and learning rates, and what came of them |
@@ -30,6 +31,7 @@ pub mod generate;
 pub mod job;
 pub mod log;
 pub mod model;
+pub mod moments;
 pub mod ops;
 pub mod optim;
 pub mod params;
