@@ -13,6 +13,7 @@
 //! | [`settings`] | a run's options: flags over a TOML file over the method's defaults |
 //! | [`run`] | the training loop, for any [`Objective`] |
 //! | [`distil`] | an adapter trained to predict what another one predicts, and how near it is |
+//! | [`calibrate`] | the closest tied adapter to a LoRA, by what it does to texts |
 //! | [`moments`] | second moments of what modules read |
 //! | [`generate`] | greedy continuation of prompts, several at a time |
 //! | [`evaluate`], [`compare`] | a model's scores on a task; a merge against its base, by logits |
@@ -20,6 +21,7 @@
 //! | [`checkpoint`], [`log`], [`curve`] | the files of a run: its state, its metrics, its picture |
 
 mod attach;
+pub mod calibrate;
 pub mod checkpoint;
 pub mod compare;
 pub mod curve;
