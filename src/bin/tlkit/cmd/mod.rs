@@ -5,6 +5,7 @@ pub(crate) mod convert;
 pub(crate) mod demo;
 pub(crate) mod each;
 pub(crate) mod eval;
+mod fit;
 pub(crate) mod fleet;
 pub(crate) mod generate;
 pub(crate) mod inspect;
