@@ -45,15 +45,16 @@ pub struct Trainable {
 }
 
 #[derive(Debug)]
-struct Group {
+pub(super) struct Group {
     /// Start values; trained factors are replaced when the adapter is made.
-    shape: TieGroup,
-    slot: Slot,
-    layers: Vec<u32>,
-    spans: Vec<Span>,
+    pub(super) shape: TieGroup,
+    pub(super) slot: Slot,
+    /// Layers of the model, in the order of the factors' layers.
+    pub(super) layers: Vec<u32>,
+    pub(super) spans: Vec<Span>,
     /// Values of the factors that do not train.
-    a: Vec<f32>,
-    b: Vec<f32>,
+    pub(super) a: Vec<f32>,
+    pub(super) b: Vec<f32>,
 }
 
 impl Template {
@@ -133,15 +134,6 @@ impl Template {
         };
         let ones = |_| 1.0;
         let identity = |i| f32::from(i % (r * r) / r == i % r);
-        let mut spans = Vec::new();
-        let mut row = 0;
-        for place in places {
-            spans.extend(place.spans.iter().map(|s| Span {
-                row: row + s.row,
-                ..*s
-            }));
-            row += place.out;
-        }
         Ok(Group {
             a: a.tensor.to_f32()?,
             b: b.tensor.to_f32()?,
@@ -162,13 +154,22 @@ impl Template {
             },
             slot: first.slot,
             layers: layers.to_vec(),
-            spans: joined(spans),
+            spans: spans(places),
         })
     }
 }
 
-/// Spans with neighbours made one.
-fn joined(spans: Vec<Span>) -> Vec<Span> {
+/// Where the rows of modules, one after the other, go; neighbours made one.
+pub(super) fn spans(places: &[&ModulePlace]) -> Vec<Span> {
+    let mut spans = Vec::new();
+    let mut row = 0;
+    for place in places {
+        spans.extend(place.spans.iter().map(|s| Span {
+            row: row + s.row,
+            ..*s
+        }));
+        row += place.out;
+    }
     let mut out: Vec<Span> = Vec::new();
     for span in spans {
         match out.last_mut() {
@@ -233,16 +234,20 @@ impl Trainable {
             ..Adapter::default()
         };
         adapter.validate()?;
+        Ok(Self::of_groups(groups))
+    }
+
+    pub(super) fn of_groups(groups: Vec<Group>) -> Self {
         let params = (groups.iter().enumerate())
             .flat_map(|(g, group)| {
                 let trained = group.shape.factors().filter(|(_, f)| f.trained);
                 trained.map(move |(part, _)| (g, part))
             })
             .collect();
-        Ok(Self { groups, params })
+        Self { groups, params }
     }
 
-    /// The trained tensors at their start, where the model is the base model.
+    /// The trained tensors at their start; that of a template leaves the model the base model.
     ///
     /// # Errors
     /// None in practice: the tensors are f32.
@@ -502,73 +507,6 @@ fn mismatch() -> Error {
         Code::Usage,
         "the trained tensors are not those of this template",
     )
-}
-
-/// The branches of a finished adapter, of any kind that is a sum of low-rank updates of linear
-/// modules.
-///
-/// # Errors
-/// [`Code::UnmatchedModule`] and [`Code::BaseShape`] where it does not fit the model;
-/// [`Code::UnsupportedAdapter`] where it holds more than low-rank updates.
-pub fn attach(adapter: &Adapter, model: &Model) -> Result<Branches> {
-    if let Some(extra) = adapter.extras.first() {
-        let message = format!("the adapter also changes `{}` outright", extra.name);
-        return Err(
-            Error::new(Code::UnsupportedAdapter, message).hint("merge it, and run the result")
-        );
-    }
-    let modules = model.modules();
-    let mut branches = Branches::none(model.config().layers);
-    for group in &adapter.groups {
-        for (t, target) in group.targets.iter().enumerate() {
-            for i in 0..group.instances() {
-                let path = group.module_path(target, i);
-                let place = find(&modules, &path).ok_or_else(|| {
-                    Error::new(Code::UnmatchedModule, "the model has no such linear module")
-                        .tensor(&path)
-                })?;
-                if (place.out, place.in_features) != (target.out, group.in_features)
-                    || target.kind != ModuleKind::Linear
-                {
-                    let message = format!(
-                        "the model's weight is {}×{}, the adapter's update {}×{}",
-                        place.out, place.in_features, target.out, group.in_features
-                    );
-                    return Err(Error::new(Code::BaseShape, message).tensor(&path));
-                }
-                let low = group.low_rank(i, t)?;
-                let on = |values: Vec<f32>, rows, cols| -> Result<Tensor> {
-                    let host = Tensor::from_vec(values, (rows, cols), &candle_core::Device::Cpu)?;
-                    Ok(host.to_dtype(model.dtype())?.to_device(model.device())?)
-                };
-                let branch = Branch {
-                    a: on(low.right, low.rank, low.in_features)?,
-                    b: on(low.left, low.out, low.rank)?,
-                    scale: low.scale,
-                    spans: place.spans.clone(),
-                    wanted: [false; 2],
-                };
-                branches.push(place.layer, place.slot, branch);
-            }
-        }
-    }
-    Ok(branches)
-}
-
-/// The module of that path, or of one that differs in leading segments only.
-fn find<'a>(modules: &'a [ModulePlace], path: &str) -> Option<&'a ModulePlace> {
-    let ends = |long: &str, short: &str| {
-        long.strip_suffix(short)
-            .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-    };
-    let exact = modules.iter().find(|m| m.path == path);
-    exact.or_else(|| {
-        let mut like = modules
-            .iter()
-            .filter(|m| ends(&m.path, path) || ends(path, &m.path));
-        let one = like.next();
-        if like.next().is_some() { None } else { one }
-    })
 }
 
 impl Model {

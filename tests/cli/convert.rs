@@ -25,6 +25,72 @@ fn peft_to_tied_fits_what_is_not_tied() {
     assert_transcript!(shell);
 }
 
+/// Breaks where the comparison on held-out texts is told otherwise, or a request that cannot be met
+/// is taken.
+#[test]
+fn peft_to_tied_fits_to_texts() {
+    let mut shell = super::train::shell();
+    const FIT: &str = "convert peft-to-tied lora --fit --rank 3";
+    shell.run(&format!(
+        "{FIT} -o texts.tl --calibrate task/train.jsonl --model base --limit 60"
+    ));
+    std::fs::write(shell.path("few.jsonl"), "{\"text\":\"say\"}\n").unwrap();
+    for line in [
+        "--calibrate task/train.jsonl",
+        "--distill",
+        "--calibrate few.jsonl --model base",
+        "--calibrate task/train.jsonl --model lora",
+        "--calibrate task/train.jsonl --model base --distill --distill-lr=-1",
+        "--calibrate task/train.jsonl --model base --device gpu",
+    ] {
+        shell.run(&format!("{FIT} -o none.tl {line}"));
+    }
+    shell.run(&format!(
+        "{FIT} -o texts.tl --calibrate task/train.jsonl --model base"
+    ));
+    assert!(!shell.path("none.tl").exists());
+    assert_transcript!(shell);
+}
+
+/// Breaks where what is written is not the adapter that the comparison names, a distilled adapter
+/// is farther from the LoRA than the fit it began with, or texts that were given to compare on are
+/// not those compared on.
+#[test]
+fn the_nearest_of_three_adapters_is_written() {
+    let shell = super::train::shell();
+    let run = shell.quiet(
+        "convert peft-to-tied lora -o d.tl --fit --rank 3 --joint --model base --limit 40 \
+         --calibrate task/train.jsonl --valid task/valid.jsonl --distill=10 --distill-lr 0.002 --json",
+    );
+    assert_eq!((run.code, run.stderr.as_str()), (0, ""), "{}", run.stdout);
+    let report: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    let texts = &report["calibration"];
+    assert_eq!(
+        (&texts["fitted_on"], &texts["held_out"]),
+        (&40.into(), &40.into())
+    );
+    let kl = |stage: &str| texts[stage]["kl"].as_f64().unwrap();
+    assert_eq!(texts["kept"], "distilled");
+    assert!(
+        kl("distilled") < kl("calibrated").min(kl("plain")),
+        "{texts}"
+    );
+    assert_eq!(report["error"], texts["distilled"]["error"]);
+    let verify = shell.quiet("verify adapters lora d.tl --tolerance 1 --json");
+    let verify: serde_json::Value = serde_json::from_str(&verify.stdout).unwrap();
+    let (mut off, mut norm) = (0.0, 0.0);
+    for target in verify["targets"].as_array().unwrap() {
+        let n = target["norm"].as_f64().unwrap();
+        off += (n * target["relative"].as_f64().unwrap()).powi(2);
+        norm += n * n;
+    }
+    let error = report["error"].as_f64().unwrap();
+    assert!(
+        (error - (off / norm).sqrt()).abs() < 1e-6,
+        "{error} {verify}"
+    );
+}
+
 /// Breaks where an export changes its form, or `--as vera` writes what VeRA cannot say.
 #[test]
 fn tied_to_peft_in_each_form() {

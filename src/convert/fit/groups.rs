@@ -44,6 +44,13 @@ impl Family {
         factors.map(|(_, f)| f.tensor.byte_len()).sum()
     }
 
+    /// Rank-one terms of an untied LoRA that has the bytes of a tie group of this rank: no u.
+    pub(super) fn untied_terms(&self, rank: usize) -> usize {
+        let out: usize = self.targets.iter().map(|t| t.out).sum();
+        let inputs = self.sources.first().map_or(0, |g| g.in_features);
+        rank + rank * self.layers.len() / (inputs + out).max(1)
+    }
+
     pub(super) fn module_paths(&self) -> impl Iterator<Item = String> + '_ {
         let path = |g: &TieGroup| g.targets.iter().map(|t| g.module_path(t, 0)).collect();
         self.sources

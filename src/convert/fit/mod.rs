@@ -5,14 +5,18 @@
 //! and says what no tied adapter of that rank can do better than ([`GroupFit::bound`]).
 
 mod groups;
+mod outputs;
 mod problem;
 mod solve;
 mod starts;
+mod weighted;
 
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use serde::Serialize;
+
+pub use self::outputs::{LayerInputs, Moments, OutputFit, fit_outputs, measure_again};
 
 use self::groups::{Family, families, measure, tie_group};
 use self::problem::Problem;
@@ -20,7 +24,7 @@ use self::solve::{Fitted, fit, smallest};
 use super::{Tied, ToTiedOptions, import_tied};
 use crate::adapter::{Adapter, MAX_RANK, TieGroup};
 use crate::error::{Code, Error, Result};
-use crate::format::write_tl;
+use crate::format::{WriteOptions, write_tl};
 
 /// Smallest tolerance: f32 factors reach no less.
 const MIN_TOLERANCE: f64 = 1e-6;
@@ -54,6 +58,8 @@ pub enum Start {
     Subspace,
     /// Joint diagonalisation of two combinations of the layers.
     Pencil,
+    /// The fit to the updates, or the triplets that matter most to the outputs, improved for them.
+    Outputs,
 }
 
 /// One layer of a fitted tie group.
@@ -98,6 +104,17 @@ pub struct GroupFit {
     pub worst_layer: u32,
     /// Every layer, ascending.
     pub layers: Vec<LayerFit>,
+}
+
+impl GroupFit {
+    /// Whether it is about this tie group.
+    pub fn describes(&self, group: &TieGroup) -> bool {
+        let layers = self.layers.iter().map(|l| &l.layer);
+        self.targets
+            .iter()
+            .eq(group.targets.iter().map(|t| &t.module))
+            && layers.eq(group.layers.iter().flatten())
+    }
 }
 
 /// Totals of a fit, and its groups. Errors are over all fitted groups together.
@@ -159,12 +176,23 @@ pub fn fit_adapter(tied: &Tied, options: &FitOptions) -> Result<(Adapter, FitRep
         }
     }
     if groups.is_empty() {
-        let message = "no module is adapted in several layers and untied: there is nothing to fit";
-        return Err(Error::new(Code::Usage, message).hint("convert without --fit"));
+        return Err(nothing_to_fit());
     }
     adapter.sort();
     adapter.validate()?;
     Ok((adapter, report(groups, kept)))
+}
+
+fn nothing_to_fit() -> Error {
+    let message = "no module is adapted in several layers and untied: there is nothing to fit";
+    Error::new(Code::Usage, message).hint("convert without --fit")
+}
+
+fn solve(problem: &Problem, budget: Budget) -> Fitted {
+    match budget {
+        Budget::Rank(rank) => fit(problem, rank),
+        Budget::Tolerance(t) => smallest(problem, t * t * problem.square),
+    }
 }
 
 fn check(budget: Budget) -> Result<()> {
@@ -186,52 +214,66 @@ fn fit_family(family: &Family, budget: Budget) -> Result<Option<(TieGroup, Group
     let Some(problem) = Problem::new(&updates)? else {
         return Ok(None);
     };
-    let found = match budget {
-        Budget::Rank(rank) => fit(&problem, rank),
-        Budget::Tolerance(t) => smallest(&problem, t * t * problem.square),
-    };
-    let Fitted {
-        model,
-        start,
-        sweeps,
-        ..
-    } = found;
-    let group = tie_group(family, &problem, &model)?;
+    drop(updates);
+    finish(family, &problem, solve(&problem, budget)).map(Some)
+}
+
+/// The tie group of a fit. One to the updates is never worse than the triplets.
+fn finish(family: &Family, problem: &Problem, found: Fitted) -> Result<(TieGroup, GroupFit)> {
+    let updates = family.updates()?;
+    let group = tie_group(family, problem, &found.model)?;
     let errors = measure(&updates, &group)?;
     // Both as they are written, so that rounding to f32 cannot put the fit above the triplets.
-    let plain = tie_group(family, &problem, &problem.triplets(group.rank))?;
+    let plain = tie_group(family, problem, &problem.triplets(group.rank))?;
     let plain_errors = measure(&updates, &plain)?;
     let (sum, plain_sum): (f64, f64) = (errors.iter().sum(), plain_errors.iter().sum());
-    let (group, errors, start, sweeps) = if sum <= plain_sum {
-        (group, errors, start, sweeps)
+    let (group, errors, start, sweeps) = if sum <= plain_sum || found.start == Start::Outputs {
+        (group, errors, found.start, found.sweeps)
     } else {
         (plain, plain_errors, Start::Triplets, 0)
     };
+    let report = describe(family, problem, &group, &errors, plain_sum);
+    Ok((
+        group,
+        GroupFit {
+            start,
+            sweeps,
+            ..report
+        },
+    ))
+}
+
+/// What a tie group of a family comes to: `errors` are its squared ones, layer by layer, and
+/// `baseline` that of the triplets.
+fn describe(
+    family: &Family,
+    problem: &Problem,
+    group: &TieGroup,
+    errors: &[f64],
+    baseline: f64,
+) -> GroupFit {
     let share = |square: f64| (square / problem.square).sqrt();
-    let layers = layer_fits(family, &problem, &errors);
+    let layers = layer_fits(family, problem, errors);
     let worst = layers.iter().fold(
         layers[0],
         |worst, l| if l.error > worst.error { *l } else { worst },
     );
-    let numbers = group.in_features.saturating_add(group.total_out());
-    let same_bytes = group.rank + group.rank * layers.len() / numbers.max(1);
-    let report = GroupFit {
+    GroupFit {
         targets: family.targets.iter().map(|t| t.module.clone()).collect(),
         rank: group.rank,
         error: share(errors.iter().sum()),
         bound: share(problem.bound(group.rank)),
         bound_with_v: share(problem.bound_with_v(group.rank)),
-        baseline: share(plain_sum),
-        untied: share(problem.triplet_error(same_bytes)),
+        baseline: share(baseline),
+        untied: share(problem.triplet_error(family.untied_terms(group.rank))),
         norm: problem.square.sqrt(),
         bytes_before: family.bytes(),
         bytes: group.factors().map(|(_, f)| f.tensor.byte_len()).sum(),
-        start,
-        sweeps,
+        start: Start::Triplets,
+        sweeps: 0,
         worst_layer: worst.layer,
         layers,
-    };
-    Ok(Some((group, report)))
+    }
 }
 
 fn layer_fits(family: &Family, problem: &Problem, errors: &[f64]) -> Vec<LayerFit> {
@@ -275,7 +317,8 @@ fn report(groups: Vec<GroupFit>, kept: Vec<String>) -> FitReport {
     report
 }
 
-/// Says what the numbers mean, without a claim that a v would break: what was lost, how much of it had to be, and whether tying paid.
+/// Says what the numbers mean, without a claim that a v would break: what was lost, how much of it
+/// had to be, and whether tying paid.
 fn summary(r: &FitReport) -> String {
     let share = 100.0 * r.bytes as f64 / r.bytes_before.max(1) as f64;
     let took = format!("in {share:.1} % of the bytes");
@@ -338,7 +381,21 @@ pub fn peft_to_tied_fit(
 ) -> Result<ToFitted> {
     let tied = import_tied(dir, options)?;
     let (adapter, fit) = fit_adapter(&tied, fit)?;
-    let written = write_tl(output, &adapter, &options.write)?;
+    write_fitted(tied, &adapter, fit, output, &options.write)
+}
+
+/// Writes what a fit of `tied` gave.
+///
+/// # Errors
+/// Those of [`write_tl`].
+pub fn write_fitted(
+    tied: Tied,
+    adapter: &Adapter,
+    fit: FitReport,
+    output: &Path,
+    options: &WriteOptions,
+) -> Result<ToFitted> {
+    let written = write_tl(output, adapter, options)?;
     Ok(ToFitted {
         fit,
         modules: adapter.modules().len(),

@@ -99,7 +99,7 @@ pub(super) struct Spectrum {
 }
 
 impl Spectrum {
-    fn of(columns: &Mat<f64>) -> Result<Self> {
+    pub(super) fn of(columns: &Mat<f64>) -> Result<Self> {
         let gram = columns * columns.transpose();
         let n = gram.nrows();
         let (mut values, vectors) = if n <= WHOLE_SPECTRUM {
@@ -270,6 +270,12 @@ impl Problem {
         }
     }
 
+    /// Q: the orthonormal columns that span all rows of the updates, in × p.
+    pub(super) fn input_basis(&self) -> Mat<f64> {
+        let p = self.inputs.size;
+        self.inputs.lift(Mat::<f64>::identity(p, p).as_ref())
+    }
+
     /// A as in × R and B as Σ out × R of a model in the common bases.
     pub(super) fn lift(&self, model: &Model) -> (Mat<f64>, Mat<f64>) {
         let mut b = Mat::zeros(self.outputs.iter().map(|o| o.rows).sum(), model.b.ncols());
@@ -367,7 +373,7 @@ impl Layer {
     }
 }
 
-fn failed() -> Error {
+pub(super) fn failed() -> Error {
     let message = "the update has values that are not finite, or too large to be fitted";
     Error::new(Code::NonFinite, message)
 }

@@ -222,7 +222,11 @@ impl Model {
 
 /// The minimiser Z of ‖…‖² whose normal equations are Z·curvature = rhs, near `old` where the
 /// curvature is flat. `None` where the curvature is not finite.
-fn least_squares(rhs: Mat<f64>, curvature: &Mat<f64>, old: &Mat<f64>) -> Option<Mat<f64>> {
+pub(super) fn least_squares(
+    rhs: Mat<f64>,
+    curvature: &Mat<f64>,
+    old: &Mat<f64>,
+) -> Option<Mat<f64>> {
     let largest = (0..curvature.nrows()).fold(0.0, |m: f64, k| m.max(curvature[(k, k)]));
     if !(largest.is_finite() && largest > 0.0) {
         return None;
@@ -243,12 +247,12 @@ fn least_squares(rhs: Mat<f64>, curvature: &Mat<f64>, old: &Mat<f64>) -> Option<
     None
 }
 
-fn gram(m: &Mat<f64>) -> Mat<f64> {
+pub(super) fn gram(m: &Mat<f64>) -> Mat<f64> {
     m.transpose() * m
 }
 
 /// Element by element.
-fn product(one: &Mat<f64>, two: &Mat<f64>) -> Mat<f64> {
+pub(super) fn product(one: &Mat<f64>, two: &Mat<f64>) -> Mat<f64> {
     Mat::from_fn(one.nrows(), one.ncols(), |i, j| one[(i, j)] * two[(i, j)])
 }
 

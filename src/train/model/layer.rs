@@ -94,6 +94,17 @@ impl Layer {
         ))
     }
 
+    /// What a slot's product reads, made again from the layer's input x and the tape where it is
+    /// cheaper to compute than to keep.
+    pub(super) fn input(&self, slot: Slot, x: &Tensor, tape: &Tape) -> Result<Tensor> {
+        match slot {
+            Slot::Qkv => self.norms[0].forward(x),
+            Slot::Output => Ok(tape.attended.clone()),
+            Slot::GateUp => self.norms[1].forward(&tape.middle),
+            Slot::Down => gate(&tape.gate_up),
+        }
+    }
+
     /// The gradient with respect to the layer's input x, given that of its output, and the
     /// gradients of the branches. With `lowest`, nothing below that slot is wanted, and there is
     /// no gradient of x.
@@ -107,10 +118,10 @@ impl Layer {
         lowest: Option<Slot>,
     ) -> Result<(Option<Tensor>, [Vec<BranchGrads>; 4])> {
         let mut grads: [Vec<BranchGrads>; 4] = Default::default();
-        let mut back = |slot: Slot, dy: &Tensor, x: &dyn Fn() -> Result<Tensor>| {
+        let mut back = |slot: Slot, dy: &Tensor| {
             let (dx, own) = self.slot(slot).backward(
                 dy,
-                x,
+                &|| self.input(slot, x, tape),
                 &tape.products[slot as usize],
                 &branches[slot as usize],
                 lowest != Some(slot),
@@ -118,19 +129,18 @@ impl Layer {
             grads[slot as usize] = own;
             Ok::<_, crate::Error>(dx)
         };
-        let Some(dgate) = back(Slot::Down, &dy, &|| gate(&tape.gate_up))? else {
+        let Some(dgate) = back(Slot::Down, &dy)? else {
             return Ok((None, grads));
         };
         let dgate_up = gate_backward(&dgate, &tape.gate_up)?;
         drop(dgate);
-        let input = || self.norms[1].forward(&tape.middle);
-        let Some(dnorm) = back(Slot::GateUp, &dgate_up, &input)? else {
+        let Some(dnorm) = back(Slot::GateUp, &dgate_up)? else {
             return Ok((None, grads));
         };
         drop(dgate_up);
         let dmiddle = add_in_place(self.norms[1].backward(&dnorm, &tape.middle)?, &dy)?;
         drop((dnorm, dy));
-        let Some(dattended) = back(Slot::Output, &dmiddle, &|| Ok(tape.attended.clone()))? else {
+        let Some(dattended) = back(Slot::Output, &dmiddle)? else {
             return Ok((None, grads));
         };
         let heads = &self.heads;
@@ -150,7 +160,7 @@ impl Layer {
             })?,
             _ => dqkv,
         };
-        let Some(dnorm) = back(Slot::Qkv, &dqkv, &|| self.norms[0].forward(x))? else {
+        let Some(dnorm) = back(Slot::Qkv, &dqkv)? else {
             return Ok((None, grads));
         };
         let dx = add_in_place(self.norms[0].backward(&dnorm, x)?, &dmiddle)?;

@@ -24,7 +24,8 @@ pub use rotary::Rotary;
 
 use super::data::Batch;
 use super::ops::{
-    Branch, BranchGrads, HeadScratch, Past, Piece, Rotation, head_loss, head_loss_backward, linear,
+    Branch, BranchGrads, HeadScratch, Past, Piece, Rotation, head_divergence, head_loss,
+    head_loss_backward, linear,
 };
 use super::params::LossSum;
 use crate::error::{Code, Error, Result};
@@ -129,6 +130,17 @@ impl Branches {
         let branches = &mut self.layers[layer][slot as usize];
         branches.push(branch);
         branches.len() - 1
+    }
+
+    /// Adds all branches of `others` behind those that are there.
+    pub fn extend(&mut self, others: &Self) {
+        for (layer, slots) in others.layers.iter().enumerate() {
+            for slot in Slot::ALL {
+                for branch in &slots[slot as usize] {
+                    self.push(layer, slot, branch.clone());
+                }
+            }
+        }
     }
 
     /// The lowest product that has a branch whose gradient is wanted.
@@ -250,8 +262,7 @@ impl Model {
     /// [`Code::ModelConfig`] for a token beyond the vocabulary, [`Code::Backend`].
     pub fn loss(&self, branches: &Branches, batch: &Batch) -> Result<LossSum> {
         self.check_targets(batch)?;
-        let hidden = self.last_hidden(branches, batch)?;
-        let hidden = self.weights.norm.forward(&hidden)?;
+        let hidden = self.normed(branches, batch)?;
         head_loss(&hidden, self.head(), &batch.targets, &mut self.scratch())
     }
 
@@ -266,6 +277,80 @@ impl Model {
         keep: Keep,
     ) -> Result<(LossSum, BranchGradients)> {
         self.check_targets(batch)?;
+        self.backward_from(branches, batch, keep, |normed| {
+            head_loss_backward(normed, self.head(), &batch.targets, &mut self.scratch())
+        })
+    }
+
+    /// Σ KL(teacher ‖ student) over the positions of a batch that have a target, in nats: this model
+    /// with the branches of both.
+    ///
+    /// # Errors
+    /// As [`Model::loss`].
+    pub fn divergence(
+        &self,
+        student: &Branches,
+        teacher: &Branches,
+        batch: &Batch,
+    ) -> Result<LossSum> {
+        let [ours, theirs] = [student, teacher].map(|b| self.normed(b, batch));
+        Ok(head_divergence(&ours?, &theirs?, self.head(), &batch.targets, false)?.0)
+    }
+
+    /// As [`Model::divergence`], and its gradient with respect to the student's factors.
+    ///
+    /// # Errors
+    /// As [`Model::loss`].
+    pub fn divergence_backward(
+        &self,
+        student: &Branches,
+        teacher: &Branches,
+        batch: &Batch,
+        keep: Keep,
+    ) -> Result<(LossSum, BranchGradients)> {
+        let theirs = self.normed(teacher, batch)?;
+        self.backward_from(student, batch, keep, |ours| {
+            let (loss, dx) = head_divergence(ours, &theirs, self.head(), &batch.targets, true)?;
+            Ok((loss, dx.ok_or_else(no_tape)?))
+        })
+    }
+
+    /// Shows `visit` what each product of each layer reads (tokens × in), from the first layer on.
+    ///
+    /// # Errors
+    /// As [`Model::loss`]; those of `visit`.
+    pub fn inputs(
+        &self,
+        branches: &Branches,
+        batch: &Batch,
+        visit: &mut dyn FnMut(usize, Slot, &Tensor) -> Result<()>,
+    ) -> Result<()> {
+        let rows = Rows {
+            sequences: &batch.sequences,
+            rotation: &self.rotation(batch),
+        };
+        let mut x = self.embed(&batch.tokens)?;
+        let nothing = LayerBranches::default();
+        for (number, layer) in self.weights.layers.iter().enumerate() {
+            let own = branches.layers.get(number).unwrap_or(&nothing);
+            let (y, tape) = layer.forward(&x, &rows, own, None)?;
+            for slot in Slot::ALL {
+                visit(number, slot, &layer.input(slot, &x, &tape)?)?;
+            }
+            x = y;
+        }
+        Ok(())
+    }
+
+    /// A backward from what `head` says of the last layer's normed output (tokens × hidden): a loss,
+    /// and its gradient with respect to that.
+    fn backward_from(
+        &self,
+        branches: &Branches,
+        batch: &Batch,
+        keep: Keep,
+        head: impl FnOnce(&Tensor) -> Result<(LossSum, Tensor)>,
+    ) -> Result<(LossSum, BranchGradients)> {
         let rotation = self.rotation(batch);
         let rows = Rows {
             sequences: &batch.sequences,
@@ -273,8 +358,7 @@ impl Model {
         };
         let (last, mut inputs, mut tapes) = self.hidden(branches, batch, &rows, keep)?;
         let normed = self.weights.norm.forward(&last)?;
-        let (loss, dnormed) =
-            head_loss_backward(&normed, self.head(), &batch.targets, &mut self.scratch())?;
+        let (loss, dnormed) = head(&normed)?;
         drop(normed);
         let mut dx = self.weights.norm.backward(&dnormed, &last)?;
         drop((dnormed, last));
@@ -415,6 +499,11 @@ impl Model {
     fn rotation(&self, batch: &Batch) -> Rotation {
         let positions: Vec<_> = batch.sequences.iter().map(|s| 0..s.len()).collect();
         self.config.rotary.rotation(&positions)
+    }
+
+    /// What the head reads, where no backward follows.
+    fn normed(&self, branches: &Branches, batch: &Batch) -> Result<Tensor> {
+        (self.weights.norm).forward(&self.last_hidden(branches, batch)?)
     }
 
     /// The last layer's output, where no backward follows.

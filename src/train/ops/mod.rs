@@ -11,6 +11,7 @@
 //! the number of threads, so results do not either.
 
 mod attention;
+mod divergence;
 mod gate;
 mod linear;
 mod loss;
@@ -21,6 +22,7 @@ mod slices;
 mod vector;
 
 pub use attention::{Heads, Past, attention, attention_backward};
+pub use divergence::head_divergence;
 pub use gate::{gate, gate_backward};
 pub use linear::{Matrix, Piece, linear, linear_backward};
 pub use loss::{HeadScratch, head_loss, head_loss_backward};

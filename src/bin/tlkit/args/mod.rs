@@ -1,17 +1,19 @@
 //! The command line: what can be said, not what it does.
 
 mod audit;
+mod convert;
 mod store;
 mod train;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use clap::{Args, Parser, Subcommand, ValueHint};
 use tlkit::compute::DeviceChoice;
 use tlkit::merge::{Rounding, TiedPolicy};
 use tlkit::tensor::Dtype;
 
 pub(crate) use audit::{Audit, Plan};
+pub(crate) use convert::{Convert, Fit, PeftForm, PeftToTied, ProjectionRounding, TiedToPeft};
 pub(crate) use store::{
     Export, Fsck, Gc, Get, History, Init, Limit, List, Publish, Put, Quota, Rm, Stat, Store, Tag,
 };
@@ -77,100 +79,6 @@ pub(crate) enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Convert {
-    /// PEFT LoRA or VeRA directory to .tl
-    #[command(visible_alias = "peft→tied", alias = "peft->tied")]
-    PeftToTied(PeftToTied),
-    /// .tl to a PEFT directory
-    #[command(visible_alias = "tied→peft", alias = "tied->peft")]
-    TiedToPeft(TiedToPeft),
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct PeftToTied {
-    /// PEFT directory: adapter_config.json with adapter_model.safetensors or adapter_model.bin
-    #[arg(value_hint = ValueHint::DirPath)]
-    pub(crate) adapter: PathBuf,
-    /// The .tl file to write
-    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) output: PathBuf,
-    /// The base model: records its fingerprint, and answers what VeRA adapters leave open
-    #[arg(long, value_hint = ValueHint::AnyPath)]
-    pub(crate) base: Option<PathBuf>,
-    /// Write the closest tied adapter instead, and say what is lost
-    #[arg(long, requires = "budget")]
-    pub(crate) fit: bool,
-    /// Rank of the fitted tie groups
-    #[arg(long, value_name = "R", group = "budget", requires = "fit", value_parser = positive())]
-    pub(crate) rank: Option<u64>,
-    /// The smallest rank with at most this relative error, for each tie group: 0.05
-    #[arg(long, value_name = "X", group = "budget", requires = "fit")]
-    pub(crate) tolerance: Option<f64>,
-    /// Fit query, key and value as one tie group, which shares A and u
-    #[arg(long, requires = "fit")]
-    pub(crate) joint: bool,
-    /// Compress tensors with zstd; the root stays the same
-    #[arg(long)]
-    pub(crate) zstd: bool,
-    /// How torch rounded VeRA projections that are not stored
-    #[arg(long, value_enum, default_value = "fused")]
-    pub(crate) projection_rounding: ProjectionRounding,
-    /// The base's dtype in training, for VeRA projections that are not stored [default: the base's]
-    #[arg(long, value_parser = float_dtype)]
-    pub(crate) projection_dtype: Option<Dtype>,
-    /// Replace an existing output
-    #[arg(long)]
-    pub(crate) force: bool,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum ProjectionRounding {
-    /// One rounding (torch on x86-64 with AVX2 or newer)
-    Fused,
-    /// Two roundings (torch without FMA)
-    Separate,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct TiedToPeft {
-    /// The .tl file
-    #[arg(value_hint = ValueHint::FilePath)]
-    pub(crate) file: PathBuf,
-    /// The PEFT directory to write
-    #[arg(short, long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    pub(crate) output: PathBuf,
-    /// The form that PEFT, vLLM and llama.cpp all load alike: alpha = r, one rank, scale in B
-    #[arg(long, conflicts_with = "kind")]
-    pub(crate) portable: bool,
-    /// What to write
-    #[arg(
-        long = "as",
-        id = "kind",
-        value_name = "FORM",
-        value_enum,
-        default_value = "lora"
-    )]
-    pub(crate) kind: PeftForm,
-    /// Element type of the factors
-    #[arg(long, value_parser = float_dtype, default_value = "f32")]
-    pub(crate) dtype: Dtype,
-    /// The base model, so that target modules are named by suffix only where that is exact
-    #[arg(long, value_hint = ValueHint::AnyPath)]
-    pub(crate) base: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) blobs: Blobs,
-    /// Replace an existing output
-    #[arg(long)]
-    pub(crate) force: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum PeftForm {
-    Lora,
-    Vera,
 }
 
 #[derive(Debug, Args)]

@@ -1,5 +1,4 @@
 use tlkit::Result;
-use tlkit::convert::fit::{Budget, FitOptions, GroupFit, ToFitted, peft_to_tied_fit};
 use tlkit::convert::{self, Found, ToPeft, ToTied, ToTiedOptions};
 use tlkit::format::{Packing, WriteOptions};
 use tlkit::peft::export::{ExportOptions, Form};
@@ -7,7 +6,7 @@ use tlkit::peft::projection::Fma;
 
 use super::{blob_source, existing, open_base, show};
 use crate::args::{PeftForm, PeftToTied, ProjectionRounding, TiedToPeft};
-use crate::output::{Outcome, Output, bytes, count, fields, number, plural, table};
+use crate::output::{Outcome, Output, bytes, count, fields, number, plural};
 
 pub(crate) fn peft_to_tied(args: &PeftToTied, output: &Output) -> Result<Outcome> {
     let base = open_base(args.base.as_ref())?;
@@ -24,18 +23,8 @@ pub(crate) fn peft_to_tied(args: &PeftToTied, output: &Output) -> Result<Outcome
         },
         projection_dtype: args.projection_dtype,
     };
-    if let Some(budget) = budget(args) {
-        let fit = FitOptions {
-            budget,
-            joint: args.joint,
-        };
-        let report = peft_to_tied_fit(&args.adapter, &args.output, &options, &fit)
-            .map_err(|e| e.file(&args.adapter))?;
-        for note in &report.notes {
-            output.note(note);
-        }
-        output.report(&report, || fitted_text(&report))?;
-        return Ok(Outcome::Success);
+    if args.fit.fit {
+        return super::fit::run(args, &options, output);
     }
     let report = convert::peft_to_tied(&args.adapter, &args.output, &options)
         .map_err(|e| e.file(&args.adapter))?;
@@ -44,85 +33,6 @@ pub(crate) fn peft_to_tied(args: &PeftToTied, output: &Output) -> Result<Outcome
     }
     output.report(&report, || tied_text(&report))?;
     Ok(Outcome::Success)
-}
-
-/// What limits a fit, where one is asked for.
-fn budget(args: &PeftToTied) -> Option<Budget> {
-    let rank = |r: u64| Budget::Rank(usize::try_from(r).unwrap_or(usize::MAX));
-    args.rank
-        .map(rank)
-        .or(args.tolerance.map(Budget::Tolerance))
-}
-
-fn fitted_text(r: &ToFitted) -> String {
-    let row = |g: &GroupFit| {
-        vec![
-            g.targets.join("\n"),
-            g.layers.len().to_string(),
-            g.rank.to_string(),
-            share(g.error),
-            share(g.bound),
-            share(g.baseline),
-            share(g.untied),
-            format!("layer {}", g.worst_layer),
-            change(g.bytes_before, g.bytes),
-        ]
-    };
-    let header = [
-        "tie group",
-        "layers",
-        "rank",
-        "error",
-        "bound",
-        "triplets",
-        "untied",
-        "worst",
-        "bytes",
-    ];
-    let groups = table(&header, &[1, 2, 3, 4, 5, 6], r.fit.groups.iter().map(row));
-    let mut rows = vec![
-        ("error", share(r.fit.error)),
-        (
-            "bound",
-            format!(
-                "{} (no tied adapter of this rank without v), {} (with any v)",
-                share(r.fit.bound),
-                share(r.fit.bound_with_v)
-            ),
-        ),
-        (
-            "triplets",
-            format!("{} (the fit to beat)", share(r.fit.baseline)),
-        ),
-        (
-            "untied",
-            format!("{} (a LoRA of the same bytes)", share(r.fit.untied)),
-        ),
-        (
-            "modules",
-            format!(
-                "{} in {}",
-                r.modules,
-                plural(r.fit.groups.len(), "fitted tie group")
-            ),
-        ),
-        ("bytes", change(r.file_bytes_before, r.file_bytes)),
-        ("root", r.root.clone()),
-        ("output", show(&r.output)),
-    ];
-    if !r.fit.kept.is_empty() {
-        rows.insert(5, ("kept", plural(r.fit.kept.len(), "module")));
-    }
-    format!("{}.\n\n{groups}\n\n{}", r.fit.summary, fields(&rows))
-}
-
-/// A relative error: as a percentage where it is one, else as a number.
-fn share(error: f64) -> String {
-    if error < 1e-5 {
-        number(error)
-    } else {
-        format!("{:.2} %", 100.0 * error)
-    }
 }
 
 fn tied_text(r: &ToTied) -> String {
@@ -161,7 +71,7 @@ fn tied_text(r: &ToTied) -> String {
     ])
 }
 
-fn change(before: u64, after: u64) -> String {
+pub(super) fn change(before: u64, after: u64) -> String {
     format!(
         "{} → {} ({:.1} %)",
         bytes(before),

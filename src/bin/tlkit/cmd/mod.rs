@@ -6,6 +6,7 @@ pub(crate) mod demo;
 pub(crate) mod devices;
 pub(crate) mod each;
 pub(crate) mod eval;
+mod fit;
 pub(crate) mod fleet;
 pub(crate) mod generate;
 pub(crate) mod inspect;

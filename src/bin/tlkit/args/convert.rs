@@ -1,0 +1,157 @@
+//! Arguments of the conversions.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum, ValueHint};
+use tlkit::tensor::Dtype;
+
+use super::{Blobs, float_dtype, positive};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Convert {
+    /// PEFT LoRA or VeRA directory to .tl
+    #[command(visible_alias = "peft→tied", alias = "peft->tied")]
+    PeftToTied(PeftToTied),
+    /// .tl to a PEFT directory
+    #[command(visible_alias = "tied→peft", alias = "tied->peft")]
+    TiedToPeft(TiedToPeft),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PeftToTied {
+    /// PEFT directory: adapter_config.json with adapter_model.safetensors or adapter_model.bin
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) adapter: PathBuf,
+    /// The .tl file to write
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) output: PathBuf,
+    /// The base model: records its fingerprint, and answers what VeRA adapters leave open
+    #[arg(long, value_hint = ValueHint::AnyPath)]
+    pub(crate) base: Option<PathBuf>,
+    /// Compress tensors with zstd; the root stays the same
+    #[arg(long)]
+    pub(crate) zstd: bool,
+    /// How torch rounded VeRA projections that are not stored
+    #[arg(long, value_enum, default_value = "fused")]
+    pub(crate) projection_rounding: ProjectionRounding,
+    /// The base's dtype in training, for VeRA projections that are not stored [default: the base's]
+    #[arg(long, value_parser = float_dtype)]
+    pub(crate) projection_dtype: Option<Dtype>,
+    /// Replace an existing output
+    #[arg(long)]
+    pub(crate) force: bool,
+    // Last: what follows them would stand under their headings.
+    #[command(flatten)]
+    pub(crate) fit: Fit,
+    #[command(flatten)]
+    pub(crate) calibrate: Calibrate,
+}
+
+/// Fitting a tied adapter.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Fitting")]
+pub(crate) struct Fit {
+    /// Write the closest tied adapter instead, and say what is lost
+    #[arg(long, requires = "budget")]
+    pub(crate) fit: bool,
+    /// Rank of the fitted tie groups
+    #[arg(long, value_name = "R", group = "budget", requires = "fit", value_parser = positive())]
+    pub(crate) rank: Option<u64>,
+    /// The smallest rank with at most this relative error, for each tie group: 0.05
+    #[arg(long, value_name = "X", group = "budget", requires = "fit")]
+    pub(crate) tolerance: Option<f64>,
+    /// Fit query, key and value as one tie group, which shares A and u
+    #[arg(long, requires = "fit")]
+    pub(crate) joint: bool,
+}
+
+/// Fitting to what the adapter does to texts.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Fitting to texts")]
+pub(crate) struct Calibrate {
+    /// Fit to the outputs on the texts of this JSONL file (as for `train`), instead of to the updates,
+    /// and compare both fits with the LoRA on held-out texts
+    #[arg(long, value_name = "FILE", requires_all = ["fit", "model"], value_hint = ValueHint::FilePath)]
+    pub(crate) calibrate: Option<PathBuf>,
+    /// The base model to run: a directory with config.json, safetensors weights and tokenizer.json
+    #[arg(long, value_name = "DIR", requires = "calibrate", value_hint = ValueHint::DirPath)]
+    pub(crate) model: Option<PathBuf>,
+    /// Texts to compare on [default: every tenth of --calibrate]
+    #[arg(long, value_name = "FILE", requires = "calibrate", value_hint = ValueHint::FilePath)]
+    pub(crate) valid: Option<PathBuf>,
+    /// Most tokens of a text
+    #[arg(long, value_name = "N", requires = "calibrate", default_value = "512", value_parser = positive())]
+    pub(crate) seq_len: u64,
+    /// Most texts to read of each file
+    #[arg(long, value_name = "N", requires = "calibrate", value_parser = positive())]
+    pub(crate) limit: Option<u64>,
+    /// What runs the model: cpu, cuda, cuda:N, or auto
+    #[arg(
+        long,
+        value_name = "DEVICE",
+        requires = "calibrate",
+        default_value = "cpu"
+    )]
+    pub(crate) device: String,
+    /// Then train the better fit for so many steps to predict what the LoRA predicts
+    #[arg(long, value_name = "STEPS", requires = "calibrate", num_args = 0..=1, require_equals = true, default_missing_value = "200", value_parser = positive())]
+    pub(crate) distill: Option<u64>,
+    /// Highest learning rate of --distill
+    #[arg(
+        long,
+        value_name = "RATE",
+        requires = "distill",
+        default_value = "0.001"
+    )]
+    pub(crate) distill_lr: f64,
+    /// Texts of one step of --distill
+    #[arg(long, value_name = "N", requires = "distill", default_value = "8", value_parser = positive())]
+    pub(crate) distill_batch: u64,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum ProjectionRounding {
+    /// One rounding (torch on x86-64 with AVX2 or newer)
+    Fused,
+    /// Two roundings (torch without FMA)
+    Separate,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TiedToPeft {
+    /// The .tl file
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub(crate) file: PathBuf,
+    /// The PEFT directory to write
+    #[arg(short, long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) output: PathBuf,
+    /// The form that PEFT, vLLM and llama.cpp all load alike: alpha = r, one rank, scale in B
+    #[arg(long, conflicts_with = "kind")]
+    pub(crate) portable: bool,
+    /// What to write
+    #[arg(
+        long = "as",
+        id = "kind",
+        value_name = "FORM",
+        value_enum,
+        default_value = "lora"
+    )]
+    pub(crate) kind: PeftForm,
+    /// Element type of the factors
+    #[arg(long, value_parser = float_dtype, default_value = "f32")]
+    pub(crate) dtype: Dtype,
+    /// The base model, so that target modules are named by suffix only where that is exact
+    #[arg(long, value_hint = ValueHint::AnyPath)]
+    pub(crate) base: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) blobs: Blobs,
+    /// Replace an existing output
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PeftForm {
+    Lora,
+    Vera,
+}
