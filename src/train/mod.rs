@@ -38,7 +38,7 @@ pub mod sweep;
 mod template;
 mod trainer;
 
-pub use device::device;
+pub use device::{device, device_name};
 pub use params::{LossSum, Objective, Param};
 pub use runner::{Runner, branches_of};
 pub use template::{Template, Trainable, attach};
