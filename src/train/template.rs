@@ -1,7 +1,7 @@
 //! What is trained: which of A, B, u, v, on which modules, tied or not; and the values they start
 //! from.
 
-use candle_core::{DType, Tensor, WithDType};
+use candle_core::{DType, Device, Tensor, WithDType};
 
 use super::model::{BranchGradients, Branches, Model, ModulePlace, Slot};
 use super::ops::{Branch, Span};
@@ -289,17 +289,23 @@ impl Trainable {
         let mut branches = Branches::none(model.config().layers);
         for (g, group) in self.groups.iter().enumerate() {
             for (i, layer) in group.layers.iter().enumerate() {
-                branches.push(
-                    *layer as usize,
-                    group.slot,
-                    self.branch(params, g, i, model)?,
-                );
+                let branch = match model.dtype() {
+                    DType::F64 => self.branch::<f64>(params, g, i, model.device())?,
+                    _ => self.branch::<f32>(params, g, i, model.device())?,
+                };
+                branches.push(*layer as usize, group.slot, branch);
             }
         }
         Ok(branches)
     }
 
-    fn branch(&self, params: &[Param], g: usize, i: usize, model: &Model) -> Result<Branch> {
+    fn branch<T: WithDType + From<f32>>(
+        &self,
+        params: &[Param],
+        g: usize,
+        i: usize,
+        device: &Device,
+    ) -> Result<Branch> {
         let group = &self.groups[g];
         let (r, n, m) = (
             group.shape.rank,
@@ -320,16 +326,9 @@ impl Trainable {
                 .factors()
                 .any(|(p, f)| f.trained && parts.contains(&p))
         };
-        let on = |values: &[f32], by: &[f32], rows: usize, cols: usize| -> Result<Tensor> {
-            let host = match model.dtype() {
-                DType::F64 => scaled::<f64>(values, by, rows, cols)?,
-                _ => scaled::<f32>(values, by, rows, cols)?.to_dtype(model.dtype())?,
-            };
-            Ok(host.to_device(model.device())?)
-        };
         Ok(Branch {
-            a: on(a, u, r, n)?,
-            b: on(b, v, m, r)?,
+            a: Tensor::from_vec(scaled::<T>(a, u, n), (r, n), device)?,
+            b: Tensor::from_vec(scaled::<T>(b, v, r), (m, r), device)?,
             scale: group.shape.scaling.factor(r),
             spans: group.spans.clone(),
             wanted: [trains([Part::A, Part::U]), trains([Part::B, Part::V])],
@@ -479,21 +478,12 @@ fn mismatch() -> Error {
 }
 
 /// Row i of `values` times `by[i]`; `by` empty means ones.
-fn scaled<T: WithDType + From<f32>>(
-    values: &[f32],
-    by: &[f32],
-    rows: usize,
-    cols: usize,
-) -> Result<Tensor> {
+fn scaled<T: WithDType + From<f32>>(values: &[f32], by: &[f32], cols: usize) -> Vec<T> {
     let mut out: Vec<T> = values.iter().map(|x| T::from(*x)).collect();
     for (row, by) in out.chunks_mut(cols.max(1)).zip(by) {
         row.iter_mut().for_each(|x| *x *= T::from(*by));
     }
-    Ok(Tensor::from_vec(
-        out,
-        (rows, cols),
-        &candle_core::Device::Cpu,
-    )?)
+    out
 }
 
 /// The branches of a finished adapter, of any kind that is a sum of low-rank updates of linear
@@ -530,8 +520,11 @@ pub fn attach(adapter: &Adapter, model: &Model) -> Result<Branches> {
                 }
                 let low = group.low_rank(i, t)?;
                 let on = |values: Vec<f32>, rows, cols| -> Result<Tensor> {
-                    let host = Tensor::from_vec(values, (rows, cols), &candle_core::Device::Cpu)?;
-                    Ok(host.to_dtype(model.dtype())?.to_device(model.device())?)
+                    let factor = Tensor::from_vec(values, (rows, cols), model.device())?;
+                    match model.dtype() {
+                        DType::F64 => Ok(factor.to_dtype(DType::F64)?),
+                        _ => Ok(factor),
+                    }
                 };
                 let branch = Branch {
                     a: on(low.right, low.rank, low.in_features)?,
