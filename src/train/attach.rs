@@ -1,6 +1,6 @@
 //! Adapters that exist already, on a model: to run with it, or to train on.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::model::{Branches, Model, ModulePlace};
 use super::ops::Branch;
@@ -25,8 +25,11 @@ pub fn attach(adapter: &Adapter, model: &Model) -> Result<Branches> {
                 let place = place(&modules, group, target, i)?;
                 let low = group.low_rank(i, t)?;
                 let on = |values: Vec<f32>, rows, cols| -> Result<Tensor> {
-                    let host = Tensor::from_vec(values, (rows, cols), &candle_core::Device::Cpu)?;
-                    Ok(host.to_dtype(model.dtype())?.to_device(model.device())?)
+                    let factor = Tensor::from_vec(values, (rows, cols), model.device())?;
+                    match model.dtype() {
+                        DType::F64 => Ok(factor.to_dtype(DType::F64)?),
+                        _ => Ok(factor),
+                    }
                 };
                 let branch = Branch {
                     a: on(low.right, low.rank, low.in_features)?,

@@ -110,7 +110,7 @@ impl Calibration {
     /// Those of [`Model::open`], [`Vocabulary::open`] and [`Dataset::load`]; [`Code::NoExamples`] where
     /// nothing is left to hold out.
     pub fn open(options: &CalibrateOptions<'_>) -> Result<Self> {
-        let model = Model::open(options.model, options.device)?;
+        let model = Model::open(options.model, options.device, None)?;
         let vocabulary = Vocabulary::open(options.model)?;
         let wanted = DataOptions {
             seq_len: options.seq_len.min(model.config().max_positions),

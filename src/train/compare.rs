@@ -159,7 +159,7 @@ mod tests {
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
         let dir = fixtures.join("llama-tiny");
         let adapter = fixtures.join("adapters/style-tl6.tl");
-        let base = Model::open(&dir, &Device::Cpu).unwrap();
+        let base = Model::open(&dir, &Device::Cpu, None).unwrap();
         let (branches, _) = branches_of(&adapter, &base, &NoBlobs).unwrap();
         let texts = [vec![1, 5, 9, 77, 3, 20], (0..40).collect()];
         let compare = |merged: &Model| {
@@ -168,7 +168,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("merged");
         merge_into(&dir, &adapter, &path);
-        let right = compare(&Model::open(&path, &Device::Cpu).unwrap());
+        let right = compare(&Model::open(&path, &Device::Cpu, None).unwrap());
         let share = rounding_share(&Checkpoint::open(&path).unwrap());
         assert!(
             right.is_within(share * right.max_abs_logit, None),

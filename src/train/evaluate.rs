@@ -395,7 +395,7 @@ mod tests {
             eprintln!("skipped: {} is not there", dir.display());
             return;
         }
-        let model = Model::open(&dir, &Device::Cpu).unwrap();
+        let model = Model::open(&dir, &Device::Cpu, None).unwrap();
         let vocabulary = Vocabulary::open(&dir).unwrap();
         let none = Branches::default();
         let score = |task, items: &[EvalItem], batch_size| {

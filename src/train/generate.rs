@@ -176,7 +176,7 @@ mod tests {
 
     fn tiny() -> Model {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/llama-tiny");
-        Model::open(&dir, &Device::Cpu).unwrap()
+        Model::open(&dir, &Device::Cpu, None).unwrap()
     }
 
     fn run(model: &Model, prompts: &[Vec<u32>], options: &Generation) -> Vec<Generated> {
@@ -206,7 +206,7 @@ mod tests {
                     .map(|e| serde_json::from_value(e[key].clone()).unwrap());
                 list.collect()
             };
-            let model = Model::open(&dir, &Device::Cpu).unwrap();
+            let model = Model::open(&dir, &Device::Cpu, None).unwrap();
             let options = Generation {
                 max_tokens: 60,
                 stop: vec![2],

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 use serde::Serialize;
 
 use super::data::{DataOptions, DataStats, Dataset, Vocabulary};
@@ -107,7 +107,7 @@ impl Job {
                 return Err(Error::output_exists(output));
             }
         }
-        let model = Model::open(&config.model, &options.device)?;
+        let model = Model::open(&config.model, &options.device, config.compute_dtype)?;
         let vocabulary = Vocabulary::open(&config.model)?;
         let wanted = DataOptions {
             seq_len: config.seq_len.min(model.config().max_positions),
@@ -123,7 +123,10 @@ impl Job {
         let adapter = Trainable::new(&template(&config), &model)?;
         let start = adapter.adapter(&adapter.start()?, config.dtype)?;
         let base = base_model(&model, &start)?;
-        let identity = identity(&config, &base)?;
+        let mut identity = identity(&config, &base)?;
+        if let Some(compute) = computes(&model) {
+            identity.insert("compute".into(), compute);
+        }
         let objective = TrainingModel::new(model, adapter, config.recompute);
         Ok(Self {
             config,
@@ -292,6 +295,15 @@ fn base_model(model: &Model, adapter: &Adapter) -> Result<BaseModel> {
         revision: None,
         weights: Some(weights.hex()),
     })
+}
+
+/// What computes, where that is not f32 on the processor: a run that `auto` began on a GPU is not
+/// to go on elsewhere.
+fn computes(model: &Model) -> Option<String> {
+    let (device, dtype) = (model.device(), model.dtype());
+    let plain = device.is_cpu() && dtype == DType::F32;
+    let kind = if device.is_cpu() { "cpu" } else { "cuda" };
+    (!plain).then(|| format!("{kind} {}", dtype.as_str()))
 }
 
 /// What a resumed run must have in common with the one that was stopped.

@@ -47,7 +47,7 @@ mod template;
 mod trainer;
 
 pub use attach::attach;
-pub use device::device;
+pub use device::{device, device_name};
 pub use params::{LossSum, Objective, Param};
 pub use runner::{Runner, branches_of};
 pub use template::{Template, Trainable};

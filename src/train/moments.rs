@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn moments_are_means_of_projected_squares() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/llama-tiny");
-        let model = Model::open(&dir, &Device::Cpu).unwrap();
+        let model = Model::open(&dir, &Device::Cpu, None).unwrap();
         let text = |from: u32, len: u32| Example {
             tokens: (from..from + len).map(|t| t * 37 % 128).collect(),
             predicted: vec![true; len as usize],

@@ -10,6 +10,7 @@ use super::model::{Branches, Model};
 use crate::convert::open_adapter;
 use crate::error::{Code, Error, Result};
 use crate::format::BlobSource;
+use crate::tensor::Dtype;
 
 /// A model, what its tokens mean, and the adapter that runs on it.
 #[derive(Debug)]
@@ -25,7 +26,8 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// Opens the model directory `dir`, and the `.tl` or PEFT directory `adapter`.
+    /// Opens the model directory `dir`, and the `.tl` or PEFT directory `adapter`; computes in
+    /// `dtype` as [`Model::open`] says.
     ///
     /// # Errors
     /// Those of [`Model::open`], [`Vocabulary::open`] and [`branches_of`].
@@ -34,9 +36,10 @@ impl Runner {
         adapter: Option<&Path>,
         blobs: &dyn BlobSource,
         device: &Device,
+        dtype: Option<Dtype>,
     ) -> Result<Self> {
         let vocabulary = Vocabulary::open(dir)?;
-        let model = Model::open(dir, device)?;
+        let model = Model::open(dir, device, dtype)?;
         let (branches, notes) = match adapter {
             Some(adapter) => branches_of(adapter, &model, blobs)?,
             None => (Branches::none(model.config().layers), Vec::new()),

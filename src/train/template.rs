@@ -1,7 +1,7 @@
 //! What is trained: which of A, B, C, u, v, on which modules, tied or not; and the values they start
 //! from.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor, WithDType};
 
 use super::mix::Mix;
 use super::model::{BranchGradients, Branches, Model, ModulePlace, Slot};
@@ -298,17 +298,23 @@ impl Trainable {
         let mut branches = Branches::none(model.config().layers);
         for (g, group) in self.groups.iter().enumerate() {
             for (i, layer) in group.layers.iter().enumerate() {
-                branches.push(
-                    *layer as usize,
-                    group.slot,
-                    self.branch(params, g, i, model)?,
-                );
+                let branch = match model.dtype() {
+                    DType::F64 => self.branch::<f64>(params, g, i, model.device())?,
+                    _ => self.branch::<f32>(params, g, i, model.device())?,
+                };
+                branches.push(*layer as usize, group.slot, branch);
             }
         }
         Ok(branches)
     }
 
-    fn branch(&self, params: &[Param], g: usize, i: usize, model: &Model) -> Result<Branch> {
+    fn branch<T: WithDType + From<f32>>(
+        &self,
+        params: &[Param],
+        g: usize,
+        i: usize,
+        device: &Device,
+    ) -> Result<Branch> {
         let group = &self.groups[g];
         let (r, n, m) = (
             group.shape.rank,
@@ -325,21 +331,12 @@ impl Trainable {
                 .factors()
                 .any(|(p, f)| f.trained && parts.contains(&p))
         };
-        let cpu = &candle_core::Device::Cpu;
-        let on = |values: &[f32], by: Mix<'_>, rows: usize, cols: usize| -> Result<Tensor> {
-            let shape = (rows, cols);
-            let host = match model.dtype() {
-                DType::F64 => Tensor::from_vec(by.times::<f64>(values, cols), shape, cpu)?,
-                dtype => {
-                    Tensor::from_vec(by.times::<f32>(values, cols), shape, cpu)?.to_dtype(dtype)?
-                }
-            };
-            Ok(host.to_device(model.device())?)
-        };
         let before_a = group.before_a();
+        let a = self.mix(params, g, before_a, i, r).times::<T>(a, n);
+        let b = self.mix(params, g, Part::V, i, m).times::<T>(b, r);
         Ok(Branch {
-            a: on(a, self.mix(params, g, before_a, i, r), r, n)?,
-            b: on(b, self.mix(params, g, Part::V, i, m), m, r)?,
+            a: Tensor::from_vec(a, (r, n), device)?,
+            b: Tensor::from_vec(b, (m, r), device)?,
             scale: group.shape.scaling.factor(r),
             spans: group.spans.clone(),
             wanted: [trains([Part::A, before_a]), trains([Part::B, Part::V])],

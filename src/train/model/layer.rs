@@ -12,7 +12,7 @@ use std::ops::Range;
 use candle_core::Tensor;
 
 use super::super::ops::{
-    Branch, BranchGrads, Norm, Past, Rotation, add_branch, add_in_place, attention,
+    Branch, BranchGrads, Masks, Norm, Past, Rotation, add_branch, add_in_place, attention,
     attention_backward, branch_backward, gate, gate_backward, linear, linear_backward, rotate,
 };
 use super::family::Slot;
@@ -41,6 +41,7 @@ pub(super) struct Tape {
 pub(super) struct Rows<'a> {
     pub(super) sequences: &'a [Range<usize>],
     pub(super) rotation: &'a Rotation,
+    pub(super) masks: &'a Masks,
 }
 
 impl Layer {
@@ -76,7 +77,7 @@ impl Layer {
                 Some(past.as_slice())
             }
         };
-        let (attended, sums) = attention(&qkv, heads, rows.sequences, past)?;
+        let (attended, sums) = attention(&qkv, heads, rows.sequences, past, rows.masks)?;
         let middle = add_in_place(project(Slot::Output, &attended)?, x)?;
         let gate_up = project(Slot::GateUp, &self.norms[1].forward(&middle)?)?;
         let out = add_in_place(project(Slot::Down, &gate(&gate_up)?)?, &middle)?;
@@ -151,6 +152,7 @@ impl Layer {
             &tape.sums,
             heads,
             rows.sequences,
+            rows.masks,
         )?;
         let dqkv = rotate(dqkv, heads.q + heads.kv, heads.dim, rows.rotation, true)?;
         let dqkv = match (&self.head_norms, &tape.raw) {

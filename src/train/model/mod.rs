@@ -10,6 +10,8 @@ mod rotary;
 mod weights;
 
 #[cfg(test)]
+mod curves;
+#[cfg(test)]
 mod tests;
 
 use std::ops::Range;
@@ -24,12 +26,13 @@ pub use rotary::Rotary;
 
 use super::data::Batch;
 use super::ops::{
-    Branch, BranchGrads, HeadScratch, Past, Piece, Rotation, head_divergence, head_loss,
+    Branch, BranchGrads, HeadScratch, Masks, Past, Piece, Rotation, head_divergence, head_loss,
     head_loss_backward, linear,
 };
 use super::params::LossSum;
 use crate::error::{Code, Error, Result};
 use crate::safetensors::Checkpoint;
+use crate::tensor::Dtype;
 use layer::{LayerBranches, Rows, Tape};
 use weights::Weights;
 
@@ -167,12 +170,33 @@ impl BranchGradients {
 
 impl Model {
     /// Opens the model in `dir`: `config.json` and safetensors weights, one file or sharded.
+    /// Computes in f32 or bf16 as `dtype` says; without it in bf16 on a GPU where the embedding is
+    /// bf16, and else in f32.
     ///
     /// # Errors
     /// Those of [`ModelConfig::read`] and [`Checkpoint::open`]; [`Code::ModelConfig`] where the
-    /// weights are not those of the config.
-    pub fn open(dir: &Path, device: &Device) -> Result<Self> {
-        Self::open_as(dir, device, DType::F32)
+    /// weights are not those of the config; [`Code::Usage`] for another `dtype`.
+    pub fn open(dir: &Path, device: &Device, dtype: Option<Dtype>) -> Result<Self> {
+        let config = ModelConfig::read(dir)?;
+        let checkpoint = Checkpoint::open(dir)?;
+        let dtype = match dtype {
+            None if device.is_cpu() => DType::F32,
+            None => {
+                let name = format!("{}.weight", config.family.embedding);
+                let stored = checkpoint.locate(&name).map(|at| checkpoint.at(at).1.dtype);
+                match stored {
+                    Some(Dtype::BF16) => DType::BF16,
+                    _ => DType::F32,
+                }
+            }
+            Some(Dtype::F32) => DType::F32,
+            Some(Dtype::BF16) => DType::BF16,
+            Some(other) => {
+                let message = format!("a model is not computed in {other}");
+                return Err(Error::new(Code::Usage, message).hint("in f32 or bf16"));
+            }
+        };
+        Self::with(config, checkpoint, device, dtype)
     }
 
     /// As [`Model::open`], computing in `dtype`.
@@ -180,8 +204,20 @@ impl Model {
     /// # Errors
     /// As [`Model::open`].
     pub fn open_as(dir: &Path, device: &Device, dtype: DType) -> Result<Self> {
-        let config = ModelConfig::read(dir)?;
-        let checkpoint = Checkpoint::open(dir)?;
+        Self::with(
+            ModelConfig::read(dir)?,
+            Checkpoint::open(dir)?,
+            device,
+            dtype,
+        )
+    }
+
+    fn with(
+        config: ModelConfig,
+        checkpoint: Checkpoint,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Self> {
         let weights = weights::load(&checkpoint, &config, device, dtype)?;
         Ok(Self {
             config,
@@ -327,7 +363,8 @@ impl Model {
     ) -> Result<()> {
         let rows = Rows {
             sequences: &batch.sequences,
-            rotation: &self.rotation(batch),
+            rotation: &self.rotation(batch)?,
+            masks: &Masks::default(),
         };
         let mut x = self.embed(&batch.tokens)?;
         let nothing = LayerBranches::default();
@@ -351,10 +388,11 @@ impl Model {
         keep: Keep,
         head: impl FnOnce(&Tensor) -> Result<(LossSum, Tensor)>,
     ) -> Result<(LossSum, BranchGradients)> {
-        let rotation = self.rotation(batch);
+        let rotation = self.rotation(batch)?;
         let rows = Rows {
             sequences: &batch.sequences,
             rotation: &rotation,
+            masks: &Masks::default(),
         };
         let (last, mut inputs, mut tapes) = self.hidden(branches, batch, &rows, keep)?;
         let normed = self.weights.norm.forward(&last)?;
@@ -426,10 +464,12 @@ impl Model {
             .zip(tokens)
             .map(|(n, new)| *n..n + new.len())
             .collect();
-        let rotation = self.config.rotary.rotation(&positions);
+        let rotary = &self.config.rotary;
+        let rotation = rotary.rotation(&positions, &self.device, self.dtype)?;
         let rows = Rows {
             sequences: &sequences,
             rotation: &rotation,
+            masks: &Masks::default(),
         };
         let mut x = self.embed(&flat)?;
         let nothing = LayerBranches::default();
@@ -496,9 +536,10 @@ impl Model {
     }
 
     /// The angles of a batch whose sequences all begin at position 0.
-    fn rotation(&self, batch: &Batch) -> Rotation {
+    fn rotation(&self, batch: &Batch) -> Result<Rotation> {
         let positions: Vec<_> = batch.sequences.iter().map(|s| 0..s.len()).collect();
-        self.config.rotary.rotation(&positions)
+        let rotary = &self.config.rotary;
+        rotary.rotation(&positions, &self.device, self.dtype)
     }
 
     /// What the head reads, where no backward follows.
@@ -510,7 +551,8 @@ impl Model {
     fn last_hidden(&self, branches: &Branches, batch: &Batch) -> Result<Tensor> {
         let rows = Rows {
             sequences: &batch.sequences,
-            rotation: &self.rotation(batch),
+            rotation: &self.rotation(batch)?,
+            masks: &Masks::default(),
         };
         Ok(self.hidden(branches, batch, &rows, Keep::Nothing)?.0)
     }

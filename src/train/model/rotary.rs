@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use candle_core::{DType, Device};
 use serde::Deserialize;
 
 use super::super::ops::Rotation;
@@ -156,25 +157,31 @@ impl Rotary {
     }
 
     /// The angles of sequences laid end to end, whose rows have the given positions.
-    pub fn rotation(&self, positions: &[Range<usize>]) -> Rotation {
+    /// For work in `dtype` on `device`.
+    ///
+    /// # Errors
+    /// [`Code::Backend`]
+    pub fn rotation(
+        &self,
+        positions: &[Range<usize>],
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Rotation> {
         let tokens: usize = positions.iter().map(Range::len).sum();
-        let mut rotation = Rotation {
-            cos: Vec::with_capacity(tokens * self.half),
-            sin: Vec::with_capacity(tokens * self.half),
-            half: self.half,
-        };
+        let room = || Vec::with_capacity(tokens * self.half);
+        let (mut cosines, mut sines) = (room(), room());
         for range in positions {
             let frequencies = self.for_length(range.end);
             for position in range.clone() {
                 for frequency in frequencies.iter() {
                     let angle = f64::from(*frequency * position as f32);
                     let (sin, cos) = angle.sin_cos();
-                    rotation.cos.push(cos as f32 * self.attention);
-                    rotation.sin.push(sin as f32 * self.attention);
+                    cosines.push(cos as f32 * self.attention);
+                    sines.push(sin as f32 * self.attention);
                 }
             }
         }
-        rotation
+        Rotation::new([cosines, sines], self.half, device, dtype)
     }
 
     fn for_length(&self, length: usize) -> std::borrow::Cow<'_, [f32]> {

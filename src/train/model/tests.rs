@@ -68,7 +68,7 @@ fn logits_of_trained_models_are_the_golden_ones() {
             let error = largest_difference(&logits, &right);
             assert!(error < bound, "{name} {dtype:?}: {error}");
         }
-        let model = Model::open(&dir, &Device::Cpu).unwrap();
+        let model = Model::open(&dir, &Device::Cpu, None).unwrap();
         for text in golden["nll"].as_array().unwrap() {
             let ids: Vec<u32> = serde_json::from_value(text["ids"].clone()).unwrap();
             let nll: Vec<f64> = serde_json::from_value(text["nll_per_token"].clone()).unwrap();
@@ -121,7 +121,7 @@ fn logits_with_peft_adapters_are_those_of_peft() {
             .collect();
         let checkpoint = Checkpoint::open(&dir).unwrap();
         let opened = open_adapter(&config, Some(&checkpoint), &NoBlobs).unwrap();
-        let model = Model::open(&dir, &Device::Cpu).unwrap();
+        let model = Model::open(&dir, &Device::Cpu, None).unwrap();
         let branches = attach(&opened.adapter, &model).unwrap();
         let n = ids.len() / 2;
         let mut batch = one(&ids);
@@ -376,7 +376,7 @@ fn a_finished_adapter_computes_what_training_computed() {
 
 #[test]
 fn a_token_beyond_the_vocabulary_is_refused() {
-    let model = Model::open(&fixture("llama-tiny"), &Device::Cpu).unwrap();
+    let model = Model::open(&fixture("llama-tiny"), &Device::Cpu, None).unwrap();
     let error = model
         .logits(&Branches::default(), &one(&[1, 128]))
         .unwrap_err();

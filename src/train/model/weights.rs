@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::super::ops::{Heads, Matrix, Norm, Piece, Span};
+use super::super::ops::{Heads, Matrix, Norm, Piece, Span, fuses};
 use super::ModelConfig;
 use super::family::Slot;
 use crate::adapter::LAYER_PLACE;
@@ -26,6 +26,9 @@ pub(super) struct Module {
 #[derive(Debug)]
 pub(super) struct Projection {
     pub(super) modules: Vec<Module>,
+    /// The weights in the order of the columns, where the composed form reads them; those of the
+    /// modules are then only where they were mapped.
+    whole: Option<Matrix>,
     /// One for each column; none where no module has a bias.
     pub(super) bias: Option<Tensor>,
 }
@@ -33,19 +36,26 @@ pub(super) struct Projection {
 impl Projection {
     /// The weights in the order of the columns.
     pub(super) fn pieces(&self) -> Vec<Piece<'_>> {
-        let mut pieces: Vec<_> = (self.modules.iter())
-            .flat_map(|m| m.spans.iter().map(move |s| (s, &m.matrix)))
-            .collect();
-        pieces.sort_by_key(|(span, _)| span.column);
-        pieces
-            .into_iter()
-            .map(|(span, matrix)| Piece {
-                matrix,
-                row: span.row,
-                rows: span.len,
-            })
-            .collect()
+        match &self.whole {
+            Some(whole) => vec![Piece::whole(whole)],
+            None => pieces(&self.modules),
+        }
     }
+}
+
+fn pieces(modules: &[Module]) -> Vec<Piece<'_>> {
+    let mut pieces: Vec<_> = (modules.iter())
+        .flat_map(|m| m.spans.iter().map(move |s| (s, &m.matrix)))
+        .collect();
+    pieces.sort_by_key(|(span, _)| span.column);
+    pieces
+        .into_iter()
+        .map(|(span, matrix)| Piece {
+            matrix,
+            row: span.row,
+            rows: span.len,
+        })
+        .collect()
 }
 
 /// One layer.
@@ -173,7 +183,9 @@ impl Loader<'_> {
             let path = format!("{prefix}.{}", name.path);
             let spans = name.rows.spans(&sizes);
             let out = spans.iter().map(|s| s.len).sum();
-            let matrix = self.matrix(&path, [out, in_features])?;
+            let name = format!("{path}.weight");
+            let matrix = Matrix::mapped(self.tensor(&name, &[out, in_features])?)
+                .map_err(|e| e.tensor(name))?;
             let own = format!("{path}.bias");
             if self.checkpoint.locate(&own).is_some() {
                 let own = self.tensor(&own, &[out])?.to_f32()?;
@@ -192,7 +204,15 @@ impl Loader<'_> {
             None => None,
             Some(bias) => Some(Tensor::from_vec(bias, width, self.device)?.to_dtype(self.dtype)?),
         };
-        Ok(Projection { modules, bias })
+        let whole = match fuses(self.device, self.dtype) {
+            true => None,
+            false => Some(Matrix::joined(&pieces(&modules), self.device, self.dtype)?),
+        };
+        Ok(Projection {
+            modules,
+            whole,
+            bias,
+        })
     }
 
     fn norm(&mut self, path: &str, width: usize) -> Result<Norm> {
@@ -204,12 +224,13 @@ impl Loader<'_> {
             Some(_) => self.tensor(&name, &[width])?.to_f32()?,
             None => Vec::new(),
         };
-        Ok(Norm {
-            kind: self.config.family.norm,
-            gain,
-            bias,
-            eps: self.config.eps,
-        })
+        Norm::new(
+            self.config.family.norm,
+            [gain, bias],
+            self.config.eps,
+            self.device,
+            self.dtype,
+        )
     }
 
     fn matrix(&mut self, path: &str, shape: [usize; 2]) -> Result<Matrix> {

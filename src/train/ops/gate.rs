@@ -3,6 +3,8 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
+use super::kernels::{self, Call};
+use super::slices::wide;
 use super::vector::{exp, vectorised};
 use super::{ROWS, f32s, is_fused, tensor};
 use crate::error::Result;
@@ -15,8 +17,12 @@ pub fn gate(x: &Tensor) -> Result<Tensor> {
     let (rows, cols) = x.dims2()?;
     let width = cols / 2;
     if !is_fused(x) {
-        let g = x.narrow(1, 0, width)?;
-        return Ok((g.silu()? * x.narrow(1, width, width)?)?);
+        if kernels::serve(x) {
+            let call = Call::new("gate_forward", rows, &[x])?;
+            return call.shape(&[rows, width]).ints(&[width]).run();
+        }
+        let [g, u] = halves(x, width)?;
+        return Ok((g.silu()? * u)?.to_dtype(x.dtype())?);
     }
     let mut out = vec![0.0; rows * width];
     (out.par_chunks_mut(ROWS * width))
@@ -33,12 +39,22 @@ pub fn gate_backward(dy: &Tensor, x: &Tensor) -> Result<Tensor> {
     let (rows, cols) = x.dims2()?;
     let width = cols / 2;
     if !is_fused(x) {
-        let (g, u) = (x.narrow(1, 0, width)?, x.narrow(1, width, width)?);
+        if kernels::serve(x) {
+            let call = Call::new("gate_backward", rows, &[dy, x])?;
+            return call.shape(&[rows, cols]).ints(&[width]).run();
+        }
+        let [g, u] = halves(x, width)?;
+        let dy = dy.to_dtype(g.dtype())?;
         let s = (g.neg()?.exp()? + 1.0)?.recip()?;
-        let slope = (&s * (1.0 + (&g * (1.0 - &s)?)?)?)?;
-        let dg = ((dy * u)? * slope)?;
-        let du = (dy * (g * s)?)?;
-        return Ok(Tensor::cat(&[dg, du], 1)?);
+        let du = (&g * &s)?;
+        // silu'(g) = s·(1 + g·(1 − s)) = s + gs·(1 − s)
+        let slope = (&s + (&du * (1.0 - &s)?)?)?;
+        let dg = ((&dy * u)? * slope)?;
+        let du = (dy * du)?;
+        return Ok(Tensor::cat(
+            &[dg.to_dtype(x.dtype())?, du.to_dtype(x.dtype())?],
+            1,
+        )?);
     }
     let mut dx = vec![0.0; rows * cols];
     (dx.par_chunks_mut(ROWS * cols))
@@ -46,6 +62,12 @@ pub fn gate_backward(dy: &Tensor, x: &Tensor) -> Result<Tensor> {
         .zip(f32s(dy)?.par_chunks(ROWS * width))
         .for_each(|((dx, x), dy)| backward(width, dy, x, dx));
     tensor(dx, rows, cols)
+}
+
+/// The gate and what it gates.
+fn halves(x: &Tensor, width: usize) -> Result<[Tensor; 2]> {
+    let half = |start| x.narrow(1, start, width)?.to_dtype(wide(x.dtype()));
+    Ok([half(0)?, half(width)?])
 }
 
 vectorised! {

@@ -1,4 +1,5 @@
-//! Products with frozen weights, which stay in their checkpoint's dtype and in its mapped pages.
+//! Products with frozen weights. The fused form reads them where the checkpoint's file is mapped,
+//! in its dtype; the composed form holds them on its device, in the dtype it computes in.
 
 use std::ops::Range;
 
@@ -8,8 +9,8 @@ use faer::reborrow::ReborrowMut as _;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-use super::{ROWS, f32s, is_fused, tensor};
-use crate::error::Result;
+use super::{ROWS, f32s, fuses, is_fused, tensor};
+use crate::error::{Code, Error, Result};
 use crate::tensor::{self, Dtype, widen_into};
 
 /// Rows of a half-precision weight that are widened at a time, to stay in the cache.
@@ -39,6 +40,19 @@ impl Matrix {
     /// [`crate::Code::DtypeNotAllowed`] for other dtypes, [`crate::Code::Backend`] where the
     /// device has no room.
     pub fn new(weight: tensor::Tensor, device: &Device, dtype: DType) -> Result<Self> {
+        let mapped = Self::mapped(weight)?;
+        match fuses(device, dtype) {
+            true => Ok(mapped),
+            false => Self::joined(&[Piece::whole(&mapped)], device, dtype),
+        }
+    }
+
+    /// A two-dimensional F32, F16 or BF16 tensor that is left where it is: for the fused form, or
+    /// to be [`joined`](Self::joined).
+    ///
+    /// # Errors
+    /// [`crate::Code::DtypeNotAllowed`] for other dtypes.
+    pub fn mapped(weight: tensor::Tensor) -> Result<Self> {
         let (out, in_features) = match weight.shape() {
             [out, in_features] => (*out, *in_features),
             shape => (shape.iter().product(), 1),
@@ -46,22 +60,28 @@ impl Matrix {
         if !weight.dtype().is_float() {
             return Err(tensor::not_float(weight.dtype()));
         }
-        let stored = if device.is_cpu() && dtype == DType::F32 {
-            Stored::Bytes(weight)
-        } else {
-            let held = match (dtype, weight.dtype()) {
-                (DType::F64, _) => DType::F64,
-                (_, Dtype::BF16) => DType::BF16,
-                (_, Dtype::F16) => DType::F16,
-                _ => DType::F32,
-            };
-            let values = Tensor::from_vec(weight.to_f32()?, (out, in_features), &Device::Cpu)?;
-            Stored::Device(values.to_dtype(held)?.to_device(device)?)
-        };
         Ok(Self {
             out,
             in_features,
-            stored,
+            stored: Stored::Bytes(weight),
+        })
+    }
+
+    /// The pieces of mapped weights, all with the same columns, as one weight on `device`, of
+    /// which one product makes the columns of all.
+    ///
+    /// # Errors
+    /// [`crate::Code::Backend`] where the device has no room.
+    pub fn joined(pieces: &[Piece<'_>], device: &Device, dtype: DType) -> Result<Self> {
+        let parts: Vec<Tensor> = (pieces.iter())
+            .map(|piece| piece.on(device, dtype))
+            .collect::<Result<_>>()?;
+        let weight = Tensor::cat(&parts, 0)?;
+        let (out, in_features) = weight.dims2()?;
+        Ok(Self {
+            out,
+            in_features,
+            stored: Stored::Device(weight),
         })
     }
 
@@ -126,16 +146,15 @@ impl Matrix {
             .map(move |start| start..(start + step).min(rows.end))
     }
 
-    fn narrowed(&self, piece: &Piece<'_>, dtype: DType) -> Result<Tensor> {
-        let weight = match &self.stored {
-            Stored::Device(weight) => weight.narrow(0, piece.row, piece.rows)?,
-            Stored::Bytes(_) => {
-                let mut scratch = Vec::new();
-                let values = self.rows(piece.row..piece.row + piece.rows, &mut scratch);
-                tensor(values.to_vec(), piece.rows, self.in_features)?
-            }
-        };
-        Ok(weight.to_dtype(dtype)?)
+    /// The rows of a piece of a weight that is on a device.
+    fn narrowed(&self, piece: &Piece<'_>) -> Result<Tensor> {
+        match &self.stored {
+            Stored::Device(weight) => Ok(weight.narrow(0, piece.row, piece.rows)?),
+            Stored::Bytes(_) => Err(Error::new(
+                Code::Backend,
+                "a weight for f32 on the processor is asked for another device or type",
+            )),
+        }
     }
 }
 
@@ -163,6 +182,23 @@ impl<'a> Piece<'a> {
     fn range(&self) -> Range<usize> {
         self.row..self.row + self.rows
     }
+
+    /// The rows of a mapped weight, copied.
+    fn on(&self, device: &Device, dtype: DType) -> Result<Tensor> {
+        let (range, in_features) = (self.range(), self.matrix.in_features);
+        let Stored::Bytes(weight) = &self.matrix.stored else {
+            return self.matrix.narrowed(self);
+        };
+        let held = match weight.dtype() {
+            Dtype::BF16 => DType::BF16,
+            Dtype::F16 => DType::F16,
+            _ => DType::F32,
+        };
+        let width = weight.dtype().bits() / 8 * in_features;
+        let bytes = &weight.data()[range.start * width..range.end * width];
+        let shape = [range.len(), in_features];
+        Ok(Tensor::from_raw_buffer(bytes, held, &shape, device)?.to_dtype(dtype)?)
+    }
 }
 
 /// x·Wᵀ for the pieces end to end: tokens × in to tokens × Σ rows.
@@ -173,7 +209,7 @@ pub fn linear(x: &Tensor, pieces: &[Piece<'_>]) -> Result<Tensor> {
     if !is_fused(x) {
         let parts: Result<Vec<_>> = pieces
             .iter()
-            .map(|p| Ok(x.matmul(&p.matrix.narrowed(p, x.dtype())?.t()?)?))
+            .map(|p| Ok(x.matmul(&p.matrix.narrowed(p)?.t()?)?))
             .collect();
         return Ok(Tensor::cat(&parts?, 1)?);
     }
@@ -196,7 +232,7 @@ pub fn linear_backward(dy: &Tensor, pieces: &[Piece<'_>]) -> Result<Tensor> {
         let mut dx: Option<Tensor> = None;
         for p in pieces {
             let part = dy.narrow(1, column, p.rows)?.contiguous()?;
-            let part = part.matmul(&p.matrix.narrowed(p, dy.dtype())?)?;
+            let part = part.matmul(&p.matrix.narrowed(p)?)?;
             dx = Some(match dx {
                 Some(dx) => (dx + part)?,
                 None => part,

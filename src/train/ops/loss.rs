@@ -6,7 +6,9 @@
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
+use super::kernels::{self, Call};
 use super::linear::{Piece, product, product_backward};
+use super::slices::wide;
 use super::vector::{exp, fold, max, vectorised};
 use super::{Matrix, f32s, is_fused, linear, linear_backward, tensor};
 use crate::error::Result;
@@ -140,6 +142,7 @@ vectorised! {
     }
 }
 
+/// The one place of a batch's forward where the host waits for the device.
 fn composed(
     x: &Tensor,
     head: &Matrix,
@@ -147,39 +150,93 @@ fn composed(
     rows: &[usize],
     gradient: bool,
 ) -> Result<(f64, Option<Tensor>)> {
-    let step = (TILE / head.out().max(1)).clamp(32, rows.len().max(32));
-    let mut nats = 0.0;
-    let mut dx = if gradient {
-        Some(x.zeros_like()?)
-    } else {
-        None
-    };
-    for rows in rows.chunks(step) {
-        let numbers: Vec<u32> = rows.iter().map(|r| *r as u32).collect();
-        let numbers = Tensor::from_vec(numbers, rows.len(), x.device())?;
-        let own: Vec<u32> = rows.iter().map(|r| targets[*r]).collect();
-        let own = Tensor::from_vec(own, (rows.len(), 1), x.device())?;
-        let pieces = [Piece::whole(head)];
-        let logits = linear(&x.index_select(&numbers, 0)?, &pieces)?;
-        let wide = if logits.dtype() == DType::F64 {
-            DType::F64
-        } else {
-            DType::F32
-        };
-        let logits = logits.to_dtype(wide)?;
-        let logits = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
-        let sums = logits.exp()?.sum_keepdim(D::Minus1)?;
-        let loss = (sums.log()? - logits.gather(&own, 1)?)?;
-        nats += loss.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
-        if let Some(dx) = &mut dx {
-            let p = logits.exp()?.broadcast_div(&sums)?;
-            let one = Tensor::ones((rows.len(), 1), wide, x.device())?;
-            let p = p.scatter_add(&own, &one.neg()?, 1)?;
-            let back = linear_backward(&p.to_dtype(x.dtype())?, &pieces)?;
-            *dx = dx.index_add(&numbers, &back, 0)?;
+    let (tokens, device) = (x.dim(0)?, x.device());
+    let all = rows.len() == tokens;
+    let own: Vec<u32> = rows.iter().map(|r| targets[*r]).collect();
+    let own = Tensor::from_vec(own, (rows.len(), 1), device)?;
+    let inputs = match all {
+        true => x.clone(),
+        false => {
+            let numbers: Vec<u32> = rows.iter().map(|r| *r as u32).collect();
+            x.index_select(&Tensor::from_vec(numbers, rows.len(), device)?, 0)?
         }
+    };
+    let step = (TILE / head.out().max(1)).clamp(32, rows.len().max(32));
+    let (mut nats, mut back) = (Vec::new(), Vec::new());
+    for start in (0..rows.len()).step_by(step) {
+        let n = step.min(rows.len() - start);
+        let (inputs, own) = (inputs.narrow(0, start, n)?, own.narrow(0, start, n)?);
+        let (loss, dx) = composed_tile(&inputs, head, &own, gradient)?;
+        nats.push(loss);
+        back.extend(dx);
     }
+    let dx = match (gradient, all) {
+        (false, _) => None,
+        (true, true) => Some(Tensor::cat(&back, 0)?),
+        (true, false) => {
+            // Gathered and not scattered: every token reads its row, those without a target a
+            // row of zeros at the end.
+            back.push(Tensor::zeros((1, x.dim(1)?), x.dtype(), device)?);
+            let mut places = vec![rows.len() as u32; tokens];
+            for (place, row) in rows.iter().enumerate() {
+                places[*row] = place as u32;
+            }
+            let places = Tensor::from_vec(places, tokens, device)?;
+            Some(Tensor::cat(&back, 0)?.index_select(&places, 0)?)
+        }
+    };
+    let nats = Tensor::cat(&nats, 0)?.to_vec1::<f64>()?.iter().sum();
     Ok((nats, dx))
+}
+
+/// The loss of each token of a tile, in f64, and the gradient of their sum.
+fn composed_tile(
+    x: &Tensor,
+    head: &Matrix,
+    own: &Tensor,
+    gradient: bool,
+) -> Result<(Tensor, Option<Tensor>)> {
+    let pieces = [Piece::whole(head)];
+    let logits = linear(x, &pieces)?;
+    if kernels::serve(&logits) {
+        return kernel_tile(&logits, &pieces, own, gradient);
+    }
+    let logits = logits.to_dtype(wide(logits.dtype()))?;
+    let logits = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
+    let p = logits.exp()?;
+    let sums = p.sum_keepdim(D::Minus1)?;
+    let loss = (sums.log()? - logits.gather(own, 1)?)?;
+    let loss = loss.flatten_all()?.to_dtype(DType::F64)?;
+    if !gradient {
+        return Ok((loss, None));
+    }
+    let p = p.broadcast_div(&sums)?;
+    let one = Tensor::ones(own.shape(), p.dtype(), p.device())?;
+    let p = p.scatter_add(own, &one.neg()?, 1)?;
+    let dx = linear_backward(&p.to_dtype(x.dtype())?, &pieces)?;
+    Ok((loss, Some(dx)))
+}
+
+/// As [`composed_tile`], from its logits.
+fn kernel_tile(
+    logits: &Tensor,
+    pieces: &[Piece<'_>],
+    own: &Tensor,
+    gradient: bool,
+) -> Result<(Tensor, Option<Tensor>)> {
+    let (rows, vocabulary) = logits.dims2()?;
+    let sums = Call::new("log_sums", rows, &[logits])?;
+    let sums = (sums.shape(&[rows, 2]).in_f32())
+        .ints(&[vocabulary])
+        .run()?;
+    let loss = (sums.sum_keepdim(1)? - logits.gather(own, 1)?.to_dtype(DType::F32)?)?;
+    let loss = loss.flatten_all()?.to_dtype(DType::F64)?;
+    if !gradient {
+        return Ok((loss, None));
+    }
+    let slopes = Call::new("loss_backward", rows, &[logits, &sums, own])?;
+    let slopes = slopes.ints(&[vocabulary]).run()?;
+    Ok((loss, Some(linear_backward(&slopes, pieces)?)))
 }
 
 #[cfg(test)]

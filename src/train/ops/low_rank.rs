@@ -24,7 +24,8 @@ pub struct Span {
     pub len: usize,
 }
 
-/// One pair of factors beside a product, u and v multiplied in.
+/// One pair of factors beside a product, u and v multiplied in; in f32 beside activations in half
+/// precision, else in their type.
 #[derive(Debug, Clone)]
 pub struct Branch {
     /// r × in
@@ -54,9 +55,11 @@ pub struct BranchGrads {
 /// [`crate::Code::Backend`]
 pub fn add_branch(y: Tensor, x: &Tensor, branch: &Branch) -> Result<(Tensor, Tensor)> {
     if !is_fused(x) {
-        let p = x.matmul(&branch.a.t()?)?;
-        let part = (p.matmul(&branch.b.t()?)? * branch.scale)?;
-        return Ok((scatter(&y, &part, &branch.spans)?, p));
+        // The factors are f32 beside half-precision activations: a small step of training is lost
+        // in half precision.
+        let p = x.to_dtype(branch.a.dtype())?.matmul(&branch.a.t()?)?;
+        let part = (&p * branch.scale)?.matmul(&branch.b.t()?)?;
+        return Ok((scatter(&y, &part.to_dtype(y.dtype())?, &branch.spans)?, p));
     }
     let (tokens, width) = y.dims2()?;
     let (rank, in_features) = branch.a.dims2()?;
@@ -111,12 +114,11 @@ pub fn branch_backward(
     p: &Tensor,
     branch: &Branch,
 ) -> Result<(Option<Tensor>, BranchGrads)> {
+    if !is_fused(x) {
+        return composed_backward(dx, dy, x, p, branch);
+    }
     let b_grad = match branch.wanted[1] {
-        true if is_fused(x) => Some(b_gradient(dy, p, branch)?),
-        true => {
-            let dy = gather(dy, &branch.spans)?;
-            Some((dy.t()?.contiguous()?.matmul(p)? * branch.scale)?)
-        }
+        true => Some(b_gradient(dy, p, branch)?),
         false => None,
     };
     if dx.is_none() && !branch.wanted[0] {
@@ -124,13 +126,11 @@ pub fn branch_backward(
     }
     let dp = p_gradient(dy, branch)?;
     let a_grad = match branch.wanted[0] {
-        true if is_fused(x) => Some(a_gradient(&dp, x)?),
-        true => Some(dp.t()?.contiguous()?.matmul(x)?),
+        true => Some(a_gradient(&dp, x)?),
         false => None,
     };
     let dx = match dx {
         None => None,
-        Some(dx) if !is_fused(x) => Some(add_in_place(dx, &dp.matmul(&branch.a)?)?),
         Some(dx) => {
             let (rank, in_features) = branch.a.dims2()?;
             {
@@ -159,11 +159,39 @@ pub fn branch_backward(
     ))
 }
 
+fn composed_backward(
+    dx: Option<Tensor>,
+    dy: &Tensor,
+    x: &Tensor,
+    p: &Tensor,
+    branch: &Branch,
+) -> Result<(Option<Tensor>, BranchGrads)> {
+    let dtype = branch.a.dtype();
+    let dy = gather(dy, &branch.spans)?.to_dtype(dtype)?;
+    let b = match branch.wanted[1] {
+        true => Some(dy.t()?.matmul(&(p * branch.scale)?)?),
+        false => None,
+    };
+    if dx.is_none() && !branch.wanted[0] {
+        return Ok((None, BranchGrads { a: None, b }));
+    }
+    let dp = (dy.matmul(&branch.b)? * branch.scale)?;
+    let a = match branch.wanted[0] {
+        true => Some(dp.t()?.matmul(&x.to_dtype(dtype)?)?),
+        false => None,
+    };
+    let dx = match dx {
+        None => None,
+        Some(dx) => {
+            let part = dp.matmul(&branch.a)?.to_dtype(dx.dtype())?;
+            Some(add_in_place(dx, &part)?)
+        }
+    };
+    Ok((dx, BranchGrads { a, b }))
+}
+
 /// s · dy·B: tokens × r.
 fn p_gradient(dy: &Tensor, branch: &Branch) -> Result<Tensor> {
-    if !is_fused(dy) {
-        return Ok((gather(dy, &branch.spans)?.matmul(&branch.b)? * branch.scale)?);
-    }
     let (tokens, width) = dy.dims2()?;
     let (out, rank) = branch.b.dims2()?;
     let mut dp = vec![0.0; tokens * rank];
@@ -279,6 +307,17 @@ fn gather(dy: &Tensor, spans: &[Span]) -> Result<Tensor> {
 
 /// y with the columns of `part` added where the spans say.
 fn scatter(y: &Tensor, part: &Tensor, spans: &[Span]) -> Result<Tensor> {
+    if let [
+        Span {
+            row: 0,
+            column: 0,
+            len,
+        },
+    ] = spans
+        && *len == y.dim(1)?
+    {
+        return Ok((y + part)?);
+    }
     let mut spans = spans.to_vec();
     spans.sort_by_key(|s| s.column);
     let mut columns = Vec::new();

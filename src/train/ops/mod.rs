@@ -2,8 +2,11 @@
 //!
 //! Every operation exists twice: fused, for f32 on the processor, over plain slices with the
 //! project's own kernels; and composed of candle's operations, for any device and float type.
-//! The composed form is the reference that the fused one is tested against, what runs on a GPU,
-//! and what the finite-difference tests differentiate in f64. There is no tape: the decoder
+//! The composed form is the reference that the fused one is tested against, and what the
+//! finite-difference tests differentiate in f64. It is also what runs on a GPU, with `kernels` in
+//! the place of what is neither a product nor a copy. In half precision it holds weights,
+//! activations and their gradients in that type, and computes products with f32 sums and all else
+//! in f32; nothing in it waits for the device but what says so. There is no tape: the decoder
 //! calls each backward itself, so that no gradient is ever computed for a frozen weight, and
 //! nothing is kept that the backward does not read.
 //!
@@ -13,6 +16,7 @@
 mod attention;
 mod divergence;
 mod gate;
+mod kernels;
 mod linear;
 mod loss;
 mod low_rank;
@@ -21,15 +25,19 @@ mod rope;
 mod slices;
 mod vector;
 
-pub use attention::{Heads, Past, attention, attention_backward};
+pub use attention::{Heads, Masks, Past, attention, attention_backward};
 pub use divergence::head_divergence;
 pub use gate::{gate, gate_backward};
+#[cfg(test)]
+pub(super) use kernels::host;
 pub use linear::{Matrix, Piece, linear, linear_backward};
 pub use loss::{HeadScratch, head_loss, head_loss_backward};
 pub use low_rank::{Branch, BranchGrads, Span, add_branch, branch_backward};
 pub use norm::{Norm, NormKind};
 pub use rope::{Rotation, rotate};
-pub(super) use slices::{add_in_place, f32s, is_fused, tensor};
+#[cfg(test)]
+pub(super) use slices::composing;
+pub(super) use slices::{add_in_place, f32s, fuses, is_fused, tensor};
 
 /// Tokens handled by one task: enough to keep a matrix product busy, few enough to share out.
 const ROWS: usize = 128;

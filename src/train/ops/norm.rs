@@ -1,11 +1,13 @@
 //! RMSNorm, and NeMo's LayerNorm1p, over the rows of a matrix or over heads within rows.
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use rayon::prelude::*;
 
+use super::kernels::{self, Call};
+use super::slices::{fuses, wide};
 use super::vector::{dot, fold, vectorised};
 use super::{ROWS, f32s, is_fused, tensor};
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 
 /// Which normalisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,20 +18,47 @@ pub enum NormKind {
     Layer,
 }
 
-/// A frozen normalisation over groups of `gain.len()` neighbouring columns.
+/// A frozen normalisation over groups of neighbouring columns.
 #[derive(Debug, Clone)]
 pub struct Norm {
-    /// Which.
-    pub kind: NormKind,
-    /// g, for each column of a group.
-    pub gain: Vec<f32>,
-    /// b, for [`NormKind::Layer`]; empty for none.
-    pub bias: Vec<f32>,
-    /// ε
-    pub eps: f64,
+    kind: NormKind,
+    /// One for each column of a group.
+    gain: Vec<f32>,
+    /// As many; empty for none.
+    bias: Vec<f32>,
+    eps: f64,
+    /// Gain and bias where the composed form reads them.
+    vectors: Option<(Tensor, Option<Tensor>)>,
 }
 
 impl Norm {
+    /// The normalisation over `gain.len()` columns with the gain g, the bias b (empty for none)
+    /// and ε, for work in `dtype` on `device`.
+    ///
+    /// # Errors
+    /// [`crate::Code::Backend`]
+    pub fn new(
+        kind: NormKind,
+        [gain, bias]: [Vec<f32>; 2],
+        eps: f64,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Self> {
+        let on = |values: &[f32]| Tensor::new(values, device)?.to_dtype(wide(dtype));
+        let vectors = match (fuses(device, dtype), bias.is_empty()) {
+            (true, _) => None,
+            (false, true) => Some((on(&gain)?, None)),
+            (false, false) => Some((on(&gain)?, Some(on(&bias)?))),
+        };
+        Ok(Self {
+            kind,
+            gain,
+            bias,
+            eps,
+            vectors,
+        })
+    }
+
     /// The normalised rows of `x`, of its shape.
     ///
     /// # Errors
@@ -69,11 +98,7 @@ impl Norm {
     fn statistics(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
         let n = self.gain.len();
         let x = x.reshape((x.elem_count() / n, n))?;
-        let x = if x.dtype() == DType::F64 {
-            x
-        } else {
-            x.to_dtype(DType::F32)?
-        };
+        let x = x.to_dtype(wide(x.dtype()))?;
         let x = match self.kind {
             NormKind::Rms => x,
             NormKind::Layer => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
@@ -82,26 +107,53 @@ impl Norm {
         Ok((x, scale))
     }
 
-    fn vector(&self, values: &[f32], like: &Tensor) -> Result<Tensor> {
-        Ok(Tensor::new(values, like.device())?.to_dtype(like.dtype())?)
+    /// Gain and bias for the composed form.
+    fn vectors(&self) -> Result<(&Tensor, Option<&Tensor>)> {
+        match &self.vectors {
+            Some((gain, bias)) => Ok((gain, bias.as_ref())),
+            None => Err(Error::new(
+                Code::Backend,
+                "a normalisation made for f32 on the processor is asked for another device or type",
+            )),
+        }
+    }
+
+    /// Whether a kernel makes this of `x`.
+    fn has_kernel(&self, x: &Tensor) -> bool {
+        kernels::serve(x) && self.kind == NormKind::Rms && self.bias.is_empty()
+    }
+
+    /// What a kernel makes of `inputs`, which have the same shape, and the gain.
+    fn call(&self, kernel: &'static str, inputs: &[&Tensor]) -> Result<Tensor> {
+        let (gain, cols) = (self.vectors()?.0, self.gain.len());
+        let inputs = [inputs, &[gain]].concat();
+        let groups = inputs.first().map_or(0, |x| x.elem_count() / cols);
+        let call = Call::new(kernel, groups, &inputs)?;
+        call.ints(&[cols]).floats(&[self.eps as f32]).run()
     }
 
     fn composed(&self, x: &Tensor) -> Result<Tensor> {
+        if self.has_kernel(x) {
+            return self.call("norm_forward", &[x]);
+        }
+        let (gain, bias) = self.vectors()?;
         let (centred, scale) = self.statistics(x)?;
-        let y = centred.broadcast_mul(&scale)?;
-        let y = y.broadcast_mul(&self.vector(&self.gain, &y)?)?;
-        let y = match self.bias.is_empty() {
-            true => y,
-            false => y.broadcast_add(&self.vector(&self.bias, &y)?)?,
+        let y = centred.broadcast_mul(&scale)?.broadcast_mul(gain)?;
+        let y = match bias {
+            None => y,
+            Some(bias) => y.broadcast_add(bias)?,
         };
         Ok(y.to_dtype(x.dtype())?.reshape(x.shape())?)
     }
 
     fn composed_backward(&self, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
+        if self.has_kernel(x) {
+            return self.call("norm_backward", &[dy, x]);
+        }
         let (centred, scale) = self.statistics(x)?;
         let hat = centred.broadcast_mul(&scale)?;
         let g = dy.reshape(hat.shape())?.to_dtype(hat.dtype())?;
-        let g = g.broadcast_mul(&self.vector(&self.gain, &hat)?)?;
+        let g = g.broadcast_mul(self.vectors()?.0)?;
         let along = (&g * &hat)?.mean_keepdim(D::Minus1)?;
         let dx = (&g - hat.broadcast_mul(&along)?)?;
         let dx = match self.kind {
@@ -178,26 +230,25 @@ mod tests {
         for (kind, bias) in [(NormKind::Rms, false), (NormKind::Layer, true)] {
             let vector = |seed| f32s(&random(1, 48, seed)).unwrap().to_vec();
             let bias = if bias { vector(4) } else { Vec::new() };
-            let norm = Norm {
-                kind,
-                gain: vector(3),
-                bias,
-                eps: 1e-5,
+            let on = |dtype| {
+                let vectors = [vector(3), bias.clone()];
+                Norm::new(kind, vectors, 1e-5, &Device::Cpu, dtype).unwrap()
             };
+            let (norm, norm64) = (on(DType::F32), on(DType::F64));
             // Two groups in each row, as the heads of Qwen3 are.
             let (x, dy) = (random(150, 96, 1), random(150, 96, 2));
             let wide = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
             close(
                 &norm.forward(&x).unwrap(),
-                &norm.forward(&wide(&x)).unwrap(),
+                &norm64.forward(&wide(&x)).unwrap(),
                 1e-5,
             );
-            let dx = norm.backward(&wide(&dy), &wide(&x)).unwrap();
+            let dx = norm64.backward(&wide(&dy), &wide(&x)).unwrap();
             close(&norm.backward(&dy, &x).unwrap(), &dx, 1e-5);
             let direction = wide(&random(150, 96, 5));
             let loss = |step: f64| {
                 let x = (wide(&x) + (&direction * step).unwrap()).unwrap();
-                let y = (norm.forward(&x).unwrap() * wide(&dy)).unwrap();
+                let y = (norm64.forward(&x).unwrap() * wide(&dy)).unwrap();
                 y.sum_all().unwrap().to_scalar::<f64>().unwrap()
             };
             is_slope(&dx, &direction, loss, 0.0);

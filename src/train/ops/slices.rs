@@ -9,7 +9,50 @@ use crate::error::{Code, Error, Result};
 
 /// Whether the fused kernels serve this tensor: f32 on the processor.
 pub(in crate::train) fn is_fused(tensor: &Tensor) -> bool {
-    tensor.device().is_cpu() && tensor.dtype() == DType::F32
+    fuses(tensor.device(), tensor.dtype())
+}
+
+/// Whether the fused kernels serve work in `dtype` on `device`.
+pub(in crate::train) fn fuses(device: &Device, dtype: DType) -> bool {
+    #[cfg(test)]
+    if composing::is_on() {
+        return false;
+    }
+    device.is_cpu() && dtype == DType::F32
+}
+
+/// Tests run what a GPU runs: the composed forms, in f32 on the processor.
+#[cfg(test)]
+pub(in crate::train) mod composing {
+    use std::cell::Cell;
+
+    thread_local!(static ON: Cell<bool> = const { Cell::new(false) });
+
+    pub(super) fn is_on() -> bool {
+        ON.get()
+    }
+
+    /// `work`, with the composed forms on this thread, which is the one that chooses among forms.
+    pub(in crate::train) fn with<T>(work: impl FnOnce() -> T) -> T {
+        struct Off;
+        impl Drop for Off {
+            fn drop(&mut self) {
+                ON.set(false);
+            }
+        }
+        let _off = Off;
+        ON.set(true);
+        work()
+    }
+}
+
+/// What the composed forms of pointwise operations, sums and softmax compute in: f32 for half
+/// precision, which is rounded once, at the end.
+pub(super) fn wide(dtype: DType) -> DType {
+    match dtype {
+        DType::F64 => DType::F64,
+        _ => DType::F32,
+    }
 }
 
 /// A tensor's elements, borrowed.

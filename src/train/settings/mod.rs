@@ -108,6 +108,10 @@ settings! {
     recompute: bool,
     /// Where to compute. Default cpu.
     device: String,
+    /// Type of the activations, and of the frozen weights on a GPU: f32 or bf16. Default bf16 on a GPU with a
+    /// bf16 base, else f32. The adapter, its gradients and its optimiser are f32 with either.
+    #[serde(deserialize_with = "values::dtype")]
+    compute_dtype: Dtype,
     /// Type of the stored values: f32, bf16 or f16. Default f32.
     #[serde(deserialize_with = "values::dtype")]
     dtype: Dtype,

@@ -63,6 +63,12 @@ pub struct RunConfig {
     pub seed: u64,
     pub recompute: bool,
     pub device: String,
+    /// `None`: by device and base.
+    #[serde(
+        serialize_with = "values::optional_dtype_as_text",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub compute_dtype: Option<Dtype>,
     #[serde(serialize_with = "values::dtype_as_text")]
     pub dtype: Dtype,
     pub checkpoint_every: u64,
@@ -128,6 +134,10 @@ impl Settings {
             seed: get!(seed),
             recompute: get!(recompute),
             device: get!(device),
+            compute_dtype: match s.compute_dtype {
+                Some(dtype) => Some(computed("compute_dtype", dtype)?),
+                None => None,
+            },
             dtype: get!(dtype, stored),
             checkpoint_every: get!(checkpoint_every, within(1..=MAX_STEPS)),
             warmup_is_default: s.warmup.is_none(),
@@ -268,6 +278,17 @@ fn stored(name: &str, dtype: Dtype) -> Result<Dtype> {
         false => Err(usage(format!(
             "`{name}` is {dtype}, not one of f32, bf16, f16"
         ))),
+    }
+}
+
+fn computed(name: &str, dtype: Dtype) -> Result<Dtype> {
+    match dtype {
+        Dtype::F32 | Dtype::BF16 => Ok(dtype),
+        _ => Err(usage(format!(
+            "`{}` is {dtype}, not one of f32, bf16",
+            typed(name)
+        ))
+        .hint("gradients fall below the smallest f16")),
     }
 }
 

@@ -147,6 +147,16 @@ pub(super) fn dtype_as_text<S: Serializer>(dtype: &Dtype, s: S) -> Result<S::Ok,
     s.serialize_str(&dtype.as_str().to_ascii_lowercase())
 }
 
+pub(super) fn optional_dtype_as_text<S: Serializer>(
+    dtype: &Option<Dtype>,
+    s: S,
+) -> Result<S::Ok, S::Error> {
+    match dtype {
+        Some(dtype) => dtype_as_text(dtype, s),
+        None => s.serialize_none(),
+    }
+}
+
 pub(super) fn parts_as_text<S: Serializer>(parts: &[Part], s: S) -> Result<S::Ok, S::Error> {
     s.collect_seq(parts.iter().map(|p| p.name()))
 }

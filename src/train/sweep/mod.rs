@@ -383,11 +383,18 @@ impl Sweep {
         result.best_step = report.best_step;
         result.root = Some(report.root);
         result.score = report.valid_loss;
-        let (Some(eval), Some(model)) = (self.config.eval(), &self.config.settings().model) else {
+        let settings = self.config.settings();
+        let (Some(eval), Some(model)) = (self.config.eval(), &settings.model) else {
             return Ok(());
         };
         // The file and not the values in memory: what is scored is what others will run.
-        let runner = Runner::open(model, Some(&report.output), &NoBlobs, &self.device)?;
+        let runner = Runner::open(
+            model,
+            Some(&report.output),
+            &NoBlobs,
+            &self.device,
+            settings.compute_dtype,
+        )?;
         let options = EvalOptions {
             task: eval.task,
             max_tokens: eval.max_tokens,

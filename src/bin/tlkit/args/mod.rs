@@ -260,7 +260,7 @@ pub(crate) struct VerifyLogits {
     /// Largest mean KL divergence, in nats per token, that counts as equal
     #[arg(long, value_name = "X")]
     pub(crate) max_kl: Option<f64>,
-    /// What computes: cpu, cuda, cuda:N, or auto
+    /// What computes, in f32: cpu, cuda, cuda:N, or auto
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub(crate) device: String,
     #[command(flatten)]

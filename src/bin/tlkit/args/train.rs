@@ -53,6 +53,9 @@ pub(crate) struct Running {
     /// What computes: cpu, cuda, cuda:N, or auto
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub(crate) device: String,
+    /// Type of activations: f32 or bf16 [default: bf16 on a GPU with a bf16 base, else f32]
+    #[arg(long, value_name = "DTYPE", value_parser = float_dtype)]
+    pub(crate) compute_dtype: Option<Dtype>,
     #[command(flatten)]
     pub(crate) blobs: Blobs,
 }
@@ -274,4 +277,7 @@ pub(crate) struct Train {
     /// cpu, auto, or cuda[:N] [default: cpu]
     #[arg(long, help_heading = "Optimisation")]
     pub(crate) device: Option<String>,
+    /// Type of activations: f32 or bf16 [default: bf16 on a GPU with a bf16 base, else f32]
+    #[arg(long, value_name = "DTYPE", value_parser = float_dtype, help_heading = "Optimisation")]
+    pub(crate) compute_dtype: Option<Dtype>,
 }

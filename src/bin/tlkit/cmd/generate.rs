@@ -18,7 +18,13 @@ const MOST_INPUT: u64 = 16 << 20;
 pub(super) fn open_runner(args: &Running, output: &Output) -> Result<Runner> {
     let device = train::device(Some(&args.device))?;
     let blobs = blob_source(&args.blobs);
-    let runner = Runner::open(&args.model, args.adapter.as_deref(), &*blobs, &device)?;
+    let runner = Runner::open(
+        &args.model,
+        args.adapter.as_deref(),
+        &*blobs,
+        &device,
+        args.compute_dtype,
+    )?;
     for note in &runner.notes {
         output.note(note);
     }

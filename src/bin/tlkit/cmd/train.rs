@@ -1,6 +1,7 @@
 use tlkit::Result;
 use tlkit::train::job::{Job, JobOptions, JobReport};
 use tlkit::train::settings::Settings;
+use tlkit::train::{device, device_name};
 
 use super::{existing, show};
 use crate::args::Train;
@@ -13,6 +14,10 @@ pub(crate) fn train(args: &Train, output: &Output) -> Result<Outcome> {
         None => Settings::default(),
     };
     let config = settings(args).over(file).resolve()?;
+    let device = device(Some(&config.device))?;
+    if config.device == "auto" {
+        output.note(&format!("auto: computing on {}", device_name(&device)));
+    }
     let mut run_dir = config.output.clone().into_os_string();
     run_dir.push(".run");
     let options = JobOptions {
@@ -23,7 +28,7 @@ pub(crate) fn train(args: &Train, output: &Output) -> Result<Outcome> {
         resume: args.resume.is_some(),
         peft: args.peft.clone(),
         existing: existing(args.force),
-        device: tlkit::train::device(Some(&config.device))?,
+        device,
     };
     let job = Job::open(config, options)?;
     let data = job.data();
@@ -80,6 +85,7 @@ fn settings(args: &Train) -> Settings {
         seed: a.seed,
         recompute: a.recompute.then_some(true),
         device: a.device,
+        compute_dtype: a.compute_dtype,
         dtype: a.dtype,
         checkpoint_every: a.checkpoint_every,
     }

@@ -2,6 +2,7 @@ use tlkit::Result;
 use tlkit::convert::open_adapter;
 use tlkit::merge::{self, Control, PlanOptions, Rounding, TiedPolicy};
 use tlkit::safetensors::Checkpoint;
+use tlkit::tensor::Dtype;
 use tlkit::verify::{self, AdaptersReport, FileReport, MergedReport};
 
 use tlkit::train::compare::{LogitsReport, compare_logits, rounding_share};
@@ -233,12 +234,12 @@ fn merged_text(r: &MergedReport, equal: bool, args: &VerifyMerged) -> String {
 pub(crate) fn logits(args: &VerifyLogits, output: &Output) -> Result<Outcome> {
     let device = train::device(Some(&args.device))?;
     let blobs = blob_source(&args.blobs);
-    let base = Model::open(&args.base, &device)?;
+    let base = Model::open(&args.base, &device, Some(Dtype::F32))?;
     let (branches, notes) = branches_of(&args.adapter, &base, &*blobs)?;
     for note in &notes {
         output.note(note);
     }
-    let merged = Model::open(&args.merged, &device)?;
+    let merged = Model::open(&args.merged, &device, Some(Dtype::F32))?;
     let texts = texts(args, base.config().max_positions, output)?;
     let report = with_counter("comparing", texts.len() as u64, |advance| {
         compare_logits((&base, &branches), &merged, &texts, &mut || advance(1))

@@ -4,9 +4,11 @@
 //! The fused form never holds more than 64 rows of scores; its backward computes them again from
 //! the logarithm of their sum, as FlashAttention does.
 
+mod composed;
+
 use std::ops::Range;
 
-use candle_core::{D, Tensor};
+use candle_core::Tensor;
 use faer::linalg::matmul::matmul;
 use faer::reborrow::ReborrowMut as _;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -15,6 +17,8 @@ use rayon::prelude::*;
 use super::vector::{exp, fold, max, vectorised};
 use super::{f32s, is_fused, tensor};
 use crate::error::Result;
+
+pub use composed::Masks;
 
 /// Query rows handled at a time.
 const BLOCK: usize = 64;
@@ -62,7 +66,7 @@ pub struct Past {
 /// tokens × q, which only the fused backward needs.
 ///
 /// With `past`, one for each sequence, keys and values come from there, and the present rows are
-/// its last.
+/// its last. `masks` is to be one for all layers of a batch, on one device and in one type.
 ///
 /// # Errors
 /// [`crate::Code::Backend`]
@@ -71,9 +75,13 @@ pub fn attention(
     heads: &Heads,
     sequences: &[Range<usize>],
     past: Option<&[Past]>,
+    masks: &Masks,
 ) -> Result<(Tensor, Vec<f32>)> {
     if !is_fused(qkv) {
-        return Ok((composed(qkv, heads, sequences, past)?, Vec::new()));
+        return Ok((
+            composed::forward(qkv, heads, sequences, past, masks)?,
+            Vec::new(),
+        ));
     }
     let (tokens, width) = qkv.dims2()?;
     let qkv = f32s(qkv)?;
@@ -134,9 +142,10 @@ pub fn attention_backward(
     sums: &[f32],
     heads: &Heads,
     sequences: &[Range<usize>],
+    masks: &Masks,
 ) -> Result<Tensor> {
     if !is_fused(qkv) {
-        return composed_backward(dout, qkv, heads, sequences);
+        return composed::backward([dout, qkv, out], heads, sequences, masks);
     }
     let (tokens, width) = qkv.dims2()?;
     let (qkv, out, dout) = (f32s(qkv)?, f32s(out)?, f32s(dout)?);
@@ -355,114 +364,6 @@ vectorised! {
     }
 }
 
-/// q, k, v of one sequence as heads × rows × dim, keys repeated for each query head, and the
-/// probabilities heads × rows × keys.
-fn composed_parts(
-    qkv: &Tensor,
-    heads: &Heads,
-    range: &Range<usize>,
-    past: Option<&Past>,
-) -> Result<[Tensor; 4]> {
-    let (n, dim) = (range.len(), heads.dim);
-    let rows = qkv.narrow(0, range.start, n)?;
-    let split = |x: &Tensor, start: usize, count: usize, rows: usize| -> Result<Tensor> {
-        let x = x
-            .narrow(1, start * dim, count * dim)?
-            .reshape((rows, count, dim))?;
-        let x = x.transpose(0, 1)?;
-        let x = x
-            .unsqueeze(1)?
-            .expand((count, heads.q / count, rows, dim))?;
-        Ok(x.reshape((heads.q, rows, dim))?.contiguous()?)
-    };
-    let q = split(&rows, 0, heads.q, n)?;
-    let (k, v) = match past {
-        None => (
-            split(&rows, heads.q, heads.kv, n)?,
-            split(&rows, heads.q + heads.kv, heads.kv, n)?,
-        ),
-        Some(past) => (
-            split(&past.keys.narrow(0, 0, past.len)?, 0, heads.kv, past.len)?,
-            split(&past.values.narrow(0, 0, past.len)?, 0, heads.kv, past.len)?,
-        ),
-    };
-    let keys = k.dim(1)?;
-    let mask: Vec<f32> = (0..n)
-        .flat_map(|i| {
-            let seen = heads.visible(keys - n + i);
-            (0..keys).map(move |j| {
-                if seen.contains(&j) {
-                    0.0
-                } else {
-                    f32::NEG_INFINITY
-                }
-            })
-        })
-        .collect();
-    let mask = Tensor::from_vec(mask, (n, keys), &candle_core::Device::Cpu)?;
-    let wide = if q.dtype() == candle_core::DType::F64 {
-        q.dtype()
-    } else {
-        candle_core::DType::F32
-    };
-    let mask = mask.to_device(q.device())?.to_dtype(wide)?;
-    let scores = (q.matmul(&k.t()?)?.to_dtype(wide)? * f64::from(heads.scale))?;
-    let scores = scores.broadcast_add(&mask)?;
-    let scores = scores
-        .broadcast_sub(&scores.max_keepdim(D::Minus1)?)?
-        .exp()?;
-    let p = scores.broadcast_div(&scores.sum_keepdim(D::Minus1)?)?;
-    Ok([q, k, v, p])
-}
-
-fn composed(
-    qkv: &Tensor,
-    heads: &Heads,
-    sequences: &[Range<usize>],
-    past: Option<&[Past]>,
-) -> Result<Tensor> {
-    let parts: Result<Vec<Tensor>> = (sequences.iter().enumerate())
-        .map(|(s, range)| {
-            let past = past.and_then(|p| p.get(s));
-            let [_, _, v, p] = composed_parts(qkv, heads, range, past)?;
-            let out = p.to_dtype(v.dtype())?.matmul(&v)?.transpose(0, 1)?;
-            Ok(out.reshape((range.len(), heads.q * heads.dim))?)
-        })
-        .collect();
-    Ok(Tensor::cat(&parts?, 0)?)
-}
-
-fn composed_backward(
-    dout: &Tensor,
-    qkv: &Tensor,
-    heads: &Heads,
-    sequences: &[Range<usize>],
-) -> Result<Tensor> {
-    let parts: Result<Vec<Tensor>> = (sequences.iter())
-        .map(|range| {
-            let n = range.len();
-            let [q, k, v, p] = composed_parts(qkv, heads, range, None)?;
-            let dout = dout
-                .narrow(0, range.start, n)?
-                .reshape((n, heads.q, heads.dim))?;
-            let dout = dout.transpose(0, 1)?.contiguous()?;
-            let dp = dout.matmul(&v.t()?)?.to_dtype(p.dtype())?;
-            let along = (&dp * &p)?.sum_keepdim(D::Minus1)?;
-            let ds = (&p * dp.broadcast_sub(&along)?)? * f64::from(heads.scale);
-            let (ds, p) = (ds?.to_dtype(q.dtype())?, p.to_dtype(q.dtype())?);
-            let join = |x: Tensor, count: usize| -> Result<Tensor> {
-                let x = x.reshape((count, heads.q / count, n, heads.dim))?.sum(1)?;
-                Ok(x.transpose(0, 1)?.reshape((n, count * heads.dim))?)
-            };
-            let dq = join(ds.matmul(&k)?, heads.q)?;
-            let dk = join(ds.t()?.contiguous()?.matmul(&q)?, heads.kv)?;
-            let dv = join(p.t()?.contiguous()?.matmul(&dout)?, heads.kv)?;
-            Ok(Tensor::cat(&[dq, dk, dv], 1)?)
-        })
-        .collect();
-    Ok(Tensor::cat(&parts?, 0)?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::slices::tests::{close, is_slope, random};
@@ -483,20 +384,32 @@ mod tests {
                 scale: 0.4,
                 window,
             };
-            let sequences = [0..1, 1..140, 140..163];
-            let qkv = (random(163, heads.width(), 1) * 2.0).unwrap();
-            let dout = random(163, 24, 2);
-            let (out, sums) = attention(&qkv, &heads, &sequences, None).unwrap();
-            let (right, _) = attention(&wide(&qkv), &heads, &sequences, None).unwrap();
+            // The last three are of one length, and go through the composed form together.
+            let sequences = [0..1, 1..140, 140..163, 163..186, 186..209];
+            let qkv = (random(209, heads.width(), 1) * 2.0).unwrap();
+            let dout = random(209, 24, 2);
+            let masks = Masks::default();
+            let (out, sums) = attention(&qkv, &heads, &sequences, None, &masks).unwrap();
+            let (right, _) = attention(&wide(&qkv), &heads, &sequences, None, &masks).unwrap();
             close(&out, &right, 1e-5);
-            let dqkv = attention_backward(&dout, &qkv, &out, &sums, &heads, &sequences).unwrap();
-            let right = composed_backward(&wide(&dout), &wide(&qkv), &heads, &sequences).unwrap();
+            let dqkv =
+                attention_backward(&dout, &qkv, &out, &sums, &heads, &sequences, &masks).unwrap();
+            let right = attention_backward(
+                &wide(&dout),
+                &wide(&qkv),
+                &right,
+                &[],
+                &heads,
+                &sequences,
+                &masks,
+            )
+            .unwrap();
             close(&dqkv, &right, 1e-5);
 
-            let direction = wide(&random(163, heads.width(), 3));
+            let direction = wide(&random(209, heads.width(), 3));
             let loss = |step: f64| {
                 let moved = (wide(&qkv) + (&direction * step).unwrap()).unwrap();
-                let (out, _) = attention(&moved, &heads, &sequences, None).unwrap();
+                let (out, _) = attention(&moved, &heads, &sequences, None, &masks).unwrap();
                 let loss = (out * wide(&dout)).unwrap().sum_all().unwrap();
                 loss.to_scalar::<f64>().unwrap()
             };
@@ -514,7 +427,14 @@ mod tests {
             window: Some(9),
         };
         let qkv = random(30, heads.width(), 1);
-        let (whole, _) = attention(&qkv, &heads, std::slice::from_ref(&(0..30)), None).unwrap();
+        let (whole, _) = attention(
+            &qkv,
+            &heads,
+            std::slice::from_ref(&(0..30)),
+            None,
+            &Masks::default(),
+        )
+        .unwrap();
         let last = qkv.narrow(0, 27, 3).unwrap().contiguous().unwrap();
         let column = |start| qkv.narrow(1, start, 12).unwrap().contiguous().unwrap();
         let past = Past {
@@ -529,8 +449,14 @@ mod tests {
                 len: 30,
             };
             let last = last.to_dtype(wide).unwrap();
-            let (rows, _) =
-                attention(&last, &heads, std::slice::from_ref(&(0..3)), Some(&[past])).unwrap();
+            let (rows, _) = attention(
+                &last,
+                &heads,
+                std::slice::from_ref(&(0..3)),
+                Some(&[past]),
+                &Masks::default(),
+            )
+            .unwrap();
             close(&rows, &whole.narrow(0, 27, 3).unwrap(), 1e-5);
         }
     }
