@@ -4,6 +4,7 @@
 //! finds A, B and u of a given rank that come close, measures how close in the numbers it writes,
 //! and says what no tied adapter of that rank can do better than ([`GroupFit::bound`]).
 
+mod descend;
 mod groups;
 mod outputs;
 mod problem;
