@@ -92,6 +92,8 @@ pub struct CalibrateReport {
     pub distilled: Option<Stage>,
     /// The one with the lowest divergence.
     pub kept: Kept,
+    /// What that one is worth, in one sentence for people.
+    pub summary: String,
 }
 
 /// A model with texts.
@@ -129,7 +131,7 @@ impl Calibration {
             }
         };
         if held_out.is_empty() {
-            let message = format!("{} examples leave none to hold out", text.len());
+            let message = format!("of {} examples none is left to hold out", text.len());
             return Err(Error::new(Code::NoExamples, message)
                 .file(options.text)
                 .hint("give at least 10, or others with --valid"));
@@ -221,7 +223,7 @@ impl Calibration {
         }
         debug_assert!(best.near.kl <= first.near.kl);
         let targets = |e: &Example| e.predicted.iter().skip(1).filter(|p| **p).count();
-        let report = CalibrateReport {
+        let mut report = CalibrateReport {
             text: self.stats,
             fitted_on: self.text.len(),
             held_out: self.held_out.len(),
@@ -234,7 +236,9 @@ impl Calibration {
             output_untied: untied,
             distilled,
             kept,
+            summary: String::new(),
         };
+        report.summary = summary(&best, &report);
         Ok((adapter, fitted, report))
     }
 
@@ -271,6 +275,26 @@ impl Calibration {
         let none = Branches::none(self.model.config().layers);
         second_moments(&self.model, &none, &self.text, &wanted, &mut || tick())
     }
+}
+
+/// What is left of the LoRA, as its predictions on other texts tell.
+fn summary(best: &Stage, r: &CalibrateReport) -> String {
+    let name = match r.kept {
+        Kept::Plain => "the fit to the updates",
+        Kept::Calibrated => "the fit to the outputs",
+        Kept::Distilled => "the distilled adapter",
+    };
+    let verdict = match best.near.kl < r.base.kl {
+        true => format!(
+            "the base alone is {:.2} times as far",
+            r.base.kl / best.near.kl.max(f64::MIN_POSITIVE)
+        ),
+        false => "no nearer than the base alone: do not use it".to_owned(),
+    };
+    format!(
+        "{name} is {:.4} nats a token from the LoRA's predictions on held-out texts; {verdict}",
+        best.near.kl
+    )
 }
 
 /// Every tenth text, and the others.

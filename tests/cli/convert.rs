@@ -25,6 +25,63 @@ fn peft_to_tied_fits_what_is_not_tied() {
     assert_transcript!(shell);
 }
 
+/// Breaks where a file passes its budget of bytes, or a curve is told or drawn otherwise, writes an
+/// adapter, or replaces a picture unasked.
+#[test]
+fn peft_to_tied_within_bytes_and_along_a_curve() {
+    let mut shell = Shell::new();
+    shell.run("convert peft-to-tied lora -o small.tl --fit --max-bytes 6kB");
+    assert!(std::fs::metadata(shell.path("small.tl")).unwrap().len() <= 6000);
+    shell.run("convert peft-to-tied lora -o none.tl --fit --max-bytes 2000");
+    shell.run("convert peft-to-tied lora -o none.tl --fit --max-bytes much");
+    let before = shell.files().len();
+    shell.run("convert peft-to-tied lora --fit --curve");
+    assert_eq!(shell.files().len(), before);
+    shell.run("convert peft-to-tied lora --fit --joint --curve=curve.svg");
+    let svg = std::fs::read_to_string(shell.path("curve.svg")).unwrap();
+    assert!(svg.starts_with("<svg") && svg.contains("LoRA, largest terms"));
+    shell.run("convert peft-to-tied lora --fit --curve=curve.svg");
+    shell.run("convert peft-to-tied lora -o none.tl --fit --curve");
+    shell.run("convert peft-to-tied lora");
+    assert!(!shell.path("none.tl").exists());
+    assert_transcript!(shell);
+}
+
+/// Breaks where adapters do not share one pair of blobs, a file over them does not open or is not what
+/// the report says, one that is not served is changed, or another folder is replaced.
+#[test]
+fn peft_to_tied_shares_a_and_b_between_adapters() {
+    let mut shell = Shell::new();
+    shell.adapter("lora", "half", "\"lora_alpha\": 8", "\"lora_alpha\": 4");
+    shell.adapter("lora", "double", "\"lora_alpha\": 8", "\"lora_alpha\": 16");
+    shell.run("convert peft-to-tied lora half vera -o all --fit --share --rank 12");
+    shell.run("verify file all/half.tl --blobs all/blobs");
+    shell.run("verify adapters half all/half.tl --blobs all/blobs --tolerance 0.5");
+    shell.run("verify adapters vera all/vera.tl");
+    shell.run("convert peft-to-tied double -o double.tl --onto all/half.tl --blobs all/blobs");
+    shell.run("verify adapters double double.tl --blobs all/blobs --tolerance 0.5");
+    shell.run("convert peft-to-tied double -o fat.tl --onto double.tl");
+    for line in [
+        "lora half -o some.tl",
+        "lora half -o some.tl --fit --rank 4",
+        "lora -o one --fit --share --rank 4",
+        "lora half -o some --fit --share --rank 2 --apart 0.1",
+        "lora half -o some --fit --share --tolerance 0.1",
+        "lora vera -o some --fit --share --rank 12",
+        "lora half lora -o some --fit --share --rank 2",
+        "lora half -o all --fit --share --rank 2",
+        "lora half -o base --fit --share --rank 2 --force",
+        "vera -o vera.tl --onto style.tl",
+    ] {
+        shell.run(&format!("convert peft-to-tied {line}"));
+    }
+    assert!(shell.path("base/config.json").exists());
+    assert!(!shell.path("some").exists() && !shell.path("some.tl").exists());
+    shell.run("convert peft-to-tied lora half -o all --fit --share --rank 12 --force");
+    assert!(!shell.path("all/vera.tl").exists());
+    assert_transcript!(shell);
+}
+
 /// Breaks where the comparison on held-out texts is told otherwise, or a request that cannot be met
 /// is taken.
 #[test]

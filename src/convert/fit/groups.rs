@@ -6,7 +6,9 @@ use faer::Mat;
 use rayon::prelude::*;
 
 use super::problem::Problem;
+use super::scaled::ScaledModel;
 use super::solve::Model;
+use super::untied::NUMBER;
 use super::{Budget, FitOptions};
 use crate::adapter::{Adapter, Factor, LowRank, ModuleKind, Scaling, Target, TieGroup};
 use crate::convert::Tied;
@@ -44,11 +46,35 @@ impl Family {
         factors.map(|(_, f)| f.tensor.byte_len()).sum()
     }
 
-    /// Rank-one terms of an untied LoRA that has the bytes of a tie group of this rank: no u.
-    pub(super) fn untied_terms(&self, rank: usize) -> usize {
-        let out: usize = self.targets.iter().map(|t| t.out).sum();
-        let inputs = self.sources.first().map_or(0, |g| g.in_features);
-        rank + rank * self.layers.len() / (inputs + out).max(1)
+    /// Rank-one terms, of all targets at once, that an untied LoRA of so many bytes has.
+    pub(super) fn untied_terms(&self, bytes: u64) -> usize {
+        let term = NUMBER * (self.in_features() + self.out()).max(1) as u64;
+        usize::try_from(bytes / term).unwrap_or(usize::MAX)
+    }
+
+    pub(super) fn in_features(&self) -> usize {
+        self.sources.first().map_or(0, |g| g.in_features)
+    }
+
+    /// Of all targets.
+    pub(super) fn out(&self) -> usize {
+        self.targets.iter().map(|t| t.out).sum()
+    }
+
+    /// Numbers of A, B and u for each rank.
+    pub(super) fn numbers(&self) -> usize {
+        self.in_features() + self.out() + self.layers.len()
+    }
+
+    /// Numbers of v.
+    pub(super) fn v_numbers(&self) -> usize {
+        self.layers.len() * self.out()
+    }
+
+    /// Numbers of the factors before.
+    pub(super) fn numbers_before(&self) -> usize {
+        let numbers = |g: &TieGroup| g.rank * (g.in_features + g.total_out());
+        self.sources.iter().map(numbers).sum()
     }
 
     pub(super) fn module_paths(&self) -> impl Iterator<Item = String> + '_ {
@@ -84,7 +110,7 @@ pub(super) fn families(tied: &Tied, options: &FitOptions) -> Result<FitPlan> {
     for (index, group) in tied.adapter.groups.iter().enumerate() {
         let small = match options.budget {
             Budget::Rank(rank) => group.rank <= rank,
-            Budget::Tolerance(_) => true,
+            Budget::Tolerance(_) | Budget::Bytes(_) => true,
         };
         if group.is_tied() && group.instances() > 1 && small {
             stays.insert(index);
@@ -179,14 +205,47 @@ fn join(found: BTreeMap<Key, BTreeMap<u32, TieGroup>>, joint: bool) -> Vec<Famil
     places.into_iter().map(family).collect()
 }
 
-/// The tie group of a model: f32, s = 1, no v.
+/// Factors in full length.
+pub(super) struct Factors {
+    /// in × R.
+    pub(super) a: Mat<f64>,
+    /// Σ out × R.
+    pub(super) b: Mat<f64>,
+    /// layers × R.
+    pub(super) u: Mat<f64>,
+    /// layers × Σ out.
+    pub(super) v: Option<Mat<f64>>,
+}
+
+impl Factors {
+    pub(super) fn plain(problem: &Problem, model: &Model) -> Self {
+        Self {
+            a: problem.lift_inputs(&model.a),
+            b: problem.lift_outputs(&model.b),
+            u: model.u.clone(),
+            v: None,
+        }
+    }
+
+    pub(super) fn scaled(problem: &Problem, model: &ScaledModel) -> Self {
+        let mut model = model.clone();
+        model.balance();
+        Self {
+            a: problem.lift_inputs(&model.a),
+            b: model.b,
+            u: model.u,
+            v: Some(model.v),
+        }
+    }
+}
+
+/// The tie group of factors: f32, s = 1.
 ///
 /// Columns that carry nothing are left out; the others stand by falling weight, A and B of equal
 /// length, and the largest u of each is 1, so that one fit has one form.
-pub(super) fn tie_group(family: &Family, problem: &Problem, model: &Model) -> Result<TieGroup> {
-    let model = canonical(model, problem);
-    let (a, b) = problem.lift(&model);
-    let (rank, layers) = (model.u.ncols(), family.layers.len());
+pub(super) fn tie_group(family: &Family, problem: &Problem, factors: &Factors) -> Result<TieGroup> {
+    let Factors { a, b, u, v } = canonical(factors, problem);
+    let (rank, layers) = (u.ncols(), family.layers.len());
     let rows = |m: &Mat<f64>| -> Vec<f32> {
         let row = |i| (0..m.ncols()).map(move |k| m[(i, k)] as f32);
         (0..m.nrows()).flat_map(row).collect()
@@ -196,6 +255,7 @@ pub(super) fn tie_group(family: &Family, problem: &Problem, model: &Model) -> Re
         .collect();
     let factor =
         |shape: Vec<usize>, values: &[f32]| Tensor::from_f32(shape, values).map(Factor::trained);
+    let v = v.map(|v| factor(vec![layers, v.ncols()], &rows(&v)));
     Ok(TieGroup {
         layers: Some(family.layers.clone()),
         rank,
@@ -204,14 +264,13 @@ pub(super) fn tie_group(family: &Family, problem: &Problem, model: &Model) -> Re
         a: factor(vec![rank, a.nrows()], &flat_a)?,
         b: factor(vec![b.nrows(), rank], &rows(&b))?,
         core: None,
-        u: Some(factor(vec![layers, rank], &rows(&model.u))?),
-        v: None,
+        u: Some(factor(vec![layers, rank], &rows(&u))?),
+        v: v.transpose()?,
         targets: family.targets.clone(),
     })
 }
 
-/// One column of a model as it is written: where it came from, its weight, what A, B, u are
-/// multiplied with.
+/// One column as it is written: where it came from, its weight, what A, B, u are multiplied with.
 struct Column {
     from: usize,
     weight: f64,
@@ -220,15 +279,15 @@ struct Column {
     u: f64,
 }
 
-fn canonical(model: &Model, problem: &Problem) -> Model {
+fn canonical(factors: &Factors, problem: &Problem) -> Factors {
     let mut used = vec![0.0; problem.layers];
     for l in &problem.layer_of {
         used[*l] = 1.0;
     }
     let column = |k: usize| {
-        let (a, b) = (model.a.col(k).norm_l2(), model.b.col(k).norm_l2());
+        let (a, b) = (factors.a.col(k).norm_l2(), factors.b.col(k).norm_l2());
         // A layer without an update has u = 0, not the rounding errors of a solver.
-        let u = || (0..problem.layers).map(|l| used[l] * model.u[(l, k)]);
+        let u = || (0..problem.layers).map(|l| used[l] * factors.u[(l, k)]);
         let top = u().fold(0.0, |top: f64, u| if u.abs() > top.abs() { u } else { top });
         let weight = a * b * u().map(|u| u * u).sum::<f64>().sqrt();
         let length = (top.abs() * a * b).sqrt();
@@ -241,7 +300,7 @@ fn canonical(model: &Model, problem: &Problem) -> Model {
             u: over(1.0, top),
         }
     };
-    let mut columns: Vec<Column> = (0..model.u.ncols()).map(column).collect();
+    let mut columns: Vec<Column> = (0..factors.u.ncols()).map(column).collect();
     columns.sort_by(|x, y| y.weight.total_cmp(&x.weight));
     let floor = 1e-12 * columns.first().map_or(0.0, |c| c.weight);
     let kept = columns.iter().filter(|c| c.weight > floor).count().max(1);
@@ -250,32 +309,40 @@ fn canonical(model: &Model, problem: &Problem) -> Model {
             m[(i, columns[k].from)] * factor(&columns[k])
         })
     };
-    let mut u = of(&model.u, |c| c.u);
+    let mut u = of(&factors.u, |c| c.u);
     for (l, used) in used.iter().enumerate() {
         u.row_mut(l).iter_mut().for_each(|u| *u *= used);
     }
-    Model {
-        a: of(&model.a, |c| c.a),
-        b: of(&model.b, |c| c.b),
+    Factors {
+        a: of(&factors.a, |c| c.a),
+        b: of(&factors.b, |c| c.b),
         u,
+        v: factors.v.clone(),
     }
 }
 
 /// ‖ΔW_l − ΔW_l'‖²_F of every layer, over all targets, of the f32 factors as they are stored.
 ///
 /// As [`crate::verify::delta_error`], by the triangles of both stacked factors, without its search
-/// for the largest element, which costs out × in. The product u·A is not rounded here: rounded in
+/// for the largest element, which costs out × in. The products u·A and v·B are not rounded here: rounded in
 /// each layer, it leaves the span of A, and could pass below the bound by the last digit of f32.
 pub(super) fn measure(updates: &[Vec<LowRank>], group: &TieGroup) -> Result<Vec<f64>> {
     let (a, b) = (group.a.tensor.to_f32()?, group.b.tensor.to_f32()?);
-    let u = group.u.as_ref().map(|u| u.tensor.to_f32()).transpose()?;
+    let [u, v] = [&group.u, &group.v].map(|f| f.as_ref().map(|f| f.tensor.to_f32()).transpose());
+    let (u, v) = (u?, v?);
+    let total = group.total_out();
     let of_layer = |(l, targets): (usize, &Vec<LowRank>)| -> f64 {
         let (r, mut first, mut sum) = (group.rank, 0, 0.0);
         for before in targets {
             let (rank, n) = (before.rank + r, before.in_features);
             let left = Mat::from_fn(before.out, rank, |i, k| match k.checked_sub(before.rank) {
                 None => before.scale * f64::from(before.left[i * before.rank + k]),
-                Some(k) => -f64::from(b[(first + i) * r + k]),
+                Some(k) => {
+                    let v = v
+                        .as_ref()
+                        .map_or(1.0, |v| f64::from(v[l * total + first + i]));
+                    -v * f64::from(b[(first + i) * r + k])
+                }
             });
             let right = Mat::from_fn(n, rank, |j, k| match k.checked_sub(before.rank) {
                 None => f64::from(before.right[k * n + j]),

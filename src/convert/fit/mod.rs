@@ -4,11 +4,20 @@
 //! finds A, B and u of a given rank that come close, measures how close in the numbers it writes,
 //! and says what no tied adapter of that rank can do better than ([`GroupFit::bound`]).
 
+mod budget;
+mod choose;
+mod curve;
+mod descend;
+mod figure;
 mod groups;
 mod outputs;
+mod pair;
 mod problem;
+mod scaled;
+mod share;
 mod solve;
 mod starts;
+mod untied;
 mod weighted;
 
 use std::path::{Path, PathBuf};
@@ -16,11 +25,17 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde::Serialize;
 
+pub use self::curve::{Curve, CurvePoint, fit_curve};
+pub use self::figure::figure;
 pub use self::outputs::{LayerInputs, Moments, OutputFit, fit_outputs, measure_again};
+pub use self::pair::{SharedFile, ToOnto, ToShared, peft_to_tied_onto, peft_to_tied_shared};
+pub use self::share::{Onto, PairFit, ShareOptions, Shared, SharedAdapter, fit_onto, fit_shared};
 
-use self::groups::{Family, families, measure, tie_group};
+use self::budget::ranks_within;
+use self::choose::{Chosen, Limit, choose};
+use self::groups::{Factors, Family, FitPlan, families, measure, tie_group};
 use self::problem::Problem;
-use self::solve::{Fitted, fit, smallest};
+use self::untied::Untied;
 use super::{Tied, ToTiedOptions, import_tied};
 use crate::adapter::{Adapter, MAX_RANK, TieGroup};
 use crate::error::{Code, Error, Result};
@@ -36,6 +51,9 @@ pub enum Budget {
     Rank(usize),
     /// For each tie group the smallest rank found that has at most this relative error, 1e-6 to 1.
     Tolerance(f64),
+    /// The file has at most so many bytes, packing aside: each tie group the rank that its share of
+    /// them buys.
+    Bytes(u64),
 }
 
 /// How to fit.
@@ -78,23 +96,25 @@ pub struct GroupFit {
     pub targets: Vec<String>,
     /// Rank of A and B.
     pub rank: usize,
+    /// Whether it has a v, which it has where no fit without v of the same bytes is as close.
+    pub with_v: bool,
     /// Error of what is written, in f32.
     pub error: f64,
-    /// What no tied adapter of this rank without v is below: the spans of A and B have `rank`
-    /// dimensions for all layers together, whatever u.
+    /// What no tied adapter of this rank and form is below. Without v, the spans of A and B have
+    /// `rank` dimensions for all layers together, whatever u; with v, `bound_with_v`.
     pub bound: f64,
     /// What no tied adapter of this rank is below, with any u and v: only the span of A is common.
     pub bound_with_v: f64,
     /// Error of the `rank` largest singular triplets over all layers, the fit to beat.
     pub baseline: f64,
     /// Error of an untied LoRA of the same bytes: the largest triplets, as many as they buy without
-    /// u, each layer at the rank it needs.
+    /// u and v, each layer (and where that is better, each target) at the rank it needs.
     pub untied: f64,
     /// ‖ΔW‖_F over all layers.
     pub norm: f64,
     /// Bytes of the factors before.
     pub bytes_before: u64,
-    /// Bytes of A, B and u.
+    /// Bytes of A, B, u and v.
     pub bytes: u64,
     /// Where the best fit started.
     pub start: Start,
@@ -156,10 +176,9 @@ pub struct FitReport {
 pub fn fit_adapter(tied: &Tied, options: &FitOptions) -> Result<(Adapter, FitReport)> {
     check(options.budget)?;
     let plan = families(tied, options)?;
-    let fitted: Vec<Option<(TieGroup, GroupFit)>> = plan
-        .families
-        .par_iter()
-        .map(|family| fit_family(family, options.budget))
+    let limits = limits(&plan, options.budget)?;
+    let fitted: Vec<Option<(TieGroup, GroupFit)>> = (plan.families.par_iter().zip(limits))
+        .map(|(family, limit)| fit_family(family, limit))
         .collect::<Result<_>>()?;
     let (mut adapter, mut kept) = (plan.rest, plan.kept);
     let mut groups = Vec::new();
@@ -188,11 +207,17 @@ fn nothing_to_fit() -> Error {
     Error::new(Code::Usage, message).hint("convert without --fit")
 }
 
-fn solve(problem: &Problem, budget: Budget) -> Fitted {
-    match budget {
-        Budget::Rank(rank) => fit(problem, rank),
-        Budget::Tolerance(t) => smallest(problem, t * t * problem.square),
-    }
+/// The limit of each family. An error is relative to its family's norm here.
+fn limits(plan: &FitPlan, budget: Budget) -> Result<Vec<Limit>> {
+    let same = |limit| vec![limit; plan.families.len()];
+    Ok(match budget {
+        Budget::Rank(rank) => same(Limit::Rank(rank)),
+        Budget::Tolerance(t) => same(Limit::Error(t)),
+        Budget::Bytes(bytes) => {
+            let ranks = ranks_within(plan, bytes)?;
+            ranks.into_iter().map(Limit::Bytes).collect()
+        }
+    })
 }
 
 fn check(budget: Budget) -> Result<()> {
@@ -209,22 +234,21 @@ fn check(budget: Budget) -> Result<()> {
 }
 
 /// `None` where all updates are zero.
-fn fit_family(family: &Family, budget: Budget) -> Result<Option<(TieGroup, GroupFit)>> {
-    let updates = family.updates()?;
-    let Some(problem) = Problem::new(&updates)? else {
+fn fit_family(family: &Family, limit: Limit) -> Result<Option<(TieGroup, GroupFit)>> {
+    let Some(problem) = Problem::new(&family.updates()?)? else {
         return Ok(None);
     };
-    drop(updates);
-    finish(family, &problem, solve(&problem, budget)).map(Some)
+    finish(family, &problem, choose(family, &problem, limit)).map(Some)
 }
 
 /// The tie group of a fit. One to the updates is never worse than the triplets.
-fn finish(family: &Family, problem: &Problem, found: Fitted) -> Result<(TieGroup, GroupFit)> {
+fn finish(family: &Family, problem: &Problem, found: Chosen) -> Result<(TieGroup, GroupFit)> {
     let updates = family.updates()?;
-    let group = tie_group(family, problem, &found.model)?;
+    let group = tie_group(family, problem, &found.factors)?;
     let errors = measure(&updates, &group)?;
     // Both as they are written, so that rounding to f32 cannot put the fit above the triplets.
-    let plain = tie_group(family, problem, &problem.triplets(group.rank))?;
+    let triplets = Factors::plain(problem, &problem.triplets(group.rank));
+    let plain = tie_group(family, problem, &triplets)?;
     let plain_errors = measure(&updates, &plain)?;
     let (sum, plain_sum): (f64, f64) = (errors.iter().sum(), plain_errors.iter().sum());
     let (group, errors, start, sweeps) = if sum <= plain_sum || found.start == Start::Outputs {
@@ -232,7 +256,7 @@ fn finish(family: &Family, problem: &Problem, found: Fitted) -> Result<(TieGroup
     } else {
         (plain, plain_errors, Start::Triplets, 0)
     };
-    let report = describe(family, problem, &group, &errors, plain_sum);
+    let report = describe(family, problem, &group, &errors, plain_sum)?;
     Ok((
         group,
         GroupFit {
@@ -251,36 +275,44 @@ fn describe(
     group: &TieGroup,
     errors: &[f64],
     baseline: f64,
-) -> GroupFit {
+) -> Result<GroupFit> {
     let share = |square: f64| (square / problem.square).sqrt();
     let layers = layer_fits(family, problem, errors);
     let worst = layers.iter().fold(
         layers[0],
         |worst, l| if l.error > worst.error { *l } else { worst },
     );
-    GroupFit {
+    let bytes = group.factors().map(|(_, f)| f.tensor.byte_len()).sum();
+    let with_v = group.v.is_some();
+    let bound_with_v = share(problem.bound_with_v(group.rank));
+    // A joint group's triplets share A, as a LoRA's need not.
+    let untied = problem
+        .triplet_error(family.untied_terms(bytes))
+        .min(Untied::of([family])?.global(bytes));
+    Ok(GroupFit {
         targets: family.targets.iter().map(|t| t.module.clone()).collect(),
         rank: group.rank,
+        with_v,
         error: share(errors.iter().sum()),
-        bound: share(problem.bound(group.rank)),
-        bound_with_v: share(problem.bound_with_v(group.rank)),
+        bound: match with_v {
+            true => bound_with_v,
+            false => share(problem.bound(group.rank)),
+        },
+        bound_with_v,
         baseline: share(baseline),
-        untied: share(problem.triplet_error(family.untied_terms(group.rank))),
+        untied: share(untied),
         norm: problem.square.sqrt(),
         bytes_before: family.bytes(),
-        bytes: group.factors().map(|(_, f)| f.tensor.byte_len()).sum(),
+        bytes,
         start: Start::Triplets,
         sweeps: 0,
         worst_layer: worst.layer,
         layers,
-    }
+    })
 }
 
 fn layer_fits(family: &Family, problem: &Problem, errors: &[f64]) -> Vec<LayerFit> {
-    let mut norms = vec![0.0; problem.layers];
-    for (l, s) in problem.layer_of.iter().zip(&problem.sigma) {
-        norms[*l] += s * s;
-    }
+    let norms = problem.layer_squares();
     let fits = family.layers.iter().zip(errors).zip(norms);
     fits.map(|((layer, error), norm)| LayerFit {
         layer: *layer,

@@ -2,13 +2,13 @@
 
 use faer::Mat;
 
-use super::groups::{Family, families, measure};
+use super::choose::{Chosen, Limit, plain};
+use super::groups::{Factors, Family, families, measure};
 use super::problem::Problem;
-use super::solve::Fitted;
+use super::untied::NUMBER;
 use super::weighted::Weighted;
 use super::{
-    Budget, FitOptions, FitReport, GroupFit, Start, check, describe, finish, nothing_to_fit,
-    report, solve,
+    FitOptions, FitReport, GroupFit, Start, check, describe, finish, limits, nothing_to_fit, report,
 };
 use crate::adapter::{Adapter, LAYER_PLACE, TieGroup};
 use crate::convert::Tied;
@@ -48,13 +48,14 @@ pub struct OutputFit {
 struct Task {
     family: Family,
     problem: Problem,
+    limit: Limit,
     basis: Mat<f64>,
 }
 
-/// Fits tied groups to an adapter twice: to its updates as [`super::fit_adapter`] does, and to the
-/// outputs of its modules.
+/// Fits tied groups without v to an adapter twice: to its updates, as [`super::fit_adapter`] does, and
+/// to the outputs of its modules.
 ///
-/// `moments` is called once. A of the second fit is looked for in the span of Q; it has no v. Its
+/// `moments` is called once. A of the second fit is looked for in the span of Q. Its
 /// error counts 1e-3 of each layer's mean moment in every direction besides, so that it does not
 /// give up what the texts did not happen to visit; the errors told do not.
 ///
@@ -68,14 +69,16 @@ pub fn fit_outputs(
 ) -> Result<OutputFit> {
     check(options.budget)?;
     let plan = families(tied, options)?;
+    let limits = limits(&plan, options.budget)?;
     let (mut rest, mut kept) = (plan.rest, plan.kept);
     let mut tasks = Vec::new();
-    for family in plan.families {
+    for (family, limit) in plan.families.into_iter().zip(limits) {
         match Problem::new(&family.updates()?)? {
             Some(problem) => tasks.push(Task {
                 basis: problem.input_basis(),
                 family,
                 problem,
+                limit,
             }),
             None => {
                 kept.extend(family.module_paths());
@@ -95,7 +98,7 @@ pub fn fit_outputs(
         if own.len() != task.problem.layers {
             return Err(Error::new(Code::Usage, "a layer has no moments"));
         }
-        let (found, squares) = task.fit(own, options.budget)?;
+        let (found, squares) = task.fit(own)?;
         sums.iter_mut().zip(squares).for_each(|(sum, s)| *sum += s);
         for (side, (group, fit)) in found.into_iter().enumerate() {
             adapters[side].groups.push(group);
@@ -125,6 +128,10 @@ pub fn fit_outputs(
     })
 }
 
+/// The fit to the updates and the one to the outputs; of the outputs, squared: their norm, the errors
+/// of both, the bound and the error of an untied LoRA.
+type Both = ([(TieGroup, GroupFit); 2], [f64; 5]);
+
 impl Task {
     fn inputs(&self) -> impl Iterator<Item = LayerInputs<'_>> {
         let module = self.family.targets.first().map_or("", |t| &t.module);
@@ -134,31 +141,26 @@ impl Task {
         })
     }
 
-    /// The fit to the updates and the one to the outputs; of the outputs, squared: their norm, the
-    /// errors of both, the bound and the error of an untied LoRA.
-    fn fit(
-        &self,
-        metrics: Vec<Mat<f64>>,
-        budget: Budget,
-    ) -> Result<([(TieGroup, GroupFit); 2], [f64; 5])> {
+    fn fit(&self, metrics: Vec<Mat<f64>>) -> Result<Both> {
         let weighted = Weighted::new(&self.problem, metrics)?;
-        let plain = solve(&self.problem, budget);
+        let plain = plain(&self.problem, self.limit);
         let fitted = weighted.fit(&plain.model);
         let rank = plain.model.u.ncols();
         let outputs = weighted.outputs(rank);
+        let bytes = NUMBER * (rank * self.family.numbers()) as u64;
         let squares = [
             outputs.square,
             weighted.outputs_error(&plain.model),
             weighted.outputs_error(&fitted.model),
             outputs.bound,
-            weighted.untied_error(self.family.untied_terms(rank)),
+            weighted.untied_error(self.family.untied_terms(bytes)),
         ];
-        let calibrated = Fitted {
-            model: fitted.model,
+        let calibrated = Chosen {
+            factors: Factors::plain(&self.problem, &fitted.model),
             start: Start::Outputs,
             sweeps: fitted.sweeps,
-            error: f64::NAN,
         };
+        let plain = Chosen::plain(&self.problem, &plain);
         let finish = |found| finish(&self.family, &self.problem, found);
         Ok(([finish(plain)?, finish(calibrated)?], squares))
     }
@@ -189,7 +191,7 @@ pub fn measure_again(
         let old = old.ok_or_else(other)?;
         let errors = measure(&updates, group)?;
         let baseline = problem.triplet_error(group.rank);
-        let fit = describe(&family, &problem, group, &errors, baseline);
+        let fit = describe(&family, &problem, group, &errors, baseline)?;
         groups.push(GroupFit {
             start: old.start,
             sweeps: old.sweeps,

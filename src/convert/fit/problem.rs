@@ -5,6 +5,8 @@
 //! its left singular vectors (q × r_l) and Y_l its right ones times the singular values (p × r_l).
 //! Distances stay what they were, since the bases are orthonormal.
 
+use std::ops::Range;
+
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::householder::{
     apply_block_householder_sequence_on_the_left_in_place_scratch as apply_scratch,
@@ -163,10 +165,7 @@ impl Problem {
     /// # Errors
     /// [`Code::NonFinite`] for values that are not finite, or too large to be squared.
     pub(super) fn new(updates: &[Vec<LowRank>]) -> Result<Option<Self>> {
-        let finite = |m: &LowRank| m.left.iter().chain(&m.right).all(|x| x.is_finite());
-        if !updates.iter().flatten().all(finite) {
-            return Err(failed());
-        }
+        check_finite(updates)?;
         let targets = updates.first().map_or(0, Vec::len);
         let ((inputs, right), outputs) = rayon::join(
             || Basis::of(&input_columns(updates)),
@@ -226,6 +225,15 @@ impl Problem {
         }))
     }
 
+    /// ‖ΔW_l‖²_F of each layer.
+    pub(super) fn layer_squares(&self) -> Vec<f64> {
+        let mut squares = vec![0.0; self.layers];
+        for (l, s) in self.layer_of.iter().zip(&self.sigma) {
+            squares[*l] += s * s;
+        }
+        squares
+    }
+
     /// Number of singular triplets of all layers: at this rank the triplets are exact.
     pub(super) fn full_rank(&self) -> usize {
         self.sigma.len()
@@ -273,19 +281,37 @@ impl Problem {
     /// Q: the orthonormal columns that span all rows of the updates, in × p.
     pub(super) fn input_basis(&self) -> Mat<f64> {
         let p = self.inputs.size;
-        self.inputs.lift(Mat::<f64>::identity(p, p).as_ref())
+        self.lift_inputs(&Mat::<f64>::identity(p, p))
     }
 
-    /// A as in × R and B as Σ out × R of a model in the common bases.
-    pub(super) fn lift(&self, model: &Model) -> (Mat<f64>, Mat<f64>) {
-        let mut b = Mat::zeros(self.outputs.iter().map(|o| o.rows).sum(), model.b.ncols());
-        let (mut row, mut small) = (0, 0);
+    /// Columns in the outputs' basis (q × n) in full length (Σ out × n).
+    pub(super) fn lift_outputs(&self, small: &Mat<f64>) -> Mat<f64> {
+        let mut full = Mat::zeros(self.outputs.iter().map(|o| o.rows).sum(), small.ncols());
+        let (mut row, mut at) = (0, 0);
         for basis in &self.outputs {
-            let part = basis.lift(model.b.subrows(small, basis.size));
-            b.as_mut().subrows_mut(row, basis.rows).copy_from(&part);
-            (row, small) = (row + basis.rows, small + basis.size);
+            let part = basis.lift(small.subrows(at, basis.size));
+            full.as_mut().subrows_mut(row, basis.rows).copy_from(&part);
+            (row, at) = (row + basis.rows, at + basis.size);
         }
-        (self.inputs.lift(model.a.as_ref()), b)
+        full
+    }
+
+    /// Columns in the inputs' basis (p × n) in full length (in × n).
+    pub(super) fn lift_inputs(&self, small: &Mat<f64>) -> Mat<f64> {
+        self.inputs.lift(small.as_ref())
+    }
+
+    /// Columns of X and Y that are each layer's.
+    pub(super) fn columns(&self) -> Vec<Range<usize>> {
+        let mut columns = vec![0..0; self.layers];
+        for (at, layer) in self.layer_of.iter().enumerate() {
+            let first = match columns[*layer].is_empty() {
+                true => at,
+                false => columns[*layer].start,
+            };
+            columns[*layer] = first..at + 1;
+        }
+        columns
     }
 }
 
@@ -295,14 +321,14 @@ struct Place {
     left: Vec<(usize, usize)>,
 }
 
-fn places(updates: &[Vec<LowRank>]) -> Vec<Place> {
-    let targets = updates.first().map_or(0, Vec::len);
+fn places(updates: &[impl AsRef<[LowRank]>]) -> Vec<Place> {
+    let targets = updates.first().map_or(0, |l| l.as_ref().len());
     let (mut at, mut at_target) = (0, vec![0; targets]);
     let mut places = Vec::with_capacity(updates.len());
     for layer in updates {
         let first = at;
         let mut left = Vec::with_capacity(targets);
-        for (module, start) in layer.iter().zip(&mut at_target) {
+        for (module, start) in layer.as_ref().iter().zip(&mut at_target) {
             left.push((*start, module.rank));
             *start += module.rank;
             at += module.rank;
@@ -316,8 +342,8 @@ fn places(updates: &[Vec<LowRank>]) -> Vec<Place> {
 }
 
 /// A of all layers and targets as columns: in × Σr, layer by layer.
-fn input_columns(updates: &[Vec<LowRank>]) -> Mat<f64> {
-    let columns: Vec<(&LowRank, usize)> = columns(updates.iter().flatten());
+fn input_columns(updates: &[impl AsRef<[LowRank]>]) -> Mat<f64> {
+    let columns: Vec<(&LowRank, usize)> = columns(updates.iter().flat_map(AsRef::as_ref));
     let n = columns.first().map_or(0, |(m, _)| m.in_features);
     Mat::from_fn(n, columns.len(), |j, c| {
         let (module, k) = columns[c];
@@ -326,8 +352,8 @@ fn input_columns(updates: &[Vec<LowRank>]) -> Mat<f64> {
 }
 
 /// s·B of one target in all layers: out × Σr.
-fn output_columns(updates: &[Vec<LowRank>], target: usize) -> Mat<f64> {
-    let columns = columns(updates.iter().filter_map(|l| l.get(target)));
+fn output_columns(updates: &[impl AsRef<[LowRank]>], target: usize) -> Mat<f64> {
+    let columns = columns(updates.iter().filter_map(|l| l.as_ref().get(target)));
     let out = columns.first().map_or(0, |(m, _)| m.out);
     Mat::from_fn(out, columns.len(), |i, c| {
         let (module, k) = columns[c];
@@ -339,6 +365,31 @@ fn columns<'m>(modules: impl Iterator<Item = &'m LowRank>) -> Vec<(&'m LowRank, 
     modules
         .flat_map(|m| (0..m.rank).map(move |k| (m, k)))
         .collect()
+}
+
+/// Squared singular values of one layer's targets, one above the other; descending.
+///
+/// # Errors
+/// [`Code::NonFinite`]
+pub(super) fn singular_squares(layer: &[LowRank]) -> Result<Vec<f64>> {
+    let updates = [layer];
+    check_finite(&updates)?;
+    let left: Vec<Mat<f64>> = (0..layer.len())
+        .map(|t| output_columns(&updates, t))
+        .collect();
+    let right = input_columns(&updates);
+    let mut squares = Vec::new();
+    for place in places(&updates) {
+        let sigma = Layer::of(&place, &left, &right)?.sigma;
+        squares.extend(sigma.iter().map(|s| s * s));
+    }
+    Ok(squares)
+}
+
+fn check_finite(updates: &[impl AsRef<[LowRank]>]) -> Result<()> {
+    let finite = |m: &LowRank| m.left.iter().chain(&m.right).all(|x| x.is_finite());
+    let all = updates.iter().flat_map(AsRef::as_ref).all(finite);
+    if all { Ok(()) } else { Err(failed()) }
 }
 
 /// Singular value decomposition of one layer in the common bases.

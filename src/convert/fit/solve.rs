@@ -5,6 +5,7 @@ use faer::{Mat, Side};
 use rayon::prelude::*;
 
 use super::Start;
+use super::descend::{Point, descend};
 use super::problem::Problem;
 use super::starts::starts;
 
@@ -32,7 +33,7 @@ pub(super) struct Fitted {
 
 /// Multiplications that one fit may take, so that a large adapter ends in seconds. Counted, not
 /// timed: the result must not depend on how busy the machine is.
-const WORK: f64 = 4e10;
+pub(super) const WORK: f64 = 4e10;
 /// Most sweeps that a start gets to show what it is worth, and most that the best one gets.
 const TRIAL_SWEEPS: usize = 24;
 const SWEEPS: usize = 1500;
@@ -47,6 +48,11 @@ const PROXIMAL: f64 = 1e-12;
 
 /// The best of all starts; never worse than the triplets.
 pub(super) fn fit(problem: &Problem, rank: usize) -> Fitted {
+    fit_within(problem, rank, WORK)
+}
+
+/// As [`fit`], in about so many multiplications.
+pub(super) fn fit_within(problem: &Problem, rank: usize, work: f64) -> Fitted {
     let rank = rank.clamp(1, problem.full_rank());
     let triplets = Fitted {
         model: problem.triplets(rank),
@@ -59,7 +65,7 @@ pub(super) fn fit(problem: &Problem, rank: usize) -> Fitted {
     }
     let (p, q) = (problem.y.nrows() as f64, problem.x.nrows() as f64);
     let sweep = 4.0 * (p + q) * problem.full_rank() as f64 * rank as f64 + (rank as f64).powi(3);
-    let affordable = (WORK / sweep) as usize;
+    let affordable = (work / sweep) as usize;
     let trial = (affordable / 10).clamp(2, TRIAL_SWEEPS);
     let tried: Vec<Fitted> = starts(problem, rank, &triplets.model)
         .into_par_iter()
@@ -72,15 +78,19 @@ pub(super) fn fit(problem: &Problem, rank: usize) -> Fitted {
     let Some(best) = best else { return triplets };
     let tried = best.sweeps;
     let rest = affordable.saturating_sub(5 * trial).clamp(trial, SWEEPS);
-    let polished = match improve(problem, best.start, best.model.clone(), rest) {
-        Some(polished) if polished.error <= best.error => Fitted {
-            sweeps: tried + polished.sweeps,
-            ..polished
-        },
+    let improved = match improve(problem, best.start, best.model.clone(), rest) {
+        Some(improved) if improved.error <= best.error => {
+            let left = rest.saturating_sub(improved.sweeps);
+            let found = Fitted {
+                sweeps: tried + improved.sweeps,
+                ..improved
+            };
+            polish(problem, found, left)
+        }
         _ => best,
     };
-    if polished.error < triplets.error {
-        polished
+    if improved.error < triplets.error {
+        improved
     } else {
         triplets
     }
@@ -150,6 +160,18 @@ fn improve(problem: &Problem, start: Start, model: Model, sweeps: usize) -> Opti
     })
 }
 
+/// Goes on from where alternating least squares gave up, with at most so many sweeps.
+fn polish(problem: &Problem, found: Fitted, sweeps: usize) -> Fitted {
+    let limits = (sweeps, EXACT * problem.square);
+    let end = descend(found.model, found.error, limits, |m| sweep(problem, m));
+    Fitted {
+        model: end.point,
+        error: end.error,
+        sweeps: found.sweeps + end.rounds,
+        ..found
+    }
+}
+
 /// One round of least squares: B, then A, then u, each with the others held.
 fn sweep(problem: &Problem, model: &Model) -> Option<(Model, f64)> {
     let uu = gram(&model.u);
@@ -216,6 +238,23 @@ impl Model {
             a: go(&self.a, &last.a),
             b: self.b.clone(),
             u: go(&self.u, &last.u),
+        }
+    }
+}
+
+impl Point for Model {
+    /// B follows from A and u.
+    fn parts(&self) -> Vec<&Mat<f64>> {
+        vec![&self.a, &self.u]
+    }
+
+    fn with(&self, parts: Vec<Mat<f64>>) -> Self {
+        let mut parts = parts.into_iter();
+        let mut next = |old: &Mat<f64>| parts.next().unwrap_or_else(|| old.clone());
+        Self {
+            a: next(&self.a),
+            u: next(&self.u),
+            b: self.b.clone(),
         }
     }
 }

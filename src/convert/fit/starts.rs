@@ -155,7 +155,7 @@ fn pencil(
 
 /// Real columns spanning the invariant subspaces of a square matrix: its eigenvectors, of complex
 /// pairs the real and the imaginary part.
-fn eigenvectors(m: &Mat<f64>) -> Option<Mat<f64>> {
+pub(super) fn eigenvectors(m: &Mat<f64>) -> Option<Mat<f64>> {
     if !finite(m) {
         return None;
     }

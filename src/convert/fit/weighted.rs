@@ -96,15 +96,7 @@ impl<'p> Weighted<'p> {
             }
             floors.push(FLOOR * mean);
         }
-        let mut columns = vec![0..0; problem.layers];
-        for (at, layer) in problem.layer_of.iter().enumerate() {
-            let first = if columns[*layer].is_empty() {
-                at
-            } else {
-                columns[*layer].start
-            };
-            columns[*layer] = first..at + 1;
-        }
+        let columns = problem.columns();
         let weighed: Vec<Mat<f64>> = (metrics.par_iter().zip(&columns))
             .map(|(k, c)| k * problem.y.subcols(c.start, c.len()))
             .collect();

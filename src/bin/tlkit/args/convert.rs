@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 use tlkit::tensor::Dtype;
 
+use super::store::byte_count;
 use super::{Blobs, float_dtype, positive};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Convert {
     /// PEFT LoRA or VeRA directory to .tl
     #[command(visible_alias = "peft→tied", alias = "peft->tied")]
-    PeftToTied(PeftToTied),
+    PeftToTied(Box<PeftToTied>),
     /// .tl to a PEFT directory
     #[command(visible_alias = "tied→peft", alias = "tied->peft")]
     TiedToPeft(TiedToPeft),
@@ -19,12 +20,13 @@ pub(crate) enum Convert {
 
 #[derive(Debug, Args)]
 pub(crate) struct PeftToTied {
-    /// PEFT directory: adapter_config.json with adapter_model.safetensors or adapter_model.bin
-    #[arg(value_hint = ValueHint::DirPath)]
-    pub(crate) adapter: PathBuf,
-    /// The .tl file to write
-    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) output: PathBuf,
+    /// PEFT directory: adapter_config.json with adapter_model.safetensors or adapter_model.bin; several
+    /// with --share
+    #[arg(required = true, value_name = "ADAPTER", value_hint = ValueHint::DirPath)]
+    pub(crate) adapters: Vec<PathBuf>,
+    /// The .tl file to write; with --share the folder
+    #[arg(short, long, value_name = "FILE", required_unless_present = "curve", value_hint = ValueHint::FilePath)]
+    pub(crate) output: Option<PathBuf>,
     /// The base model: records its fingerprint, and answers what VeRA adapters leave open
     #[arg(long, value_hint = ValueHint::AnyPath)]
     pub(crate) base: Option<PathBuf>,
@@ -45,6 +47,26 @@ pub(crate) struct PeftToTied {
     pub(crate) fit: Fit,
     #[command(flatten)]
     pub(crate) calibrate: Calibrate,
+    #[command(flatten)]
+    pub(crate) sharing: Sharing,
+}
+
+/// Adapters that have A and B in common.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sharing A and B between adapters")]
+pub(crate) struct Sharing {
+    /// Fit one A and B for all adapters, each with its own u: thin files DIR/NAME.tl over DIR/blobs
+    #[arg(long, requires = "fit", conflicts_with = "calibrate")]
+    pub(crate) share: bool,
+    /// Leave an adapter apart, as it is, where sharing would leave it with a larger relative error
+    #[arg(long, value_name = "X", requires = "share", default_value = "0.5")]
+    pub(crate) apart: f64,
+    /// Take A and B from this .tl, and fit u alone
+    #[arg(long, value_name = "FILE.tl", conflicts_with_all = ["fit", "share"], value_hint = ValueHint::FilePath)]
+    pub(crate) onto: Option<PathBuf>,
+    /// Folder with the tensors that --onto leaves out; the new file leaves them out too
+    #[arg(long, value_name = "DIR", requires = "onto", value_hint = ValueHint::DirPath)]
+    pub(crate) blobs: Option<PathBuf>,
 }
 
 /// Fitting a tied adapter.
@@ -60,6 +82,22 @@ pub(crate) struct Fit {
     /// The smallest rank with at most this relative error, for each tie group: 0.05
     #[arg(long, value_name = "X", group = "budget", requires = "fit")]
     pub(crate) tolerance: Option<f64>,
+    /// The ranks that give a file of at most so many bytes (before --zstd): 300kB
+    #[arg(long, value_name = "BYTES", group = "budget", requires = "fit", value_parser = byte_count)]
+    pub(crate) max_bytes: Option<u64>,
+    /// Write no adapter; show error against bytes for many ranks, beside LoRAs of the same bytes, and
+    /// draw it as FILE.svg
+    #[arg(
+        long,
+        value_name = "FILE.svg",
+        group = "budget",
+        requires = "fit",
+        conflicts_with_all = ["output", "calibrate"],
+        num_args = 0..=1,
+        require_equals = true,
+        value_hint = ValueHint::FilePath
+    )]
+    pub(crate) curve: Option<Option<PathBuf>>,
     /// Fit query, key and value as one tie group, which shares A and u
     #[arg(long, requires = "fit")]
     pub(crate) joint: bool,

@@ -13,7 +13,9 @@ use tlkit::merge::{Rounding, TiedPolicy};
 use tlkit::tensor::Dtype;
 
 pub(crate) use audit::{Audit, Plan};
-pub(crate) use convert::{Convert, Fit, PeftForm, PeftToTied, ProjectionRounding, TiedToPeft};
+pub(crate) use convert::{
+    Calibrate, Convert, Fit, PeftForm, PeftToTied, ProjectionRounding, TiedToPeft,
+};
 pub(crate) use store::{
     Export, Fsck, Gc, Get, History, Init, Limit, List, Publish, Put, Quota, Rm, Stat, Store, Tag,
 };

@@ -239,10 +239,21 @@ fn seconds(text: &str) -> Result<u64, String> {
     with_unit(text, &units).ok_or_else(|| "not a time such as 30s, 90m, 24h or 7d".into())
 }
 
+/// A number of bytes, with or without a unit.
+pub(super) fn byte_count(text: &str) -> Result<u64, String> {
+    bytes(text).ok_or_else(|| "not bytes such as 4096, 500MB or 2GB".into())
+}
+
 fn limit(text: &str) -> Result<Limit, String> {
     if text == "none" {
         return Ok(Limit(None));
     }
+    bytes(text)
+        .map(|n| Limit(Some(n)))
+        .ok_or_else(|| "not bytes such as 4096, 500MB or 2GB, nor none".into())
+}
+
+fn bytes(text: &str) -> Option<u64> {
     let units = [
         ("", 1),
         ("B", 1),
@@ -251,10 +262,7 @@ fn limit(text: &str) -> Result<Limit, String> {
         ("GB", 1_000_000_000),
         ("TB", 1_000_000_000_000),
     ];
-    let bytes = with_unit(text, &units);
-    bytes
-        .map(|n| Limit(Some(n)))
-        .ok_or_else(|| "not bytes such as 4096, 500MB or 2GB, nor none".into())
+    with_unit(text, &units)
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
-use tlkit::Result;
+use std::path::Path;
+
 use tlkit::convert::{self, Found, ToPeft, ToTied, ToTiedOptions};
 use tlkit::format::{Packing, WriteOptions};
 use tlkit::peft::export::{ExportOptions, Form};
 use tlkit::peft::projection::Fma;
+use tlkit::{Code, Error, Result};
 
 use super::{blob_source, existing, open_base, show};
 use crate::args::{PeftForm, PeftToTied, ProjectionRounding, TiedToPeft};
@@ -23,16 +25,35 @@ pub(crate) fn peft_to_tied(args: &PeftToTied, output: &Output) -> Result<Outcome
         },
         projection_dtype: args.projection_dtype,
     };
-    if args.fit.fit {
-        return super::fit::run(args, &options, output);
+    if args.sharing.share {
+        return super::share::run(args, &options, output);
     }
-    let report = convert::peft_to_tied(&args.adapter, &args.output, &options)
-        .map_err(|e| e.file(&args.adapter))?;
+    let [adapter] = &args.adapters[..] else {
+        let error = Error::new(
+            Code::Usage,
+            "several adapters make one output only with --share",
+        );
+        return Err(error.hint("convert them one by one"));
+    };
+    if let Some(pair) = &args.sharing.onto {
+        return super::share::onto(args, adapter, pair, &options, output);
+    }
+    if args.fit.fit {
+        return super::fit::run(args, adapter, &options, output);
+    }
+    let report =
+        convert::peft_to_tied(adapter, to(args)?, &options).map_err(|e| e.file(adapter))?;
     for note in &report.notes {
         output.note(note);
     }
     output.report(&report, || tied_text(&report))?;
     Ok(Outcome::Success)
+}
+
+/// Where the output goes; clap has seen to it that there is one where anything is written.
+pub(super) fn to(args: &PeftToTied) -> Result<&Path> {
+    let missing = || Error::new(Code::Usage, "--output is missing");
+    args.output.as_deref().ok_or_else(missing)
 }
 
 fn tied_text(r: &ToTied) -> String {

@@ -3,33 +3,48 @@
 use std::path::Path;
 
 use serde::Serialize;
-use tlkit::convert::fit::{Budget, FitOptions, GroupFit, ToFitted, peft_to_tied_fit, write_fitted};
+use tlkit::convert::fit::{
+    Budget, Curve, CurvePoint, FitOptions, GroupFit, ToFitted, figure, fit_curve, peft_to_tied_fit,
+    write_fitted,
+};
 use tlkit::convert::{ToTiedOptions, import_tied};
+use tlkit::safetensors::AtomicFile;
 use tlkit::train::calibrate::{CalibrateOptions, CalibrateReport, Calibration, Kept, Stage};
 use tlkit::train::device;
 use tlkit::train::distil::DistilOptions;
 use tlkit::{Code, Error, Result};
 
-use super::convert::change;
+use super::convert::{change, to};
 use super::show;
-use crate::args::{Fit, PeftToTied};
-use crate::output::{Outcome, Output, fields, number, plural, table};
+use crate::args::{Calibrate, Fit, PeftToTied};
+use crate::output::{Outcome, Output, bytes, fields, number, plural, table};
 use crate::progress::with_ticks;
 
 pub(super) fn run(
     args: &PeftToTied,
+    adapter: &Path,
     options: &ToTiedOptions<'_>,
     output: &Output,
 ) -> Result<Outcome> {
+    if let Some(picture) = &args.fit.curve {
+        return curve(args, adapter, options, picture.as_deref(), output);
+    }
+    let missing = || Error::new(Code::Usage, "--fit needs a budget");
+    let (budget, to) = (budget(&args.fit).ok_or_else(missing)?, to(args)?);
     let fit = FitOptions {
-        budget: budget(&args.fit)?,
+        budget,
         joint: args.fit.joint,
     };
     if let (Some(text), Some(model)) = (&args.calibrate.calibrate, &args.calibrate.model) {
-        return calibrate(args, (text, model), options, &fit, output);
+        let of = Texts {
+            args: &args.calibrate,
+            text,
+            model,
+        };
+        check_output(args, to)?;
+        return calibrate((adapter, to), &of, options, &fit, output);
     }
-    let report = peft_to_tied_fit(&args.adapter, &args.output, options, &fit)
-        .map_err(|e| e.file(&args.adapter))?;
+    let report = peft_to_tied_fit(adapter, to, options, &fit).map_err(|e| e.file(adapter))?;
     for note in &report.notes {
         output.note(note);
     }
@@ -45,18 +60,33 @@ struct Calibrated {
     calibration: CalibrateReport,
 }
 
+/// Found out now rather than after a long run.
+fn check_output(args: &PeftToTied, to: &Path) -> Result<()> {
+    match !args.force && to.exists() {
+        true => Err(Error::output_exists(to)),
+        false => Ok(()),
+    }
+}
+
+/// What a fit to texts is told.
+struct Texts<'a> {
+    args: &'a Calibrate,
+    text: &'a Path,
+    model: &'a Path,
+}
+
 fn calibrate(
-    args: &PeftToTied,
-    (text, model): (&Path, &Path),
+    (adapter, to): (&Path, &Path),
+    of: &Texts<'_>,
     options: &ToTiedOptions<'_>,
     fit: &FitOptions,
     output: &Output,
 ) -> Result<Outcome> {
-    let of = &args.calibrate;
-    // Found out now rather than after a long run.
-    if !args.force && args.output.exists() {
-        return Err(Error::output_exists(&args.output));
-    }
+    let Texts {
+        args: of,
+        text,
+        model,
+    } = of;
     let number = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
     let distil = of.distill.map(|steps| DistilOptions {
         steps,
@@ -78,12 +108,12 @@ fn calibrate(
         fma: options.fma,
         projection_dtype: options.projection_dtype,
     };
-    let tied = import_tied(&args.adapter, &options).map_err(|e| e.file(&args.adapter))?;
+    let tied = import_tied(adapter, &options).map_err(|e| e.file(adapter))?;
     let found = with_ticks("batches", |tick| {
         calibration.run(&tied, fit, distil.as_ref(), tick)
     });
-    let (adapter, fit, report) = found.map_err(|e| e.file(&args.adapter))?;
-    let fitted = write_fitted(tied, &adapter, fit, &args.output, &options.write)?;
+    let (fitted, fit, report) = found.map_err(|e| e.file(adapter))?;
+    let fitted = write_fitted(tied, &fitted, fit, to, &options.write)?;
     for note in &fitted.notes {
         output.note(note);
     }
@@ -92,8 +122,12 @@ fn calibrate(
         calibration: report,
     };
     output.report(&report, || {
-        let texts = calibration_text(&report.calibration);
-        format!("{}\n\n{texts}", fitted_text(&report.fitted))
+        let (summary, texts) = (
+            &report.calibration.summary,
+            calibration_text(&report.calibration),
+        );
+        let fitted = fitted_tables(&report.fitted);
+        format!("{summary}.\n\n{texts}\n\n{}", fitted.trim_end())
     })?;
     Ok(Outcome::Success)
 }
@@ -145,11 +179,18 @@ fn calibration_text(r: &CalibrateReport) -> String {
 }
 
 fn fitted_text(r: &ToFitted) -> String {
+    format!("{}.\n\n{}", r.fit.summary, fitted_tables(r))
+}
+
+fn fitted_tables(r: &ToFitted) -> String {
     let row = |g: &GroupFit| {
         vec![
             g.targets.join("\n"),
             g.layers.len().to_string(),
-            g.rank.to_string(),
+            match g.with_v {
+                true => format!("{} + v", g.rank),
+                false => g.rank.to_string(),
+            },
             share(g.error),
             share(g.bound),
             share(g.baseline),
@@ -203,11 +244,11 @@ fn fitted_text(r: &ToFitted) -> String {
     if !r.fit.kept.is_empty() {
         rows.insert(5, ("kept", plural(r.fit.kept.len(), "module")));
     }
-    format!("{}.\n\n{groups}\n\n{}", r.fit.summary, fields(&rows))
+    format!("{groups}\n\n{}", fields(&rows))
 }
 
 /// A relative error: as a percentage where it is one, else as a number.
-fn share(error: f64) -> String {
+pub(super) fn share(error: f64) -> String {
     if error < 1e-5 {
         number(error)
     } else {
@@ -216,9 +257,70 @@ fn share(error: f64) -> String {
 }
 
 /// What limits the fit.
-fn budget(args: &Fit) -> Result<Budget> {
+fn budget(args: &Fit) -> Option<Budget> {
     let rank = |r: u64| Budget::Rank(usize::try_from(r).unwrap_or(usize::MAX));
-    let budget = args.rank.map(rank);
-    let budget = budget.or(args.tolerance.map(Budget::Tolerance));
-    budget.ok_or_else(|| Error::new(Code::Usage, "--fit needs --rank or --tolerance"))
+    args.rank
+        .map(rank)
+        .or(args.tolerance.map(Budget::Tolerance))
+        .or(args.max_bytes.map(Budget::Bytes))
+}
+
+fn curve(
+    args: &PeftToTied,
+    adapter: &Path,
+    options: &ToTiedOptions<'_>,
+    picture: Option<&Path>,
+    output: &Output,
+) -> Result<Outcome> {
+    let tied = import_tied(adapter, options).map_err(|e| e.file(adapter))?;
+    let curve = fit_curve(&tied, args.fit.joint).map_err(|e| e.file(adapter))?;
+    if let Some(path) = picture {
+        let mut file = AtomicFile::create(path, options.write.existing)?;
+        let drawn = figure(&curve)?;
+        file.write_all(drawn.as_bytes())?;
+        file.commit(true)?;
+    }
+    output.report(&curve, || curve_text(&curve))?;
+    Ok(Outcome::Success)
+}
+
+fn curve_text(c: &Curve) -> String {
+    let row = |p: &CurvePoint| {
+        vec![
+            p.rank.to_string(),
+            format!(
+                "{} ({:.1} %)",
+                bytes(p.bytes),
+                100.0 * p.bytes as f64 / c.bytes_before.max(1) as f64
+            ),
+            share(p.error),
+            share(p.bound),
+            share(p.bound_with_v),
+            share(p.baseline),
+            share(p.global),
+            match p.per_module_rank {
+                0 => "-".to_owned(),
+                rank => format!("{} (rank {rank})", share(p.per_module)),
+            },
+        ]
+    };
+    let header = [
+        "rank",
+        "bytes",
+        "tied",
+        "bound",
+        "with v",
+        "triplets",
+        "LoRA",
+        "LoRA, one rank",
+    ];
+    let table = table(&header, &[0, 1, 2, 3, 4, 5, 6, 7], c.points.iter().map(row));
+    format!(
+        "{}.\n\n{table}\n\n\
+         bytes: of the tie groups, and their share of the LoRA's {}; tied: the fit without v; bound, with\n\
+         v: no tied adapter of this rank is below, without v and with any; LoRA: untied ones of no more\n\
+         bytes, of the largest terms of all modules and of one rank",
+        c.summary,
+        bytes(c.bytes_before)
+    )
 }

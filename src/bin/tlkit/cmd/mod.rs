@@ -14,6 +14,7 @@ pub(crate) mod merge;
 pub(crate) mod pack;
 pub(crate) mod params;
 pub(crate) mod plan;
+mod share;
 pub(crate) mod store;
 pub(crate) mod sweep;
 pub(crate) mod train;
