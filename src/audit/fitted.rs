@@ -52,7 +52,14 @@ fn fits(path: &Path, rank: usize) -> Result<Vec<Fit>> {
 /// `None` where the joint form is the other one again.
 fn fit(tied: &Tied, rank: usize, joint: bool) -> Result<Option<Fit>> {
     let budget = Budget::Rank(rank);
-    let (adapter, report) = fit_adapter(tied, &FitOptions { budget, joint })?;
+    let (adapter, report) = fit_adapter(
+        tied,
+        &FitOptions {
+            budget,
+            joint,
+            core: false,
+        },
+    )?;
     if joint && report.groups.iter().all(|g| g.targets.len() == 1) {
         return Ok(None);
     }

@@ -357,6 +357,7 @@ mod tests {
         let fit = FitOptions {
             budget: Budget::Rank(4),
             joint: false,
+            core: false,
         };
         let distil = DistilOptions {
             steps: 20,
@@ -407,6 +408,7 @@ mod tests {
         let fit = FitOptions {
             budget: Budget::Rank(2),
             joint: true,
+            core: false,
         };
         let steps = DistilOptions::default();
         for stop in [1, 4, 7] {

@@ -82,7 +82,7 @@ fn the_compiler_is_named() {
 #[test]
 fn device_memory_is_bounded() {
     let sentence = "more bytes of device memory are needed";
-    fails(&[], "--device cuda --device-memory 4K", 3, sentence);
+    fails(&[], "--device cuda --device-memory 4kB", 3, sentence);
     let sentence = "taking memory failed on the GPU: out of memory";
     fails(&[("SIM_CUDA_MIB", "0")], "--device cuda", 3, sentence);
 }

@@ -280,7 +280,7 @@ fn each_adapter_alone() {
     let line = "merge base.safetensors a b c d --each";
     assert_eq!(shop.run(&format!("{line} -o cpu"), Driver::Late).code, 0);
     for driver in drivers() {
-        for memory in ["8M", "2G"] {
+        for memory in ["8MB", "2GB"] {
             let out = format!("{driver:?}-{memory}");
             let line = format!("{line} -o {out} --device cuda:0 --device-memory {memory} --json");
             let report = shop.run(&line, driver).json();

@@ -1,6 +1,7 @@
 //! One family's factors within a limit: without v, or with it where it is worth its bytes.
 
 use super::Start;
+use super::cores::{CoreModel, fit_cores};
 use super::groups::{Factors, Family};
 use super::problem::Problem;
 use super::scaled::{Scaled, ScaledFit};
@@ -42,6 +43,14 @@ impl Chosen {
         }
     }
 
+    fn cores(problem: &Problem, found: &CoreModel) -> Self {
+        Self {
+            factors: Factors::cores(problem, found),
+            start: Start::Subspace,
+            sweeps: found.rounds,
+        }
+    }
+
     fn scaled(problem: &Problem, found: &ScaledFit, plain: Start) -> Self {
         Self {
             factors: Factors::scaled(problem, &found.model),
@@ -60,6 +69,33 @@ pub(super) fn plain(problem: &Problem, limit: Limit) -> Fitted {
         Limit::Rank(rank) | Limit::Bytes(rank) => fit(problem, rank),
         Limit::Error(error) => smallest(problem, error * error * problem.square),
     }
+}
+
+/// The fit with a core for each layer.
+pub(super) fn choose_cores(problem: &Problem, limit: Limit) -> Chosen {
+    let at = |rank: usize| fit_cores(problem, &fit(problem, rank).model);
+    let found = match limit {
+        Limit::Rank(rank) | Limit::Bytes(rank) => at(rank),
+        Limit::Error(error) => {
+            let error = error * error * problem.square;
+            let most = problem.x.nrows().min(problem.y.nrows());
+            let (mut low, mut high) = (1, most.min(problem.full_rank()));
+            low = (low..=high)
+                .find(|r| problem.bound(*r) <= error)
+                .unwrap_or(high);
+            let mut best = at(high);
+            while low < high {
+                let middle = low.midpoint(high);
+                let found = at(middle);
+                match found.error <= error {
+                    true => (high, best) = (middle, found),
+                    false => low = middle + 1,
+                }
+            }
+            best
+        }
+    };
+    Chosen::cores(problem, &found)
 }
 
 /// The fit without v, or one with v that beats it at the same bytes.

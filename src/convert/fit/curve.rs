@@ -4,6 +4,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::choose::Chosen;
+use super::cores::fit_cores;
 use super::groups::{Family, FitPlan, families};
 use super::problem::Problem;
 use super::solve::{WORK, fit_within};
@@ -34,6 +35,10 @@ pub struct CurvePoint {
     pub bound_with_v: f64,
     /// As [`super::FitReport::baseline`].
     pub baseline: f64,
+    /// Error of the fit with a core for each layer, of no more bytes.
+    pub core: f64,
+    /// The highest rank of its tie groups; 0 where the bytes buy none of them one.
+    pub core_rank: usize,
     /// Error of the LoRA of no more bytes that keeps the largest rank-one terms of all modules.
     pub global: f64,
     /// Error of the LoRA of no more bytes that keeps the best terms of each module, all at one rank.
@@ -64,6 +69,7 @@ pub fn fit_curve(tied: &Tied, joint: bool) -> Result<Curve> {
         // No tied group is of a higher one: all of them stay.
         budget: Budget::Rank(usize::MAX),
         joint,
+        core: false,
     };
     let FitPlan {
         families, mut kept, ..
@@ -85,7 +91,9 @@ pub fn fit_curve(tied: &Tied, joint: bool) -> Result<Curve> {
     let untied = Untied::of(&fitted)?;
     let share = |square: f64| (square / untied.square()).sqrt();
     let point = |(at, rank): (usize, &usize)| {
-        let fit = report(fits.iter().map(|f| f[at].clone()).collect(), Vec::new());
+        let fit = report(fits.iter().map(|f| f[at].0.clone()).collect(), Vec::new());
+        let cores = || fits.iter().map(|f| f[at].1);
+        let missed: f64 = cores().map(|c| c.square).sum();
         let (per_module_rank, per_module) = untied.per_module(fit.bytes);
         CurvePoint {
             rank: *rank,
@@ -94,6 +102,8 @@ pub fn fit_curve(tied: &Tied, joint: bool) -> Result<Curve> {
             bound: fit.bound,
             bound_with_v: fit.bound_with_v,
             baseline: fit.baseline,
+            core: share(missed),
+            core_rank: cores().map(|c| c.rank).max().unwrap_or(0),
             global: share(untied.global(fit.bytes)),
             per_module: share(per_module),
             per_module_rank,
@@ -123,17 +133,50 @@ fn ranks(families: &[Family]) -> Vec<usize> {
 }
 
 /// One family at each rank; `None` where all updates are zero.
-fn fits_of(family: &Family, ranks: &[usize]) -> Result<Option<Vec<GroupFit>>> {
+fn fits_of(family: &Family, ranks: &[usize]) -> Result<Option<Vec<(GroupFit, Cores)>>> {
     let Some(problem) = Problem::new(&family.updates()?)? else {
         return Ok(None);
     };
     let at = |rank: &usize| {
         let found = fit_within(&problem, *rank, SHARE * WORK);
         let chosen = Chosen::plain(&problem, &found);
-        Ok(finish(family, &problem, chosen)?.1)
+        let cores = Cores::at(family, &problem, *rank);
+        Ok((finish(family, &problem, chosen)?.1, cores))
     };
-    let fits: Result<Vec<GroupFit>> = ranks.par_iter().map(at).collect();
+    let fits: Result<Vec<(GroupFit, Cores)>> = ranks.par_iter().map(at).collect();
     fits.map(Some)
+}
+
+/// A family with cores.
+#[derive(Debug, Clone, Copy)]
+struct Cores {
+    rank: usize,
+    /// Squared error.
+    square: f64,
+}
+
+impl Cores {
+    /// At the bytes that `rank` takes with u.
+    fn at(family: &Family, problem: &Problem, rank: usize) -> Self {
+        let layers = family.layers.len();
+        let most = rank * family.numbers();
+        // numbers() has the layer's u: a core takes R times that.
+        let numbers = |r: usize| r * (family.numbers() - layers) + layers * r * r;
+        let bought = (1..=rank).take_while(|r| numbers(*r) <= most).last();
+        match bought {
+            None => Self {
+                rank: 0,
+                square: problem.square,
+            },
+            Some(rank) => {
+                let plain = fit_within(problem, rank, SHARE * WORK);
+                Self {
+                    rank,
+                    square: fit_cores(problem, &plain.model).error,
+                }
+            }
+        }
+    }
 }
 
 fn summary(points: &[CurvePoint]) -> String {

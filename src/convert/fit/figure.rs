@@ -15,6 +15,7 @@ const SIZE: (u32, u32) = (960, 540);
 const TIED: RGBColor = RGBColor(213, 94, 0);
 const BOUND: RGBColor = RGBColor(160, 160, 160);
 const GLOBAL: RGBColor = RGBColor(0, 114, 178);
+const CORES: RGBColor = RGBColor(0, 158, 115);
 const PER_MODULE: RGBColor = RGBColor(86, 180, 233);
 
 type Point = (f64, f64);
@@ -61,7 +62,7 @@ struct Line {
     of: fn(&CurvePoint) -> f64,
 }
 
-const LINES: [Line; 4] = [
+const LINES: [Line; 5] = [
     Line {
         name: "no tied adapter is below",
         colour: BOUND,
@@ -79,6 +80,12 @@ const LINES: [Line; 4] = [
         colour: GLOBAL,
         width: 2,
         of: |p| p.global,
+    },
+    Line {
+        name: "tied, with cores",
+        colour: CORES,
+        width: 2,
+        of: |p| p.core,
     },
     Line {
         name: "tied",
@@ -169,6 +176,8 @@ mod tests {
             error: *error,
             bound: *error,
             bound_with_v: *error,
+            core: *error,
+            core_rank: 1,
             baseline: *error,
             global: *error,
             per_module: *error,
@@ -196,8 +205,8 @@ mod tests {
         }
         assert_eq!(
             svg.matches("r=\"3\"").count(),
-            3 * 3,
-            "three lines of three points"
+            4 * 3,
+            "four lines of three points"
         );
         assert_eq!(svg.matches("r=\"5\"").count(), 2, "the LoRA and its legend");
         assert_eq!(svg, figure(&curve(&sizes, 64_000)).unwrap());

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use faer::Mat;
 use rayon::prelude::*;
 
+use super::cores::CoreModel;
 use super::problem::Problem;
 use super::scaled::ScaledModel;
 use super::solve::Model;
@@ -215,6 +216,8 @@ pub(super) struct Factors {
     pub(super) u: Mat<f64>,
     /// layers × Σ out.
     pub(super) v: Option<Mat<f64>>,
+    /// R × R for each layer, in place of u.
+    pub(super) cores: Option<Vec<Mat<f64>>>,
 }
 
 impl Factors {
@@ -224,6 +227,17 @@ impl Factors {
             b: problem.lift_outputs(&model.b),
             u: model.u.clone(),
             v: None,
+            cores: None,
+        }
+    }
+
+    pub(super) fn cores(problem: &Problem, model: &CoreModel) -> Self {
+        Self {
+            a: problem.lift_inputs(&model.a),
+            b: problem.lift_outputs(&model.b),
+            u: Mat::zeros(problem.layers, model.a.ncols()),
+            v: None,
+            cores: Some(model.cores.clone()),
         }
     }
 
@@ -235,6 +249,7 @@ impl Factors {
             b: model.b,
             u: model.u,
             v: Some(model.v),
+            cores: None,
         }
     }
 }
@@ -244,7 +259,12 @@ impl Factors {
 /// Columns that carry nothing are left out; the others stand by falling weight, A and B of equal
 /// length, and the largest u of each is 1, so that one fit has one form.
 pub(super) fn tie_group(family: &Family, problem: &Problem, factors: &Factors) -> Result<TieGroup> {
-    let Factors { a, b, u, v } = canonical(factors, problem);
+    let canonical = match &factors.cores {
+        None => &canonical(factors, problem),
+        // Theirs is a form of its own already.
+        Some(_) => factors,
+    };
+    let Factors { a, b, u, v, cores } = canonical;
     let (rank, layers) = (u.ncols(), family.layers.len());
     let rows = |m: &Mat<f64>| -> Vec<f32> {
         let row = |i| (0..m.ncols()).map(move |k| m[(i, k)] as f32);
@@ -255,16 +275,26 @@ pub(super) fn tie_group(family: &Family, problem: &Problem, factors: &Factors) -
         .collect();
     let factor =
         |shape: Vec<usize>, values: &[f32]| Tensor::from_f32(shape, values).map(Factor::trained);
-    let v = v.map(|v| factor(vec![layers, v.ncols()], &rows(&v)));
+    let v = v
+        .as_ref()
+        .map(|v| factor(vec![layers, v.ncols()], &rows(v)));
+    let core = cores.as_ref().map(|cores| {
+        let values: Vec<f32> = cores.iter().flat_map(&rows).collect();
+        factor(vec![layers, rank, rank], &values)
+    });
+    let u = match cores {
+        None => Some(factor(vec![layers, rank], &rows(u))?),
+        Some(_) => None,
+    };
     Ok(TieGroup {
         layers: Some(family.layers.clone()),
         rank,
         in_features: a.nrows(),
         scaling: Scaling::one(rank),
         a: factor(vec![rank, a.nrows()], &flat_a)?,
-        b: factor(vec![b.nrows(), rank], &rows(&b))?,
-        core: None,
-        u: Some(factor(vec![layers, rank], &rows(&u))?),
+        b: factor(vec![b.nrows(), rank], &rows(b))?,
+        core: core.transpose()?,
+        u,
         v: v.transpose()?,
         targets: family.targets.clone(),
     })
@@ -318,6 +348,7 @@ fn canonical(factors: &Factors, problem: &Problem) -> Factors {
         b: of(&factors.b, |c| c.b),
         u,
         v: factors.v.clone(),
+        cores: None,
     }
 }
 
@@ -330,11 +361,25 @@ pub(super) fn measure(updates: &[Vec<LowRank>], group: &TieGroup) -> Result<Vec<
     let (a, b) = (group.a.tensor.to_f32()?, group.b.tensor.to_f32()?);
     let [u, v] = [&group.u, &group.v].map(|f| f.as_ref().map(|f| f.tensor.to_f32()).transpose());
     let (u, v) = (u?, v?);
+    let core = (group.core.as_ref())
+        .map(|f| f.tensor.to_f32())
+        .transpose()?;
     let total = group.total_out();
     let of_layer = |(l, targets): (usize, &Vec<LowRank>)| -> f64 {
         let (r, mut first, mut sum) = (group.rank, 0, 0.0);
+        let n = group.in_features;
+        // u·A or C·A, by rows of n.
+        let mixed = Mat::from_fn(n, r, |j, k| f64::from(a[k * n + j]));
+        let mixed = match (&u, &core) {
+            (_, Some(core)) => {
+                let own = Mat::from_fn(r, r, |i, k| f64::from(core[(l * r + k) * r + i]));
+                mixed * own
+            }
+            (Some(u), None) => Mat::from_fn(n, r, |j, k| f64::from(u[l * r + k]) * mixed[(j, k)]),
+            (None, None) => mixed,
+        };
         for before in targets {
-            let (rank, n) = (before.rank + r, before.in_features);
+            let rank = before.rank + r;
             let left = Mat::from_fn(before.out, rank, |i, k| match k.checked_sub(before.rank) {
                 None => before.scale * f64::from(before.left[i * before.rank + k]),
                 Some(k) => {
@@ -346,10 +391,7 @@ pub(super) fn measure(updates: &[Vec<LowRank>], group: &TieGroup) -> Result<Vec<
             });
             let right = Mat::from_fn(n, rank, |j, k| match k.checked_sub(before.rank) {
                 None => f64::from(before.right[k * n + j]),
-                Some(k) => {
-                    let u = u.as_ref().map_or(1.0, |u| f64::from(u[l * r + k]));
-                    u * f64::from(a[k * n + j])
-                }
+                Some(k) => mixed[(j, k)],
             });
             let (left, right) = (left.qr(), right.qr());
             sum += (left.thin_R() * right.thin_R().transpose()).squared_norm_l2();

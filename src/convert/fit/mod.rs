@@ -6,6 +6,7 @@
 
 mod budget;
 mod choose;
+mod cores;
 mod curve;
 mod descend;
 mod figure;
@@ -32,7 +33,7 @@ pub use self::pair::{SharedFile, ToOnto, ToShared, peft_to_tied_onto, peft_to_ti
 pub use self::share::{Onto, PairFit, ShareOptions, Shared, SharedAdapter, fit_onto, fit_shared};
 
 use self::budget::ranks_within;
-use self::choose::{Chosen, Limit, choose};
+use self::choose::{Chosen, Limit, choose, choose_cores};
 use self::groups::{Factors, Family, FitPlan, families, measure, tie_group};
 use self::problem::Problem;
 use self::untied::Untied;
@@ -64,6 +65,8 @@ pub struct FitOptions {
     /// Whether query, key and value of a layer share A and u, as in the paper; otherwise every
     /// target has a tie group of its own.
     pub joint: bool,
+    /// Whether every layer gets a core, an R × R matrix, in place of u (and none a v).
+    pub core: bool,
 }
 
 /// What a fit started from.
@@ -96,6 +99,8 @@ pub struct GroupFit {
     pub targets: Vec<String>,
     /// Rank of A and B.
     pub rank: usize,
+    /// Whether it has a core for each layer in place of u.
+    pub with_core: bool,
     /// Whether it has a v, which it has where no fit without v of the same bytes is as close.
     pub with_v: bool,
     /// Error of what is written, in f32.
@@ -174,11 +179,11 @@ pub struct FitReport {
 /// [`Code::Usage`] for a budget out of range, or an adapter that has nothing to fit;
 /// [`Code::NonFinite`]; those of [`TieGroup::low_rank`].
 pub fn fit_adapter(tied: &Tied, options: &FitOptions) -> Result<(Adapter, FitReport)> {
-    check(options.budget)?;
+    check(options)?;
     let plan = families(tied, options)?;
     let limits = limits(&plan, options.budget)?;
     let fitted: Vec<Option<(TieGroup, GroupFit)>> = (plan.families.par_iter().zip(limits))
-        .map(|(family, limit)| fit_family(family, limit))
+        .map(|(family, limit)| fit_family(family, limit, options.core))
         .collect::<Result<_>>()?;
     let (mut adapter, mut kept) = (plan.rest, plan.kept);
     let mut groups = Vec::new();
@@ -220,8 +225,11 @@ fn limits(plan: &FitPlan, budget: Budget) -> Result<Vec<Limit>> {
     })
 }
 
-fn check(budget: Budget) -> Result<()> {
-    let message = match budget {
+fn check(options: &FitOptions) -> Result<()> {
+    let message = match options.budget {
+        Budget::Bytes(_) if options.core => {
+            "a number of bytes is not shared out among cores".to_owned()
+        }
         Budget::Rank(rank) if !(1..=MAX_RANK).contains(&rank) => {
             format!("rank {rank}, the limits are 1 to {MAX_RANK}")
         }
@@ -230,15 +238,23 @@ fn check(budget: Budget) -> Result<()> {
         }
         _ => return Ok(()),
     };
-    Err(Error::new(Code::Usage, message))
+    let error = Error::new(Code::Usage, message);
+    Err(match options.core {
+        true => error.hint("give the rank or a tolerance"),
+        false => error,
+    })
 }
 
 /// `None` where all updates are zero.
-fn fit_family(family: &Family, limit: Limit) -> Result<Option<(TieGroup, GroupFit)>> {
+fn fit_family(family: &Family, limit: Limit, core: bool) -> Result<Option<(TieGroup, GroupFit)>> {
     let Some(problem) = Problem::new(&family.updates()?)? else {
         return Ok(None);
     };
-    finish(family, &problem, choose(family, &problem, limit)).map(Some)
+    let chosen = match core {
+        true => choose_cores(&problem, limit),
+        false => choose(family, &problem, limit),
+    };
+    finish(family, &problem, chosen).map(Some)
 }
 
 /// The tie group of a fit. One to the updates is never worse than the triplets.
@@ -292,6 +308,7 @@ fn describe(
     Ok(GroupFit {
         targets: family.targets.iter().map(|t| t.module.clone()).collect(),
         rank: group.rank,
+        with_core: group.core.is_some(),
         with_v,
         error: share(errors.iter().sum()),
         bound: match with_v {

@@ -67,7 +67,11 @@ pub fn fit_outputs(
     options: &FitOptions,
     moments: &mut Moments<'_>,
 ) -> Result<OutputFit> {
-    check(options.budget)?;
+    check(options)?;
+    if options.core {
+        let message = "the fit to outputs gives no layer a core";
+        return Err(Error::new(Code::Usage, message).hint("fit the core to the updates"));
+    }
     let plan = families(tied, options)?;
     let limits = limits(&plan, options.budget)?;
     let (mut rest, mut kept) = (plan.rest, plan.kept);

@@ -106,8 +106,9 @@ pub fn fit_shared(all: &[Tied], options: &ShareOptions) -> Result<Shared> {
     let fit_options = FitOptions {
         budget: Budget::Rank(options.rank),
         joint: options.joint,
+        core: false,
     };
-    check(fit_options.budget)?;
+    check(&fit_options)?;
     if !(options.apart > 0.0 && options.apart <= 1.0) {
         let message = format!("a bound of {} is not above 0 and at most 1", options.apart);
         return Err(Error::new(Code::Usage, message));
@@ -371,6 +372,7 @@ pub fn fit_onto(tied: &Tied, pair: &Adapter) -> Result<Onto> {
     let options = FitOptions {
         budget: Budget::Rank(0),
         joint,
+        core: false,
     };
     let FitPlan {
         families,
@@ -533,6 +535,7 @@ mod tests {
                 &FitOptions {
                     budget: Budget::Rank(0),
                     joint: false,
+                    core: false,
                 },
             );
             let updates = families.unwrap().families[0].updates().unwrap();
@@ -569,6 +572,7 @@ mod tests {
         let options = FitOptions {
             budget: Budget::Rank(0),
             joint: false,
+            core: false,
         };
         let updates = families(&stranger, &options).unwrap().families[0]
             .updates()

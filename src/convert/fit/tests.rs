@@ -135,6 +135,7 @@ fn options(rank: usize, joint: bool) -> FitOptions {
     FitOptions {
         budget: Budget::Rank(rank),
         joint,
+        core: false,
     }
 }
 
@@ -212,6 +213,7 @@ fn a_planted_v_is_recovered_and_none_is_invented() {
     let fit = FitOptions {
         budget,
         joint: true,
+        core: false,
     };
     let (_, report) = fit_adapter(&tied, &fit).unwrap();
     assert!(report.error <= 1e-3 && report.rank == 4, "{report:?}");
@@ -219,6 +221,65 @@ fn a_planted_v_is_recovered_and_none_is_invented() {
     let random = random_lora(&[("q_proj", 24)], 5, 40, 2, 6);
     let (_, report) = fit_adapter(&random, &options(3, false)).unwrap();
     assert!(!report.groups[0].with_v, "{report:?}");
+}
+
+/// Planted cores, the factors of each layer mixed by a matrix of their own: B·C_l·A.
+fn planted_cores(rank: usize, layers: u32, seed: u16) -> Tied {
+    let (n, out) = (40, 24);
+    let (a, b) = (values(rank * n, seed, 1), values(out * rank, seed, 2));
+    let groups = (0..layers).map(|l| {
+        let core = values(rank * rank, seed, 10 + l as u8);
+        module("q_proj", l, &product(&core, &a, rank), &b, rank)
+    });
+    tied(groups.collect())
+}
+
+/// Breaks where cores that are there are not found, where cores of a rank are worse than u of that
+/// rank (of which they are more), or what is written is not what the report says.
+#[test]
+fn cores_are_found_and_never_worse_than_u() {
+    for (rank, layers, seed) in [(3, 4, 1), (6, 5, 2)] {
+        let tied = planted_cores(rank, layers, seed);
+        let fit = FitOptions {
+            core: true,
+            ..options(rank, false)
+        };
+        let (adapter, report) = fit_adapter(&tied, &fit).unwrap();
+        assert!(report.error < 1e-5, "{rank} {}", report.error);
+        assert!(report.groups[0].with_core && adapter.groups[0].core.is_some());
+        check_report(&tied, &adapter, &report);
+        let (_, plain) = fit_adapter(&tied, &options(rank, false)).unwrap();
+        assert!(plain.error > 100.0 * report.error, "{}", plain.error);
+        let tolerance = FitOptions {
+            budget: Budget::Tolerance(1e-3),
+            ..fit
+        };
+        let (_, least) = fit_adapter(&tied, &tolerance).unwrap();
+        assert!(least.error <= 1e-3 && least.rank == rank, "{least:?}");
+    }
+    let random = random_lora(&[("q_proj", 24), ("v_proj", 17)], 5, 40, 3, 11);
+    for rank in [1, 2, 5, 9] {
+        for joint in [false, true] {
+            let plain = options(rank, joint);
+            let fit = FitOptions {
+                core: true,
+                ..plain
+            };
+            let (adapter, report) = fit_adapter(&random, &fit).unwrap();
+            check_report(&random, &adapter, &report);
+            let (_, with_u) = fit_adapter(&random, &plain).unwrap();
+            if with_u.groups.iter().all(|g| !g.with_v) {
+                assert!(report.error <= with_u.error + 1e-9, "{rank} {joint}");
+            }
+        }
+    }
+    let bytes = FitOptions {
+        budget: Budget::Bytes(9000),
+        core: true,
+        joint: false,
+    };
+    let e = fit_adapter(&random, &bytes).unwrap_err();
+    assert_eq!(e.code(), Code::Usage);
 }
 
 /// Breaks where a file passes its budget, a larger budget gives a worse fit, or bytes go to a group
@@ -236,7 +297,14 @@ fn a_budget_of_bytes_is_kept_and_spent() {
     let tied = tied(groups);
     let fit = |bytes, joint| {
         let budget = Budget::Bytes(bytes);
-        fit_adapter(&tied, &FitOptions { budget, joint })
+        fit_adapter(
+            &tied,
+            &FitOptions {
+                budget,
+                joint,
+                core: false,
+            },
+        )
     };
     let options = crate::format::WriteOptions::default();
     for joint in [false, true] {
@@ -335,6 +403,7 @@ fn the_tolerance_finds_the_planted_rank() {
     let fit = FitOptions {
         budget,
         joint: true,
+        core: false,
     };
     let (_, report) = fit_adapter(&tied, &fit).unwrap();
     assert!(report.error <= 1e-3 && report.rank == 5, "{report:?}");
@@ -346,6 +415,7 @@ fn the_tolerance_finds_the_planted_rank() {
         let fit = FitOptions {
             budget: bad,
             joint: false,
+            core: false,
         };
         assert_eq!(fit_adapter(&tied, &fit).unwrap_err().code(), Code::Usage);
     }

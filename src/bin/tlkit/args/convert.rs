@@ -101,6 +101,9 @@ pub(crate) struct Fit {
     /// Fit query, key and value as one tie group, which shares A and u
     #[arg(long, requires = "fit")]
     pub(crate) joint: bool,
+    /// Give every layer a core, a rank × rank matrix, in place of u: B·C·A
+    #[arg(long, requires = "fit", conflicts_with_all = ["max_bytes", "curve", "calibrate", "share"])]
+    pub(crate) core: bool,
 }
 
 /// Fitting to what the adapter does to texts.

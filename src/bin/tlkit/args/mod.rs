@@ -147,8 +147,8 @@ pub(crate) struct Device {
     /// What computes: cpu, cuda, cuda:N, or auto for the GPU where it is faster from end to end
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device)]
     pub(crate) device: DeviceChoice,
-    /// Most device memory to take, such as 512M or 2G [default: what the work needs]
-    #[arg(long, value_name = "BYTES", value_parser = byte_count)]
+    /// Most device memory to take, such as 512MB or 2GB [default: what the work needs]
+    #[arg(long, value_name = "BYTES", value_parser = store::byte_count)]
     pub(crate) device_memory: Option<u64>,
 }
 
@@ -349,19 +349,6 @@ fn rounding(text: &str) -> Result<Rounding, String> {
 fn device(text: &str) -> Result<DeviceChoice, String> {
     text.parse::<DeviceChoice>()
         .map_err(|_| "not one of cpu, cuda, cuda:N, auto".into())
-}
-
-/// A number of bytes, with K, M, G or T for powers of a thousand.
-fn byte_count(text: &str) -> Result<u64, String> {
-    let (number, factor) = match text.char_indices().last() {
-        Some((at, 'K' | 'k')) => (&text[..at], 1_000),
-        Some((at, 'M' | 'm')) => (&text[..at], 1_000_000),
-        Some((at, 'G' | 'g')) => (&text[..at], 1_000_000_000),
-        Some((at, 'T' | 't')) => (&text[..at], 1_000_000_000_000),
-        _ => (text, 1u64),
-    };
-    let number = number.parse::<u64>().ok();
-    (number.and_then(|n| n.checked_mul(factor))).ok_or("not a number of bytes, such as 512M".into())
 }
 
 fn tied_policy(text: &str) -> Result<TiedPolicy, String> {

@@ -34,6 +34,7 @@ pub(super) fn run(
     let fit = FitOptions {
         budget,
         joint: args.fit.joint,
+        core: args.fit.core,
     };
     if let (Some(text), Some(model)) = (&args.calibrate.calibrate, &args.calibrate.model) {
         let of = Texts {
@@ -187,9 +188,10 @@ fn fitted_tables(r: &ToFitted) -> String {
         vec![
             g.targets.join("\n"),
             g.layers.len().to_string(),
-            match g.with_v {
-                true => format!("{} + v", g.rank),
-                false => g.rank.to_string(),
+            match (g.with_core, g.with_v) {
+                (true, _) => format!("{} + core", g.rank),
+                (_, true) => format!("{} + v", g.rank),
+                _ => g.rank.to_string(),
             },
             share(g.error),
             share(g.bound),
@@ -294,6 +296,10 @@ fn curve_text(c: &Curve) -> String {
                 100.0 * p.bytes as f64 / c.bytes_before.max(1) as f64
             ),
             share(p.error),
+            match p.core_rank {
+                0 => "-".to_owned(),
+                rank => format!("{} (rank {rank})", share(p.core)),
+            },
             share(p.bound),
             share(p.bound_with_v),
             share(p.baseline),
@@ -308,18 +314,24 @@ fn curve_text(c: &Curve) -> String {
         "rank",
         "bytes",
         "tied",
+        "cores",
         "bound",
         "with v",
         "triplets",
         "LoRA",
         "LoRA, one rank",
     ];
-    let table = table(&header, &[0, 1, 2, 3, 4, 5, 6, 7], c.points.iter().map(row));
+    let table = table(
+        &header,
+        &[0, 1, 2, 3, 4, 5, 6, 7, 8],
+        c.points.iter().map(row),
+    );
     format!(
         "{}.\n\n{table}\n\n\
-         bytes: of the tie groups, and their share of the LoRA's {}; tied: the fit without v; bound, with\n\
-         v: no tied adapter of this rank is below, without v and with any; LoRA: untied ones of no more\n\
-         bytes, of the largest terms of all modules and of one rank",
+         bytes: of the tie groups, and their share of the LoRA's {}; tied: the fit without v; cores: the fit\n\
+         with a core for each layer, of no more bytes; bound, with v: no tied adapter of this rank is below,\n\
+         without v and with any; LoRA: untied ones of no more bytes, of the largest terms of all modules and\n\
+         of one rank",
         c.summary,
         bytes(c.bytes_before)
     )
