@@ -9,9 +9,10 @@
 import hashlib, json, math, os, re, struct, sys
 
 FLOATS = {"F32": ("I", 0x7F800000), "F16": ("H", 0x7C00), "BF16": ("H", 0x7F80)}  # struct code, exponent bits
+WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1}
 PRESETS = [("lora", "AB", False), ("vera", "uv", True), ("tl1", "A", True), ("tl2", "Auv", True),
            ("tl3", "B", True), ("tl4", "Bu", True), ("tl5", "AB", True), ("tl6", "ABuv", True)]
-FACTORS, FEATURES = "ABCuv", {"core"}
+FACTORS, FEATURES = "ABCuv", {"core", "i8-rows"}
 
 def need(ok, message):
     if not ok:
@@ -56,17 +57,18 @@ def check_name(name, layered=False):
     need(len(name) <= 512 and re.fullmatch(pattern, name), f"bad name {name[:600]!r}")
 
 def check_tensor(t):
-    fields(t, ["seed"], dtype=str, shape=[int], sha256=str, seed=dict)
-    need(t["dtype"] in FLOATS and all(t["shape"]) and byte_len(t) <= 4 << 30, f"{t['dtype']} {t['shape'][:9]}")
+    fields(t, ["scales", "seed"], dtype=str, scales=str, shape=[int], sha256=str, seed=dict)
+    need(("scales" in t) == (t["dtype"] == "I8"), "I8 has scales, and nothing else has")
+    need(t["dtype"] in WIDTHS and all(t["shape"]) and byte_len(t) <= 4 << 30, f"{t['dtype']} {t['shape'][:9]}")
     need(re.fullmatch("[0-9a-f]{64}", t["sha256"]), "sha256 is not 64 lower-case hex digits")
     if "seed" in t:
         fields(t["seed"], [], generator=str, key=str, step=str)
-        need(t["seed"]["generator"] == "chacha20-uniform/1" and re.fullmatch("[0-9a-f]{64}", t["seed"]["key"])
+        need(t["dtype"] in FLOATS and t["seed"]["generator"] == "chacha20-uniform/1" and re.fullmatch("[0-9a-f]{64}", t["seed"]["key"])
              and re.fullmatch("[0-9a-f]{8}", t["seed"]["step"]) and 0 < step(t) * 2.0**23 < 2.0**128
              and math.prod(t["shape"]) <= 2**28, "bad seed")
 
 def byte_len(t):
-    return math.prod(t["shape"]) * struct.calcsize("<" + FLOATS[t["dtype"]][0])
+    return math.prod(t["shape"]) * WIDTHS[t["dtype"]]
 
 def check_group(g, tensors):
     fields(g, ["layers", "C", "u", "v"], A=str, B=str, C=str, u=str, v=str, alpha=None, layers=[int], rank=int, scaling=str,
@@ -106,6 +108,9 @@ def check_manifest(m):
     need(max(len(m["tensors"]), len(m["groups"])) <= 65536 and len(provenance) <= 1024, "too many entries")
     for t in m["tensors"].values():
         check_tensor(t)
+    for t in (t for t in m["tensors"].values() if "scales" in t):
+        scales = m["tensors"][t["scales"]]
+        need(scales["dtype"] == "F32" and scales["shape"] == t["shape"][:-1] and t["shape"], "not the scales of I8")
     for g in m["groups"]:
         check_group(g, m["tensors"])
     need(sum(len(g.get("layers", [0])) * len(g["targets"]) for g in m["groups"]) <= 262144, "too many modules")
@@ -114,7 +119,7 @@ def check_manifest(m):
     for x in extras:
         scaled = dict(alpha=None, rank=int, scaling=str) if x.get("role") == "add_bias" else {}
         fields(x, [], name=str, role=str, tensor=str, **scaled)
-        need(x["role"] in ("replace", "bias", "base_layer", "add_bias") and x["tensor"] in m["tensors"], f"extra {x}")
+        need(x["role"] in ("replace", "bias", "base_layer", "add_bias") and m["tensors"][x["tensor"]]["dtype"] != "I8", f"extra {x}")
         check_name(x["name"])
         if scaled:
             check_scaling(x)
@@ -131,29 +136,39 @@ def method(groups, tensors):
     return fits[0] if fits and not frozen_vectors else "custom"
 
 def features(m):
-    return ["core"] * any("C" in g for g in m["groups"])
+    i8 = any(t["dtype"] == "I8" for t in m["tensors"].values())
+    return ["core"] * any("C" in g for g in m["groups"]) + ["i8-rows"] * i8
 
 def encode(spec, data):
     """(canonical manifest, {name: (entry, bytes)}) of a manifest with any names and order, and its bytes."""
     m = {key: spec[key] for key in ("base", "provenance", "task") if spec.get(key) or key == "task" in spec}
-    m.update(groups=[dict(g) for g in sorted(spec["groups"], key=order)], requires=features(spec), tl=1, tensors={},
+    m.update(groups=[dict(g) for g in sorted(spec["groups"], key=order)], tl=1, tensors={},
              extras=[dict(x) for x in sorted(spec.get("extras", []), key=lambda x: x["name"])],
              method=method(spec["groups"], spec["tensors"]))
     contents, tensors = {}, {}
+
+    def place(name, own, factor):
+        """The name of a tensor whose use has the name `own`: that of the first use of its content."""
+        entry = {**spec["tensors"][name]}
+        if "scales" in entry:
+            entry["scales"] = place(entry["scales"], own + ".scales", False)
+        raw = data[name] if name in data else generate(entry)
+        entry["sha256"] = sha(raw)
+        if not factor:
+            entry.pop("seed", None)  # recipes belong to factors
+        name = contents.setdefault((entry["dtype"], *entry["shape"], entry["sha256"], entry.get("scales")), own)
+        if name == own or "seed" not in tensors[name][0]:
+            tensors[name] = entry, raw
+        return name
+
     items = [(f"g{i}.", g, FACTORS) for i, g in enumerate(m["groups"])]
     for prefix, item, parts in items + [(f"x{i}", x, ["tensor"]) for i, x in enumerate(m["extras"])]:
         if "alpha" in item:
             item["alpha"] = spell(alpha(item["alpha"]))
         for part in (p for p in parts if p in item):
-            entry, own = {**spec["tensors"][item[part]]}, prefix + part.replace("tensor", "")
-            raw = data[item[part]] if item[part] in data else generate(entry)
-            entry["sha256"] = sha(raw)
-            if part == "tensor":
-                entry.pop("seed", None)  # recipes belong to factors
-            item[part] = contents.setdefault((entry["dtype"], *entry["shape"], entry["sha256"]), own)
-            if item[part] == own or "seed" not in tensors[item[part]][0]:
-                tensors[item[part]] = entry, raw
+            item[part] = place(item[part], prefix + part.replace("tensor", ""), part != "tensor")
     m["tensors"] = {name: entry for name, (entry, _) in tensors.items()}
+    m["requires"] = features(m)
     return {key: value for key, value in m.items() if value != [] or key != "extras"}, tensors
 
 # ---- chapter 7: seeded tensors ----
@@ -182,12 +197,19 @@ def generate(t):
                 "BF16": lambda: (bits + 0x7FFF + (bits >> 16 & 1) >> 16).to_bytes(2, "little")}[t["dtype"]]()
     return bytes(out)
 
+# ---- chapter 6: quantised tensors ----
+def dequantise(entries, tensors, name):
+    """The binary32 values of an I8 tensor; OverflowError where one is not finite."""
+    scales = struct.iter_unpack("<f", tensors[entries[name]["scales"]])
+    codes = struct.iter_unpack(f"{entries[name]['shape'][-1]}b", tensors[name])
+    return [struct.unpack("<f", struct.pack("<f", s * q))[0] for row, (s,) in zip(codes, scales) for q in row]
+
 # ---- chapters 4 and 8: the file ----
 def write(manifest, tensors):
     """The one file of a canonical manifest and the tensors {name: (entry, bytes)} that go inside."""
     text, body = canonical(manifest), b""
     header = {"__metadata__": {"tl": "1", "tl.manifest": text.decode(), "tl.root": "sha256:" + sha(text)}}
-    for name in sorted(tensors, key=lambda n: (tensors[n][0]["dtype"] != "F32", n)):
+    for name in sorted(tensors, key=lambda n: (-WIDTHS[tensors[n][0]["dtype"]], n)):
         entry, raw = tensors[name]
         offsets = [len(body), len(body) + len(raw)]
         header[name] = {"dtype": entry["dtype"], "shape": entry["shape"], "data_offsets": offsets}
@@ -222,8 +244,10 @@ def read(data, blobs=None):
         raw = tensors.setdefault(name, made)
         need(sha(raw) == t["sha256"] and len(raw) == byte_len(t), f"{name} does not have its digest or length")
         need(made in (None, raw), f"{name} is not what its seed makes")
-        code, exponent = FLOATS[t["dtype"]]
+        code, exponent = FLOATS.get(t["dtype"], ("B", 1 << 8))
         need(all(v & exponent != exponent for v, in struct.iter_unpack("<" + code, raw)), f"{name} is not finite")
+    for name in (name for name, t in manifest["tensors"].items() if "scales" in t):
+        dequantise(manifest["tensors"], tensors, name)
     again, made = encode(manifest, tensors)
     need(canonical(again) == text, "the manifest is not canonical")
     need(write(again, {name: made[name] for name in header}) == data, "the file is not canonical")

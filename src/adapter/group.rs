@@ -4,7 +4,7 @@ use ndarray::Array2;
 
 use super::{LAYER_PLACE, MAX_LAYERS, MAX_RANK, Part, check_name};
 use crate::error::{Code, Error, Result};
-use crate::tensor::{Tensor, product, scale_rows, shape_text, widen};
+use crate::tensor::{Tensor, product, scale_rows, shape_text};
 
 /// How a module's weight is stored, and so how ΔW is laid over it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -286,8 +286,8 @@ impl TieGroup {
     /// [`product`], `B' = rn32(v·B)`.
     ///
     /// # Errors
-    /// [`Code::Usage`] for an index out of range; [`Code::DtypeNotAllowed`] for a factor that is
-    /// not F32, F16 or BF16.
+    /// [`Code::Usage`] for an index out of range, or a factor without its bytes;
+    /// [`Code::DtypeNotAllowed`] for one that is neither F32, F16, BF16 nor quantised.
     pub fn low_rank(&self, layer: usize, target: usize) -> Result<LowRank> {
         let range = || {
             Error::new(
@@ -306,12 +306,11 @@ impl TieGroup {
         for row in wide.chunks_exact(columns.max(1)) {
             right.extend_from_slice(row.get(..n).ok_or_else(range)?);
         }
-        let width = b.dtype().bits() / 8 * r;
-        let rows = b
-            .data()
-            .get(first_row * width..(first_row + t.out) * width)
-            .ok_or_else(range)?;
-        let mut left = widen(b.dtype(), rows)?;
+        let rows = b.slice_first(first_row..first_row + t.out);
+        let mut left = rows.ok_or_else(range)?.to_f32()?;
+        if (left.len(), right.len()) != (t.out * r, r * n) {
+            return Err(range());
+        }
         if let Some(core) = self.own(self.core.as_ref(), 3, layer)? {
             right = product(core.get(..r * r).ok_or_else(range)?, &right, r, n);
         }
@@ -404,7 +403,7 @@ impl TieGroup {
         }
         for (part, factor) in self.factors() {
             let shape = factor.tensor.shape();
-            if !factor.tensor.dtype().is_float() {
+            if !factor.tensor.is_real() {
                 return Err(crate::tensor::not_float(factor.tensor.dtype()).tensor(part.name()));
             }
             let (own, stacked) = match (shape, part) {

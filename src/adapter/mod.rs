@@ -8,6 +8,7 @@
 mod count;
 mod group;
 mod method;
+mod stored;
 
 pub use count::{Shape, percent_tenths};
 pub use group::{Factor, LowRank, ModuleKind, Scaling, ScalingRule, Seed, Target, TieGroup};

@@ -212,3 +212,62 @@ fn shared_tensors_count_once() {
     adapter.validate().unwrap();
     assert_eq!(adapter.parameters(), 6 + 12 + 4 + 12);
 }
+
+/// Breaks where a storage type changes what seeds make, unshares a tensor, or counts the codes
+/// without their scales.
+#[test]
+fn another_type_keeps_seeds_and_shares() {
+    let mut group = with_core();
+    group.a.seed = Some(Seed {
+        key: [1; 32],
+        step: 1.0,
+    });
+    let mut other = group.clone();
+    for (target, name) in other.targets.iter_mut().zip(["n.{}.q", "n.{}.k"]) {
+        target.module = name.into();
+    }
+    let adapter = Adapter {
+        groups: vec![group, other],
+        ..Adapter::default()
+    };
+    for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16, Dtype::I8] {
+        let stored = adapter.to_dtype(dtype).unwrap();
+        stored.validate().unwrap();
+        let [one, two] = &stored.groups[..] else {
+            panic!("two groups")
+        };
+        assert!(one.a.tensor.same_bytes(&adapter.groups[0].a.tensor));
+        for ((part, one), (_, two)) in one.factors().zip(two.factors()).skip(1) {
+            assert_eq!(one.tensor.dtype(), dtype, "{}", part.name());
+            assert_eq!(one.tensor.data().id(), two.tensor.data().id());
+        }
+        assert_eq!(stored.parameters(), adapter.parameters());
+        let wide = stored.to_dtype(Dtype::F32).unwrap();
+        for layer in 0..2 {
+            for target in 0..2 {
+                let low = |a: &Adapter| a.groups[1].low_rank(layer, target).unwrap();
+                assert_eq!(low(&stored), low(&wide), "{dtype}");
+            }
+        }
+    }
+    // B, C and v: codes, and four bytes for each row.
+    let (codes, rows) = (12 + 8 + 12, 6 + 4 + 2);
+    let stored = adapter.to_dtype(Dtype::I8).unwrap();
+    assert_eq!(stored.tensor_bytes(), 24 + codes + 4 * rows);
+}
+
+#[test]
+fn values_beyond_a_type_are_named() {
+    let mut group = joint();
+    group.b = Factor::trained(Tensor::from_f32(vec![6, 2], &[1e5; 12]).unwrap());
+    let adapter = Adapter {
+        groups: vec![group],
+        ..Adapter::default()
+    };
+    let e = adapter.to_dtype(Dtype::F16).unwrap_err();
+    assert_eq!((e.code(), e.tensor_name()), (Code::NonFinite, Some("g0.B")));
+    assert_eq!(
+        adapter.to_dtype(Dtype::U8).unwrap_err().code(),
+        Code::DtypeNotAllowed
+    );
+}

@@ -1,13 +1,15 @@
-//! Between PEFT and `.tl`, without loss.
+//! Between PEFT and `.tl`, without loss unless asked for.
 //!
 //! [`peft_to_tied`] looks at the tensors, not at a hint: VeRA is tied already; LoRA whose factors
 //! are those of a tied adapter is recovered up to rounding; any other LoRA is kept as it is.
-//! [`tied_to_peft`] goes back. [`fit`] is the one that loses: the closest tied adapter of any LoRA.
+//! [`tied_to_peft`] goes back. Two lose, and say how much: [`fit`], the closest tied adapter of any
+//! LoRA, and [`store_as`], an adapter in a smaller type.
 
 mod base;
 mod coalesce;
 pub mod fit;
 mod open;
+mod storage;
 mod ties;
 
 use std::path::{Path, PathBuf};
@@ -17,6 +19,7 @@ use serde::Serialize;
 pub use base::CheckpointModules;
 pub use coalesce::coalesce;
 pub use open::{Opened, Source, open_adapter};
+pub use storage::store_as;
 pub use ties::recover_ties;
 
 use crate::adapter::{Adapter, BaseModel, Method, Module, TieGroup};

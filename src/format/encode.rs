@@ -1,11 +1,11 @@
 use std::collections::BTreeMap;
 
 use super::digest::Digest;
-use super::manifest::{Manifest, Names};
+use super::manifest::{Manifest, Names, SCALES};
 use super::parts::ManifestTensor;
 use crate::adapter::{Adapter, Seed};
 use crate::error::{Code, Error, Result};
-use crate::tensor::{Tensor, widen_into};
+use crate::tensor::{Dtype, Tensor, widen_into};
 
 /// An adapter in canonical form: manifest, and the distinct tensors it names.
 #[derive(Debug, Clone)]
@@ -25,7 +25,7 @@ pub struct EncodedTensor {
     pub digest: Digest,
     /// Whether the manifest has a recipe for it.
     pub seeded: bool,
-    /// Whether it is an A or a B: what adapters of one base may share.
+    /// Whether it is an A or a B, or the scales of one: what adapters of one base may share.
     pub is_projection: bool,
 }
 
@@ -73,9 +73,12 @@ pub fn encode(adapter: &Adapter) -> Result<Encoded> {
     })
 }
 
+/// Dtype, shape, digest and the name of the scales: equal for tensors of one content.
+type Content = (&'static str, Vec<usize>, Digest, Option<String>);
+
 #[derive(Default)]
 struct Builder {
-    by_content: BTreeMap<(&'static str, Vec<usize>, Digest), String>,
+    by_content: BTreeMap<Content, String>,
     described: BTreeMap<String, ManifestTensor>,
     tensors: BTreeMap<String, EncodedTensor>,
 }
@@ -88,25 +91,34 @@ impl Builder {
         fallback: String,
         is_projection: bool,
     ) -> Result<String> {
+        let scales = match tensor.scales() {
+            Some(scales) => {
+                let own = format!("{fallback}{SCALES}");
+                Some(self.add(&scales, None, own, is_projection)?)
+            }
+            None => None,
+        };
+        check_finite(tensor).map_err(|e| e.tensor(&fallback))?;
+        let tensor = &tensor.codes();
         if tensor.data().len() as u64 != tensor.byte_len() {
             let message = "known by its shape only, its bytes were not loaded";
             return Err(Error::new(Code::SizeMismatch, message).tensor(fallback));
         }
-        check_finite(tensor).map_err(|e| e.tensor(&fallback))?;
         let digest = Digest::of(tensor.data());
-        let content = (tensor.dtype().as_str(), tensor.shape().to_vec(), digest);
+        let (dtype, shape) = (tensor.dtype().as_str(), tensor.shape().to_vec());
+        let content = (dtype, shape, digest, scales.clone());
         let name = self.by_content.entry(content).or_insert(fallback).clone();
         if let Some(known) = self.tensors.get_mut(&name) {
             known.is_projection |= is_projection;
             if let (Some(seed), false) = (seed, known.seeded) {
                 known.seeded = true;
-                self.described
-                    .insert(name.clone(), ManifestTensor::of(tensor, digest, Some(seed)));
+                let described = ManifestTensor::of(tensor, digest, scales, Some(seed));
+                self.described.insert(name.clone(), described);
             }
             return Ok(name);
         }
-        self.described
-            .insert(name.clone(), ManifestTensor::of(tensor, digest, seed));
+        let described = ManifestTensor::of(tensor, digest, scales, seed);
+        self.described.insert(name.clone(), described);
         let entry = EncodedTensor {
             tensor: tensor.clone(),
             digest,
@@ -118,9 +130,15 @@ impl Builder {
     }
 }
 
-/// Refuses NaN and infinite values, which no adapter means.
+/// Refuses NaN and infinite values, which no adapter means. Codes without their scales have none.
 pub(super) fn check_finite(tensor: &Tensor) -> Result<()> {
     const BLOCK: usize = 4096;
+    if let Some(scales) = tensor.scales() {
+        return check_products(tensor, &scales);
+    }
+    if tensor.dtype() == Dtype::I8 {
+        return Ok(());
+    }
     let width = tensor.dtype().bits() / 8;
     let mut wide = [0f32; BLOCK];
     for (n, bytes) in tensor.data().chunks(BLOCK * width).enumerate() {
@@ -130,6 +148,25 @@ pub(super) fn check_finite(tensor: &Tensor) -> Result<()> {
             let message = format!("element {} is {}", n * BLOCK + at, wide[at]);
             return Err(Error::new(Code::NonFinite, message)
                 .hint("the training run that wrote it diverged; a .tl holds finite numbers only"));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses scales whose product with a code of their row is not finite.
+fn check_products(codes: &Tensor, scales: &Tensor) -> Result<()> {
+    check_finite(scales)?;
+    let width = codes.shape().last().copied().unwrap_or(1);
+    let rows = codes.data().chunks(width.max(1)).zip(scales.to_f32()?);
+    for (i, (row, scale)) in rows.enumerate() {
+        let value = |q: &u8| scale * f32::from(q.cast_signed());
+        if let Some(at) = row.iter().position(|q| !value(q).is_finite()) {
+            let message = format!(
+                "element {}, {} times {scale}, is not finite",
+                i * width + at,
+                row[at].cast_signed()
+            );
+            return Err(Error::new(Code::NonFinite, message));
         }
     }
     Ok(())

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
+use super::encode::check_finite;
 use super::parts::{
     Base, Group, ManifestExtra, ManifestSeed, ManifestTarget, ManifestTensor, invalid, scaling,
 };
@@ -20,13 +21,17 @@ use crate::tensor::Tensor;
 /// The version of the format.
 pub const VERSION: u32 = 1;
 /// The features that a manifest may require and this build knows (spec §14), ascending.
-pub const FEATURES: &[&str] = &[CORE];
+pub const FEATURES: &[&str] = &[CORE, I8_ROWS];
 /// A full matrix C in place of diag(u).
 const CORE: &str = "core";
+/// Factors of 8-bit integers, with a scale for each row.
+const I8_ROWS: &str = "i8-rows";
 /// Longest manifest.
 pub const MAX_MANIFEST_BYTES: usize = 8 << 20;
 /// Most bytes of one tensor.
 pub const MAX_TENSOR_BYTES: u64 = 4 << 30;
+/// What the name of a tensor with scales has after that of the use it belongs to.
+pub(super) const SCALES: &str = ".scales";
 const MAX_TENSORS: usize = 65_536;
 const MAX_PROVENANCE: usize = 1024;
 const MAX_TEXT_BYTES: usize = 64 << 10;
@@ -162,14 +167,10 @@ impl Manifest {
 
     /// The adapter over the given tensors, which have the manifest's dtypes and shapes.
     pub(super) fn assemble(&self, tensors: &BTreeMap<&str, Tensor>) -> Result<Adapter> {
+        let quantised = self.with_scales(tensors)?;
         let get = |name: &str| {
-            tensors.get(name).cloned().ok_or_else(|| {
-                Error::new(
-                    Code::TensorUndeclared,
-                    "used, and not described under `tensors`",
-                )
-                .tensor(name)
-            })
+            let tensor = quantised.get(name).or_else(|| tensors.get(name));
+            tensor.cloned().ok_or_else(|| undeclared(name))
         };
         let factor = |name: &String, part: Part, trained: &[String]| -> Result<Factor> {
             let tensor = get(name)?;
@@ -224,6 +225,25 @@ impl Manifest {
         Ok(adapter)
     }
 
+    /// The I8 tensors with their scales. Each is looked at once, however many groups use it.
+    fn with_scales<'a>(
+        &'a self,
+        tensors: &BTreeMap<&str, Tensor>,
+    ) -> Result<BTreeMap<&'a str, Tensor>> {
+        let get = |name: &str| tensors.get(name).ok_or_else(|| undeclared(name));
+        let mut quantised = BTreeMap::new();
+        for (name, entry) in &self.tensors {
+            let Some(scales) = &entry.scales else {
+                continue;
+            };
+            let tensor = get(name)?.clone().with_scales(get(scales)?);
+            let tensor = tensor.map_err(|e| e.tensor(name))?;
+            check_finite(&tensor).map_err(|e| e.tensor(name))?;
+            quantised.insert(name.as_str(), tensor);
+        }
+        Ok(quantised)
+    }
+
     /// The manifest of an adapter whose distinct tensors have these names; see [`super::encode`].
     pub(super) fn describe(
         adapter: &Adapter,
@@ -259,7 +279,9 @@ impl Manifest {
     /// The features that this manifest uses, ascending.
     fn features(&self) -> Vec<&'static str> {
         let core = self.groups.iter().any(|g| g.C.is_some());
-        core.then_some(CORE).into_iter().collect()
+        let i8_rows = self.tensors.values().any(|t| t.scales.is_some());
+        let used = [core.then_some(CORE), i8_rows.then_some(I8_ROWS)];
+        used.into_iter().flatten().collect()
     }
 
     fn check_limits(&self) -> Result<()> {
@@ -335,7 +357,11 @@ impl Manifest {
         for (i, group) in self.groups.iter().enumerate() {
             group.check_trained()?;
             for (part, name) in group.names() {
-                used(name, format!("g{i}.{}", part.name()))?;
+                let own = format!("g{i}.{}", part.name());
+                if let Some(scales) = self.tensors.get(name).and_then(|t| t.scales.as_ref()) {
+                    used(scales, format!("{own}{SCALES}"))?;
+                }
+                used(name, own)?;
             }
         }
         for (i, extra) in self.extras.iter().enumerate() {
@@ -350,12 +376,17 @@ impl Manifest {
         }
         let mut contents = BTreeSet::new();
         for (name, t) in &self.tensors {
-            if !contents.insert((&t.dtype, &t.shape, t.sha256)) {
+            if !contents.insert((&t.dtype, &t.shape, t.sha256, &t.scales)) {
                 return not_canonical(format!("tensor `{name}` has the content of another one"));
             }
         }
         Ok(())
     }
+}
+
+fn undeclared(name: &str) -> Error {
+    let message = "used, and not described under `tensors`";
+    Error::new(Code::TensorUndeclared, message).tensor(name)
 }
 
 /// The names of an adapter's tensors: of each group's factors, and of the extras.

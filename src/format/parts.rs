@@ -115,6 +115,9 @@ pub(super) enum Alpha {
 #[serde(deny_unknown_fields)]
 pub struct ManifestTensor {
     pub(super) dtype: String,
+    /// The name of the tensor with the scales of an I8 one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) scales: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) seed: Option<ManifestSeed>,
     /// SHA-256 of the raw little-endian bytes.
@@ -321,7 +324,12 @@ impl Alpha {
 }
 
 impl ManifestTensor {
-    pub(super) fn of(tensor: &Tensor, sha256: Digest, seed: Option<&Seed>) -> Self {
+    pub(super) fn of(
+        tensor: &Tensor,
+        sha256: Digest,
+        scales: Option<String>,
+        seed: Option<&Seed>,
+    ) -> Self {
         let seed = seed.map(|seed| ManifestSeed {
             generator: GENERATOR.to_owned(),
             key: seed.key.iter().map(|b| format!("{b:02x}")).collect(),
@@ -329,6 +337,7 @@ impl ManifestTensor {
         });
         Self {
             dtype: tensor.dtype().as_str().to_owned(),
+            scales,
             seed,
             sha256,
             shape: tensor.shape().to_vec(),
@@ -338,13 +347,15 @@ impl ManifestTensor {
     /// Element type.
     ///
     /// # Errors
-    /// [`Code::UnknownDtype`], [`Code::DtypeNotAllowed`].
+    /// [`Code::UnknownDtype`], [`Code::DtypeNotAllowed`]; [`Code::ManifestInvalid`] for scales of
+    /// another tensor than an I8 one.
     pub fn dtype(&self) -> Result<Dtype> {
         let dtype: Dtype = self.dtype.parse()?;
-        if dtype.is_float() {
-            Ok(dtype)
-        } else {
-            Err(crate::tensor::not_float(dtype))
+        match (dtype, &self.scales) {
+            (Dtype::I8, Some(_)) => Ok(dtype),
+            (_, None) if dtype.is_float() => Ok(dtype),
+            (_, Some(_)) if dtype.is_float() => Err(invalid(format!("{dtype} with `scales`"))),
+            _ => Err(crate::tensor::not_float(dtype)),
         }
     }
 
@@ -415,6 +426,10 @@ impl ManifestTensor {
         self.byte_len()?;
         if self.shape.contains(&0) {
             return Err(invalid("a tensor without elements"));
+        }
+        if self.seed()?.is_some() && self.scales.is_some() {
+            let message = "seeds make floats, and this tensor is I8";
+            return Err(Error::new(Code::SeedInvalid, message));
         }
         if self.seed()?.is_some() && self.shape.iter().product::<usize>() > MAX_SEEDED_ELEMENTS {
             let message =

@@ -217,7 +217,8 @@ impl TlFile {
                 .map_err(|e| e.tensor(name).file(self.file.path()))?;
             tensors.insert(name, tensor);
         }
-        self.manifest.assemble(&tensors)
+        let adapter = self.manifest.assemble(&tensors);
+        adapter.map_err(|e| e.file(self.file.path()))
     }
 
     /// One verified tensor of the manifest.

@@ -394,9 +394,10 @@ proptest! {
     #[test]
     fn what_is_encoded_is_read_back(
         layers in 1u32..5, rank in 1usize..5, n in 1usize..6, outs in proptest::collection::vec(1usize..5, 1..4),
-        middle in 0usize..3, has_v: bool, stacked: bool, alpha in 0.001f64..100.0, dtype in 0usize..3, zstd: bool,
+        middle in 0usize..3, has_v: bool, stacked: bool, alpha in 0.001f64..100.0, dtype in 0usize..4, zstd: bool,
     ) {
-        let dtype = [Dtype::F32, Dtype::F16, Dtype::BF16][dtype];
+        let i8_rows = dtype == 3;
+        let dtype = [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::F32][dtype];
         let (l, m) = (layers as usize, outs.iter().sum::<usize>());
         let own = |shape: [usize; 2], key| {
             let shape = if stacked { vec![l, shape[0], shape[1]] } else { shape.to_vec() };
@@ -416,7 +417,10 @@ proptest! {
                 .map(|(i, out)| Target { module: format!("l.{{}}.t{i}"), out: *out, kind: ModuleKind::Linear })
                 .collect(),
         };
-        let adapter = Adapter { groups: vec![group], task: Some("CAUSAL_LM".into()), ..Adapter::default() };
+        let mut adapter = Adapter { groups: vec![group], task: Some("CAUSAL_LM".into()), ..Adapter::default() };
+        if i8_rows {
+            adapter = adapter.to_dtype(Dtype::I8).unwrap();
+        }
         let (_dir, path, _) = write(&adapter, Packing::Fat, zstd);
         let back = TlFile::open(&path).unwrap().load(&NoBlobs).unwrap();
         prop_assert_eq!(encode(&back).unwrap().manifest, encode(&adapter).unwrap().manifest);

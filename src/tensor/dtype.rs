@@ -4,8 +4,8 @@ use crate::error::{Code, Error, Result};
 
 macro_rules! dtypes {
     ($($(#[doc = $doc:literal])+ $name:ident = $text:literal, $bits:literal;)+) => {
-        /// Element types of safetensors 0.8. A `.tl` and all arithmetic here use F32, F16 and BF16;
-        /// the rest exist so that untouched base tensors can be described and copied.
+        /// Element types of safetensors 0.8. All arithmetic here uses F32, F16 and BF16, a `.tl` also
+        /// I8 with scales; the rest exist so that untouched base tensors can be described and copied.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[allow(non_camel_case_types)]
         #[non_exhaustive]
@@ -87,7 +87,7 @@ dtypes! {
 }
 
 impl Dtype {
-    /// Whether this is one of F32, F16, BF16: what a `.tl` holds and a merge writes.
+    /// Whether this is one of F32, F16, BF16: what widens by itself, and what a merge writes.
     pub fn is_float(self) -> bool {
         matches!(self, Self::F32 | Self::F16 | Self::BF16)
     }

@@ -4,6 +4,7 @@ mod dtype;
 mod float;
 mod isa;
 mod product;
+mod quantised;
 
 use std::fmt;
 use std::ops::Range;
@@ -79,11 +80,15 @@ impl fmt::Debug for Bytes {
 }
 
 /// A tensor: dtype, shape, and row-major little-endian bytes of exactly that size.
+///
+/// An I8 tensor may be [quantised](Tensor::quantised): it then has an F32 scale for each row of
+/// its last axis.
 #[derive(Clone, Debug)]
 pub struct Tensor {
     dtype: Dtype,
     shape: Vec<usize>,
     data: Bytes,
+    scales: Option<Bytes>,
 }
 
 impl Tensor {
@@ -105,7 +110,12 @@ impl Tensor {
                 ),
             ));
         }
-        Ok(Self { dtype, shape, data })
+        Ok(Self {
+            dtype,
+            shape,
+            data,
+            scales: None,
+        })
     }
 
     /// A tensor known by its header alone: dtype and shape, no bytes.
@@ -115,12 +125,14 @@ impl Tensor {
             dtype,
             shape,
             data: Vec::new().into(),
+            scales: None,
         })
     }
 
-    /// Bytes that dtype and shape take.
+    /// Bytes that dtype and shape take, those of the scales included.
     pub fn byte_len(&self) -> u64 {
-        self.shape.iter().product::<usize>() as u64 * self.dtype.bits() as u64 / 8
+        let scales = self.scales().map_or(0, |s| s.byte_len());
+        self.shape.iter().product::<usize>() as u64 * self.dtype.bits() as u64 / 8 + scales
     }
 
     /// An F32 tensor of `values`, row-major.
@@ -146,6 +158,25 @@ impl Tensor {
         Self::new(dtype, shape, data)
     }
 
+    /// The values in a type that a `.tl` holds: [`narrowed`](Self::narrowed) to F32, F16 or BF16,
+    /// or [`quantised`](Self::quantised) to I8.
+    ///
+    /// # Errors
+    /// [`Code::NonFinite`] where a value is beyond the type; those of the two.
+    pub fn stored(dtype: Dtype, shape: Vec<usize>, values: &[f32]) -> Result<Self> {
+        if dtype == Dtype::I8 {
+            return Self::quantised(shape, values);
+        }
+        let tensor = Self::narrowed(dtype, shape, values)?;
+        match tensor.to_f32()?.iter().position(|x| !x.is_finite()) {
+            None => Ok(tensor),
+            Some(at) => {
+                let message = format!("element {at}, {}, overflows {dtype}", values[at]);
+                Err(Error::new(Code::NonFinite, message))
+            }
+        }
+    }
+
     /// Element type.
     pub fn dtype(&self) -> Dtype {
         self.dtype
@@ -156,7 +187,7 @@ impl Tensor {
         &self.shape
     }
 
-    /// Row-major little-endian bytes.
+    /// Row-major little-endian bytes, without those of the scales.
     pub fn data(&self) -> &Bytes {
         &self.data
     }
@@ -171,32 +202,61 @@ impl Tensor {
         self.len() == 0
     }
 
-    /// The values as f32, exact (F32, F16, BF16).
+    /// Whether [`to_f32`](Self::to_f32) gives the values: F32, F16, BF16, or quantised.
+    pub fn is_real(&self) -> bool {
+        self.dtype.is_float() || self.scales.is_some()
+    }
+
+    /// The values as f32: exact for F32, F16, BF16; of a quantised tensor rn32(scale · q).
     ///
     /// # Errors
-    /// [`Code::DtypeNotAllowed`] for any other dtype.
+    /// [`Code::DtypeNotAllowed`] for any other tensor.
     pub fn to_f32(&self) -> Result<Vec<f32>> {
-        widen(self.dtype, &self.data)
+        match &self.scales {
+            None => widen(self.dtype, &self.data),
+            Some(scales) => {
+                let width = self.shape.last().copied().unwrap_or(1);
+                quantised::dequantise(&self.data, scales, width)
+            }
+        }
     }
 
     /// The `index`-th slice along the first axis, sharing the bytes; `None` past the end.
     pub fn index_first(&self, index: usize) -> Option<Self> {
+        let mut one = self.slice_first(index..index.checked_add(1)?)?;
+        one.shape.remove(0);
+        Some(one)
+    }
+
+    /// A range of the first axis, sharing the bytes; `None` past the end, or of a single quantised
+    /// row, which has no parts.
+    pub fn slice_first(&self, range: Range<usize>) -> Option<Self> {
         let (&n, rest) = self.shape.split_first()?;
-        if index >= n {
+        if range.start > range.end || range.end > n || (self.scales.is_some() && rest.is_empty()) {
             return None;
         }
-        let size = self.data.len() / n;
-        let data = self.data.slice(index * size..(index + 1) * size)?;
+        let part = |bytes: &Bytes| {
+            let size = bytes.len().checked_div(n)?;
+            bytes.slice(range.start * size..range.end * size)
+        };
+        let scales = match &self.scales {
+            Some(scales) => Some(part(scales)?),
+            None => None,
+        };
         Some(Self {
             dtype: self.dtype,
-            shape: rest.to_vec(),
-            data,
+            shape: [&[range.len()], rest].concat(),
+            data: part(&self.data)?,
+            scales,
         })
     }
 
-    /// Whether two tensors have the same dtype, shape and bytes.
+    /// Whether two tensors have the same dtype, shape and bytes, also of their scales.
     pub fn same_bytes(&self, other: &Self) -> bool {
-        self.dtype == other.dtype && self.shape == other.shape && *self.data == *other.data
+        self.dtype == other.dtype
+            && self.shape == other.shape
+            && *self.data == *other.data
+            && self.scales.as_deref() == other.scales.as_deref()
     }
 }
 

@@ -161,6 +161,27 @@ fn tied_to_peft_in_each_form() {
     assert_transcript!(shell);
 }
 
+/// Breaks where a storage type is not told as another adapter, or what is written is not what the
+/// other commands take for it.
+#[test]
+fn pack_in_every_type() {
+    let mut shell = Shell::new();
+    for dtype in ["f32", "bf16", "f16", "int8"] {
+        shell.run(&format!("pack style.tl -o {dtype}.tl --dtype {dtype}"));
+        shell.ok(&format!("verify file {dtype}.tl"));
+        shell.ok(&format!("convert tied-to-peft {dtype}.tl -o peft-{dtype}"));
+        shell.ok(&format!("merge base {dtype}.tl -o a-{dtype}"));
+        shell.ok(&format!("merge base peft-{dtype} -o b-{dtype}"));
+        shell.ok(&format!(
+            "verify merged --base base --adapter {dtype}.tl --merged b-{dtype}"
+        ));
+    }
+    shell.run("verify adapters style.tl int8.tl --tolerance 0.01");
+    shell.run("inspect int8.tl --tensors");
+    shell.run("pack style.tl -o no.tl --dtype int4");
+    assert_transcript!(shell);
+}
+
 /// Breaks where a form of packing loses something: all of them have one root.
 #[test]
 fn pack_thin_and_compressed() {

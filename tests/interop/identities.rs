@@ -32,7 +32,7 @@ impl Workshop {
         self.dir.path().join(name)
     }
 
-    /// The `.tl` of each fixture, tl6, lora, vera, and one with cores.
+    /// The `.tl` of each fixture, tl6, lora, vera; one with cores, and that in 8 bits.
     fn adapters(&self) -> Vec<PathBuf> {
         let from = fixtures().join("adapters");
         let made = ["lora", "vera"].map(|name| {
@@ -44,13 +44,15 @@ impl Workshop {
             .unwrap()
         });
         let tl6 = from.join("style-tl6.tl");
-        let core = self.path("core.tl");
+        let [core, i8_rows] = ["core.tl", "i8-rows.tl"].map(|name| self.path(name));
         if !core.exists() {
             let mut adapter = open_adapter(&tl6, None, &NoBlobs).unwrap().adapter;
             adapter.groups.iter_mut().for_each(with_core);
             write_tl(&core, &adapter, &WriteOptions::default()).unwrap();
+            let adapter = adapter.to_dtype(Dtype::I8).unwrap();
+            write_tl(&i8_rows, &adapter, &WriteOptions::default()).unwrap();
         }
-        [vec![tl6, core], made.to_vec()].concat()
+        [vec![tl6, core, i8_rows], made.to_vec()].concat()
     }
 
     fn merge(&self, adapters: &[(&Path, f64)], name: &str) -> Vec<u8> {

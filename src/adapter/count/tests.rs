@@ -176,6 +176,17 @@ fn impossible_requests_are_refused() {
     assert_eq!(percent_tenths(1, 16), Some(63)); // 6.25 is a tie
 }
 
+/// Breaks where a core is counted once for all layers, or as a vector.
+#[test]
+fn a_core_is_a_square_for_each_layer() {
+    let count = |trains: &[Part], rank| SEVEN_B.template(trains, true, rank).unwrap();
+    assert_eq!(count(&[Part::C], 64), 32 * 64 * 64);
+    assert_eq!(
+        count(&[Part::A, Part::B, Part::C], 8),
+        4 * 4096 * 8 + 32 * 64
+    );
+}
+
 /// Breaks where a config's defaults are not those of transformers.
 #[test]
 fn shapes_of_configs() {

@@ -57,7 +57,7 @@ pub(crate) enum Command {
     Verify(Verify),
     /// Show what a .tl file, PEFT directory or base checkpoint holds
     Inspect(Inspect),
-    /// Rewrite a .tl fat, thin or compressed; the root stays the same
+    /// Rewrite a .tl fat, thin or compressed; the root stays the same, unless --dtype rounds
     Pack(Pack),
     /// Keep adapters of many users and tasks in a folder or an object store
     #[command(subcommand)]
@@ -296,6 +296,9 @@ pub(crate) struct Pack {
     /// Compress tensors with zstd
     #[arg(long)]
     pub(crate) zstd: bool,
+    /// Store the factors as f32, bf16, f16 or int8: another adapter, with another root
+    #[arg(long, value_parser = storage_dtype)]
+    pub(crate) dtype: Option<Dtype>,
     /// Where left-out tensors are read from, and with --thin written to
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) blobs: Option<PathBuf>,
@@ -335,6 +338,14 @@ fn float_dtype(text: &str) -> Result<Dtype, String> {
     match text.to_ascii_uppercase().parse::<Dtype>() {
         Ok(dtype) if dtype.is_float() => Ok(dtype),
         _ => Err("not one of f32, f16, bf16".into()),
+    }
+}
+
+/// As [`float_dtype`], or `int8`: I8 with a scale for each row.
+fn storage_dtype(text: &str) -> Result<Dtype, String> {
+    match text {
+        "int8" => Ok(Dtype::I8),
+        _ => float_dtype(text).map_err(|_| "not one of f32, bf16, f16, int8".into()),
     }
 }
 

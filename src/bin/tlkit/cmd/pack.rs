@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 use tlkit::Result;
+use tlkit::convert::store_as;
 use tlkit::format::{
     BlobSource, Digest, DirBlobs, Encoded, NoBlobs, Packing, TlFile, WriteOptions, encode,
     write_blobs, write_tl,
@@ -9,15 +10,25 @@ use tlkit::format::{
 
 use super::{existing, show};
 use crate::args::Pack;
-use crate::output::{Outcome, Output, bytes, fields};
+use crate::output::{Outcome, Output, bytes, fields, number};
 
 #[derive(Serialize)]
 struct Report {
     root: String,
+    #[serde(flatten)]
+    stored: Option<Restored>,
     bytes_before: u64,
     bytes_after: u64,
     blobs_written: usize,
     output: String,
+}
+
+/// What another storage type changed.
+#[derive(Serialize)]
+struct Restored {
+    dtype: &'static str,
+    root_before: String,
+    max_relative_error: f64,
 }
 
 pub(crate) fn pack(args: &Pack, output: &Output) -> Result<Outcome> {
@@ -26,7 +37,17 @@ pub(crate) fn pack(args: &Pack, output: &Output) -> Result<Outcome> {
         Some(dir) => Box::new(DirBlobs(dir.clone())),
         None => Box::new(NoBlobs),
     };
-    let adapter = file.load(&*source)?;
+    let mut adapter = file.load(&*source)?;
+    let mut stored = None;
+    if let Some(dtype) = args.dtype {
+        let (other, report) = store_as(&adapter, dtype)?;
+        adapter = other;
+        stored = Some(Restored {
+            dtype: dtype.as_str(),
+            root_before: file.root().to_string(),
+            max_relative_error: report.max_relative,
+        });
+    }
     let mut blobs_written = 0;
     let packing = match (&args.blobs, args.thin) {
         (_, false) => Packing::Fat,
@@ -46,14 +67,23 @@ pub(crate) fn pack(args: &Pack, output: &Output) -> Result<Outcome> {
     let written = write_tl(&args.output, &adapter, &options)?;
     let report = Report {
         root: written.root.to_string(),
+        stored,
         bytes_before: file.file().byte_len(),
         bytes_after: written.bytes,
         blobs_written,
         output: show(&args.output),
     };
     output.report(&report, || {
-        fields(&[
-            ("root", report.root.clone()),
+        let mut rows = vec![("root", report.root.clone())];
+        if let Some(stored) = &report.stored {
+            let error = number(stored.max_relative_error);
+            rows.push(("before", stored.root_before.clone()));
+            rows.push((
+                "factors",
+                format!("{}, error of a ΔW at most {error}", stored.dtype),
+            ));
+        }
+        rows.extend([
             (
                 "bytes",
                 format!(
@@ -64,7 +94,8 @@ pub(crate) fn pack(args: &Pack, output: &Output) -> Result<Outcome> {
             ),
             ("blobs", format!("{blobs_written} written")),
             ("output", report.output.clone()),
-        ])
+        ]);
+        fields(&rows)
     })?;
     Ok(Outcome::Success)
 }
