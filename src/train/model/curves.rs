@@ -106,7 +106,10 @@ fn curve_of(
     train(&mut objective, start, data, &config, None, &mut curve).unwrap();
     assert_eq!(curve.0.len(), steps as usize);
     let (first, last) = (curve.0[0], curve.0[curve.0.len() - 1]);
-    assert!(last < first, "{first} to {last} is no curve");
+    assert!(
+        steps < STEPS || last < 0.9 * first,
+        "{first} to {last} is no curve"
+    );
     curve.0
 }
 
