@@ -40,5 +40,6 @@ echo "== training: tokens a second"
 if [ -z "$trainer" ]; then
   echo "left out: name a binary with the feature cuda with --cuda-build (benches/gpu/build.sh makes it)"
 else
-  python3 "$here/train.py" --tlkit "$trainer" --dir "$dir/train" ${peft:+--peft "$peft"}
+  if [ -n "$peft" ]; then with=(--peft "$peft"); else with=(--side tlkit --peft none); fi
+  python3 "$here/train.py" --tlkit "$trainer" --dir "$dir/train" "${with[@]}"
 fi

@@ -17,7 +17,7 @@ PEFT's line beside it; memory is the peak resident memory of the process, torch'
 with torch and peft (tests/peft/setup.sh makes one; it also writes the models). Uses about 70 MB in FOLDER
 (default: target/bench-train).
 """
-import argparse, json, os, random, shlex, shutil, statistics, subprocess, sys, tempfile
+import argparse, json, os, random, shlex, shutil, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,11 +43,10 @@ LINES = {
 }
 
 
-def make_case(folder, config, batch, python):
-    """A model folder and data in which every example is LENGTH + 1 tokens: one word is one token."""
+def make_inputs(folder, config, examples, length):
+    """A model folder without weights, and data in which every example is length + 1 tokens: one word is one token."""
     model, vocabulary = folder / "model", config["vocab_size"]
-    shutil.rmtree(folder, ignore_errors=True)
-    model.mkdir(parents=True)
+    model.mkdir(parents=True, exist_ok=True)
     (model / "config.json").write_text(json.dumps(config, indent=2))
     tokenizer = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
@@ -58,24 +57,43 @@ def make_case(folder, config, batch, python):
     (model / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     rng = random.Random(1)
     with open(folder / "train.jsonl", "w") as f:
-        for _ in range(16 * batch):
-            words = " ".join(f"w{rng.randrange(vocabulary)}" for _ in range(LENGTH + 1))
+        for _ in range(examples):
+            words = " ".join(f"w{rng.randrange(vocabulary)}" for _ in range(length + 1))
             f.write(json.dumps({"text": words}) + "\n")
-    run([python, Path(__file__).with_name("peft_step.py"), model, "--make"])
 
 
-def run(argv):
-    """Standard output and peak resident bytes of a command that has to succeed."""
+def make_case(folder, config, batch, python):
+    shutil.rmtree(folder, ignore_errors=True)
+    make_inputs(folder, config, 16 * batch, LENGTH)
+    run([python, Path(__file__).with_name("peft_step.py"), folder / "model", "--make"])
+
+
+def run(argv, on_gpu=False):
+    """Standard output of a command that has to succeed, and its peak bytes: resident, or on the GPU (0 if unknown)."""
     argv = list(map(str, argv))
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=errors, text=True)
-        out = process.stdout.read()
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(argv, stdout=out, stderr=errors, text=True)
+        peak = 0
+        while on_gpu and os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            peak = max(peak, gpu_bytes(process.pid))
+            time.sleep(0.2)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0), errors.seek(0)
         if process.returncode != 0:
-            errors.seek(0)
             sys.exit(f"failed: {shlex.join(argv)}\n{errors.read()}")
-    return out, 1024 * usage.ru_maxrss
+        return out.read(), peak if on_gpu else 1024 * usage.ru_maxrss
+
+
+def gpu_bytes(pid):
+    """What the driver says that a process holds on GPUs now, its context and freed memory that it keeps included."""
+    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    try:
+        lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return 0
+    held = [line.split(", ") for line in lines if line.count(", ") == 1]
+    return sum(int(mib) << 20 for owner, mib in held if owner == str(pid) and mib.isdigit())
 
 
 def tlkit(args, folder, batch, steps, method, recompute):
@@ -83,33 +101,31 @@ def tlkit(args, folder, batch, steps, method, recompute):
     shutil.rmtree(runs, ignore_errors=True)
     out.unlink(missing_ok=True)
     argv = [args.tlkit, "train", "--model", folder / "model", "--data", folder / "train.jsonl", "--method", method,
-            "--rank", RANK, "--max-steps", steps, "--batch-size", batch, "--global-batch", batch, "--seq-len", LENGTH,
+            "--rank", RANK, "--max-steps", steps, "--batch-size", batch, "--global-batch", batch, "--seq-len", args.length,
             "--lr", "1e-4", "--warmup", 0, "--seed", 1, "-o", out, "--run-dir", runs,
             "--threads", args.threads, "--json", *shlex.split(args.tlkit_args)]
-    _, peak = run(argv + ["--recompute"] if recompute else argv)
+    _, peak = run(argv + ["--recompute"] if recompute else argv, args.on_gpu)
     lines = [json.loads(line) for line in (runs / "metrics.jsonl").read_text().splitlines()]
     taken = [line for line in lines if "seconds" in line and "loss" in line]
     if len(taken) != steps:
         sys.exit(f"{runs}/metrics.jsonl has {len(taken)} steps with `seconds` and `loss`, not {steps}")
     tokens = {line["tokens"] for line in taken if "tokens" in line}
-    if tokens - {batch * LENGTH}:
-        sys.exit(f"tlkit took {tokens} tokens a step, PEFT takes {batch * LENGTH}")
+    if tokens - {batch * args.length}:
+        sys.exit(f"tlkit took {tokens} tokens a step, PEFT takes {batch * args.length}")
     return [line["tokens"] / line["tokens_per_s"] for line in taken], peak
 
 
 def peft(args, folder, batch, steps, method, recompute):
     argv = [args.peft, Path(__file__).with_name("peft_step.py"), folder / "model", folder / "train.jsonl", "--batch", batch,
-            "--length", LENGTH, "--steps", steps, "--rank", RANK, "--threads", args.threads]
-    out, _ = run(argv + ["--recompute"] if recompute else argv)
+            "--length", args.length, "--steps", steps, "--rank", RANK, "--threads", args.threads, *shlex.split(args.peft_args)]
+    out, peak = run(argv + ["--recompute"] if recompute else argv, args.on_gpu)
     report = json.loads(out.splitlines()[-1])
-    return report["seconds"], report["peak_rss_bytes"]
+    return report["seconds"], peak if args.on_gpu else report["peak_rss_bytes"]
 
 
-def measure(args, case):
-    config, batch, steps = CASES[case]
+def measure(args, case, batch, steps):
+    """Runs every line in args.dir / case, and prints the table."""
     folder = args.dir / case
-    if not (folder / "model" / "model.safetensors").exists():
-        make_case(folder, config, batch, args.peft)
     lines = [name for name in LINES if args.side in ("both", LINES[name][0])]
     medians, peaks = {name: [] for name in lines}, {name: 0 for name in lines}
     for number in range(args.rounds):
@@ -118,29 +134,39 @@ def measure(args, case):
             seconds, peak = {"tlkit": tlkit, "peft": peft}[side](args, folder, batch, steps, method, recompute)
             medians[name].append(statistics.median(seconds[WARM:]))
             peaks[name] = max(peaks[name], peak)
-    print(f"\n{case}: batch {batch} × {LENGTH}, rank {RANK} q,k,v, {args.threads} threads, {args.rounds} rounds of {steps} steps")
+    print(f"\n{case}: batch {batch} × {args.length}, rank {RANK} q,k,v, {args.threads} threads, {args.rounds} rounds of {steps} steps")
     print(f"{'':26} {'median':>9} {'min':>9} {'max':>9} {'tokens/s':>9} {'ratio':>6}   peak memory")
     for name in lines:
         median, other = statistics.median(medians[name]), LINES[name][3]
         ratio = f"{median / statistics.median(medians[other]):.2f}" if other in medians else ""
         low, high = min(medians[name]), max(medians[name])
-        print(f"{name:26} {median:8.4f}s {low:8.4f}s {high:8.4f}s {batch * LENGTH / median:9.0f} {ratio:>6}   "
+        print(f"{name:26} {median:8.4f}s {low:8.4f}s {high:8.4f}s {batch * args.length / median:9.0f} {ratio:>6}   "
               f"{peaks[name] / 1e6:7.1f} MB", flush=True)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(doc):
+    """The arguments that `measure` reads, with defaults for the CPU."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--case", choices=CASES, help="one of the shapes")
     parser.add_argument("--side", choices=["both", "tlkit", "peft"], default="both")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dir", type=Path, default=ROOT / "target" / "bench-train")
     parser.add_argument("--tlkit", default=str(ROOT / "target" / "release" / "tlkit"))
     parser.add_argument("--tlkit-args", default="", help="more arguments for tlkit train, in one string")
     parser.add_argument("--peft", required=True, help="a Python with torch and peft")
+    parser.set_defaults(length=LENGTH, peft_args="", on_gpu=False)
+    return parser
+
+
+def main():
+    parser = arguments(__doc__)
+    parser.add_argument("--case", choices=CASES, help="one of the shapes")
     args = parser.parse_args()
     for case in [args.case] if args.case else CASES:
-        measure(args, case)
+        config, batch, steps = CASES[case]
+        if not (args.dir / case / "model" / "model.safetensors").exists():
+            make_case(args.dir / case, config, batch, args.peft)
+        measure(args, case, batch, steps)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ use super::{Tied, ToTiedOptions, import_tied};
 use crate::adapter::{Adapter, MAX_RANK, TieGroup};
 use crate::error::{Code, Error, Result};
 use crate::format::{WriteOptions, write_tl};
+use crate::tensor::Dtype;
 
 /// Smallest tolerance: f32 factors reach no less.
 const MIN_TOLERANCE: f64 = 1e-6;
@@ -418,6 +419,34 @@ pub struct ToFitted {
     pub output: PathBuf,
 }
 
+/// A fit of `tied` with its tie groups stored as `dtype` (F32, BF16, F16, or I8 with a scale for each
+/// row), and its errors with that of the rounding. What is kept is kept.
+///
+/// # Errors
+/// Those of [`Adapter::to_dtype`].
+pub fn stored_as(
+    tied: &Tied,
+    options: &FitOptions,
+    (mut adapter, fit): (Adapter, FitReport),
+    dtype: Dtype,
+) -> Result<(Adapter, FitReport)> {
+    if dtype == Dtype::F32 {
+        return Ok((adapter, fit));
+    }
+    let fitted = |g: &TieGroup| fit.groups.iter().any(|f| f.describes(g));
+    let (groups, kept) = adapter.groups.into_iter().partition(fitted);
+    let fitted = Adapter {
+        groups,
+        ..Adapter::default()
+    };
+    adapter.groups = fitted.to_dtype(dtype)?.groups;
+    adapter.groups.extend::<Vec<_>>(kept);
+    adapter.sort();
+    adapter.validate()?;
+    let fit = measure_again(tied, options, &fit, &adapter)?;
+    Ok((adapter, fit))
+}
+
 /// Converts a PEFT adapter directory to the `.tl` that is closest to it within a budget.
 ///
 /// # Errors
@@ -427,9 +456,11 @@ pub fn peft_to_tied_fit(
     output: &Path,
     options: &ToTiedOptions<'_>,
     fit: &FitOptions,
+    dtype: Dtype,
 ) -> Result<ToFitted> {
     let tied = import_tied(dir, options)?;
-    let (adapter, fit) = fit_adapter(&tied, fit)?;
+    let found = fit_adapter(&tied, fit)?;
+    let (adapter, fit) = stored_as(&tied, fit, found, dtype)?;
     write_fitted(tied, &adapter, fit, output, &options.write)
 }
 

@@ -41,7 +41,7 @@ pub(super) fn open(number: usize, gpu: &Gpu) -> Result<Device> {
         let said = text.lines().next().unwrap_or_default();
         let (driver, name) = (driver_version(), &gpu.name);
         no_device(format!(
-            "GPU {number} ({name}) refuses this build's kernels, with a driver for {driver}: {said}"
+            "GPU {number} ({name}) does not run this build, with a driver for {driver}: {said}"
         ))
     };
     let device = Device::new_cuda_with_stream(number).map_err(refused)?;

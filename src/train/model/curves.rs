@@ -105,19 +105,20 @@ fn curve_of(
     let mut objective = TrainingModel::new(model, trainable, recompute);
     train(&mut objective, start, data, &config, None, &mut curve).unwrap();
     assert_eq!(curve.0.len(), steps as usize);
+    let (first, last) = (curve.0[0], curve.0[curve.0.len() - 1]);
+    assert!(
+        steps < STEPS || last < 0.9 * first,
+        "{first} to {last} is no curve"
+    );
     curve.0
 }
 
-/// That the curves fall, and nowhere differ by more than a share of `bound`.
+/// That two curves nowhere differ by more than a share of `bound`.
 fn agree(what: &str, a: &[f64], b: &[f64], bound: f64) {
-    let (first, last) = (a[0], a[a.len() - 1]);
-    assert!(last < 0.98 * first, "{what}: {first} to {last} is no curve");
+    assert_eq!(a.len(), b.len(), "{what}");
     let apart = (a.iter().zip(b)).map(|(a, b)| (a - b).abs() / a);
     let apart = apart.fold(0.0, f64::max);
-    assert!(
-        apart < bound,
-        "{what}: the losses, {first} to {last}, differ by {apart} of themselves"
-    );
+    assert!(apart < bound, "{what}: {a:?} and {b:?} differ by {apart}");
 }
 
 const METHODS: [Method; 3] = [Method::Lora, Method::Tl6, Method::Vera];
@@ -166,7 +167,7 @@ fn curves_with_the_kernels_are_the_fused_ones() {
         ("llama-tiny", Method::Tl6),
         ("models/mistral-window", Method::Lora),
     ] {
-        let run = |dtype| curve_of(4, name, method, &Device::Cpu, dtype, true);
+        let run = |dtype| curve_of(2, name, method, &Device::Cpu, dtype, true);
         let fused = run(DType::F32);
         let calls = host::calls();
         let with = |dtype| composing::with(|| host::with(|| run(dtype)));

@@ -46,9 +46,13 @@ impl From<candle_core::Error> for crate::Error {
     fn from(error: candle_core::Error) -> Self {
         let text = error.to_string();
         let line = text.lines().next().unwrap_or_default();
-        crate::Error::new(
+        let error = crate::Error::new(
             crate::Code::Backend,
             format!("the tensor library says: {line}"),
-        )
+        );
+        match line.contains("OUT_OF_MEMORY") {
+            true => error.hint("recomputation, or a smaller batch or length, takes less memory"),
+            false => error,
+        }
     }
 }

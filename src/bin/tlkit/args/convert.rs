@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum, ValueHint};
 use tlkit::tensor::Dtype;
 
 use super::store::byte_count;
-use super::{Blobs, float_dtype, positive};
+use super::{Blobs, float_dtype, positive, storage_dtype};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Convert {
@@ -101,6 +101,10 @@ pub(crate) struct Fit {
     /// Fit query, key and value as one tie group, which shares A and u
     #[arg(long, requires = "fit")]
     pub(crate) joint: bool,
+    /// How the fitted tensors are stored: f32, bf16, f16, or int8 with a scale for each row; the errors
+    /// told include the rounding
+    #[arg(long, value_name = "TYPE", requires = "fit", default_value = "f32", conflicts_with_all = ["max_bytes", "curve", "calibrate", "share"], value_parser = storage_dtype)]
+    pub(crate) dtype: Dtype,
     /// Give every layer a core, a rank × rank matrix, in place of u: B·C·A
     #[arg(long, requires = "fit", conflicts_with_all = ["max_bytes", "curve", "calibrate", "share"])]
     pub(crate) core: bool,

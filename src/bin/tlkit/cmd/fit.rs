@@ -45,7 +45,8 @@ pub(super) fn run(
         check_output(args, to)?;
         return calibrate((adapter, to), &of, options, &fit, output);
     }
-    let report = peft_to_tied_fit(adapter, to, options, &fit).map_err(|e| e.file(adapter))?;
+    let report = peft_to_tied_fit(adapter, to, options, &fit, args.fit.dtype)
+        .map_err(|e| e.file(adapter))?;
     for note in &report.notes {
         output.note(note);
     }
