@@ -104,7 +104,7 @@ pub struct GroupFit {
     pub with_core: bool,
     /// Whether it has a v, which it has where no fit without v of the same bytes is as close.
     pub with_v: bool,
-    /// Error of what is written, in f32.
+    /// Error of what is written, in the type it is written in.
     pub error: f64,
     /// What no tied adapter of this rank and form is below. Without v, the spans of A and B have
     /// `rank` dimensions for all layers together, whatever u; with v, `bound_with_v`.
@@ -113,14 +113,14 @@ pub struct GroupFit {
     pub bound_with_v: f64,
     /// Error of the `rank` largest singular triplets over all layers, the fit to beat.
     pub baseline: f64,
-    /// Error of an untied LoRA of the same bytes: the largest triplets, as many as they buy without
+    /// Error of an untied LoRA of the same bytes and type, without what rounding to it costs: the largest triplets, as many as they buy without
     /// u and v, each layer (and where that is better, each target) at the rank it needs.
     pub untied: f64,
     /// ‖ΔW‖_F over all layers.
     pub norm: f64,
     /// Bytes of the factors before.
     pub bytes_before: u64,
-    /// Bytes of A, B, u and v.
+    /// Bytes of A, B, u or the cores, and v.
     pub bytes: u64,
     /// Where the best fit started.
     pub start: Start,
@@ -300,12 +300,16 @@ fn describe(
         |worst, l| if l.error > worst.error { *l } else { worst },
     );
     let bytes = group.factors().map(|(_, f)| f.tensor.byte_len()).sum();
+    let numbers = group
+        .factors()
+        .map(|(_, f)| f.tensor.shape().iter().product::<usize>() as u64);
+    let bytes_as_f32 = untied::NUMBER * numbers.sum::<u64>();
     let with_v = group.v.is_some();
     let bound_with_v = share(problem.bound_with_v(group.rank));
     // A joint group's triplets share A, as a LoRA's need not.
     let untied = problem
-        .triplet_error(family.untied_terms(bytes))
-        .min(Untied::of([family])?.global(bytes));
+        .triplet_error(family.untied_terms(bytes_as_f32))
+        .min(Untied::of([family])?.global(bytes_as_f32));
     Ok(GroupFit {
         targets: family.targets.iter().map(|t| t.module.clone()).collect(),
         rank: group.rank,

@@ -141,7 +141,6 @@ fn options(rank: usize, joint: bool) -> FitOptions {
 
 /// The report's errors are those of the result, and between bound and baseline.
 fn check_report(tied: &Tied, adapter: &Adapter, report: &FitReport) {
-    let source = tied.source.modules();
     for group in &report.groups {
         assert!(group.error <= group.baseline, "{group:?}");
         let in_order = group.bound_with_v <= group.bound && group.bound <= group.error;
@@ -151,6 +150,15 @@ fn check_report(tied: &Tied, adapter: &Adapter, report: &FitReport) {
         );
         assert!(in_order, "{group:?}");
         assert!(group.untied <= group.baseline + 1e-6, "{group:?}");
+    }
+    check_layers(tied, adapter, report);
+    assert!(report.bound <= report.error && report.error <= report.baseline);
+}
+
+/// The errors told of each layer are those of the result.
+fn check_layers(tied: &Tied, adapter: &Adapter, report: &FitReport) {
+    let source = tied.source.modules();
+    for group in &report.groups {
         for fit in &group.layers {
             let (mut off, mut norm) = (0.0, 0.0);
             for target in &group.targets {
@@ -169,7 +177,6 @@ fn check_report(tied: &Tied, adapter: &Adapter, report: &FitReport) {
             assert!((fit.error - want).abs() < 1e-6, "{} {want}", fit.error);
         }
     }
-    assert!(report.bound <= report.error && report.error <= report.baseline);
 }
 
 #[test]
@@ -280,6 +287,37 @@ fn cores_are_found_and_never_worse_than_u() {
     };
     let e = fit_adapter(&random, &bytes).unwrap_err();
     assert_eq!(e.code(), Code::Usage);
+}
+
+/// Breaks where the rounding to a storage type is not in the errors told, or what is kept is rounded.
+#[test]
+fn errors_include_the_rounding_to_a_storage_type() {
+    let mut groups = planted_cores(3, 4, 5).source.groups;
+    let alone = module("up_proj", 7, &values(60, 3, 1), &values(30, 3, 2), 3);
+    groups.push(alone.clone());
+    let tied = tied(groups);
+    for core in [false, true] {
+        let fit = FitOptions {
+            core,
+            ..options(3, false)
+        };
+        let found = fit_adapter(&tied, &fit).unwrap();
+        let exact = found.1.clone();
+        for (dtype, most) in [(Dtype::F16, 1e-3), (Dtype::BF16, 1e-2), (Dtype::I8, 3e-2)] {
+            let (adapter, report) = stored_as(&tied, &fit, found.clone(), dtype).unwrap();
+            check_layers(&tied, &adapter, &report);
+            assert!(report.error > exact.error, "{dtype} {}", report.error);
+            assert!(
+                report.error < exact.error + most,
+                "{dtype} {}",
+                report.error
+            );
+            assert!(report.bytes < exact.bytes && report.untied == exact.untied);
+            let kept = |g: &&TieGroup| g.targets == alone.targets;
+            let kept = adapter.groups.iter().find(kept).unwrap();
+            assert_eq!(kept.a.tensor.dtype(), Dtype::F32);
+        }
+    }
 }
 
 /// Breaks where a file passes its budget, a larger budget gives a worse fit, or bytes go to a group
