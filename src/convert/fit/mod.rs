@@ -10,6 +10,7 @@ mod curve;
 mod descend;
 mod figure;
 mod groups;
+mod onto;
 mod outputs;
 mod pair;
 mod problem;
@@ -27,9 +28,10 @@ use serde::Serialize;
 
 pub use self::curve::{Curve, CurvePoint, fit_curve};
 pub use self::figure::figure;
+pub use self::onto::{Onto, fit_onto};
 pub use self::outputs::{LayerInputs, Moments, OutputFit, fit_outputs, measure_again};
 pub use self::pair::{SharedFile, ToOnto, ToShared, peft_to_tied_onto, peft_to_tied_shared};
-pub use self::share::{Onto, PairFit, ShareOptions, Shared, SharedAdapter, fit_onto, fit_shared};
+pub use self::share::{PairFit, ShareOptions, Shared, SharedAdapter, fit_shared};
 
 use self::budget::ranks_within;
 use self::choose::{Chosen, Limit, choose};
@@ -96,7 +98,7 @@ pub struct GroupFit {
     pub targets: Vec<String>,
     /// Rank of A and B.
     pub rank: usize,
-    /// Whether it has a v, which it has where no fit without v of the same bytes is as close.
+    /// Whether it has a v: where one was affordable, and no fit without v of the same bytes is as close.
     pub with_v: bool,
     /// Error of what is written, in f32.
     pub error: f64,
