@@ -120,12 +120,13 @@ fn ranks_of_v(family: &Family) -> usize {
     v.div_ceil(family.numbers().max(1))
 }
 
-/// A fit with v whose squared error is below `error`, if there is one.
+/// A fit with v whose squared error is below `error`, if there is one and its work is affordable.
 fn below(problem: &Problem, start: &Model, error: f64) -> Option<ScaledFit> {
-    if problem.bound_with_v(start.u.ncols()) >= error {
+    let rank = start.u.ncols();
+    if problem.bound_with_v(rank) >= error {
         return None;
     }
-    let found = Scaled::new(problem).fit(start, WORK)?;
+    let found = Scaled::new(problem, rank, WORK)?.fit(start)?;
     (found.error < error).then_some(found)
 }
 

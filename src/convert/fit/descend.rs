@@ -8,7 +8,7 @@ use faer::{Mat, Scale, Side};
 const MEMORY: usize = 6;
 /// The rounds end where this many gain less than this share of the error.
 const PATIENCE: usize = 8;
-const GAIN: f64 = 1e-7;
+const GAIN: f64 = 1e-5;
 /// The mix keeps to short steps by this share of the history's largest square.
 const DAMPING: f64 = 1e-10;
 
@@ -45,12 +45,16 @@ pub(super) fn descend<P: Point>(
     while now.rounds < most && now.error > floor {
         now.rounds += 1;
         let ahead = history.mix(&now.point);
+        let mixed = ahead.is_some();
         let tried = ahead.and_then(|from| Some((round(&from)?, from)));
         let better = tried.filter(|((_, e), _)| *e <= now.error);
         let ((next, error), from) = match better {
             Some(found) => found,
             None => {
-                history.clear();
+                // What led astray is forgotten.
+                if mixed {
+                    history.clear();
+                }
                 match round(&now.point) {
                     Some(next) if next.1 <= now.error => (next, now.point.clone()),
                     _ => break,

@@ -11,6 +11,7 @@ mod curve;
 mod descend;
 mod figure;
 mod groups;
+mod onto;
 mod outputs;
 mod pair;
 mod problem;
@@ -28,9 +29,10 @@ use serde::Serialize;
 
 pub use self::curve::{Curve, CurvePoint, fit_curve};
 pub use self::figure::figure;
+pub use self::onto::{Onto, fit_onto};
 pub use self::outputs::{LayerInputs, Moments, OutputFit, fit_outputs, measure_again};
 pub use self::pair::{SharedFile, ToOnto, ToShared, peft_to_tied_onto, peft_to_tied_shared};
-pub use self::share::{Onto, PairFit, ShareOptions, Shared, SharedAdapter, fit_onto, fit_shared};
+pub use self::share::{PairFit, ShareOptions, Shared, SharedAdapter, fit_shared};
 
 use self::budget::ranks_within;
 use self::choose::{Chosen, Limit, choose, choose_cores};
@@ -102,7 +104,7 @@ pub struct GroupFit {
     pub rank: usize,
     /// Whether it has a core for each layer in place of u.
     pub with_core: bool,
-    /// Whether it has a v, which it has where no fit without v of the same bytes is as close.
+    /// Whether it has a v: where one was affordable, and no fit without v of the same bytes is as close.
     pub with_v: bool,
     /// Error of what is written, in the type it is written in.
     pub error: f64,

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::share::{PairFit, ShareOptions, fit_onto, fit_shared};
+use super::onto::fit_onto;
+use super::share::{PairFit, ShareOptions, fit_shared};
 use crate::adapter::{Adapter, TieGroup};
 use crate::convert::{Tied, ToTiedOptions, import_tied};
 use crate::error::{Code, Error, Result};

@@ -284,9 +284,14 @@ impl Problem {
         self.lift_inputs(&Mat::<f64>::identity(p, p))
     }
 
+    /// Σ out over the targets.
+    pub(super) fn out(&self) -> usize {
+        self.outputs.iter().map(|o| o.rows).sum()
+    }
+
     /// Columns in the outputs' basis (q × n) in full length (Σ out × n).
     pub(super) fn lift_outputs(&self, small: &Mat<f64>) -> Mat<f64> {
-        let mut full = Mat::zeros(self.outputs.iter().map(|o| o.rows).sum(), small.ncols());
+        let mut full = Mat::zeros(self.out(), small.ncols());
         let (mut row, mut at) = (0, 0);
         for basis in &self.outputs {
             let part = basis.lift(small.subrows(at, basis.size));

@@ -20,6 +20,7 @@ const ROWS: usize = 64;
 const MAX_PENCIL: usize = 24;
 /// Pairs of layers that are tried for it.
 const PAIRS: usize = 2;
+const STARTS: usize = 1 + PAIRS;
 /// Rounds that find v and u of one layer from a known B.
 const RANK_ONE_ROUNDS: usize = 12;
 const ROUNDS: usize = 400;
@@ -72,6 +73,8 @@ pub(super) struct ScaledFit {
 /// A problem with the outputs in full length.
 pub(super) struct Scaled<'p> {
     problem: &'p Problem,
+    /// Most rounds of a start.
+    rounds: usize,
     /// out × S, as the problem's X.
     x: Mat<f64>,
     /// Columns of X and Y that are each layer's.
@@ -79,29 +82,23 @@ pub(super) struct Scaled<'p> {
 }
 
 impl<'p> Scaled<'p> {
-    pub(super) fn new(problem: &'p Problem) -> Self {
-        Self {
+    /// For fits of a rank in about `work` multiplications; `None` where these do not get anywhere.
+    pub(super) fn new(problem: &'p Problem, rank: usize, work: f64) -> Option<Self> {
+        let (out, layers) = (problem.out() as f64, problem.layers as f64);
+        let (terms, rank) = (problem.full_rank() as f64, rank as f64);
+        let round = 3.0 * out * terms * rank + out * rank * rank * (layers + rank / 3.0);
+        let rounds = ((work / round) as usize / STARTS).min(ROUNDS);
+        (rounds >= MIN_ROUNDS).then(|| Self {
             x: problem.lift_outputs(&problem.x),
             columns: problem.columns(),
+            rounds,
             problem,
-        }
+        })
     }
 
-    /// Multiplications of one round at a rank.
-    pub(super) fn work(problem: &Problem, out: usize, rank: usize) -> f64 {
-        let (out, rank, layers) = (out as f64, rank as f64, problem.layers as f64);
-        let terms = problem.full_rank() as f64;
-        3.0 * out * terms * rank + out * rank * rank * (layers + rank / 3.0)
-    }
-
-    /// The better of what `start` and unscrambled layers lead to, within `work` multiplications.
-    pub(super) fn fit(&self, start: &Model, work: f64) -> Option<ScaledFit> {
+    /// The better of what `start` and unscrambled layers lead to.
+    pub(super) fn fit(&self, start: &Model) -> Option<ScaledFit> {
         let rank = start.u.ncols();
-        let affordable = work / Self::work(self.problem, self.x.nrows(), rank);
-        let rounds = (affordable as usize / 2).min(ROUNDS);
-        if rounds < MIN_ROUNDS {
-            return None;
-        }
         let plain = ScaledModel {
             a: start.a.clone(),
             b: self.problem.lift_outputs(&start.b),
@@ -114,7 +111,7 @@ impl<'p> Scaled<'p> {
             .into_par_iter()
             .filter_map(|(model, unscrambled)| {
                 let (model, error) = self.round(&model)?;
-                let limits = (rounds, EXACT * self.problem.square);
+                let limits = (self.rounds, EXACT * self.problem.square);
                 let end = descend(model, error, limits, |m| self.round(m));
                 Some(ScaledFit {
                     model: end.point,

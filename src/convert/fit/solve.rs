@@ -39,7 +39,7 @@ const TRIAL_SWEEPS: usize = 24;
 const SWEEPS: usize = 1500;
 /// The sweeps end where this many gain less than this share of the error.
 const PATIENCE: usize = 8;
-const GAIN: f64 = 1e-7;
+const GAIN: f64 = 1e-5;
 /// Squared errors below this share of the squared norm are rounding errors.
 const EXACT: f64 = 1e-15;
 /// A factor keeps to its old value by this share of the largest curvature, where the data do not

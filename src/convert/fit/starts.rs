@@ -2,6 +2,8 @@
 //! deepest one: the triplets are good where layers share little, the pencils exact where they are
 //! tied.
 
+use std::ops::Range;
+
 use faer::linalg::solvers::Solve;
 use faer::{Mat, Side};
 
@@ -30,10 +32,16 @@ pub(super) fn starts(problem: &Problem, rank: usize, triplets: &Model) -> Vec<(S
         let (a, b) = (a.clone(), b.clone());
         all.push((Start::Subspace, Model { a, b, u }));
     }
+    // Beyond a layer's own rank most of u would have to be zero: one try is enough.
+    let widest = problem.columns().iter().map(Range::len).max().unwrap_or(0);
+    let random_pencils = match a.ncols() <= widest {
+        true => RANDOM_PENCILS,
+        false => 0,
+    };
     if a.ncols() <= MAX_PENCIL && problem.layers > 1 && a.ncols() == b.ncols() {
         let cores = cores(problem, &a, &b);
         let weights = std::iter::once(principal(&cores))
-            .chain((0..RANDOM_PENCILS).map(|n| random(&cores, n)))
+            .chain((0..random_pencils).map(|n| random(&cores, n)))
             .flatten();
         for (one, two) in weights {
             if let Some(model) = pencil(&cores, &one, &two, &a, &b, rank) {
