@@ -13,6 +13,8 @@ const PAYS: f64 = 0.99;
 /// Squared errors below this share of the squared norm leave a v nothing to do.
 const EXACT: f64 = 1e-12;
 
+/// Share of a fit's usual work that a v gets.
+const SHARE: f64 = 0.25;
 /// Most bytes that a header has about one tensor.
 const V_WORDS: usize = 1024;
 
@@ -126,7 +128,7 @@ fn below(problem: &Problem, start: &Model, error: f64) -> Option<ScaledFit> {
     if problem.bound_with_v(rank) >= error {
         return None;
     }
-    let found = Scaled::new(problem, rank, WORK)?.fit(start)?;
+    let found = Scaled::new(problem, rank, SHARE * WORK)?.fit(start)?;
     (found.error < error).then_some(found)
 }
 
@@ -151,18 +153,15 @@ fn at_rank(family: &Family, problem: &Problem, found: &Fitted) -> Option<ScaledF
 /// v at the lower rank that leaves room for it, where it beats the fit.
 fn at_bytes(family: &Family, problem: &Problem, found: &Fitted) -> Option<ScaledFit> {
     let rank = found.model.u.ncols().checked_sub(ranks_of_v(family))?;
-    let error = PAYS * PAYS * found.error;
-    if rank == 0 || problem.bound_with_v(rank) >= error {
-        return None;
-    }
-    below(problem, &fit(problem, rank).model, error)
+    let start = (rank > 0).then(|| problem.triplets(rank))?;
+    below(problem, &start, PAYS * PAYS * found.error)
 }
 
 /// The smallest rank with v that reaches an error in fewer bytes than the fit.
 fn within(family: &Family, problem: &Problem, found: &Fitted, error: f64) -> Option<ScaledFit> {
     let mut high = found.model.u.ncols().checked_sub(ranks_of_v(family))?;
     let mut low = (1..=high).find(|r| problem.bound_with_v(*r) <= error)?;
-    let reach = |rank: usize| below(problem, &fit(problem, rank).model, error);
+    let reach = |rank: usize| below(problem, &problem.triplets(rank), error);
     let mut best = reach(high)?;
     while low < high {
         let middle = low.midpoint(high);

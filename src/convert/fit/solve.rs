@@ -33,7 +33,7 @@ pub(super) struct Fitted {
 
 /// Multiplications that one fit may take, so that a large adapter ends in seconds. Counted, not
 /// timed: the result must not depend on how busy the machine is.
-pub(super) const WORK: f64 = 4e10;
+pub(super) const WORK: f64 = 1e10;
 /// Most sweeps that a start gets to show what it is worth, and most that the best one gets.
 const TRIAL_SWEEPS: usize = 24;
 const SWEEPS: usize = 1500;
