@@ -25,6 +25,28 @@ fn peft_to_tied_fits_what_is_not_tied() {
     assert_transcript!(shell);
 }
 
+/// Breaks where a fit with cores, or one that is stored in eight bits, is told otherwise, or the other
+/// commands do not take it.
+#[test]
+fn peft_to_tied_with_cores_and_in_int8() {
+    let mut shell = Shell::new();
+    shell.run("convert peft-to-tied lora -o core.tl --fit --rank 2 --core");
+    shell.run("convert peft-to-tied lora -o int8.tl --fit --rank 3 --joint --dtype int8");
+    shell.run("convert peft-to-tied lora -o both.tl --fit --tolerance 0.5 --core --dtype bf16");
+    for name in ["core", "int8", "both"] {
+        shell.ok(&format!("verify file {name}.tl"));
+        shell.ok(&format!("merge base {name}.tl -o merged-{name}"));
+        shell.ok(&format!("convert tied-to-peft {name}.tl -o peft-{name}"));
+        shell.ok(&format!(
+            "verify merged --base base --adapter peft-{name} --merged merged-{name}"
+        ));
+    }
+    shell.run("convert peft-to-tied lora -o none.tl --fit --max-bytes 6kB --core");
+    shell.run("convert peft-to-tied lora -o none.tl --fit --rank 2 --dtype int4");
+    assert!(!shell.path("none.tl").exists());
+    assert_transcript!(shell);
+}
+
 /// Breaks where a file passes its budget of bytes, or a curve is told or drawn otherwise, writes an
 /// adapter, or replaces a picture unasked.
 #[test]
