@@ -144,17 +144,22 @@ def shrink(python, adapter, rank, threads):
 def against_peft(tlkit, python, adapter, ranks, rounds, threads):
     for rank in ranks:
         peer = shrink(python, adapter, rank, threads)
-        seconds, cpu, _, report = fit(tlkit, adapter, rounds, "--max-bytes", peer["bytes"], threads=threads)
-        if seconds is None:
-            print(f"| {adapter.name} | {rank} | {report['message']} |")
-            continue
-        size = (OUT / "fitted.tl").stat().st_size
-        assert size <= peer["bytes"], (size, peer)
-        print(
-            f"| {adapter.name} | {rank} | {peer['bytes']} | {size} | {peer['error']:.4f} | {report['error']:.4f} "
-            f"| {peer['seconds']:.2f} | {seconds:.2f} | {peer['seconds'] / seconds:.1f} "
-            f"| {peer['cpu']:.2f} | {cpu:.2f} | {peer['cpu'] / cpu:.1f} |"
-        )
+        for flags in ([], ["--quick"]):
+            compare(tlkit, adapter, rank, peer, flags, rounds, threads)
+
+
+def compare(tlkit, adapter, rank, peer, flags, rounds, threads):
+    seconds, cpu, _, report = fit(tlkit, adapter, rounds, "--max-bytes", peer["bytes"], *flags, threads=threads)
+    if seconds is None:
+        print(f"| {adapter.name} | {rank} | {report['message']} |")
+        return
+    size = (OUT / "fitted.tl").stat().st_size
+    assert size <= peer["bytes"], (size, peer)
+    print(
+        f"| {' '.join([adapter.name, *flags])} | {rank} | {peer['bytes']} | {size} | {peer['error']:.4f} | {report['error']:.4f} "
+        f"| {peer['seconds']:.2f} | {seconds:.2f} | {peer['seconds'] / seconds:.1f} "
+        f"| {peer['cpu']:.2f} | {cpu:.2f} | {peer['cpu'] / cpu:.1f} |"
+    )
 
 
 def main():

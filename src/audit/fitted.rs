@@ -58,6 +58,7 @@ fn fit(tied: &Tied, rank: usize, joint: bool) -> Result<Option<Fit>> {
             budget,
             joint,
             core: false,
+            quick: false,
         },
     )?;
     if joint && report.groups.iter().all(|g| g.targets.len() == 1) {

@@ -358,6 +358,7 @@ mod tests {
             budget: Budget::Rank(4),
             joint: false,
             core: false,
+            quick: false,
         };
         let distil = DistilOptions {
             steps: 20,
@@ -409,6 +410,7 @@ mod tests {
             budget: Budget::Rank(2),
             joint: true,
             core: false,
+            quick: false,
         };
         let steps = DistilOptions::default();
         for stop in [1, 4, 7] {

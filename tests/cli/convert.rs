@@ -25,7 +25,7 @@ fn peft_to_tied_fits_what_is_not_tied() {
     assert_transcript!(shell);
 }
 
-/// Breaks where a fit with cores, or one that is stored in eight bits, is told otherwise, or the other
+/// Breaks where a fit with cores, one that is stored in eight bits or a quick one is told otherwise, or the other
 /// commands do not take it.
 #[test]
 fn peft_to_tied_with_cores_and_in_int8() {
@@ -33,7 +33,8 @@ fn peft_to_tied_with_cores_and_in_int8() {
     shell.run("convert peft-to-tied lora -o core.tl --fit --rank 2 --core");
     shell.run("convert peft-to-tied lora -o int8.tl --fit --rank 3 --joint --dtype int8");
     shell.run("convert peft-to-tied lora -o both.tl --fit --tolerance 0.5 --core --dtype bf16");
-    for name in ["core", "int8", "both"] {
+    shell.run("convert peft-to-tied lora -o quick.tl --fit --max-bytes 6kB --quick");
+    for name in ["core", "int8", "both", "quick"] {
         shell.ok(&format!("verify file {name}.tl"));
         shell.ok(&format!("merge base {name}.tl -o merged-{name}"));
         shell.ok(&format!("convert tied-to-peft {name}.tl -o peft-{name}"));

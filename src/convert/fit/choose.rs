@@ -73,9 +73,32 @@ pub(super) fn plain(problem: &Problem, limit: Limit) -> Fitted {
     }
 }
 
+/// The largest singular triplets as they are: no search.
+pub(super) fn triplets(problem: &Problem, limit: Limit) -> Fitted {
+    let full = problem.full_rank();
+    let rank = match limit {
+        Limit::Rank(rank) | Limit::Bytes(rank) => rank.clamp(1, full),
+        Limit::Error(error) => {
+            let error = error * error * problem.square;
+            let reaches = |rank: &usize| problem.triplet_error(*rank) <= error;
+            (1..=full).find(reaches).unwrap_or(full)
+        }
+    };
+    Fitted {
+        model: problem.triplets(rank),
+        start: Start::Triplets,
+        sweeps: 0,
+        error: problem.triplet_error(rank),
+    }
+}
+
 /// The fit with a core for each layer.
-pub(super) fn choose_cores(problem: &Problem, limit: Limit) -> Chosen {
-    let at = |rank: usize| fit_cores(problem, &fit(problem, rank).model);
+pub(super) fn choose_cores(problem: &Problem, limit: Limit, quick: bool) -> Chosen {
+    let plain = |rank: usize| match quick {
+        true => triplets(problem, Limit::Rank(rank)),
+        false => fit(problem, rank),
+    };
+    let at = |rank: usize| fit_cores(problem, &plain(rank).model);
     let found = match limit {
         Limit::Rank(rank) | Limit::Bytes(rank) => at(rank),
         Limit::Error(error) => {

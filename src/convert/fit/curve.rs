@@ -70,6 +70,7 @@ pub fn fit_curve(tied: &Tied, joint: bool) -> Result<Curve> {
         budget: Budget::Rank(usize::MAX),
         joint,
         core: false,
+        quick: false,
     };
     let FitPlan {
         families, mut kept, ..

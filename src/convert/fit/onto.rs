@@ -33,6 +33,7 @@ pub fn fit_onto(tied: &Tied, pair: &Adapter) -> Result<Onto> {
         budget: Budget::Rank(0),
         joint,
         core: false,
+        quick: false,
     };
     let FitPlan {
         families,
@@ -154,6 +155,7 @@ mod tests {
             budget: Budget::Rank(0),
             joint: false,
             core: false,
+            quick: false,
         };
         let updates = families(&stranger, &options).unwrap().families[0]
             .updates()

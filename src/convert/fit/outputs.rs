@@ -68,9 +68,9 @@ pub fn fit_outputs(
     moments: &mut Moments<'_>,
 ) -> Result<OutputFit> {
     check(options)?;
-    if options.core {
-        let message = "the fit to outputs gives no layer a core";
-        return Err(Error::new(Code::Usage, message).hint("fit the core to the updates"));
+    if options.core || options.quick {
+        let message = "the fit to outputs has no cores, and no quick form";
+        return Err(Error::new(Code::Usage, message).hint("fit to the updates"));
     }
     let plan = families(tied, options)?;
     let limits = limits(&plan, options.budget)?;

@@ -108,6 +108,7 @@ pub fn fit_shared(all: &[Tied], options: &ShareOptions) -> Result<Shared> {
         budget: Budget::Rank(options.rank),
         joint: options.joint,
         core: false,
+        quick: false,
     };
     check(&fit_options)?;
     if !(options.apart > 0.0 && options.apart <= 1.0) {
@@ -429,6 +430,7 @@ pub(super) mod tests {
                     budget: Budget::Rank(0),
                     joint: false,
                     core: false,
+                    quick: false,
                 },
             );
             let updates = families.unwrap().families[0].updates().unwrap();

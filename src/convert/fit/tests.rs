@@ -136,6 +136,7 @@ fn options(rank: usize, joint: bool) -> FitOptions {
         budget: Budget::Rank(rank),
         joint,
         core: false,
+        quick: false,
     }
 }
 
@@ -221,6 +222,7 @@ fn a_planted_v_is_recovered_and_none_is_invented() {
         budget,
         joint: true,
         core: false,
+        quick: false,
     };
     let (_, report) = fit_adapter(&tied, &fit).unwrap();
     assert!(report.error <= 1e-3 && report.rank == 4, "{report:?}");
@@ -284,9 +286,37 @@ fn cores_are_found_and_never_worse_than_u() {
         budget: Budget::Bytes(9000),
         core: true,
         joint: false,
+        quick: false,
     };
     let e = fit_adapter(&random, &bytes).unwrap_err();
     assert_eq!(e.code(), Code::Usage);
+}
+
+/// Breaks where a quick fit is not the triplets, or takes more rank for a tolerance than they need.
+#[test]
+fn quick_fits_are_the_triplets() {
+    let tied = random_lora(&[("q_proj", 24), ("v_proj", 17)], 5, 40, 3, 11);
+    for joint in [false, true] {
+        let fit = FitOptions {
+            quick: true,
+            ..options(5, joint)
+        };
+        let (adapter, report) = fit_adapter(&tied, &fit).unwrap();
+        check_report(&tied, &adapter, &report);
+        assert!(report.error > report.baseline * (1.0 - 1e-9), "{report:?}");
+        let (_, searched) = fit_adapter(&tied, &options(5, joint)).unwrap();
+        assert!(searched.error < report.error);
+        let within = FitOptions {
+            budget: Budget::Tolerance(report.groups[0].error + 1e-6),
+            ..fit
+        };
+        let (_, within) = fit_adapter(&tied, &within).unwrap();
+        assert_eq!(within.groups[0].rank, 5);
+        let cores = FitOptions { core: true, ..fit };
+        let (adapter, cores) = fit_adapter(&tied, &cores).unwrap();
+        check_report(&tied, &adapter, &cores);
+        assert!(cores.error <= report.error + 1e-9);
+    }
 }
 
 /// Breaks where the rounding to a storage type is not in the errors told, or what is kept is rounded.
@@ -341,6 +371,7 @@ fn a_budget_of_bytes_is_kept_and_spent() {
                 budget,
                 joint,
                 core: false,
+                quick: false,
             },
         )
     };
@@ -442,6 +473,7 @@ fn the_tolerance_finds_the_planted_rank() {
         budget,
         joint: true,
         core: false,
+        quick: false,
     };
     let (_, report) = fit_adapter(&tied, &fit).unwrap();
     assert!(report.error <= 1e-3 && report.rank == 5, "{report:?}");
@@ -454,6 +486,7 @@ fn the_tolerance_finds_the_planted_rank() {
             budget: bad,
             joint: false,
             core: false,
+            quick: false,
         };
         assert_eq!(fit_adapter(&tied, &fit).unwrap_err().code(), Code::Usage);
     }

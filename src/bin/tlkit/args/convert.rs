@@ -101,6 +101,10 @@ pub(crate) struct Fit {
     /// Fit query, key and value as one tie group, which shares A and u
     #[arg(long, requires = "fit")]
     pub(crate) joint: bool,
+    /// Leave out the search: the largest singular triplets as they are, mostly within a hundredth of the
+    /// closest fit, for a fraction of the time
+    #[arg(long, requires = "fit", conflicts_with_all = ["curve", "calibrate", "share"])]
+    pub(crate) quick: bool,
     /// How the fitted tensors are stored: f32, bf16, f16, or int8 with a scale for each row; the errors
     /// told include the rounding
     #[arg(long, value_name = "TYPE", requires = "fit", default_value = "f32", conflicts_with_all = ["max_bytes", "curve", "calibrate", "share"], value_parser = storage_dtype)]

@@ -35,6 +35,7 @@ pub(super) fn run(
         budget,
         joint: args.fit.joint,
         core: args.fit.core,
+        quick: args.fit.quick,
     };
     if let (Some(text), Some(model)) = (&args.calibrate.calibrate, &args.calibrate.model) {
         let of = Texts {
