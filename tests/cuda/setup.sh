@@ -8,7 +8,7 @@ dir=$PWD/target/nvrtc
 stamp=$(cksum tests/cuda/requirements.txt | cut -d' ' -f1)
 if [ "$(cat "$dir/stamp" 2>/dev/null)" != "$stamp" ]; then
   rm -rf "$dir"
-  if "${PYTHON:-python3}" -m pip install --quiet --disable-pip-version-check --timeout 20 --retries 1 --no-compile \
+  if PIP_ROOT_USER_ACTION=ignore "${PYTHON:-python3}" -m pip install --quiet --disable-pip-version-check --timeout 20 --retries 1 --no-compile \
     --target "$dir" -r tests/cuda/requirements.txt >&2; then
     echo "$stamp" > "$dir/stamp"
   else
