@@ -98,13 +98,8 @@ impl Gpu {
         let cut = weight.cut(rows);
         let unsettled = DeviceMemory::new(self, cut.unsettled()[3])?;
         let settled = DeviceMemory::new(self, cut.settled()[3])?;
-        let mut merge = weight.merge(&cut, 0);
-        (merge.base, merge.out) = (base.at(0), out.at(0));
-        [merge.sums, merge.tops, merge.counts, _] = cut.unsettled().map(|at| unsettled.at(at));
-        let mut settle = cut.settle();
-        (settle.sums, settle.tops, settle.counts) = (merge.sums, merge.tops, merge.counts);
-        [settle.totals, settle.chunk_tops, settle.chunk_counts, _] =
-            cut.settled().map(|at| settled.at(at));
+        let memory = [base, out, &unsettled, &settled].map(|m| m.at(0));
+        let (merge, settle) = weight.arguments(&cut, 0, memory);
         let [units, chunks] = cut.threads();
         // SAFETY: all memory has the sizes of this cut, and lives until `rate` has waited.
         rate(stream, 4 * rows * cols, || unsafe {

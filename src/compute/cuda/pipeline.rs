@@ -161,14 +161,13 @@ impl<'g, T> Pipeline<'g, T> {
         if whole > lane.out.len() {
             return Err(too_long());
         }
-        let [sums, tops, counts, _] = cut.unsettled().map(|at| lane.unsettled.at(at));
-        let mut merge = weight.merge(&cut, lane.row);
-        (merge.base, merge.out) = (lane.base.at(0), lane.out.at(0));
-        (merge.sums, merge.tops, merge.counts) = (sums, tops, counts);
-        let mut settle = cut.settle();
-        (settle.sums, settle.tops, settle.counts) = (sums, tops, counts);
-        [settle.totals, settle.chunk_tops, settle.chunk_counts, _] =
-            cut.settled().map(|at| lane.out.at(behind + at));
+        let memory = [
+            lane.base.at(0),
+            lane.out.at(0),
+            lane.unsettled.at(0),
+            lane.out.at(behind),
+        ];
+        let (merge, settle) = weight.arguments(&cut, lane.row, memory);
         let [units, chunks] = cut.threads();
         let stream = &lane.stream;
         let to = out.whole_mut().get_mut(..whole).ok_or_else(too_long)?;

@@ -1,6 +1,6 @@
 //! A weight with its updates on the device, and how its blocks are cut up for the kernels.
 
-use bytemuck::{NoUninit, Pod, Zeroable};
+use bytemuck::NoUninit;
 use cudarc::driver::DeviceRepr;
 
 use super::memory::DeviceMemory;
@@ -31,16 +31,16 @@ struct Term {
 }
 
 /// `Merge` of the kernels' text.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub(super) struct MergeArguments {
-    pub(super) base: u64,
-    pub(super) out: u64,
+    base: u64,
+    out: u64,
     factors: u64,
     terms: u64,
-    pub(super) sums: u64,
-    pub(super) tops: u64,
-    pub(super) counts: u64,
+    sums: u64,
+    tops: u64,
+    counts: u64,
     first_row: u64,
     rows: u32,
     cols: u32,
@@ -51,15 +51,15 @@ pub(super) struct MergeArguments {
 }
 
 /// `Settle` of the kernels' text.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub(super) struct SettleArguments {
-    pub(super) sums: u64,
-    pub(super) tops: u64,
-    pub(super) counts: u64,
-    pub(super) totals: u64,
-    pub(super) chunk_tops: u64,
-    pub(super) chunk_counts: u64,
+    sums: u64,
+    tops: u64,
+    counts: u64,
+    totals: u64,
+    chunk_tops: u64,
+    chunk_counts: u64,
     tiles: u32,
     groups: u32,
     per_strip: u32,
@@ -148,9 +148,23 @@ impl Weight {
         Cut::new(rows, self.cols, self.strip, self.dtype.bits() / 8)
     }
 
-    /// What `merge` is told; addresses of the block and of the sums are still to come.
-    pub(super) fn merge(&self, cut: &Cut, first_row: usize) -> MergeArguments {
-        MergeArguments {
+    /// What both kernels are told to merge the block at `base`, whose first row is `first_row`, into
+    /// the one at `out`. The units' statistics go to `unsettled`, the chunks' to `settled`, which have
+    /// the lengths that [`Cut::unsettled`] and [`Cut::settled`] end with.
+    pub(super) fn arguments(
+        &self,
+        cut: &Cut,
+        first_row: usize,
+        [base, out, unsettled, settled]: [u64; 4],
+    ) -> (MergeArguments, SettleArguments) {
+        let [sums, tops, counts, _] = cut.unsettled().map(|at| unsettled + at as u64);
+        let [totals, chunk_tops, chunk_counts, _] = cut.settled().map(|at| settled + at as u64);
+        let merge = MergeArguments {
+            base,
+            out,
+            sums,
+            tops,
+            counts,
             factors: self.factors.at(0),
             terms: self.terms.at(0),
             first_row: first_row as u64,
@@ -159,8 +173,23 @@ impl Weight {
             strip: self.strip as u32,
             groups: cut.groups as u32,
             terms_len: self.terms_len,
-            ..MergeArguments::zeroed()
-        }
+            pad: 0,
+        };
+        let settle = SettleArguments {
+            sums,
+            tops,
+            counts,
+            totals,
+            chunk_tops,
+            chunk_counts,
+            tiles: cut.tiles as u32,
+            groups: cut.groups as u32,
+            per_strip: cut.per_strip as u32,
+            chunk_tiles: (cut.chunk_rows / ROWS) as u32,
+            chunks: cut.chunks as u32,
+            pad: 0,
+        };
+        (merge, settle)
     }
 
     /// Statistics of a merged block: `block` its bytes, `settled` what [`Cut::settled`] places.
@@ -257,18 +286,6 @@ impl Cut {
         let totals = self.chunks * SUMS * LANES * 8;
         let shares = self.chunks * SHARE * 4;
         [0, totals, totals + shares, totals + 2 * shares]
-    }
-
-    /// What `settle` is told, but for the addresses.
-    pub(super) fn settle(&self) -> SettleArguments {
-        SettleArguments {
-            tiles: self.tiles as u32,
-            groups: self.groups as u32,
-            per_strip: self.per_strip as u32,
-            chunk_tiles: (self.chunk_rows / ROWS) as u32,
-            chunks: self.chunks as u32,
-            ..SettleArguments::zeroed()
-        }
     }
 }
 
