@@ -1,4 +1,5 @@
 use tlkit::Result;
+use tlkit::compute::DeviceChoice;
 use tlkit::convert::open_adapter;
 use tlkit::merge::{self, Control, PlanOptions, Rounding, TiedPolicy};
 use tlkit::safetensors::Checkpoint;
@@ -141,8 +142,13 @@ pub(crate) fn merged(args: &VerifyMerged, output: &Output) -> Result<Outcome> {
         renames: args.rename.clone(),
     };
     let device = &args.device;
-    let plan = merge::plan(&base, &inputs, &options)?;
-    let gpu = merge::open_device(device.device, device.device_memory, &[&plan], false)?;
+    // Only `auto` asks how much there is to do; the verification plans for itself.
+    let plan = match device.device {
+        DeviceChoice::Auto => Some(merge::plan(&base, &inputs, &options)?),
+        _ => None,
+    };
+    let plans: Vec<_> = plan.iter().collect();
+    let gpu = merge::open_device(device.device, device.device_memory, &plans, false)?;
     let report = with_bar("verifying", merged.byte_len(), |control| {
         let control = Control {
             gpu: gpu.as_ref(),
