@@ -4,6 +4,7 @@
 //! finds A, B and u of a given rank that come close, measures how close in the numbers it writes,
 //! and says what no tied adapter of that rank can do better than ([`GroupFit::bound`]).
 
+mod basis;
 mod budget;
 mod choose;
 mod cores;
@@ -11,6 +12,7 @@ mod curve;
 mod descend;
 mod figure;
 mod groups;
+mod measure;
 mod onto;
 mod outputs;
 mod pair;
@@ -36,7 +38,8 @@ pub use self::share::{PairFit, ShareOptions, Shared, SharedAdapter, fit_shared};
 
 use self::budget::ranks_within;
 use self::choose::{Chosen, Limit, choose, choose_cores, triplets};
-use self::groups::{Factors, Family, FitPlan, families, measure, tie_group};
+use self::groups::{Factors, Family, FitPlan, families, tie_group};
+use self::measure::measure;
 use self::problem::Problem;
 use self::untied::Untied;
 use super::{Tied, ToTiedOptions, import_tied};
@@ -319,10 +322,11 @@ fn describe(
     let bytes_as_f32 = untied::NUMBER * numbers.sum::<u64>();
     let with_v = group.v.is_some();
     let bound_with_v = share(problem.bound_with_v(group.rank));
-    // A joint group's triplets share A, as a LoRA's need not.
-    let untied = problem
-        .triplet_error(family.untied_terms(bytes_as_f32))
-        .min(Untied::of([family])?.global(bytes_as_f32));
+    let mut untied = problem.triplet_error(family.untied_terms(bytes_as_f32));
+    if family.targets.len() > 1 {
+        // A joint group's triplets share A, as a LoRA's need not.
+        untied = untied.min(Untied::of([family])?.global(bytes_as_f32));
+    }
     Ok(GroupFit {
         targets: family.targets.iter().map(|t| t.module.clone()).collect(),
         rank: group.rank,

@@ -2,7 +2,8 @@
 
 use faer::Mat;
 
-use super::groups::{Family, FitPlan, families, measure};
+use super::groups::{Family, FitPlan, families};
+use super::measure::measure;
 use super::problem::singular_squares;
 use super::solve::{gram, least_squares, product};
 use super::{Budget, FitOptions};

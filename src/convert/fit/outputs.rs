@@ -3,7 +3,8 @@
 use faer::Mat;
 
 use super::choose::{Chosen, Limit, plain};
-use super::groups::{Factors, Family, families, measure};
+use super::groups::{Factors, Family, families};
+use super::measure::measure;
 use super::problem::Problem;
 use super::untied::NUMBER;
 use super::weighted::Weighted;

@@ -6,16 +6,12 @@
 //! Distances stay what they were, since the bases are orthonormal.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
-use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::householder::{
-    apply_block_householder_sequence_on_the_left_in_place_scratch as apply_scratch,
-    apply_block_householder_sequence_on_the_left_in_place_with_conj as apply_q,
-};
-use faer::linalg::solvers::Qr;
-use faer::{Conj, Mat, MatRef, Par, Side};
+use faer::{Mat, Side};
 use rayon::prelude::*;
 
+use super::basis::Basis;
 use super::solve::Model;
 use crate::adapter::LowRank;
 use crate::error::{Code, Error, Result};
@@ -51,49 +47,11 @@ pub(super) struct Problem {
     outputs: Vec<Basis>,
 }
 
-/// An orthonormal basis of the columns of a tall matrix, as reflections.
-struct Basis {
-    qr: Qr<f64>,
-    rows: usize,
-    size: usize,
-}
-
-impl Basis {
-    /// The basis of a matrix's columns, and their coordinates in it.
-    fn of(columns: &Mat<f64>) -> (Self, Mat<f64>) {
-        let qr = columns.qr();
-        let coordinates = qr.thin_R().to_owned();
-        let basis = Self {
-            qr,
-            rows: columns.nrows(),
-            size: coordinates.nrows(),
-        };
-        (basis, coordinates)
-    }
-
-    /// Vectors (size × n) in full length (rows × n).
-    fn lift(&self, small: MatRef<'_, f64>) -> Mat<f64> {
-        let mut full = Mat::zeros(self.rows, small.ncols());
-        full.as_mut().subrows_mut(0, self.size).copy_from(small);
-        let block = self.qr.Q_coeff().nrows();
-        let scratch = apply_scratch::<f64>(self.rows, block, small.ncols());
-        apply_q(
-            self.qr.Q_basis(),
-            self.qr.Q_coeff(),
-            Conj::No,
-            full.as_mut(),
-            Par::Seq,
-            MemStack::new(&mut MemBuffer::new(scratch)),
-        );
-        full
-    }
-}
-
 /// Eigenvalues of one side's Gram matrix, and what rank by rank is left of them.
 pub(super) struct Spectrum {
     gram: Mat<f64>,
-    /// Ascending, as columns; `None` for a large matrix.
-    vectors: Option<Mat<f64>>,
+    /// Ascending, as columns; empty for a large matrix, or where they cannot be found.
+    vectors: OnceLock<Option<Mat<f64>>>,
     /// Descending.
     values: Vec<f64>,
     /// Σ of all values from index R on, less what rounding may have added.
@@ -104,14 +62,8 @@ impl Spectrum {
     pub(super) fn of(columns: &Mat<f64>) -> Result<Self> {
         let gram = columns * columns.transpose();
         let n = gram.nrows();
-        let (mut values, vectors) = if n <= WHOLE_SPECTRUM {
-            let eigen = gram.self_adjoint_eigen(Side::Lower).map_err(|_| failed())?;
-            let values: Vec<f64> = eigen.S().column_vector().iter().copied().collect();
-            (values, Some(eigen.U().to_owned()))
-        } else {
-            let values = gram.self_adjoint_eigenvalues(Side::Lower);
-            (values.map_err(|_| failed())?, None)
-        };
+        let values = gram.self_adjoint_eigenvalues(Side::Lower);
+        let mut values = values.map_err(|_| failed())?;
         values.reverse();
         // A bound has to hold: errors of the eigenvalues must not lift it above the truth.
         let total: f64 = values.iter().sum();
@@ -125,10 +77,22 @@ impl Spectrum {
         }
         Ok(Self {
             gram,
-            vectors,
+            vectors: OnceLock::new(),
             values,
             tails,
         })
+    }
+
+    /// The bounds ask for values alone, and some fits for no more than bounds.
+    fn vectors(&self) -> Option<&Mat<f64>> {
+        let whole = || {
+            let eigen = match self.gram.nrows() <= WHOLE_SPECTRUM {
+                true => self.gram.self_adjoint_eigen(Side::Lower).ok()?,
+                false => return None,
+            };
+            Some(eigen.U().to_owned())
+        };
+        self.vectors.get_or_init(whole).as_ref()
     }
 
     /// What no subspace of this dimension can hold.
@@ -146,7 +110,7 @@ impl Spectrum {
     pub(super) fn leading(&self, rank: usize, near: &Mat<f64>) -> Mat<f64> {
         let n = self.gram.nrows();
         let rank = rank.min(n);
-        if let Some(vectors) = &self.vectors {
+        if let Some(vectors) = self.vectors() {
             return Mat::from_fn(n, rank, |i, k| vectors[(i, n - 1 - k)]);
         }
         let mut space = near.subcols(0, rank.min(near.ncols())).to_owned();
@@ -379,16 +343,24 @@ fn columns<'m>(modules: impl Iterator<Item = &'m LowRank>) -> Vec<(&'m LowRank, 
 pub(super) fn singular_squares(layer: &[LowRank]) -> Result<Vec<f64>> {
     let updates = [layer];
     check_finite(&updates)?;
-    let left: Vec<Mat<f64>> = (0..layer.len())
-        .map(|t| output_columns(&updates, t))
+    let triangles: Vec<Mat<f64>> = (0..layer.len())
+        .map(|t| output_columns(&updates, t).qr().thin_R().to_owned())
         .collect();
-    let right = input_columns(&updates);
-    let mut squares = Vec::new();
-    for place in places(&updates) {
-        let sigma = Layer::of(&place, &left, &right)?.sigma;
-        squares.extend(sigma.iter().map(|s| s * s));
+    let rows = triangles.iter().map(Mat::nrows).sum();
+    let mut left = Mat::<f64>::zeros(rows, layer.iter().map(|m| m.rank).sum());
+    let (mut row, mut column) = (0, 0);
+    for triangle in &triangles {
+        // The targets' blocks stand on the diagonal: each has its own A.
+        let place = left.as_mut();
+        let (height, width) = (triangle.nrows(), triangle.ncols());
+        let mut place = place.submatrix_mut(row, column, height, width);
+        place.copy_from(triangle);
+        (row, column) = (row + height, column + width);
     }
-    Ok(squares)
+    let right = input_columns(&updates).qr();
+    let core = left * right.thin_R().transpose();
+    let sigma = core.singular_values().map_err(|_| failed())?;
+    Ok(sigma.iter().map(|s| s * s).collect())
 }
 
 fn check_finite(updates: &[impl AsRef<[LowRank]>]) -> Result<()> {

@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use serde::Serialize;
 
-use super::groups::{Factors, Family, FitPlan, families, measure, tie_group};
+use super::groups::{Factors, Family, FitPlan, families, tie_group};
+use super::measure::measure;
 use super::onto::onto;
 use super::problem::Problem;
 use super::solve::fit;
