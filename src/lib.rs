@@ -36,6 +36,7 @@
 
 pub mod adapter;
 pub mod audit;
+mod chart;
 pub mod compute;
 pub mod convert;
 pub mod error;

@@ -2,17 +2,16 @@
 
 use std::ops::Range;
 
-use plotters::coord::Shift;
 use plotters::prelude::*;
 
 use super::log::Line;
-use crate::error::{Code, Error, Result};
+use crate::chart::{self, Area, Drawn};
+use crate::error::Result;
 
 /// Most points of a line: more could not be told apart on a picture this wide.
 const MAX_POINTS: usize = 1000;
 /// Largest value that is drawn; the difference of two f64 may be infinite.
 pub(super) const MAX_DRAWN: f64 = 1e12;
-pub(super) const SIZE: (u32, u32) = (960, 540);
 const TRAINING: RGBColor = RGBColor(120, 160, 200);
 const VALIDATION: RGBColor = RGBColor(200, 80, 20);
 
@@ -23,7 +22,7 @@ type Point = (f64, f64);
 /// training loss is the mean of some steps; values that are not finite, or absurd, are left out.
 ///
 /// # Errors
-/// [`Code::Io`] where the picture cannot be drawn, which no input is known to bring about.
+/// [`crate::Code::Io`] where the picture cannot be drawn, which no input is known to bring about.
 pub fn curve(lines: &[Line]) -> Result<String> {
     let train = points(lines, |line| match line {
         Line::Step(s) => Some((s.step, s.loss)),
@@ -33,23 +32,15 @@ pub fn curve(lines: &[Line]) -> Result<String> {
         Line::Valid(v) => Some((v.step, v.valid_loss)),
         Line::Step(_) => None,
     });
-    let mut svg = String::new();
-    let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-    let drawn = draw(&area, &thinned(&train), &thinned(&valid));
-    drop(area);
-    drawn.map_err(|e| Error::new(Code::Io, format!("cannot draw the loss curve: {e}")))?;
-    Ok(svg)
+    chart::svg("the loss curve", |area| {
+        draw(area, &thinned(&train), &thinned(&valid))
+    })
 }
 
-fn draw(
-    area: &DrawingArea<SVGBackend<'_>, Shift>,
-    train: &[Point],
-    valid: &[Point],
-) -> Result<(), Box<dyn std::error::Error>> {
+fn draw(area: &Area<'_>, train: &[Point], valid: &[Point]) -> Drawn {
     let all = || train.iter().chain(valid);
     let x = range(all().map(|p| p.0).chain([0.0]), 0.0);
     let y = range(all().map(|p| p.1), 0.05);
-    area.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(area)
         .margin(16)
         .x_label_area_size(44)
@@ -93,7 +84,6 @@ fn draw(
             .label_font(("sans-serif", 15))
             .draw()?;
     }
-    area.present()?;
     Ok(())
 }
 

@@ -2,21 +2,15 @@
 
 use std::ops::Range;
 
-use plotters::coord::Shift;
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, ValueFormatter};
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
 use super::curve::{Curve, CurvePoint};
-use crate::error::{Code, Error, Result};
+use crate::chart::{self, Area, Drawn, colours};
+use crate::error::Result;
 
-const SIZE: (u32, u32) = (960, 540);
-/// Okabe and Ito's colours, which colour-blind people can tell apart as well.
-const TIED: RGBColor = RGBColor(213, 94, 0);
 const BOUND: RGBColor = RGBColor(160, 160, 160);
-const GLOBAL: RGBColor = RGBColor(0, 114, 178);
-const CORES: RGBColor = RGBColor(0, 158, 115);
-const PER_MODULE: RGBColor = RGBColor(86, 180, 233);
 
 type Point = (f64, f64);
 
@@ -71,25 +65,25 @@ const LINES: [Line; 5] = [
     },
     Line {
         name: "LoRA, one rank for all",
-        colour: PER_MODULE,
+        colour: colours::SKY,
         width: 2,
         of: |p| p.per_module,
     },
     Line {
         name: "LoRA, largest terms",
-        colour: GLOBAL,
+        colour: colours::BLUE,
         width: 2,
         of: |p| p.global,
     },
     Line {
         name: "tied, with cores",
-        colour: CORES,
+        colour: colours::GREEN,
         width: 2,
         of: |p| p.core,
     },
     Line {
         name: "tied",
-        colour: TIED,
+        colour: colours::VERMILION,
         width: 2,
         of: |p| p.error,
     },
@@ -99,26 +93,17 @@ const LINES: [Line; 5] = [
 /// bytes; a disc where the LoRA itself is. The same curve gives the same bytes.
 ///
 /// # Errors
-/// [`Code::Io`] where the picture cannot be drawn, which no input is known to bring about.
+/// [`crate::Code::Io`] where the picture cannot be drawn, which no input is known to bring about.
 pub fn figure(curve: &Curve) -> Result<String> {
-    let mut svg = String::new();
-    let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-    let drawn = draw(&area, curve);
-    drop(area);
-    drawn.map_err(|e| Error::new(Code::Io, format!("cannot draw the curve: {e}")))?;
-    Ok(svg)
+    chart::svg("the curve", |area| draw(area, curve))
 }
 
-fn draw(
-    area: &DrawingArea<SVGBackend<'_>, Shift>,
-    curve: &Curve,
-) -> std::result::Result<(), Box<dyn std::error::Error>> {
+fn draw(area: &Area<'_>, curve: &Curve) -> Drawn {
     let log = |bytes: u64| (bytes.max(1) as f64).log10();
     let logs = curve.points.iter().map(|p| p.bytes);
     let logs = logs.chain([curve.bytes_before]).map(log);
     let (low, high) = logs.fold((f64::INFINITY, 0.0f64), |(a, b), x| (a.min(x), b.max(x)));
     let x = low.min(high) - 0.1..high + 0.1;
-    area.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(area)
         .margin(16)
         .x_label_area_size(44)
@@ -161,7 +146,6 @@ fn draw(
         .border_style(BLACK.mix(0.3))
         .label_font(("sans-serif", 15))
         .draw()?;
-    area.present()?;
     Ok(())
 }
 

@@ -1,6 +1,5 @@
 //! The scores of a sweep against the rank, as in the paper's Figure 2.
 
-use plotters::coord::Shift;
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, ValueFormatter};
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
@@ -8,26 +7,26 @@ use plotters::prelude::*;
 use super::table::best;
 use super::{CellResult, Metric};
 use crate::adapter::Method;
-use crate::error::{Code, Error, Result};
-use crate::train::curve::{MAX_DRAWN, SIZE, range};
+use crate::chart::{self, Area, Drawn, SIZE, colours};
+use crate::error::Result;
+use crate::train::curve::{MAX_DRAWN, range};
 
 /// Most ranks with a label: more would run into one another.
 const MAX_LABELS: usize = 16;
 const LEGEND_WIDTH: u32 = 96;
-/// Okabe and Ito's colours, which colour-blind people can tell apart as well.
 const COLOURS: [RGBColor; 8] = [
-    RGBColor(0, 0, 0),
-    RGBColor(230, 159, 0),
-    RGBColor(86, 180, 233),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
+    BLACK,
+    colours::ORANGE,
+    colours::SKY,
+    colours::GREEN,
+    colours::PURPLE,
+    colours::BLUE,
+    colours::VERMILION,
+    // Theirs is too light for a line on white.
     RGBColor(160, 140, 0),
 ];
 
 type Point = (f64, f64);
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 /// log₂ of ranks, with labels where the sweep has a rank and nowhere between.
 struct RankAxis {
@@ -74,7 +73,7 @@ struct Line {
 /// an absurd one, are left out.
 ///
 /// # Errors
-/// [`Code::Io`] where the picture cannot be drawn, which no input is known to bring about.
+/// [`crate::Code::Io`] where the picture cannot be drawn, which no input is known to bring about.
 pub fn figure(cells: &[CellResult], metric: &Metric) -> Result<String> {
     let mut ranks: Vec<usize> = cells.iter().map(|c| c.rank.max(1)).collect();
     ranks.sort_unstable();
@@ -92,20 +91,10 @@ pub fn figure(cells: &[CellResult], metric: &Metric) -> Result<String> {
         }
     };
     let lines: Vec<Line> = Method::PRESETS.into_iter().enumerate().map(line).collect();
-    let mut svg = String::new();
-    let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-    let drawn = draw(&area, &ranks, &lines, metric);
-    drop(area);
-    drawn.map_err(|e| Error::new(Code::Io, format!("cannot draw the figure: {e}")))?;
-    Ok(svg)
+    chart::svg("the figure", |area| draw(area, &ranks, &lines, metric))
 }
 
-fn draw(
-    area: &Area<'_>,
-    ranks: &[usize],
-    lines: &[Line],
-    metric: &Metric,
-) -> Result<(), Box<dyn std::error::Error>> {
+fn draw(area: &Area<'_>, ranks: &[usize], lines: &[Line], metric: &Metric) -> Drawn {
     let lines = || lines.iter().filter(|line| !line.points.is_empty());
     let log2 = |rank: &usize| (*rank as f64).log2();
     let x = range(ranks.iter().map(log2), 0.04);
@@ -115,7 +104,6 @@ fn draw(
         range: x.into(),
         labelled: ranks.iter().step_by(each).map(log2).collect(),
     };
-    area.fill(&WHITE)?;
     let (plot, legend) = area.split_horizontally(SIZE.0 - LEGEND_WIDTH);
     let mut chart = ChartBuilder::on(&plot)
         .margin(16)
@@ -145,7 +133,6 @@ fn draw(
         legend.draw(&(EmptyElement::at((16, y)) + marker(line.look, colour)))?;
         legend.draw(&(EmptyElement::at((16, y)) + name))?;
     }
-    area.present()?;
     Ok(())
 }
 
