@@ -9,6 +9,7 @@
 //! | [`error`] | one error type: by whose fault, with a stable code |
 //! | [`tensor`] | dtype, shape, bytes; conversion of half precision |
 //! | [`safetensors`] | the container: headers, files, sharded checkpoints, atomic output |
+//! | `base` | which tensor of a base a name of an adapter leads to; no adapters |
 //! | [`adapter`] | the domain: tie groups, targets, methods, ΔW; no files, no devices |
 //! | [`mod@format`] | `.tl`: manifest, digests, seeded tensors, packing |
 //! | [`peft`] | PEFT's directories: config, name rules, import, export |
@@ -36,6 +37,7 @@
 
 pub mod adapter;
 pub mod audit;
+mod base;
 mod chart;
 pub mod compute;
 pub mod convert;

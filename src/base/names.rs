@@ -1,4 +1,9 @@
-use std::collections::BTreeSet;
+//! Which of a base's names an adapter means by its own.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::{Code, Error, Result};
 use crate::safetensors::{Checkpoint, Location};
@@ -9,6 +14,53 @@ const QUANTISED: [&str; 4] = ["qweight", "weight_packed", "weight_q", "W_q"];
 const LISTED: usize = 3;
 /// Most segments that an automatic rewrite inserts or removes.
 const MAX_SHIFT: usize = 3;
+/// Names that fit no rewrite after which [`Finder`] looks for none: each costs a look at all of the base.
+const MOST_SEARCHES: usize = 64;
+
+/// The names there are.
+pub(crate) trait Known {
+    /// What a name leads to.
+    type Place: Copy;
+
+    /// Where exactly this name leads.
+    fn locate(&self, name: &str) -> Option<Self::Place>;
+
+    /// All names.
+    fn names(&self) -> impl Iterator<Item = &str>;
+
+    /// The file that an error is about.
+    fn path(&self) -> Option<&Path> {
+        None
+    }
+}
+
+impl Known for Checkpoint {
+    type Place = Location;
+
+    fn locate(&self, name: &str) -> Option<Location> {
+        Checkpoint::locate(self, name)
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors().keys().map(String::as_str)
+    }
+
+    fn path(&self) -> Option<&Path> {
+        Some(Checkpoint::path(self))
+    }
+}
+
+impl<P: Copy> Known for HashMap<&str, P> {
+    type Place = P;
+
+    fn locate(&self, name: &str) -> Option<P> {
+        self.get(name).copied()
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.keys().copied()
+    }
+}
 
 /// A rewrite of leading segments: the first prefix becomes the second.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,7 +88,7 @@ impl Rule {
     }
 }
 
-/// Finds the tensors of `base` that one adapter means by the names `wanted`, in their order.
+/// Finds what one adapter means by the names `wanted` in `base`, in their order.
 ///
 /// Explicit `renames` come first, then the name as it is, then one rewrite of leading segments
 /// that is the same for the whole adapter (`transformer.h.0…` → `h.0…`); it may insert or remove
@@ -45,12 +97,12 @@ impl Rule {
 /// # Errors
 /// [`Code::UnmatchedModule`], [`Code::AmbiguousModule`], [`Code::BaseDtype`] where the base holds
 /// a quantised form of the module.
-pub(super) fn resolve(
-    base: &Checkpoint,
+pub(crate) fn resolve<K: Known>(
+    base: &K,
     wanted: &[String],
     renames: &[(String, String)],
     may_miss: impl Fn(&str) -> bool,
-) -> Result<Vec<Option<Location>>> {
+) -> Result<Vec<Option<K::Place>>> {
     let renames: Vec<Rule> = renames
         .iter()
         .map(|(from, to)| {
@@ -94,12 +146,45 @@ pub(super) fn resolve(
     }
 }
 
-fn try_rule(
-    base: &Checkpoint,
+/// Finds the names of one adapter one by one, before all of them are known: by the name as it is, or
+/// by the rewrite that another name of it needed, where that was the only one possible.
+#[derive(Debug, Default)]
+pub(crate) struct Finder {
+    rule: OnceLock<Rule>,
+    fruitless: AtomicUsize,
+}
+
+impl Finder {
+    /// Where a name leads in `base`, which is the same at each call.
+    pub(crate) fn find<K: Known>(&self, base: &K, name: &str) -> Option<K::Place> {
+        let rewritten = |rule: &Rule| base.locate(&rule.apply(name)?);
+        let exact = base.locate(name);
+        if exact.is_some() {
+            return exact;
+        }
+        if let Some(rule) = self.rule.get() {
+            return rewritten(rule);
+        }
+        if self.fruitless.load(Ordering::Relaxed) >= MOST_SEARCHES {
+            return None;
+        }
+        let mut rules = candidate_rules(base, name).into_iter();
+        match (rules.next(), rules.next()) {
+            (Some(rule), None) => rewritten(self.rule.get_or_init(|| rule)),
+            _ => {
+                self.fruitless.fetch_add(1, Ordering::Relaxed);
+                None
+            }
+        }
+    }
+}
+
+fn try_rule<K: Known>(
+    base: &K,
     wanted: &[String],
     rule: &Rule,
     may_miss: &impl Fn(&str) -> bool,
-) -> Result<Option<Vec<Option<Location>>>> {
+) -> Result<Option<Vec<Option<K::Place>>>> {
     let mut places = Vec::with_capacity(wanted.len());
     for name in wanted {
         let rewritten = rule.apply(name);
@@ -126,10 +211,10 @@ fn try_rule(
 
 /// The rewrites under which some base tensor is `name`: one run of leading segments, before any
 /// layer number, that one of the two has and the other has not.
-fn candidate_rules(base: &Checkpoint, name: &str) -> BTreeSet<Rule> {
+fn candidate_rules(base: &impl Known, name: &str) -> BTreeSet<Rule> {
     let want: Vec<&str> = name.split('.').collect();
     let mut rules = BTreeSet::new();
-    for have in base.tensors().keys() {
+    for have in base.names() {
         let have: Vec<&str> = have.split('.').collect();
         let shorter = want.len().min(have.len());
         let shift = want.len().abs_diff(have.len());
@@ -152,7 +237,7 @@ fn common<'a>(a: impl Iterator<Item = &'a &'a str>, b: impl Iterator<Item = &'a 
     a.zip(b).take_while(|(a, b)| a == b).count()
 }
 
-fn unmatched(base: &Checkpoint, missing: &[&String]) -> Error {
+fn unmatched(base: &impl Known, missing: &[&String]) -> Error {
     let Some(first) = missing.first() else {
         return Error::new(Code::UnmatchedModule, "no name fits the base");
     };
@@ -162,9 +247,7 @@ fn unmatched(base: &Checkpoint, missing: &[&String]) -> Error {
         .find(|s| base.locate(&format!("{module}.{s}")).is_some())
     {
         let message = format!("the base holds it quantised, as `{module}.{suffix}`");
-        return quantised(Error::new(Code::BaseDtype, message))
-            .tensor(*first)
-            .file(base.path());
+        return about(base, quantised(Error::new(Code::BaseDtype, message))).tensor(*first);
     }
     let message = if missing.len() == 1 {
         "the base has no such tensor".to_owned()
@@ -193,28 +276,33 @@ fn unmatched(base: &Checkpoint, missing: &[&String]) -> Error {
             near.join(", ")
         )
     };
-    Error::new(Code::UnmatchedModule, message)
+    about(base, Error::new(Code::UnmatchedModule, message))
         .tensor(*first)
-        .file(base.path())
         .hint(hint)
 }
 
-pub(super) fn quantised(error: Error) -> Error {
+fn about(base: &impl Known, error: Error) -> Error {
+    match base.path() {
+        Some(path) => error.file(path),
+        None => error,
+    }
+}
+
+pub(crate) fn quantised(error: Error) -> Error {
     error.hint("merge into the F32, F16 or BF16 weights that it was quantised from")
 }
 
 /// The base names most like `name`: by shared segments at both ends, then by edit distance.
-fn nearest<'a>(base: &'a Checkpoint, name: &str) -> Vec<&'a str> {
+fn nearest<'a>(base: &'a impl Known, name: &str) -> Vec<&'a str> {
     const KEPT: usize = 32;
     let want: Vec<&str> = name.split('.').collect();
     let mut scored: Vec<(usize, &str)> = base
-        .tensors()
-        .keys()
+        .names()
         .filter_map(|n| {
             let have: Vec<&str> = n.split('.').collect();
             let shared =
                 common(want.iter().rev(), have.iter().rev()) + common(want.iter(), have.iter());
-            (shared > 1).then_some((shared, n.as_str()))
+            (shared > 1).then_some((shared, n))
         })
         .collect();
     scored.sort_by_key(|(shared, n)| (usize::MAX - shared, *n));
@@ -242,4 +330,39 @@ fn edit_distance(a: &str, b: &str) -> usize {
         }
     }
     row.last().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known<'n>(names: &[&'n str]) -> HashMap<&'n str, usize> {
+        names.iter().enumerate().map(|(i, n)| (*n, i)).collect()
+    }
+
+    /// Breaks where one name found alone is another tensor than the whole adapter's merge would find.
+    #[test]
+    fn one_by_one_the_names_are_found_as_all_together_are() {
+        let base = known(&["h.0.attn.q.weight", "h.1.attn.q.weight", "wte.weight"]);
+        let wanted = ["transformer.h.0.attn.q", "transformer.h.1.attn.q"];
+        let wanted = wanted.map(|n| format!("{n}.weight"));
+        let together = resolve(&base, &wanted, &[], |_| false).unwrap();
+        let finder = Finder::default();
+        let alone: Vec<_> = wanted.iter().map(|n| finder.find(&base, n)).collect();
+        assert_eq!(alone, together);
+        assert_eq!(alone, [Some(0), Some(1)]);
+        assert_eq!(finder.find(&base, "wte.weight"), Some(2));
+        // The rewrite is the adapter's: no name gets another.
+        assert_eq!(finder.find(&base, "attn.q.weight"), None);
+    }
+
+    #[test]
+    fn of_two_that_could_be_meant_none_is_found() {
+        let base = known(&["text.layers.0.q.weight", "vision.layers.0.q.weight"]);
+        let finder = Finder::default();
+        assert_eq!(finder.find(&base, "layers.0.q.weight"), None);
+        assert_eq!(finder.find(&base, "text.layers.0.q.weight"), Some(0));
+        let e = resolve(&base, &["layers.0.q.weight".to_owned()], &[], |_| false).unwrap_err();
+        assert_eq!(e.code(), Code::AmbiguousModule);
+    }
 }

@@ -1,15 +1,13 @@
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use serde::Deserialize;
-
-use crate::error::Result;
+use crate::base::names::Finder;
+use crate::base::read_config;
+use crate::error::{Code, Result};
 use crate::peft::import::BaseShapes;
 use crate::peft::target_names::BaseModules;
-use crate::safetensors::{Checkpoint, read_limited};
+use crate::safetensors::Checkpoint;
 use crate::tensor::Dtype;
 
-const MAX_CONFIG_BYTES: u64 = 4 << 20;
 /// `model_type`s whose linear layers are `Conv1D`.
 const CONV1D_MODELS: &[&str] = &[
     "gpt2",
@@ -21,14 +19,10 @@ const CONV1D_MODELS: &[&str] = &[
 
 /// A checkpoint as the importer and exporter see it: modules by the names that adapters use.
 #[derive(Debug)]
-pub struct CheckpointModules<'a> {
+pub(super) struct CheckpointModules<'a> {
     checkpoint: &'a Checkpoint,
     model_type: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct ModelConfig {
-    model_type: Option<String>,
+    names: Finder,
 }
 
 impl<'a> CheckpointModules<'a> {
@@ -36,61 +30,22 @@ impl<'a> CheckpointModules<'a> {
     ///
     /// # Errors
     /// [`crate::Code::Io`], [`crate::Code::HeaderTooLarge`] for an absurd config.
-    pub fn new(checkpoint: &'a Checkpoint) -> Result<Self> {
-        let path = checkpoint.folder().join("config.json");
-        let mut model_type = None;
-        if path.exists() {
-            let bytes = read_limited(&path, MAX_CONFIG_BYTES)?;
+    pub(super) fn new(checkpoint: &'a Checkpoint) -> Result<Self> {
+        let config = match read_config(checkpoint) {
             // A base's config is of interest here for one key; a broken one leaves it unknown.
-            model_type = serde_json::from_slice::<ModelConfig>(&bytes)
-                .ok()
-                .and_then(|c| c.model_type);
-        }
+            Err(e) if e.code() == Code::ConfigInvalid => None,
+            config => config?,
+        };
+        let model_type = config.as_ref().and_then(|c| c.get("model_type")?.as_str());
         Ok(Self {
             checkpoint,
-            model_type,
+            model_type: model_type.map(str::to_owned),
+            names: Finder::default(),
         })
     }
 
-    /// Where the checkpoint is.
-    pub fn path(&self) -> &Path {
-        self.checkpoint.path()
-    }
-
-    /// The checkpoint.
-    pub fn checkpoint(&self) -> &'a Checkpoint {
-        self.checkpoint
-    }
-
-    /// The base's name of a tensor: the name itself, or the one that differs only in leading
-    /// segments which checkpoints and module paths write differently (`transformer.`, `model.`).
-    pub fn resolve(&self, name: &str) -> Option<String> {
-        let has = |n: &str| self.checkpoint.locate(n).is_some();
-        if has(name) {
-            return Some(name.to_owned());
-        }
-        let mut rest = name;
-        while let Some((_, tail)) = rest.split_once('.') {
-            rest = tail;
-            if rest.contains('.') && has(rest) {
-                return Some(rest.to_owned());
-            }
-        }
-        const PREFIXES: &[&str] = &[
-            "model.",
-            "transformer.",
-            "gpt_neox.",
-            "model.language_model.",
-            "language_model.",
-        ];
-        PREFIXES
-            .iter()
-            .map(|p| format!("{p}{name}"))
-            .find(|n| has(n))
-    }
-
     /// The dtype that most two-dimensional weights have.
-    pub fn weight_dtype(&self) -> Option<Dtype> {
+    pub(super) fn weight_dtype(&self) -> Option<Dtype> {
         let mut counts: BTreeMap<Dtype, usize> = BTreeMap::new();
         for place in self.checkpoint.tensors().values() {
             let info = self.checkpoint.at(*place).1;
@@ -104,8 +59,9 @@ impl<'a> CheckpointModules<'a> {
 
 impl BaseShapes for CheckpointModules<'_> {
     fn weight_shape(&self, module: &str) -> Option<Vec<usize>> {
-        let name = self.resolve(&format!("{module}.weight"))?;
-        self.checkpoint.info(&name).map(|i| i.shape.clone())
+        let name = format!("{module}.weight");
+        let place = self.names.find(self.checkpoint, &name)?;
+        Some(self.checkpoint.at(place).1.shape.clone())
     }
 
     fn uses_conv1d(&self) -> Option<bool> {

@@ -5,7 +5,7 @@
 //! [`tied_to_peft`] goes back. Two lose, and say how much: [`fit`], the closest tied adapter of any
 //! LoRA, and [`store_as`], an adapter in a smaller type.
 
-mod base;
+mod checkpoint;
 mod coalesce;
 pub mod fit;
 mod open;
@@ -16,13 +16,15 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-pub use base::CheckpointModules;
 pub use coalesce::coalesce;
 pub use open::{Opened, Source, open_adapter};
 pub use storage::store_as;
 pub use ties::recover_ties;
 
+use self::checkpoint::CheckpointModules;
 use crate::adapter::{Adapter, BaseModel, Method, Module, TieGroup};
+use crate::base::names::resolve;
+use crate::base::ties::{Ties, is_output};
 use crate::error::{Code, Error, Result};
 use crate::format::{BlobSource, Digest, TlFile, WriteOptions, fingerprint, write_tl};
 use crate::peft::export::{ExportOptions, Form, export};
@@ -135,9 +137,8 @@ pub fn import_tied(dir: &Path, options: &ToTiedOptions<'_>) -> Result<Tied> {
     } = imported;
     let (mut adapter, found) = find_ties(&source, kind)?;
     if let Some(base) = options.base {
-        let known = CheckpointModules::new(base)?;
-        let names = touched_tensors(&adapter, &known)?;
-        let weights = fingerprint(base, names.iter().map(String::as_str))?.hex();
+        let names = touched_tensors(&adapter, base, &[])?;
+        let weights = fingerprint(base, names)?.hex();
         adapter.base = Some(BaseModel {
             weights: Some(weights),
             ..adapter.base.unwrap_or_default()
@@ -228,11 +229,17 @@ pub fn find_ties(source: &Adapter, kind: PeftKind) -> Result<(Adapter, Found)> {
     Ok((tied, found))
 }
 
-/// Checks that a base is the one whose fingerprint the adapter carries.
+/// Checks that a base is the one whose fingerprint the adapter carries; `renames` are those of the merge
+/// ([`crate::merge::PlanOptions::renames`]).
 ///
 /// # Errors
-/// [`Code::FingerprintAbsent`], [`Code::FingerprintMismatch`]; [`Code::UnmatchedModule`].
-pub fn check_fingerprint(adapter: &Adapter, base: &CheckpointModules<'_>) -> Result<()> {
+/// [`Code::FingerprintAbsent`], [`Code::FingerprintMismatch`]; [`Code::UnmatchedModule`],
+/// [`Code::AmbiguousModule`].
+pub fn check_fingerprint(
+    adapter: &Adapter,
+    base: &Checkpoint,
+    renames: &[(String, String)],
+) -> Result<()> {
     let Some(want) = adapter.base.as_ref().and_then(|b| b.weights.as_ref()) else {
         return Err(Error::new(
             Code::FingerprintAbsent,
@@ -240,8 +247,8 @@ pub fn check_fingerprint(adapter: &Adapter, base: &CheckpointModules<'_>) -> Res
         )
         .hint("record one when converting: tlkit convert peft-to-tied … --base BASE"));
     };
-    let names = touched_tensors(adapter, base)?;
-    let actual = fingerprint(base.checkpoint(), names.iter().map(String::as_str))?.hex();
+    let names = touched_tensors(adapter, base, renames)?;
+    let actual = fingerprint(base, names)?.hex();
     if actual == *want {
         return Ok(());
     }
@@ -250,21 +257,24 @@ pub fn check_fingerprint(adapter: &Adapter, base: &CheckpointModules<'_>) -> Res
         .hint("use the base that the adapter was trained on"))
 }
 
-/// The base tensors that an adapter changes, under the base's names.
-fn touched_tensors(adapter: &Adapter, known: &CheckpointModules<'_>) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    let weights = adapter
-        .modules()
-        .into_iter()
-        .map(|m| format!("{}.weight", m.path));
-    for name in weights.chain(adapter.extras.iter().map(|e| e.name.clone())) {
-        let found = known.resolve(&name).ok_or_else(|| {
-            Error::new(Code::UnmatchedModule, format!("the base has no `{name}`"))
-                .file(known.path())
-        })?;
-        names.push(found);
-    }
-    Ok(names)
+/// The base tensors that an adapter changes, under the base's names: those that a merge finds. An
+/// output projection that the base leaves out, being its embedding, is that embedding (spec §11).
+fn touched_tensors<'b>(
+    adapter: &Adapter,
+    base: &'b Checkpoint,
+    renames: &[(String, String)],
+) -> Result<Vec<&'b str>> {
+    let modules = adapter.modules().into_iter();
+    let weights = modules.map(|m| format!("{}.weight", m.path));
+    let extras = adapter.extras.iter().map(|e| e.name.clone());
+    let wanted: Vec<String> = weights.chain(extras).collect();
+    let outputs = wanted.iter().any(|name| is_output(name));
+    let ties = outputs.then(|| Ties::of(base)).transpose()?;
+    let embedding = ties.filter(|t| t.tied).and_then(|t| t.input);
+    let may_miss = |name: &str| embedding.is_some() && is_output(name);
+    let places = resolve(base, &wanted, renames, may_miss)?;
+    let places = places.into_iter().filter_map(|place| place.or(embedding));
+    Ok(places.map(|place| base.at(place).1.name.as_str()).collect())
 }
 
 /// The worst module of a conversion.

@@ -4,6 +4,7 @@ use super::*;
 use crate::adapter::{Factor, ModuleKind, Scaling, ScalingRule, Seed, Target};
 use crate::format::{NoBlobs, seeded_tensor};
 use crate::peft::testing::shared;
+use crate::safetensors::{Existing, write_tensors};
 use crate::tensor::Tensor;
 
 fn random(shape: &[usize], key: u8) -> Tensor {
@@ -274,6 +275,58 @@ fn cores_survive_what_is_done_to_imported_groups() {
     again.validate().unwrap();
     assert_eq!(again.groups.len(), 2);
     assert_eq!(largest_error(&adapter, &again).unwrap().0.max_abs, 0.0);
+}
+
+/// Breaks where the base is checked at other tensors than those that a merge changes.
+#[test]
+fn a_fingerprint_is_of_the_tensors_that_a_merge_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("base.safetensors");
+    let named = |name: &str, rows, key| (name.to_owned(), random(&[rows, 16], key));
+    let tensors = [
+        named("model.embed_tokens.weight", 9, 1),
+        named("model.layers.0.q.weight", 6, 2),
+        named("other.layers.0.q.weight", 6, 3),
+    ];
+    write_tensors(&path, Existing::Refuse, &[], &tensors).unwrap();
+    let base = Checkpoint::open(&path).unwrap();
+    let group = |module: &str, out| TieGroup {
+        layers: None,
+        b: Factor::trained(random(&[out, 2], 5)),
+        u: None,
+        v: None,
+        targets: vec![Target {
+            module: module.to_owned(),
+            out,
+            kind: ModuleKind::Linear,
+        }],
+        ..tied(2, false, false).groups.remove(0)
+    };
+    let made_for = |names: &[&str], groups: Vec<TieGroup>| {
+        let weights = fingerprint(&base, names.iter().copied()).unwrap().hex();
+        Adapter {
+            groups,
+            base: Some(BaseModel {
+                weights: Some(weights),
+                ..BaseModel::default()
+            }),
+            ..Adapter::default()
+        }
+    };
+    // The base leaves its output projection out: it is the embedding.
+    let both = made_for(
+        &["model.embed_tokens.weight", "model.layers.0.q.weight"],
+        vec![group("model.layers.0.q", 6), group("lm_head", 9)],
+    );
+    check_fingerprint(&both, &base, &[]).unwrap();
+    // A name that a merge needs a rename for, and that leads to two tensors without one.
+    let one = made_for(&["other.layers.0.q.weight"], vec![group("layers.0.q", 6)]);
+    let e = check_fingerprint(&one, &base, &[]).unwrap_err();
+    assert_eq!(e.code(), Code::AmbiguousModule);
+    let renamed = |to: &str| check_fingerprint(&one, &base, &[("layers".into(), to.into())]);
+    renamed("other.layers").unwrap();
+    let e = renamed("model.layers").unwrap_err();
+    assert_eq!(e.code(), Code::FingerprintMismatch);
 }
 
 #[test]

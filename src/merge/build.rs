@@ -1,12 +1,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::layout::lay_out;
-use super::names::{quantised, resolve};
 use super::orient::Layouts;
 use super::plan::{Addition, Plan, TensorPlan};
-use super::tied::{self, Ties};
+use super::untie;
 use super::{MergeInput, PlanOptions, Rounding, TiedPolicy};
 use crate::adapter::{Extra, ExtraRole, Module};
+use crate::base::names::{quantised, resolve};
+use crate::base::ties::{Ties, is_output};
 use crate::error::{Code, Error, Result};
 use crate::safetensors::{Checkpoint, Location};
 use crate::tensor::shape_text;
@@ -100,7 +101,7 @@ impl<'a> Builder<'a, '_> {
             .chain(extras.iter().map(|e| e.name.clone()))
             .collect();
         let tied = self.ties.tied;
-        let may_miss = |name: &str| tied && tied::is_output(name);
+        let may_miss = |name: &str| tied && is_output(name);
         let places = resolve(self.base, &wanted, &self.options.renames, may_miss).map_err(|e| {
             let bias = extras.iter().any(|x| {
                 matches!(x.role, ExtraRole::AddBias(..)) && e.tensor_name() == Some(&x.name)
@@ -164,7 +165,7 @@ impl<'a> Builder<'a, '_> {
             TiedPolicy::Untie => {
                 self.untie = true;
                 if self.ties.output.is_none() && self.new_output.is_none() {
-                    self.new_output = Some(self.ties.new_output(self.base)?);
+                    self.new_output = Some(untie::new_output(&self.ties, self.base)?);
                     self.tensor(Site::NewOutput)?;
                 }
                 Ok(vec![place.map_or(Site::NewOutput, Site::Stored)])
@@ -367,7 +368,7 @@ impl<'a> Builder<'a, '_> {
 
 impl Plan<'_> {
     fn untie(&mut self) -> Result<()> {
-        match tied::untied_config(self.base)? {
+        match untie::untied_config(self.base)? {
             Some(config) if self.base.is_dir() => self.rewritten.push(config),
             _ => self.notes.push(
                 "the output has an output embedding of its own: set tie_word_embeddings to false in the model's config.json"
@@ -380,7 +381,7 @@ impl Plan<'_> {
         {
             let elements = t.shape.iter().product::<usize>() as u64;
             let (name, bytes) = (&t.name, t.byte_len());
-            let index = tied::extended_index(self.base, name, &shard.name, bytes, elements)?;
+            let index = untie::extended_index(self.base, name, &shard.name, bytes, elements)?;
             self.rewritten.push(index);
         }
         Ok(())

@@ -21,13 +21,12 @@ mod exec;
 mod inplace;
 mod job;
 mod layout;
-mod names;
 mod orient;
 mod plan;
 mod report;
 mod stream;
-mod tied;
 mod undo;
+mod untie;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,112 +1,32 @@
+//! Giving a base an output projection of its own.
+
 use serde_json::Value;
 
+use crate::base::ties::{KEY, Ties};
+use crate::base::{CONFIG_FILE, MAX_CONFIG_BYTES, read_config};
 use crate::error::{Code, Error, Result};
-use crate::safetensors::{Checkpoint, INDEX_FILE, Location, read_limited};
+use crate::safetensors::{Checkpoint, INDEX_FILE, read_limited};
 
-/// What architectures call the input embedding.
-const INPUTS: [&str; 6] = [
-    "embed_tokens",
-    "wte",
-    "embed_in",
-    "word_embeddings",
-    "tok_embeddings",
-    "shared",
-];
-/// What they call the output projection.
-const OUTPUTS: [&str; 2] = ["lm_head", "embed_out"];
-const CONFIG_FILE: &str = "config.json";
-const MAX_CONFIG_BYTES: u64 = 16 << 20;
-const KEY: &str = "tie_word_embeddings";
-
-/// Which tensors of a base are one and the same in the model.
-#[derive(Debug, Default)]
-pub(super) struct Ties {
-    /// Whether input and output embedding are one tensor once the model is loaded.
-    pub tied: bool,
-    /// The input embedding.
-    pub input: Option<Location>,
-    /// The output projection, where the checkpoint has one.
-    pub output: Option<Location>,
-}
-
-fn module_is(name: &str, names: &[&str]) -> bool {
-    let module = name.strip_suffix(".weight").unwrap_or_default();
-    names.contains(&module.rsplit('.').next().unwrap_or_default())
-}
-
-/// Whether a tensor's name is that of an output projection, which a tied checkpoint leaves out.
-pub(super) fn is_output(name: &str) -> bool {
-    module_is(name, &OUTPUTS)
-}
-
-impl Ties {
-    /// Looks at names, and at `config.json` beside the weights where there is one.
-    ///
-    /// transformers' default for `tie_word_embeddings` differs from model to model; where the
-    /// config does not say, a language model whose checkpoint has no output projection is tied.
-    pub(super) fn of(base: &Checkpoint) -> Result<Self> {
-        let first = |names: &[&str]| {
-            let found = base.tensors().iter().filter(|(n, _)| module_is(n, names));
-            found
-                .min_by_key(|(n, _)| (n.split('.').count(), n.len()))
-                .map(|(_, l)| *l)
-        };
-        let (input, output) = (first(&INPUTS), first(&OUTPUTS));
-        let config = read_config(base)?;
-        let flag = config.as_ref().and_then(|c| {
-            let nested = || c.get("text_config").and_then(|t| t.get(KEY));
-            c.get(KEY).or_else(nested).and_then(Value::as_bool)
-        });
-        let headless = config.as_ref().is_some_and(has_no_head);
-        let tied = input.is_some() && flag.unwrap_or(output.is_none() && !headless);
-        Ok(Self {
-            tied,
-            input,
-            output,
-        })
+/// The name of the output projection that an untied checkpoint gets: the one that goes with the
+/// embedding's name.
+///
+/// # Errors
+/// [`Code::TiedEmbedding`] where the checkpoint is that of a model without head, whose names
+/// lack the prefix that a head would have to be told apart by.
+pub(super) fn new_output(ties: &Ties, base: &Checkpoint) -> Result<String> {
+    let input = ties.input.map(|l| base.at(l).1.name.as_str());
+    let path: Vec<&str> = input.unwrap_or_default().split('.').collect();
+    match path[..] {
+        [_, .., "embed_in", _] => Ok("embed_out.weight".to_owned()),
+        ["language_model", _, _, ..] => Ok("language_model.lm_head.weight".to_owned()),
+        [_, _, _, ..] | ["shared", _] => Ok("lm_head.weight".to_owned()),
+        _ => Err(Error::new(
+            Code::TiedEmbedding,
+            "the base is stored without its head model's prefix, so that an output of its own cannot be added",
+        )
+        .tensor(input.unwrap_or_default())
+        .hint("save the base from its CausalLM class first, or change both embeddings")),
     }
-
-    /// The name of the output projection that an untied checkpoint gets: the head that the
-    /// adapter names, or the one that goes with the embedding's name.
-    ///
-    /// # Errors
-    /// [`Code::TiedEmbedding`] where the checkpoint is that of a model without head, whose names
-    /// lack the prefix that a head would have to be told apart by.
-    pub(super) fn new_output(&self, base: &Checkpoint) -> Result<String> {
-        let input = self.input.map(|l| base.at(l).1.name.as_str());
-        let path: Vec<&str> = input.unwrap_or_default().split('.').collect();
-        match path[..] {
-            [_, .., "embed_in", _] => Ok("embed_out.weight".to_owned()),
-            ["language_model", _, _, ..] => Ok("language_model.lm_head.weight".to_owned()),
-            [_, _, _, ..] | ["shared", _] => Ok("lm_head.weight".to_owned()),
-            _ => Err(Error::new(
-                Code::TiedEmbedding,
-                "the base is stored without its head model's prefix, so that an output of its own cannot be added",
-            )
-            .tensor(input.unwrap_or_default())
-            .hint("save the base from its CausalLM class first, or change both embeddings")),
-        }
-    }
-}
-
-fn has_no_head(config: &Value) -> bool {
-    let Some(classes) = config.get("architectures").and_then(Value::as_array) else {
-        return false;
-    };
-    let head = |c: &str| c.contains("LM") || c.ends_with("ForConditionalGeneration");
-    let mut names = classes.iter().filter_map(Value::as_str);
-    !classes.is_empty() && !names.any(head)
-}
-
-fn read_config(base: &Checkpoint) -> Result<Option<Value>> {
-    let path = base.folder().join(CONFIG_FILE);
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let bytes = read_limited(&path, MAX_CONFIG_BYTES)?;
-    serde_json::from_slice(&bytes)
-        .map(Some)
-        .map_err(|e| Error::new(Code::ConfigInvalid, e.to_string()).file(path))
 }
 
 /// `config.json` of a base with every `tie_word_embeddings` off, other bytes as they are; `None`

@@ -1,11 +1,14 @@
 //! Adapters that exist already, on a model: to run with it, or to train on.
 
+use std::collections::{HashMap, HashSet};
+
 use candle_core::{DType, Tensor};
 
 use super::model::{Branches, Model, ModulePlace};
 use super::ops::Branch;
 use super::template::{Group, Trainable, spans};
 use crate::adapter::{Adapter, ModuleKind, Target, TieGroup};
+use crate::base::names::resolve;
 use crate::error::{Code, Error, Result};
 use crate::tensor;
 
@@ -18,11 +21,12 @@ use crate::tensor;
 pub fn attach(adapter: &Adapter, model: &Model) -> Result<Branches> {
     refuse_extras(adapter)?;
     let modules = model.modules();
+    let places = Places::of(adapter, &modules)?;
     let mut branches = Branches::none(model.config().layers);
     for group in &adapter.groups {
         for (t, target) in group.targets.iter().enumerate() {
             for i in 0..group.instances() {
-                let place = place(&modules, group, target, i)?;
+                let place = places.get(group, target, i)?;
                 let low = group.low_rank(i, t)?;
                 let on = |values: Vec<f32>, rows, cols| -> Result<Tensor> {
                     let factor = Tensor::from_vec(values, (rows, cols), model.device())?;
@@ -54,15 +58,16 @@ impl Trainable {
     pub fn of(adapter: &Adapter, model: &Model) -> Result<Self> {
         refuse_extras(adapter)?;
         let modules = model.modules();
-        let groups = adapter.groups.iter().map(|group| adopt(group, &modules));
+        let places = Places::of(adapter, &modules)?;
+        let groups = adapter.groups.iter().map(|group| adopt(group, &places));
         Ok(Self::of_groups(groups.collect::<Result<_>>()?))
     }
 }
 
-fn adopt(group: &TieGroup, modules: &[ModulePlace]) -> Result<Group> {
+fn adopt(group: &TieGroup, all: &Places<'_>) -> Result<Group> {
     let of_layer = |i: usize| -> Result<Vec<&ModulePlace>> {
         let targets = group.targets.iter();
-        targets.map(|t| place(modules, group, t, i)).collect()
+        targets.map(|t| all.get(group, t, i)).collect()
     };
     let torn = || {
         let message = "its modules do not read one input of one layer in the model";
@@ -116,41 +121,98 @@ fn refuse_extras(adapter: &Adapter) -> Result<()> {
     Err(Error::new(Code::UnsupportedAdapter, message).hint("merge it, and run the result"))
 }
 
-/// Where a target of a tie group's `i`th layer is in the model.
-fn place<'m>(
-    modules: &'m [ModulePlace],
-    group: &TieGroup,
-    target: &Target,
-    i: usize,
-) -> Result<&'m ModulePlace> {
-    let path = group.module_path(target, i);
-    let place = find(modules, &path).ok_or_else(|| {
-        Error::new(Code::UnmatchedModule, "the model has no such linear module").tensor(&path)
-    })?;
-    if (place.out, place.in_features) != (target.out, group.in_features)
-        || target.kind != ModuleKind::Linear
-    {
-        let message = format!(
-            "the model's weight is {}×{}, the adapter's update {}×{}",
-            place.out, place.in_features, target.out, group.in_features
-        );
-        return Err(Error::new(Code::BaseShape, message).tensor(&path));
+/// Where the modules of an adapter are in the model.
+struct Places<'m>(HashMap<String, &'m ModulePlace>);
+
+impl<'m> Places<'m> {
+    fn of(adapter: &Adapter, modules: &'m [ModulePlace]) -> Result<Self> {
+        let paths: Vec<String> = adapter.modules().into_iter().map(|m| m.path).collect();
+        let found = find(modules, &paths)?;
+        Ok(Self(paths.into_iter().zip(found).collect()))
     }
-    Ok(place)
+
+    /// That of a target in a tie group's `i`th layer, whose shape it must have.
+    fn get(&self, group: &TieGroup, target: &Target, i: usize) -> Result<&'m ModulePlace> {
+        let path = group.module_path(target, i);
+        let place = *self.0.get(&path).ok_or_else(|| absent(&path))?;
+        if (place.out, place.in_features) != (target.out, group.in_features)
+            || target.kind != ModuleKind::Linear
+        {
+            let message = format!(
+                "the model's weight is {}×{}, the adapter's update {}×{}",
+                place.out, place.in_features, target.out, group.in_features
+            );
+            return Err(Error::new(Code::BaseShape, message).tensor(&path));
+        }
+        Ok(place)
+    }
 }
 
-/// The module of that path, or of one that differs in leading segments only.
-pub(super) fn find<'a>(modules: &'a [ModulePlace], path: &str) -> Option<&'a ModulePlace> {
-    let ends = |long: &str, short: &str| {
-        long.strip_suffix(short)
-            .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+/// The modules that one adapter means by these paths, found as a merge finds its weights.
+///
+/// # Errors
+/// [`Code::UnmatchedModule`], [`Code::AmbiguousModule`].
+pub(super) fn find<'m>(
+    modules: &'m [ModulePlace],
+    paths: &[String],
+) -> Result<Vec<&'m ModulePlace>> {
+    let known: HashMap<&str, &ModulePlace> = modules.iter().map(|m| (m.path.as_str(), m)).collect();
+    let found = resolve(&known, paths, &[], |_| false);
+    let found = found.map_err(|e| match (e.code(), e.tensor_name()) {
+        (Code::UnmatchedModule, Some(path)) => absent(path),
+        _ => e,
+    })?;
+    let mut taken = HashSet::new();
+    let places = found.into_iter().zip(paths);
+    let distinct = |(place, path): (Option<&'m ModulePlace>, &String)| {
+        let place = place.ok_or_else(|| absent(path))?;
+        if !taken.insert(&place.path) {
+            let message = "two names of the adapter lead to one module of the model";
+            return Err(Error::new(Code::AmbiguousModule, message).tensor(path));
+        }
+        Ok(place)
     };
-    let exact = modules.iter().find(|m| m.path == path);
-    exact.or_else(|| {
-        let mut like = modules
-            .iter()
-            .filter(|m| ends(&m.path, path) || ends(path, &m.path));
-        let one = like.next();
-        if like.next().is_some() { None } else { one }
-    })
+    places.map(distinct).collect()
+}
+
+fn absent(path: &str) -> Error {
+    Error::new(Code::UnmatchedModule, "the model has no such linear module").tensor(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::model::Slot;
+
+    fn at(path: &str, layer: usize) -> ModulePlace {
+        ModulePlace {
+            layer,
+            slot: Slot::Qkv,
+            path: path.to_owned(),
+            out: 4,
+            in_features: 4,
+            spans: Vec::new(),
+        }
+    }
+
+    /// Breaks where a model runs with an adapter on other modules than a merge would change.
+    #[test]
+    fn modules_are_found_as_a_merge_finds_its_weights() {
+        let modules = [
+            at("model.layers.0.q_proj", 0),
+            at("model.layers.1.q_proj", 1),
+        ];
+        let paths = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+        for prefix in ["model.", "", "base.model."] {
+            let wanted = [1, 0].map(|l| format!("{prefix}layers.{l}.q_proj"));
+            let found = find(&modules, &wanted).unwrap();
+            assert_eq!(found.iter().map(|m| m.layer).collect::<Vec<_>>(), [1, 0]);
+        }
+        let wanted = paths(&["layers.0.q_proj", "layers.2.q_proj"]);
+        let e = find(&modules, &wanted).unwrap_err();
+        assert_eq!(e.code(), Code::UnmatchedModule);
+        let wanted = paths(&["layers.0.q_proj", "model.layers.0.q_proj"]);
+        let e = find(&modules, &wanted).unwrap_err();
+        assert_eq!(e.code(), Code::AmbiguousModule);
+    }
 }

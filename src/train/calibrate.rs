@@ -258,20 +258,16 @@ impl Calibration {
         tick: &dyn Fn() -> Result<()>,
     ) -> Result<Vec<faer::Mat<f64>>> {
         let modules = self.model.modules();
-        let wanted: Vec<Wanted<'_>> = wanted
-            .iter()
-            .map(|inputs| {
-                let place = find(&modules, &inputs.module).ok_or_else(|| {
-                    Error::new(Code::UnmatchedModule, "the model has no such linear module")
-                        .tensor(&inputs.module)
-                })?;
-                Ok(Wanted {
-                    layer: place.layer,
-                    slot: place.slot,
-                    basis: inputs.basis.as_ref(),
-                })
+        let paths: Vec<String> = wanted.iter().map(|w| w.module.clone()).collect();
+        let places = find(&modules, &paths)?;
+        let pairs = wanted.iter().zip(places);
+        let wanted: Vec<Wanted<'_>> = pairs
+            .map(|(inputs, place)| Wanted {
+                layer: place.layer,
+                slot: place.slot,
+                basis: inputs.basis.as_ref(),
             })
-            .collect::<Result<_>>()?;
+            .collect();
         let none = Branches::none(self.model.config().layers);
         second_moments(&self.model, &none, &self.text, &wanted, &mut || tick())
     }

@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use tlkit::compute::Gpu;
-use tlkit::convert::{CheckpointModules, Source, open_adapter};
+use tlkit::convert::{Source, open_adapter};
 use tlkit::format::BlobSource;
 use tlkit::merge::{
     self, Control, ExecOptions, MergeInput, MergeReport, Plan, PlanOptions, PlanSummary, TiedPolicy,
@@ -20,7 +20,7 @@ pub(crate) fn merge(args: &Merge, output: &Output) -> Result<Outcome> {
     let blobs = blob_source(&args.blobs);
     let inputs = open_inputs(&args.adapters, &base, &*blobs, output)?;
     if args.check_base {
-        check_base(&base, &inputs)?;
+        check_base(&base, &inputs, &args.rename)?;
     }
     let options = PlanOptions {
         rounding: args.rounding,
@@ -176,10 +176,13 @@ pub(super) fn open_inputs(
     Ok(inputs)
 }
 
-fn check_base(base: &Checkpoint, inputs: &[MergeInput]) -> Result<()> {
-    let known = CheckpointModules::new(base)?;
+fn check_base(
+    base: &Checkpoint,
+    inputs: &[MergeInput],
+    renames: &[(String, String)],
+) -> tlkit::Result<()> {
     for input in inputs {
-        tlkit::convert::check_fingerprint(&input.adapter, &known)
+        tlkit::convert::check_fingerprint(&input.adapter, base, renames)
             .map_err(|e| e.file(&input.label))?;
     }
     Ok(())

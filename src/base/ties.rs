@@ -1,0 +1,79 @@
+//! Which tensors of a base are one in the model.
+
+use serde_json::Value;
+
+use super::read_config;
+use crate::error::Result;
+use crate::safetensors::{Checkpoint, Location};
+
+/// What architectures call the input embedding.
+const INPUTS: [&str; 6] = [
+    "embed_tokens",
+    "wte",
+    "embed_in",
+    "word_embeddings",
+    "tok_embeddings",
+    "shared",
+];
+/// What they call the output projection.
+const OUTPUTS: [&str; 2] = ["lm_head", "embed_out"];
+/// The key of a config that says whether input and output embedding are one.
+pub(crate) const KEY: &str = "tie_word_embeddings";
+
+/// Which tensors of a base are one and the same in the model.
+#[derive(Debug, Default)]
+pub(crate) struct Ties {
+    /// Whether input and output embedding are one tensor once the model is loaded.
+    pub tied: bool,
+    /// The input embedding.
+    pub input: Option<Location>,
+    /// The output projection, where the checkpoint has one.
+    pub output: Option<Location>,
+}
+
+fn module_is(name: &str, names: &[&str]) -> bool {
+    let module = name.strip_suffix(".weight").unwrap_or_default();
+    names.contains(&module.rsplit('.').next().unwrap_or_default())
+}
+
+/// Whether a tensor's name is that of an output projection, which a tied checkpoint leaves out.
+pub(crate) fn is_output(name: &str) -> bool {
+    module_is(name, &OUTPUTS)
+}
+
+impl Ties {
+    /// Looks at names, and at `config.json` beside the weights where there is one.
+    ///
+    /// transformers' default for `tie_word_embeddings` differs from model to model; where the
+    /// config does not say, a language model whose checkpoint has no output projection is tied.
+    pub(crate) fn of(base: &Checkpoint) -> Result<Self> {
+        let first = |names: &[&str]| {
+            let found = base.tensors().iter().filter(|(n, _)| module_is(n, names));
+            found
+                .min_by_key(|(n, _)| (n.split('.').count(), n.len()))
+                .map(|(_, l)| *l)
+        };
+        let (input, output) = (first(&INPUTS), first(&OUTPUTS));
+        let config = read_config(base)?;
+        let flag = config.as_ref().and_then(|c| {
+            let nested = || c.get("text_config").and_then(|t| t.get(KEY));
+            c.get(KEY).or_else(nested).and_then(Value::as_bool)
+        });
+        let headless = config.as_ref().is_some_and(has_no_head);
+        let tied = input.is_some() && flag.unwrap_or(output.is_none() && !headless);
+        Ok(Self {
+            tied,
+            input,
+            output,
+        })
+    }
+}
+
+fn has_no_head(config: &Value) -> bool {
+    let Some(classes) = config.get("architectures").and_then(Value::as_array) else {
+        return false;
+    };
+    let head = |c: &str| c.contains("LM") || c.ends_with("ForConditionalGeneration");
+    let mut names = classes.iter().filter_map(Value::as_str);
+    !classes.is_empty() && !names.any(head)
+}
