@@ -17,6 +17,8 @@ const MAX_SHIFT: usize = 3;
 /// Names that fit no rewrite after which [`Finder`] looks for none: each costs a look at all of the base.
 const MOST_SEARCHES: usize = 64;
 
+const WHICH: &str = "merge it, and say which: tlkit merge … --rename FROM=TO";
+
 /// The names there are.
 pub(crate) trait Known {
     /// What a name leads to.
@@ -138,7 +140,7 @@ pub(crate) fn resolve<K: Known>(
         );
         return Err(Error::new(Code::AmbiguousModule, message)
             .tensor(*first)
-            .hint("say which with a rename"));
+            .hint(WHICH));
     }
     match fitting.pop() {
         Some((_, places)) => Ok(places),
@@ -197,7 +199,7 @@ fn try_rule<K: Known>(
                 let message = format!("the base has this and `{other}`, and either could be meant");
                 return Err(Error::new(Code::AmbiguousModule, message)
                     .tensor(name)
-                    .hint("say which with a rename"));
+                    .hint(WHICH));
             }
             (exact, by_rule) => by_rule.or(exact),
         };
