@@ -9,9 +9,10 @@ that it has to beat, the bound it cannot, bytes and seconds; then the same for a
 one of a model of 32 layers, 4096 wide: rank 16 on q, k and v, fitted jointly at rank 64, which has to
 take less than 10 s and 1 GB with 2 threads.
 
-With --peft (tests/peft/setup.sh makes one), `peft_shrink.py` shrinks one real adapter and some modules of
-the large one with `peft.tuners.lora.conversion.convert_to_lora`, and tlkit fits them in no more bytes.
-Everything is made in target/bench-convert.
+With --peft (tests/peft/setup.sh makes one), `peft_shrink.py` shrinks a real adapter of a narrow model, one
+of a wide model (2880), and some layers of the large one (--peft-layers 32 for all: a quarter of an hour)
+with `peft.tuners.lora.conversion.convert_to_lora`; tlkit fits the same adapter in a file
+of no more bytes, tied and untied. Everything is made in target/bench-convert.
 """
 
 import argparse
@@ -98,8 +99,9 @@ def fit(tlkit, adapter, rounds, *flags, threads=2):
     if seconds[0] is None:
         return None, None, None, report
     # Floats to the last digit, but for the sums of several groups.
-    assert report["bound_with_v"] <= report["error"] * (1 + 1e-9), report
-    for group in report["groups"]:
+    bound = report["bound" if "--untied" in flags else "bound_with_v"]
+    assert bound <= report["error"] * (1 + 1e-9), report
+    for group in report.get("groups", []):
         assert group["bound"] <= group["error"] <= group["baseline"], group
     assert all(other == report for other in reports), "runs differ"
     return statistics.median(seconds), statistics.median(cpu), max(peaks), report
@@ -142,10 +144,12 @@ def shrink(python, adapter, rank, threads):
 
 
 def against_peft(tlkit, python, adapter, ranks, rounds, threads):
+    """A row for each rank and way to fit; what PEFT took last."""
     for rank in ranks:
         peer = shrink(python, adapter, rank, threads)
-        for flags in ([], ["--quick"]):
+        for flags in ([], ["--quick"], ["--untied"]):
             compare(tlkit, adapter, rank, peer, flags, rounds, threads)
+    return peer
 
 
 def compare(tlkit, adapter, rank, peer, flags, rounds, threads):
@@ -158,7 +162,8 @@ def compare(tlkit, adapter, rank, peer, flags, rounds, threads):
     print(
         f"| {' '.join([adapter.name, *flags])} | {rank} | {peer['bytes']} | {size} | {peer['error']:.4f} | {report['error']:.4f} "
         f"| {peer['seconds']:.2f} | {seconds:.2f} | {peer['seconds'] / seconds:.1f} "
-        f"| {peer['cpu']:.2f} | {cpu:.2f} | {peer['cpu'] / cpu:.1f} |"
+        f"| {peer['cpu']:.2f} | {cpu:.2f} | {peer['cpu'] / cpu:.1f} |",
+        flush=True,
     )
 
 
@@ -168,7 +173,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peft", metavar="PYTHON")
     parser.add_argument("--peft-threads", type=int, default=2, help="threads of PEFT, and of tlkit beside it")
-    parser.add_argument("--peft-layers", type=int, default=1, help="layers of the large adapter that PEFT gets")
+    parser.add_argument(
+        "--peft-layers", type=int, default=2, help="layers of the large adapter, for PEFT and for tlkit beside it",
+    )
     parser.add_argument("--tlkit", type=Path)
     args = parser.parse_args()
     tlkit = args.tlkit
@@ -186,18 +193,21 @@ def main():
     print(f"\n7B-shaped: {seconds:.2f} s ({cpu:.2f} s of CPU), {peak:.0f} MB with 2 threads{late}")
     if args.peft:
         print("\n| adapter | PEFT's rank | its bytes | tlkit's file | PEFT's error | tlkit's | PEFT's s | tlkit's | ratio | PEFT's CPU s | tlkit's | ratio |")
-        print("|---|---|---|---|---|---|---|---|---|---|---|---|")
-        small = args.shared / "data/adapters/smollm-135m-r16-qv-medai-ckpt1000"
-        if small.is_dir():
-            against_peft(tlkit, args.peft, small, (2, 4, 8), args.rounds, args.peft_threads)
+        print("|---|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
+        adapters = args.shared / "data/adapters"
+        narrow = (adapters / "smollm-135m-r16-qv-medai-ckpt1000", (2, 4, 8))
+        wide = (adapters / "gpt-oss-20b-r4-qv-luster", (1, 2))
+        for adapter, ranks in (narrow, wide):
+            if adapter.is_dir():
+                against_peft(tlkit, args.peft, adapter, ranks, args.rounds, args.peft_threads)
         part = OUT / f"seven-b-{args.peft_layers}"
         large(part, args.peft_layers)
-        peer = shrink(args.peft, part, 4, args.peft_threads)
-        modules = args.peft_layers * len(TARGETS)
-        whole, whole_cpu = (peer[key] / modules * LAYERS * len(TARGETS) for key in ("seconds", "cpu"))
+        peer = against_peft(tlkit, args.peft, part, (4,), args.rounds, args.peft_threads)
+        whole, whole_cpu = (peer[key] / args.peft_layers * LAYERS for key in ("seconds", "cpu"))
         print(
-            f"\n7B-shaped: PEFT takes {peer['seconds']:.1f} s ({peer['cpu']:.1f} s of CPU) for {modules} of its modules, "
-            f"{whole:.0f} s ({whole_cpu:.0f}) for all at that rate: {whole / seconds:.0f} ({whole_cpu / cpu:.0f}) times tlkit's"
+            f"\n7B-shaped: PEFT takes {peer['seconds']:.1f} s ({peer['cpu']:.1f} s of CPU) for {args.peft_layers} of "
+            f"{LAYERS} layers, {whole:.0f} s ({whole_cpu:.0f}) for all at that rate: {whole / seconds:.0f} "
+            f"({whole_cpu / cpu:.0f}) times tlkit's for the joint fit"
         )
 
 

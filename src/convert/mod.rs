@@ -137,12 +137,7 @@ pub fn import_tied(dir: &Path, options: &ToTiedOptions<'_>) -> Result<Tied> {
     } = imported;
     let (mut adapter, found) = find_ties(&source, kind)?;
     if let Some(base) = options.base {
-        let names = touched_tensors(&adapter, base, &[])?;
-        let weights = fingerprint(base, names)?.hex();
-        adapter.base = Some(BaseModel {
-            weights: Some(weights),
-            ..adapter.base.unwrap_or_default()
-        });
+        adapter.base = Some(fingerprinted(&adapter, base)?);
     }
     let (worst, worst_module) = largest_error(&source, &adapter)?;
     Ok(Tied {
@@ -255,6 +250,15 @@ pub fn check_fingerprint(
     let message = format!("made for a base with fingerprint {want}, this one has {actual}");
     Err(Error::new(Code::FingerprintMismatch, message)
         .hint("use the base that the adapter was trained on"))
+}
+
+/// What an adapter says of its base, with the fingerprint of this one.
+fn fingerprinted(adapter: &Adapter, base: &Checkpoint) -> Result<BaseModel> {
+    let names = touched_tensors(adapter, base, &[])?;
+    Ok(BaseModel {
+        weights: Some(fingerprint(base, names)?.hex()),
+        ..adapter.base.clone().unwrap_or_default()
+    })
 }
 
 /// The base tensors that an adapter changes, under the base's names: those that a merge finds. An

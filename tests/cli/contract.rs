@@ -9,6 +9,7 @@ const GOOD: &[&str] = &[
     "convert peft-to-tied lora -o lora.tl",
     "convert peft-to-tied lora -o fitted.tl --fit --rank 2",
     "convert peft-to-tied lora --fit --curve=curve.svg",
+    "convert peft-to-tied lora -o untied.tl --fit --untied --rank 2",
     "convert peft-to-tied lora style -o shared --fit --share --rank 2 --apart 1",
     "convert tied-to-peft style.tl -o export",
     "merge base style.tl -o merged",

@@ -70,6 +70,30 @@ fn peft_to_tied_within_bytes_and_along_a_curve() {
     assert_transcript!(shell);
 }
 
+/// Breaks where a LoRA that stays untied is told otherwise, passes its bytes, or the other commands do not
+/// take it.
+#[test]
+fn peft_to_tied_shrinks_what_should_not_be_tied() {
+    let mut shell = Shell::new();
+    shell.run("convert peft-to-tied lora -o small.tl --fit --untied --max-bytes 10kB --base base");
+    assert!(std::fs::metadata(shell.path("small.tl")).unwrap().len() <= 10_000);
+    shell.run("convert peft-to-tied lora -o close.tl --fit --untied --tolerance 0.3 --dtype bf16");
+    shell.run("verify adapters lora close.tl --tolerance 0.9");
+    for name in ["small", "close"] {
+        shell.ok(&format!("verify file {name}.tl"));
+        shell.ok(&format!("merge base {name}.tl -o merged-{name}"));
+        shell.ok(&format!("convert tied-to-peft {name}.tl -o peft-{name}"));
+        shell.ok(&format!(
+            "verify merged --base base --adapter peft-{name} --merged merged-{name}"
+        ));
+    }
+    shell.ok("merge base small.tl -o checked --check-base");
+    shell.run("convert peft-to-tied lora -o none.tl --fit --untied --max-bytes 1kB");
+    shell.run("convert peft-to-tied lora -o none.tl --fit --untied --rank 2 --joint");
+    assert!(!shell.path("none.tl").exists());
+    assert_transcript!(shell);
+}
+
 /// Breaks where adapters do not share one pair of blobs, a file over them does not open or is not what
 /// the report says, one that is not served is changed, or another folder is replaced.
 #[test]

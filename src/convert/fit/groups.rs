@@ -1,6 +1,6 @@
 //! Which modules are fitted together, and the tie group that a fit becomes.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use faer::Mat;
 use rayon::prelude::*;
@@ -98,29 +98,31 @@ pub(super) struct FitPlan {
 /// One module template with its shape: what can be tied over layers.
 type Key = (String, usize, usize, ModuleKind);
 
+/// The adapter with no group but those that are tied over layers and stay, and their modules.
+pub(super) fn kept_tied(tied: &Tied, stays: impl Fn(&TieGroup) -> bool) -> (Adapter, Vec<String>) {
+    let kept = |g: &TieGroup| g.is_tied() && g.instances() > 1 && stays(g);
+    let groups = &tied.adapter.groups;
+    let modules = tied.adapter.modules().into_iter();
+    let modules = modules.filter(|m| kept(&groups[m.group])).map(|m| m.path);
+    let rest = Adapter {
+        groups: groups.iter().filter(|g| kept(g)).cloned().collect(),
+        ..tied.adapter.clone()
+    };
+    (rest, modules.collect())
+}
+
 /// Sorts the modules of an adapter into families; what cannot be tied stays.
 ///
 /// # Errors
 /// [`Code::MissingFactor`] where the two forms of the adapter have different modules.
 pub(super) fn families(tied: &Tied, options: &FitOptions) -> Result<FitPlan> {
-    let mut rest = Adapter {
-        groups: Vec::new(),
-        ..tied.adapter.clone()
+    let small = |group: &TieGroup| match options.budget {
+        Budget::Rank(rank) => group.rank <= rank,
+        Budget::Tolerance(_) | Budget::Bytes(_) => true,
     };
-    let mut stays = BTreeSet::new();
-    for (index, group) in tied.adapter.groups.iter().enumerate() {
-        let small = match options.budget {
-            Budget::Rank(rank) => group.rank <= rank,
-            Budget::Tolerance(_) | Budget::Bytes(_) => true,
-        };
-        if group.is_tied() && group.instances() > 1 && small {
-            stays.insert(index);
-            rest.groups.push(group.clone());
-        }
-    }
+    let (mut rest, mut kept) = kept_tied(tied, small);
+    let stays: HashSet<String> = kept.iter().cloned().collect();
     let modules = tied.adapter.modules();
-    let kept_paths = modules.iter().filter(|m| stays.contains(&m.group));
-    let mut kept: Vec<String> = kept_paths.map(|m| m.path.clone()).collect();
     let sources: HashMap<String, usize> = tied
         .source
         .modules()
@@ -128,7 +130,7 @@ pub(super) fn families(tied: &Tied, options: &FitOptions) -> Result<FitPlan> {
         .map(|m| (m.path, m.group))
         .collect();
     let mut found: BTreeMap<Key, BTreeMap<u32, TieGroup>> = BTreeMap::new();
-    for module in modules.iter().filter(|m| !stays.contains(&m.group)) {
+    for module in modules.iter().filter(|m| !stays.contains(&m.path)) {
         let lost =
             || Error::new(Code::MissingFactor, "a module has no source").tensor(&module.path);
         let source = &tied.source.groups[*sources.get(&module.path).ok_or_else(lost)?];

@@ -19,6 +19,7 @@ mod pair;
 mod problem;
 mod scaled;
 mod share;
+mod shrink;
 mod solve;
 mod starts;
 mod untied;
@@ -35,6 +36,7 @@ pub use self::onto::{Onto, fit_onto};
 pub use self::outputs::{LayerInputs, Moments, OutputFit, fit_outputs, measure_again};
 pub use self::pair::{SharedFile, ToOnto, ToShared, peft_to_tied_onto, peft_to_tied_shared};
 pub use self::share::{PairFit, ShareOptions, Shared, SharedAdapter, fit_shared};
+pub use self::shrink::{ShrinkReport, ShrunkModule, ToShrunk, peft_to_untied, shrink};
 
 use self::budget::ranks_within;
 use self::choose::{Chosen, Limit, choose, choose_cores, triplets};
@@ -235,10 +237,15 @@ fn limits(plan: &FitPlan, budget: Budget) -> Result<Vec<Limit>> {
 }
 
 fn check(options: &FitOptions) -> Result<()> {
-    let message = match options.budget {
-        Budget::Bytes(_) if options.core => {
-            "a number of bytes is not shared out among cores".to_owned()
-        }
+    if options.core && matches!(options.budget, Budget::Bytes(_)) {
+        let message = "a number of bytes is not shared out among cores";
+        return Err(Error::new(Code::Usage, message).hint("give the rank or a tolerance"));
+    }
+    check_budget(options.budget)
+}
+
+fn check_budget(budget: Budget) -> Result<()> {
+    let message = match budget {
         Budget::Rank(rank) if !(1..=MAX_RANK).contains(&rank) => {
             format!("rank {rank}, the limits are 1 to {MAX_RANK}")
         }
@@ -247,11 +254,7 @@ fn check(options: &FitOptions) -> Result<()> {
         }
         _ => return Ok(()),
     };
-    let error = Error::new(Code::Usage, message);
-    Err(match options.core {
-        true => error.hint("give the rank or a tolerance"),
-        false => error,
-    })
+    Err(Error::new(Code::Usage, message))
 }
 
 /// `None` where all updates are zero.
@@ -413,7 +416,7 @@ fn summary(r: &FitReport) -> String {
         )
     } else {
         format!(
-            ". Tying does not pay here: an untied LoRA of the same bytes is off by {:.1} %",
+            ". Tying does not pay here: an untied LoRA of the same bytes (--untied) is off by {:.1} %",
             100.0 * r.untied
         )
     };

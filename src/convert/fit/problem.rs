@@ -363,6 +363,29 @@ pub(super) fn singular_squares(layer: &[LowRank]) -> Result<Vec<f64>> {
     Ok(sigma.iter().map(|s| s * s).collect())
 }
 
+/// The largest singular triplets of a module as factors of equal length: A (rank × in) and B
+/// (out × rank), row-major.
+///
+/// # Errors
+/// [`Code::NonFinite`]
+pub(super) fn leading_factors(update: &LowRank, rank: usize) -> Result<(Vec<f32>, Vec<f32>)> {
+    let updates = [std::slice::from_ref(update)];
+    check_finite(&updates)?;
+    let left = [output_columns(&updates, 0)];
+    let right = input_columns(&updates);
+    let place = Place {
+        right: (0, update.rank),
+        left: vec![(0, update.rank)],
+    };
+    let layer = Layer::of(&place, &left, &right)?;
+    let length = |k: usize| layer.sigma[k].sqrt();
+    let a = (0..rank).flat_map(|k| (0..update.in_features).map(move |j| (j, k)));
+    let a = a.map(|(j, k)| (length(k) * layer.right[(j, k)]) as f32);
+    let b = (0..update.out).flat_map(|i| (0..rank).map(move |k| (i, k)));
+    let b = b.map(|(i, k)| (length(k) * layer.left[(i, k)]) as f32);
+    Ok((a.collect(), b.collect()))
+}
+
 fn check_finite(updates: &[impl AsRef<[LowRank]>]) -> Result<()> {
     let finite = |m: &LowRank| m.left.iter().chain(&m.right).all(|x| x.is_finite());
     let all = updates.iter().flat_map(AsRef::as_ref).all(finite);

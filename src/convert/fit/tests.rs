@@ -1,4 +1,5 @@
 mod forms;
+mod shrink;
 
 use proptest::prelude::*;
 

@@ -76,10 +76,11 @@ pub(crate) struct Fit {
     /// Write the closest tied adapter instead, and say what is lost
     #[arg(long, requires = "budget")]
     pub(crate) fit: bool,
-    /// Rank of the fitted tie groups
+    /// Rank of the fitted tie groups; with --untied the highest of a module
     #[arg(long, value_name = "R", group = "budget", requires = "fit", value_parser = positive())]
     pub(crate) rank: Option<u64>,
-    /// The smallest rank with at most this relative error, for each tie group: 0.05
+    /// The smallest rank with at most this relative error, for each tie group (with --untied for all
+    /// modules together): 0.05
     #[arg(long, value_name = "X", group = "budget", requires = "fit")]
     pub(crate) tolerance: Option<f64>,
     /// The ranks that give a file of at most so many bytes (before --zstd): 300kB
@@ -98,6 +99,9 @@ pub(crate) struct Fit {
         value_hint = ValueHint::FilePath
     )]
     pub(crate) curve: Option<Option<PathBuf>>,
+    /// Write the closest LoRA instead, where tying does not pay: untied, every module at the rank it needs
+    #[arg(long, requires = "fit", conflicts_with_all = ["curve", "joint", "core", "quick", "calibrate", "share"])]
+    pub(crate) untied: bool,
     /// Fit query, key and value as one tie group, which shares A and u
     #[arg(long, requires = "fit")]
     pub(crate) joint: bool,

@@ -1,11 +1,12 @@
 //! `convert peft-to-tied --fit`.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
 use tlkit::convert::fit::{
-    Budget, Curve, CurvePoint, FitOptions, GroupFit, ToFitted, figure, fit_curve, peft_to_tied_fit,
-    write_fitted,
+    Budget, Curve, CurvePoint, FitOptions, GroupFit, ShrunkModule, ToFitted, ToShrunk, figure,
+    fit_curve, peft_to_tied_fit, peft_to_untied, write_fitted,
 };
 use tlkit::convert::{ToTiedOptions, import_tied};
 use tlkit::safetensors::AtomicFile;
@@ -31,6 +32,15 @@ pub(super) fn run(
     }
     let missing = || Error::new(Code::Usage, "--fit needs a budget");
     let (budget, to) = (budget(&args.fit).ok_or_else(missing)?, to(args)?);
+    if args.fit.untied {
+        let report = peft_to_untied(adapter, to, options, budget, args.fit.dtype)
+            .map_err(|e| e.file(adapter))?;
+        for note in &report.notes {
+            output.note(note);
+        }
+        output.report(&report, || untied_text(&report))?;
+        return Ok(Outcome::Success);
+    }
     let fit = FitOptions {
         budget,
         joint: args.fit.joint,
@@ -249,6 +259,79 @@ fn fitted_tables(r: &ToFitted) -> String {
         rows.insert(5, ("kept", plural(r.fit.kept.len(), "module")));
     }
     format!("{groups}\n\n{}", fields(&rows))
+}
+
+fn untied_text(r: &ToShrunk) -> String {
+    let report = &r.shrunk;
+    let row = |(name, modules): (&String, &Vec<&ShrunkModule>)| {
+        let total = |of: fn(&ShrunkModule) -> f64| modules.iter().map(|m| of(m)).sum::<f64>();
+        let (off, norm) = (
+            total(|m| (m.error * m.norm).powi(2)),
+            total(|m| m.norm.powi(2)),
+        );
+        let range = |of: fn(&ShrunkModule) -> usize| {
+            let ranks = || modules.iter().map(|m| of(m));
+            let (low, high) = (ranks().min().unwrap_or(0), ranks().max().unwrap_or(0));
+            match low == high {
+                true => high.to_string(),
+                false => format!("{low}–{high}"),
+            }
+        };
+        let worst = |worst: f64, m: &&ShrunkModule| worst.max(m.error);
+        vec![
+            name.clone(),
+            modules.len().to_string(),
+            range(|m| m.rank_before),
+            range(|m| m.rank),
+            share(if norm > 0.0 { (off / norm).sqrt() } else { 0.0 }),
+            share(modules.iter().fold(0.0, worst)),
+        ]
+    };
+    let mut kinds: BTreeMap<String, Vec<&ShrunkModule>> = BTreeMap::new();
+    for module in &report.modules {
+        kinds
+            .entry(without_layer(&module.module))
+            .or_default()
+            .push(module);
+    }
+    let header = ["module", "layers", "rank before", "rank", "error", "worst"];
+    let kinds = table(&header, &[1, 2, 3, 4, 5], kinds.iter().map(row));
+    let left_out = report.modules.iter().filter(|m| m.rank == 0).count();
+    let mut rows = vec![
+        ("error", share(report.error)),
+        (
+            "bound",
+            format!("{} (no LoRA of these ranks)", share(report.bound)),
+        ),
+    ];
+    if let Some(uniform) = report.uniform {
+        let rank = report.uniform_rank;
+        let text = format!(
+            "{} (rank {rank} for all modules, no more bytes)",
+            share(uniform)
+        );
+        rows.push(("one rank", text));
+    }
+    rows.push(("modules", plural(report.modules.len(), "module")));
+    if left_out > 0 {
+        rows.push(("left out", plural(left_out, "module")));
+    }
+    if !report.kept.is_empty() {
+        rows.push(("kept", plural(report.kept.len(), "module")));
+    }
+    rows.extend([
+        ("bytes", change(r.file_bytes_before, r.file_bytes)),
+        ("root", r.root.clone()),
+        ("output", show(&r.output)),
+    ]);
+    format!("{}.\n\n{kinds}\n\n{}", report.summary, fields(&rows))
+}
+
+/// A module's path with `{}` for its layer number.
+fn without_layer(path: &str) -> String {
+    let number = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+    let place = |s| if number(s) { "{}" } else { s };
+    path.split('.').map(place).collect::<Vec<_>>().join(".")
 }
 
 /// A relative error: as a percentage where it is one, else as a number.
