@@ -2,8 +2,8 @@
 //!
 //! [`peft_to_tied`] looks at the tensors, not at a hint: VeRA is tied already; LoRA whose factors
 //! are those of a tied adapter is recovered up to rounding; any other LoRA is kept as it is.
-//! [`tied_to_peft`] goes back. Two lose, and say how much: [`fit`], the closest tied adapter of any
-//! LoRA, and [`store_as`], an adapter in a smaller type.
+//! [`tied_to_peft`] goes back. Two lose, and say how much: [`fit`], the closest tied adapter of any LoRA, or
+//! the closest smaller LoRA, and [`store_as`], an adapter in a smaller type.
 
 mod checkpoint;
 mod coalesce;
@@ -12,8 +12,10 @@ mod open;
 mod storage;
 mod ties;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use serde::Serialize;
 
 pub use coalesce::coalesce;
@@ -281,23 +283,14 @@ fn touched_tensors<'b>(
     Ok(places.map(|place| base.at(place).1.name.as_str()).collect())
 }
 
-/// The worst module of a conversion.
+/// The worst module of a conversion, of equals the first.
 fn largest_error(source: &Adapter, tied: &Adapter) -> Result<(DeltaError, String)> {
-    let places: std::collections::HashMap<String, Module> = tied
+    let places: HashMap<String, Module> = tied
         .modules()
         .into_iter()
         .map(|m| (m.path.clone(), m))
         .collect();
-    let mut worst = (
-        DeltaError {
-            frobenius: 0.0,
-            norm: 0.0,
-            relative: -1.0,
-            max_abs: 0.0,
-        },
-        String::new(),
-    );
-    for module in source.modules() {
+    let of_module = |module: Module| {
         let lost = || {
             Error::new(
                 Code::MissingFactor,
@@ -307,13 +300,25 @@ fn largest_error(source: &Adapter, tied: &Adapter) -> Result<(DeltaError, String
         let place = places.get(&module.path).ok_or_else(lost)?;
         let before = source.groups[module.group].low_rank(module.layer, module.target)?;
         let after = tied.groups[place.group].low_rank(place.layer, place.target)?;
-        let error = delta_error(&before, &after)?;
-        if error.relative > worst.0.relative {
-            worst = (error, module.path);
-        }
-    }
-    worst.0.relative = worst.0.relative.max(0.0);
-    Ok(worst)
+        Ok((delta_error(&before, &after)?, module.path))
+    };
+    let errors: Vec<(DeltaError, String)> = source
+        .modules()
+        .into_par_iter()
+        .map(of_module)
+        .collect::<Result<_>>()?;
+    let worse = |worst: (DeltaError, String), next: (DeltaError, String)| {
+        let is_worse = next.0.relative > worst.0.relative;
+        if is_worse { next } else { worst }
+    };
+    let none = DeltaError {
+        frobenius: 0.0,
+        norm: 0.0,
+        relative: 0.0,
+        max_abs: 0.0,
+    };
+    let worst = errors.into_iter().reduce(worse);
+    Ok(worst.unwrap_or((none, String::new())))
 }
 
 /// Report of [`tied_to_peft`].

@@ -58,7 +58,7 @@ pub struct ShrinkReport {
     pub summary: String,
     /// The shrunk modules, in the order of the adapter.
     pub modules: Vec<ShrunkModule>,
-    /// Modules kept as they were: tied.
+    /// Modules kept as they were: tied, or with a u or v.
     pub kept: Vec<String>,
 }
 
@@ -120,20 +120,11 @@ impl<'a> Module<'a> {
 /// [`Code::NonFinite`]; those of [`TieGroup::low_rank`] and [`Adapter::to_dtype`].
 pub fn shrink(tied: &Tied, budget: Budget, dtype: Dtype) -> Result<(Adapter, ShrinkReport)> {
     check_budget(budget)?;
-    let (mut rest, mut kept) = kept_tied(tied, |_| true);
-    let stays: HashSet<&str> = kept.iter().map(String::as_str).collect();
-    let path = |g: &TieGroup| g.targets.first().map(|t| g.module_path(t, 0));
-    let apart = |g: &&TieGroup| path(g).is_some_and(|p| !stays.contains(p.as_str()));
-    // What has vectors of its own is smaller than any LoRA of it.
-    let (lora, small): (Vec<&TieGroup>, Vec<&TieGroup>) = (tied.source.groups.iter())
-        .filter(apart)
-        .partition(|g| g.factors().count() == 2);
-    kept.extend(small.iter().filter_map(|g| path(g)));
-    rest.groups.extend(small.into_iter().cloned());
-    let modules: Vec<Module<'_>> = lora
-        .into_par_iter()
-        .map(Module::of)
-        .collect::<Result<_>>()?;
+    let Parts {
+        rest,
+        modules,
+        kept,
+    } = Parts::of(tied)?;
     let square: f64 = modules.iter().map(Module::square).sum();
     if square == 0.0 {
         return Err(nothing_to_fit());
@@ -151,7 +142,51 @@ pub fn shrink(tied: &Tied, budget: Budget, dtype: Dtype) -> Result<(Adapter, Shr
     let errors: Vec<f64> = (modules.iter().zip(&written))
         .map(|(m, w)| w.as_ref().map_or_else(|| m.square(), |w| w.1))
         .collect();
-    let lora: Vec<TieGroup> = written.into_iter().flatten().map(|w| w.0).collect();
+    let groups = stacked(written.into_iter().flatten().map(|w| w.0).collect(), dtype)?;
+    let factors = groups.iter().flat_map(TieGroup::factors);
+    let bytes = factors.map(|(_, f)| f.tensor.byte_len()).sum();
+    let mut adapter = Adapter {
+        groups: rest.groups.iter().cloned().chain(groups).collect(),
+        ..rest
+    };
+    adapter.sort();
+    adapter.validate()?;
+    Ok((adapter, report(&modules, &ranks, &errors, bytes, kept)))
+}
+
+/// What is shrunk, and what stays.
+struct Parts<'a> {
+    /// The adapter with the groups that stay.
+    rest: Adapter,
+    modules: Vec<Module<'a>>,
+    /// Modules of the groups that stay.
+    kept: Vec<String>,
+}
+
+impl<'a> Parts<'a> {
+    fn of(tied: &'a Tied) -> Result<Self> {
+        let (mut rest, mut kept) = kept_tied(tied, |_| true);
+        let stays: HashSet<&str> = kept.iter().map(String::as_str).collect();
+        let path = |g: &TieGroup| g.targets.first().map(|t| g.module_path(t, 0));
+        let apart = |g: &&TieGroup| path(g).is_some_and(|p| !stays.contains(p.as_str()));
+        // What has vectors of its own is smaller than any LoRA of it.
+        let (lora, small): (Vec<&TieGroup>, Vec<&TieGroup>) = (tied.source.groups.iter())
+            .filter(apart)
+            .partition(|g| g.factors().count() == 2);
+        let modules = lora.into_par_iter().map(Module::of);
+        let modules = modules.collect::<Result<_>>()?;
+        kept.extend(small.iter().filter_map(|g| path(g)));
+        rest.groups.extend(small.into_iter().cloned());
+        Ok(Self {
+            rest,
+            modules,
+            kept,
+        })
+    }
+}
+
+/// Groups of one layer each, those of one module and rank together, stored as `dtype`.
+fn stacked(lora: Vec<TieGroup>, dtype: Dtype) -> Result<Vec<TieGroup>> {
     if lora.is_empty() {
         return Err(Error::new(Code::Usage, "nothing of the adapter is left").hint("give it more"));
     }
@@ -160,22 +195,14 @@ pub fn shrink(tied: &Tied, budget: Budget, dtype: Dtype) -> Result<(Adapter, Shr
         ..Adapter::default()
     })?;
     let groups = groups.groups.into_iter().map(with_layer_axis);
-    let mut adapter = Adapter {
+    let adapter = Adapter {
         groups: groups.collect::<Result<_>>()?,
         ..Adapter::default()
     };
-    if dtype != Dtype::F32 {
-        adapter = adapter.to_dtype(dtype)?;
+    match dtype {
+        Dtype::F32 => Ok(adapter.groups),
+        _ => Ok(adapter.to_dtype(dtype)?.groups),
     }
-    let bytes = adapter.groups.iter().flat_map(TieGroup::factors);
-    let bytes = bytes.map(|(_, f)| f.tensor.byte_len()).sum();
-    let mut adapter = Adapter {
-        groups: rest.groups.iter().cloned().chain(adapter.groups).collect(),
-        ..rest
-    };
-    adapter.sort();
-    adapter.validate()?;
-    Ok((adapter, report(&modules, &ranks, &errors, bytes, kept)))
 }
 
 /// The group of one layer untied as well, as the others are: the method of the whole is LoRA.
