@@ -14,10 +14,12 @@ import statistics
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benches"))
+from watch import watch
+
 LAYERS, HIDDEN, RANK = 32, 16, 2
 TARGETS = ("q_proj", "k_proj", "v_proj")
 
@@ -59,18 +61,7 @@ def fleet(folder, adapters):
 
 def timed(command, out):
     """Seconds and peak memory in MB of a command that writes to the file `out`."""
-    started = time.perf_counter()
-    pid = subprocess.Popen(command, stdout=out.open("wb"), stderr=subprocess.DEVNULL).pid
-    peak, done, status = 0, 0, 0
-    while not done:
-        try:
-            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-            peak = max([peak] + [int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM")])
-        except OSError:
-            pass
-        done, status = os.waitpid(pid, os.WNOHANG)
-        seconds = time.perf_counter() - started
-        time.sleep(0.002)
+    seconds, _, peak, status = watch(command, out)
     if status != 0:
         sys.exit(f"failed: {command}")
     return seconds, peak

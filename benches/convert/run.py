@@ -18,16 +18,17 @@ of no more bytes, tied and untied. Everything is made in target/bench-convert.
 import argparse
 import array
 import json
-import os
 import random
 import statistics
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benches"))
+from watch import watch
+
 OUT = ROOT / "target/bench-convert"
 LAYERS, HIDDEN, RANK = 32, 4096, 16
 TARGETS = ("q_proj", "k_proj", "v_proj")
@@ -71,22 +72,11 @@ def timed(command):
     """Seconds and CPU seconds, peak memory in MB and the JSON report of a command; for one that refused
     its error alone."""
     out = OUT / "report.json"
-    started = time.perf_counter()
-    pid = subprocess.Popen(command, stdout=out.open("wb"), stderr=subprocess.DEVNULL).pid
-    peak, done, status = 0, 0, 0
-    while not done:
-        try:
-            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-            peak = max([peak] + [int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM")])
-        except OSError:
-            pass
-        done, status, used = os.wait4(pid, os.WNOHANG)
-        seconds = time.perf_counter() - started
-        time.sleep(0.002)
+    seconds, cpu, peak, status = watch(command, out)
     report = json.loads(out.read_bytes())
     if status != 0:
         return None, None, None, report["error"]
-    return seconds, used.ru_utime + used.ru_stime, peak, report
+    return seconds, cpu, peak, report
 
 
 def fit(tlkit, adapter, rounds, *flags, threads=2):
