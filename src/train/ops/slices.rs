@@ -25,6 +25,7 @@ pub(in crate::train) fn fuses(device: &Device, dtype: DType) -> bool {
 #[cfg(test)]
 pub(in crate::train) mod composing {
     use std::cell::Cell;
+    use std::thread::LocalKey;
 
     thread_local!(static ON: Cell<bool> = const { Cell::new(false) });
 
@@ -34,14 +35,22 @@ pub(in crate::train) mod composing {
 
     /// `work`, with the composed forms on this thread, which is the one that chooses among forms.
     pub(in crate::train) fn with<T>(work: impl FnOnce() -> T) -> T {
-        struct Off;
+        switched(&ON, work)
+    }
+
+    /// `work`, with a switch of this thread on until it ends, however it does.
+    pub(in crate::train::ops) fn switched<T>(
+        switch: &'static LocalKey<Cell<bool>>,
+        work: impl FnOnce() -> T,
+    ) -> T {
+        struct Off(&'static LocalKey<Cell<bool>>);
         impl Drop for Off {
             fn drop(&mut self) {
-                ON.set(false);
+                self.0.set(false);
             }
         }
-        let _off = Off;
-        ON.set(true);
+        let _off = Off(switch);
+        switch.set(true);
         work()
     }
 }

@@ -10,6 +10,7 @@ use half::bf16;
 use tempfile::TempDir;
 
 use super::Call;
+use crate::train::ops::composing;
 
 /// Threads of a block: few, but more than one, so that they have to wait for one another.
 const THREADS: &str = "-DTHREADS=4";
@@ -31,15 +32,7 @@ pub(in crate::train) fn calls() -> usize {
 
 /// `work` with the kernels serving f32 and bf16 on the processor, where the composed form would.
 pub(in crate::train) fn with<T>(work: impl FnOnce() -> T) -> T {
-    struct Off;
-    impl Drop for Off {
-        fn drop(&mut self) {
-            ON.set(false);
-        }
-    }
-    let _off = Off;
-    ON.set(true);
-    work()
+    composing::switched(&ON, work)
 }
 
 /// The programs for f32 and for bf16.
