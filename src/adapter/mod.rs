@@ -166,6 +166,16 @@ impl Adapter {
         self.extras.sort_by(|a, b| a.name.cmp(&b.name));
     }
 
+    /// The tensors of a base that it changes, by its own names: the weight of every module, in the order of
+    /// [`modules`](Self::modules), then what every extra is about.
+    pub(crate) fn base_tensors(&self) -> Vec<String> {
+        let modules = self.modules().into_iter();
+        let weights = modules.map(|m| format!("{}.weight", m.path));
+        weights
+            .chain(self.extras.iter().map(|e| e.name.clone()))
+            .collect()
+    }
+
     /// The preset that all groups follow, or [`Method::Custom`].
     pub fn method(&self) -> Method {
         Method::of(&self.groups)

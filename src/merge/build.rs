@@ -95,11 +95,7 @@ impl<'a> Builder<'a, '_> {
         }
         let modules = input.adapter.modules();
         let extras = &input.adapter.extras;
-        let wanted: Vec<String> = modules
-            .iter()
-            .map(|m| format!("{}.weight", m.path))
-            .chain(extras.iter().map(|e| e.name.clone()))
-            .collect();
+        let wanted = input.adapter.base_tensors();
         let tied = self.ties.tied;
         let may_miss = |name: &str| tied && is_output(name);
         let places = resolve(self.base, &wanted, &self.options.renames, may_miss).map_err(|e| {

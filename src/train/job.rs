@@ -278,11 +278,7 @@ fn template(config: &RunConfig) -> Template {
 fn base_model(model: &Model, adapter: &Adapter) -> Result<BaseModel> {
     let checkpoint = model.checkpoint();
     let dir = checkpoint.path();
-    let names: Vec<String> = adapter
-        .modules()
-        .iter()
-        .map(|m| format!("{}.weight", m.path))
-        .collect();
+    let names = adapter.base_tensors();
     let weights = fingerprint(checkpoint, names.iter().map(String::as_str))?;
     let name = dir.canonicalize().ok();
     let name = name
