@@ -121,6 +121,15 @@ pub struct Tied {
 /// # Errors
 /// Those of [`import`]; [`Code::UnsupportedDora`].
 pub fn import_tied(dir: &Path, options: &ToTiedOptions<'_>) -> Result<Tied> {
+    let mut tied = import_unbound(dir, options)?;
+    if let Some(base) = options.base {
+        tied.adapter.base = Some(fingerprinted(&tied.adapter, base)?);
+    }
+    Ok(tied)
+}
+
+/// As [`import_tied`], without the base's fingerprint, which takes reading all weights that are changed.
+fn import_unbound(dir: &Path, options: &ToTiedOptions<'_>) -> Result<Tied> {
     let imported = import_with_base(dir, options.base, options.fma, options.projection_dtype)?;
     if imported.kind == PeftKind::Dora {
         return Err(Error::new(
@@ -137,10 +146,7 @@ pub fn import_tied(dir: &Path, options: &ToTiedOptions<'_>) -> Result<Tied> {
         bytes,
         ..
     } = imported;
-    let (mut adapter, found) = find_ties(&source, kind)?;
-    if let Some(base) = options.base {
-        adapter.base = Some(fingerprinted(&adapter, base)?);
-    }
+    let (adapter, found) = find_ties(&source, kind)?;
     let (worst, worst_module) = largest_error(&source, &adapter)?;
     Ok(Tied {
         adapter,
@@ -270,10 +276,7 @@ fn touched_tensors<'b>(
     base: &'b Checkpoint,
     renames: &[(String, String)],
 ) -> Result<Vec<&'b str>> {
-    let modules = adapter.modules().into_iter();
-    let weights = modules.map(|m| format!("{}.weight", m.path));
-    let extras = adapter.extras.iter().map(|e| e.name.clone());
-    let wanted: Vec<String> = weights.chain(extras).collect();
+    let wanted = adapter.base_tensors();
     let outputs = wanted.iter().any(|name| is_output(name));
     let ties = outputs.then(|| Ties::of(base)).transpose()?;
     let embedding = ties.filter(|t| t.tied).and_then(|t| t.input);

@@ -69,33 +69,30 @@ pub(super) fn ratio(part: f64, whole: f64) -> f64 {
 }
 
 /// [±s·B …] of several updates side by side: out × Σr.
-fn left_columns(parts: &[(&LowRank, f64)]) -> Mat<f64> {
-    let rank = parts.iter().map(|(p, _)| p.rank).sum();
+pub(crate) fn left_columns(parts: &[(&LowRank, f64)]) -> Mat<f64> {
+    let columns = columns(parts.iter().copied());
     let out = parts.first().map_or(0, |(p, _)| p.out);
-    Mat::from_fn(out, rank, |i, k| {
-        let (part, sign, k) = locate(parts, k);
+    Mat::from_fn(out, columns.len(), |i, c| {
+        let (part, sign, k) = columns[c];
         sign * part.scale * f64::from(part.left[i * part.rank + k])
     })
 }
 
 /// The rows of several A' as columns: in × Σr.
-fn right_columns(parts: &[&LowRank]) -> Mat<f64> {
-    let signed: Vec<(&LowRank, f64)> = parts.iter().map(|p| (*p, 1.0)).collect();
-    let rank = parts.iter().map(|p| p.rank).sum();
+pub(crate) fn right_columns(parts: &[&LowRank]) -> Mat<f64> {
+    let columns = columns(parts.iter().map(|p| (*p, 1.0)));
     let n = parts.first().map_or(0, |p| p.in_features);
-    Mat::from_fn(n, rank, |j, k| {
-        let (part, _, k) = locate(&signed, k);
-        f64::from(part.right[k * part.in_features + j])
+    Mat::from_fn(n, columns.len(), |j, c| {
+        let (part, _, k) = columns[c];
+        f64::from(part.right[k * n + j])
     })
 }
 
-fn locate<'a>(parts: &[(&'a LowRank, f64)], mut k: usize) -> (&'a LowRank, f64, usize) {
-    let mut at = 0;
-    while at + 1 < parts.len() && k >= parts[at].0.rank {
-        k -= parts[at].0.rank;
-        at += 1;
-    }
-    (parts[at].0, parts[at].1, k)
+/// The update, its sign and the place in it of every column.
+fn columns<'m>(parts: impl Iterator<Item = (&'m LowRank, f64)>) -> Vec<(&'m LowRank, f64, usize)> {
+    parts
+        .flat_map(|(m, sign)| (0..m.rank).map(move |k| (m, sign, k)))
+        .collect()
 }
 
 /// ‖L·Rᵀ‖_F by the triangles of L and R.

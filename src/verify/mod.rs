@@ -1,7 +1,7 @@
 //! Proof: that a file is what it says, that two adapters do the same, that a merge was done right.
 
 mod adapters;
-mod factored;
+pub(crate) mod factored;
 mod file;
 mod merged;
 

@@ -74,25 +74,33 @@ fn file_bytes(plan: &FitPlan, ranks: &[usize]) -> Result<u64> {
     for (number, (family, rank)) in plan.families.iter().zip(ranks).enumerate() {
         match rank {
             0 => groups.extend(family.sources.iter().cloned()),
-            _ => groups.push(stand_in(family, *rank, number)?),
+            _ => groups.push(family_stand_in(family, *rank, number)?),
         }
     }
+    file_len(&plan.rest, groups)
+}
+
+/// Bytes of the file of an adapter with these groups in place of its own.
+pub(super) fn file_len(adapter: &Adapter, groups: Vec<TieGroup>) -> Result<u64> {
     let mut adapter = Adapter {
         groups,
-        ..plan.rest.clone()
+        ..adapter.clone()
     };
     adapter.sort();
     encoded_len(&adapter, &WriteOptions::default())
 }
 
+/// A tensor of a shape that no other number gives: equal ones are stored once.
+pub(super) fn stand_in(number: usize, shape: Vec<usize>) -> Result<Tensor> {
+    let values = vec![(number + 1) as f32; shape.iter().product()];
+    Tensor::from_f32(shape, &values)
+}
+
 /// A tie group of a family's shapes whose tensors are no other family's: equal ones are stored once.
-fn stand_in(family: &Family, rank: usize, number: usize) -> Result<TieGroup> {
+fn family_stand_in(family: &Family, rank: usize, number: usize) -> Result<TieGroup> {
     let (layers, n, out) = (family.layers.len(), family.in_features(), family.out());
-    let factor = |part: usize, shape: Vec<usize>| {
-        let value = (3 * number + part + 1) as f32;
-        let values = vec![value; shape.iter().product()];
-        Tensor::from_f32(shape, &values).map(Factor::trained)
-    };
+    let factor =
+        |part: usize, shape: Vec<usize>| stand_in(3 * number + part, shape).map(Factor::trained);
     Ok(TieGroup {
         core: None,
         layers: Some(family.layers.clone()),

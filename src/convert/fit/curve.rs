@@ -105,7 +105,7 @@ pub fn fit_curve(tied: &Tied, joint: bool) -> Result<Curve> {
             baseline: fit.baseline,
             core: share(missed),
             core_rank: cores().map(|c| c.rank).max().unwrap_or(0),
-            global: share(untied.global(fit.bytes)),
+            global: share(untied.spend(fit.bytes).1),
             per_module: share(per_module),
             per_module_rank,
         }

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use super::basis::Basis;
 use crate::adapter::{Factor, LowRank, TieGroup};
 use crate::error::Result;
+use crate::verify::factored::{left_columns, right_columns};
 
 /// ‖ΔW_l − ΔW_l'‖²_F of every layer, over all targets, of the factors as they are stored.
 ///
@@ -105,12 +106,8 @@ impl<'g> Stored<'g> {
 
     /// ‖ΔW_l − ΔW_l'‖²_F of one target.
     fn off(&self, layer: usize, before: &LowRank, (basis, b): &Side) -> f64 {
-        let (n, r) = (before.in_features, before.rank);
-        let left = Mat::from_fn(before.out, r, |i, k| {
-            before.scale * f64::from(before.left[i * r + k])
-        });
-        let right = Mat::from_fn(n, r, |j, k| f64::from(before.right[k * n + j]));
-        let (left, right) = (basis.coordinates(left), self.a.0.coordinates(right));
+        let left = basis.coordinates(left_columns(&[(before, 1.0)]));
+        let right = self.a.0.coordinates(right_columns(&[before]));
         let mut difference = left * right.transpose();
         let after = self.small(layer, b);
         let common = difference.as_mut();

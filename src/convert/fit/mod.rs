@@ -328,7 +328,7 @@ fn describe(
     let mut untied = problem.triplet_error(family.untied_terms(bytes_as_f32));
     if family.targets.len() > 1 {
         // A joint group's triplets share A, as a LoRA's need not.
-        untied = untied.min(Untied::of([family])?.global(bytes_as_f32));
+        untied = untied.min(Untied::of([family])?.spend(bytes_as_f32).1);
     }
     Ok(GroupFit {
         targets: family.targets.iter().map(|t| t.module.clone()).collect(),
@@ -459,16 +459,21 @@ pub fn stored_as(
     }
     let fitted = |g: &TieGroup| fit.groups.iter().any(|f| f.describes(g));
     let (groups, kept) = adapter.groups.into_iter().partition(fitted);
-    let fitted = Adapter {
-        groups,
-        ..Adapter::default()
-    };
-    adapter.groups = fitted.to_dtype(dtype)?.groups;
+    adapter.groups = groups_as(groups, dtype)?;
     adapter.groups.extend::<Vec<_>>(kept);
     adapter.sort();
     adapter.validate()?;
     let fit = measure_again(tied, options, &fit, &adapter)?;
     Ok((adapter, fit))
+}
+
+/// Tie groups stored as `dtype`.
+fn groups_as(groups: Vec<TieGroup>, dtype: Dtype) -> Result<Vec<TieGroup>> {
+    let alone = Adapter {
+        groups,
+        ..Adapter::default()
+    };
+    Ok(alone.to_dtype(dtype)?.groups)
 }
 
 /// Converts a PEFT adapter directory to the `.tl` that is closest to it within a budget.

@@ -15,6 +15,7 @@ use super::basis::Basis;
 use super::solve::Model;
 use crate::adapter::LowRank;
 use crate::error::{Code, Error, Result};
+use crate::verify::factored::{left_columns, right_columns};
 
 /// Largest basis whose spectrum is decomposed with vectors; above it, they are iterated for.
 const WHOLE_SPECTRUM: usize = 512;
@@ -312,28 +313,14 @@ fn places(updates: &[impl AsRef<[LowRank]>]) -> Vec<Place> {
 
 /// A of all layers and targets as columns: in × Σr, layer by layer.
 fn input_columns(updates: &[impl AsRef<[LowRank]>]) -> Mat<f64> {
-    let columns: Vec<(&LowRank, usize)> = columns(updates.iter().flat_map(AsRef::as_ref));
-    let n = columns.first().map_or(0, |(m, _)| m.in_features);
-    Mat::from_fn(n, columns.len(), |j, c| {
-        let (module, k) = columns[c];
-        f64::from(module.right[k * n + j])
-    })
+    let all: Vec<&LowRank> = updates.iter().flat_map(AsRef::as_ref).collect();
+    right_columns(&all)
 }
 
 /// s·B of one target in all layers: out × Σr.
 fn output_columns(updates: &[impl AsRef<[LowRank]>], target: usize) -> Mat<f64> {
-    let columns = columns(updates.iter().filter_map(|l| l.as_ref().get(target)));
-    let out = columns.first().map_or(0, |(m, _)| m.out);
-    Mat::from_fn(out, columns.len(), |i, c| {
-        let (module, k) = columns[c];
-        module.scale * f64::from(module.left[i * module.rank + k])
-    })
-}
-
-fn columns<'m>(modules: impl Iterator<Item = &'m LowRank>) -> Vec<(&'m LowRank, usize)> {
-    modules
-        .flat_map(|m| (0..m.rank).map(move |k| (m, k)))
-        .collect()
+    let of_target = updates.iter().filter_map(|l| l.as_ref().get(target));
+    left_columns(&of_target.map(|m| (m, 1.0)).collect::<Vec<_>>())
 }
 
 /// Squared singular values of one layer's targets, one above the other; descending.

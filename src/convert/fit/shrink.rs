@@ -10,15 +10,18 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::budget::{file_len, stand_in};
 use super::groups::kept_tied;
 use super::measure::measure;
-use super::problem::{leading_factors, singular_squares};
-use super::untied::NUMBER;
-use super::{Budget, check_budget, nothing_to_fit};
+use super::problem::leading_factors;
+use super::untied::{Untied, Values};
+use super::{Budget, check_budget, groups_as, nothing_to_fit};
 use crate::adapter::{Adapter, Factor, Scaling, TieGroup};
-use crate::convert::{Tied, ToTiedOptions, coalesce, fingerprinted, import_tied};
+use crate::convert::{
+    Tied, ToTiedOptions, coalesce, fingerprinted, import_unbound, touched_tensors,
+};
 use crate::error::{Code, Error, Result};
-use crate::format::{WriteOptions, encoded_len, write_tl};
+use crate::format::write_tl;
 use crate::tensor::{Dtype, Tensor};
 
 /// One module of a shrunk LoRA.
@@ -62,49 +65,28 @@ pub struct ShrinkReport {
     pub kept: Vec<String>,
 }
 
-/// One module before it is shrunk.
-struct Module<'a> {
-    group: &'a TieGroup,
-    path: String,
-    /// Bytes of one term.
-    cost: u64,
-    /// Squared singular values that are not zero, descending: what each term explains.
-    squares: Vec<f64>,
-}
-
 /// Singular values below this share of a module's largest are rounding errors.
 const ZERO: f64 = 1e-14;
 
-impl<'a> Module<'a> {
-    fn of(group: &'a TieGroup) -> Result<Self> {
-        let target = group.targets.first().ok_or_else(nothing_to_fit)?;
-        let mut squares = singular_squares(&[group.low_rank(0, 0)?])?;
-        let floor = ZERO * ZERO * squares.first().copied().unwrap_or(0.0);
-        squares.retain(|s| *s > floor);
-        Ok(Self {
-            group,
-            path: group.module_path(target, 0),
-            cost: NUMBER * (group.in_features + target.out) as u64,
-            squares,
-        })
-    }
+/// What a module explains, without rounding errors.
+fn values(group: &TieGroup) -> Result<Values> {
+    let mut values = Values::of(&group.low_rank(0, 0)?)?;
+    let floor = ZERO * ZERO * values.squares.first().copied().unwrap_or(0.0);
+    values.squares.retain(|s| *s > floor);
+    Ok(values)
+}
 
-    fn square(&self) -> f64 {
-        self.squares.iter().rev().sum()
-    }
-
-    /// Its tie group of a rank from factors of that rank; layers as they were.
-    fn shrunk(&self, rank: usize, a: Tensor, b: Tensor) -> TieGroup {
-        TieGroup {
-            rank,
-            scaling: Scaling::one(rank),
-            a: Factor::trained(a),
-            b: Factor::trained(b),
-            core: None,
-            u: None,
-            v: None,
-            ..self.group.clone()
-        }
+/// The tie group of a module at a rank from factors of that rank; layers as they were.
+fn shrunk(group: &TieGroup, rank: usize, a: Tensor, b: Tensor) -> TieGroup {
+    TieGroup {
+        rank,
+        scaling: Scaling::one(rank),
+        a: Factor::trained(a),
+        b: Factor::trained(b),
+        core: None,
+        u: None,
+        v: None,
+        ..group.clone()
     }
 }
 
@@ -124,22 +106,23 @@ pub fn shrink(tied: &Tied, budget: Budget, dtype: Dtype) -> Result<(Adapter, Shr
         rest,
         modules,
         kept,
-    } = Parts::of(tied)?;
-    let square: f64 = modules.iter().map(Module::square).sum();
-    if square == 0.0 {
+    } = Parts::of(tied);
+    let values = modules.par_iter().map(|group| values(group));
+    let untied = Untied::new(values.collect::<Result<_>>()?);
+    if untied.square() == 0.0 {
         return Err(nothing_to_fit());
     }
     let ranks = match budget {
-        Budget::Rank(rank) => at_most(&modules, rank),
-        Budget::Tolerance(error) => down_to(&modules, error * error * square),
-        Budget::Bytes(bytes) => within(&modules, &rest, bytes)?,
+        Budget::Rank(rank) => untied.at_most(rank),
+        Budget::Tolerance(error) => untied.down_to(error * error * untied.square()),
+        Budget::Bytes(bytes) => within(&untied, &modules, &rest, bytes)?,
     };
     let written: Vec<Option<(TieGroup, f64)>> = modules
         .par_iter()
         .zip(&ranks)
         .map(|(module, rank)| write(module, *rank, dtype))
         .collect::<Result<_>>()?;
-    let errors: Vec<f64> = (modules.iter().zip(&written))
+    let errors: Vec<f64> = (untied.modules().iter().zip(&written))
         .map(|(m, w)| w.as_ref().map_or_else(|| m.square(), |w| w.1))
         .collect();
     let groups = stacked(written.into_iter().flatten().map(|w| w.0).collect(), dtype)?;
@@ -151,38 +134,43 @@ pub fn shrink(tied: &Tied, budget: Budget, dtype: Dtype) -> Result<(Adapter, Shr
     };
     adapter.sort();
     adapter.validate()?;
-    Ok((adapter, report(&modules, &ranks, &errors, bytes, kept)))
+    Ok((
+        adapter,
+        report(&untied, &modules, &ranks, &errors, bytes, kept),
+    ))
 }
 
 /// What is shrunk, and what stays.
 struct Parts<'a> {
     /// The adapter with the groups that stay.
     rest: Adapter,
-    modules: Vec<Module<'a>>,
+    /// Groups of one layer, without vectors of their own.
+    modules: Vec<&'a TieGroup>,
     /// Modules of the groups that stay.
     kept: Vec<String>,
 }
 
 impl<'a> Parts<'a> {
-    fn of(tied: &'a Tied) -> Result<Self> {
+    fn of(tied: &'a Tied) -> Self {
         let (mut rest, mut kept) = kept_tied(tied, |_| true);
         let stays: HashSet<&str> = kept.iter().map(String::as_str).collect();
-        let path = |g: &TieGroup| g.targets.first().map(|t| g.module_path(t, 0));
         let apart = |g: &&TieGroup| path(g).is_some_and(|p| !stays.contains(p.as_str()));
         // What has vectors of its own is smaller than any LoRA of it.
-        let (lora, small): (Vec<&TieGroup>, Vec<&TieGroup>) = (tied.source.groups.iter())
+        let (modules, small): (Vec<&TieGroup>, Vec<&TieGroup>) = (tied.source.groups.iter())
             .filter(apart)
             .partition(|g| g.factors().count() == 2);
-        let modules = lora.into_par_iter().map(Module::of);
-        let modules = modules.collect::<Result<_>>()?;
         kept.extend(small.iter().filter_map(|g| path(g)));
         rest.groups.extend(small.into_iter().cloned());
-        Ok(Self {
+        Self {
             rest,
             modules,
             kept,
-        })
+        }
     }
+}
+
+fn path(group: &TieGroup) -> Option<String> {
+    group.targets.first().map(|t| group.module_path(t, 0))
 }
 
 /// Groups of one layer each, those of one module and rank together, stored as `dtype`.
@@ -195,14 +183,7 @@ fn stacked(lora: Vec<TieGroup>, dtype: Dtype) -> Result<Vec<TieGroup>> {
         ..Adapter::default()
     })?;
     let groups = groups.groups.into_iter().map(with_layer_axis);
-    let adapter = Adapter {
-        groups: groups.collect::<Result<_>>()?,
-        ..Adapter::default()
-    };
-    match dtype {
-        Dtype::F32 => Ok(adapter.groups),
-        _ => Ok(adapter.to_dtype(dtype)?.groups),
-    }
+    groups_as(groups.collect::<Result<_>>()?, dtype)
 }
 
 /// The group of one layer untied as well, as the others are: the method of the whole is LoRA.
@@ -218,65 +199,41 @@ fn with_layer_axis(mut group: TieGroup) -> Result<TieGroup> {
 }
 
 /// A module at a rank in f32, and its squared error as it is in `dtype`; `None` at rank 0.
-fn write(module: &Module<'_>, rank: usize, dtype: Dtype) -> Result<Option<(TieGroup, f64)>> {
+fn write(module: &TieGroup, rank: usize, dtype: Dtype) -> Result<Option<(TieGroup, f64)>> {
     if rank == 0 {
         return Ok(None);
     }
-    let update = module.group.low_rank(0, 0)?;
+    let update = module.low_rank(0, 0)?;
     let (a, b) = leading_factors(&update, rank)?;
     let a = Tensor::from_f32(vec![rank, update.in_features], &a)?;
     let b = Tensor::from_f32(vec![update.out, rank], &b)?;
-    let group = module.shrunk(rank, a, b);
-    let stored = match dtype {
-        Dtype::F32 => group.clone(),
-        // Row by row, so that it is the same before the layers are stacked.
-        _ => {
-            let one = Adapter {
-                groups: vec![group.clone()],
-                ..Adapter::default()
-            };
-            one.to_dtype(dtype)?.groups.remove(0)
-        }
-    };
-    let off = measure(&[vec![update]], &stored)?.iter().sum();
-    Ok(Some((group, off)))
-}
-
-/// All terms, that which explains most for its bytes first: its module, its bytes, what it explains.
-fn terms(modules: &[Module<'_>]) -> Vec<(usize, u64, f64)> {
-    let of_module = |(m, module): (usize, &Module<'_>)| {
-        let term = |square: &f64| (m, module.cost, *square);
-        module.squares.iter().map(term).collect::<Vec<_>>()
-    };
-    let mut terms: Vec<_> = modules.iter().enumerate().flat_map(of_module).collect();
-    // Stable, so that equal terms keep the order of the modules.
-    terms.sort_by(|x, y| (y.2 / y.1 as f64).total_cmp(&(x.2 / x.1 as f64)));
-    terms
-}
-
-/// The ranks without the terms that explain least for their bytes, as many as the squared error allows.
-fn down_to(modules: &[Module<'_>], error: f64) -> Vec<usize> {
-    let mut ranks: Vec<usize> = modules.iter().map(|m| m.squares.len()).collect();
-    let mut missed = 0.0;
-    for (m, _, square) in terms(modules).into_iter().rev() {
-        if missed + square > error {
-            break;
-        }
-        (missed, ranks[m]) = (missed + square, ranks[m] - 1);
-    }
-    ranks
+    let group = shrunk(module, rank, a, b);
+    // Row by row, so that it is the same before the layers are stacked.
+    let stored = groups_as(vec![group.clone()], dtype)?;
+    let updates = [vec![update]];
+    let off = stored
+        .iter()
+        .map(|g| Ok(measure(&updates, g)?.iter().sum::<f64>()));
+    Ok(Some((group, off.sum::<Result<f64>>()?)))
 }
 
 /// The ranks with which the file has at most so many bytes, packing aside: those of the largest terms, or
 /// one for all modules, where the header of many different ranks takes more than they gain.
-fn within(modules: &[Module<'_>], rest: &Adapter, bytes: u64) -> Result<Vec<usize>> {
-    let mut best = largest_terms(modules, rest, bytes)?;
-    let most = modules.iter().map(|m| m.squares.len()).max().unwrap_or(0);
-    for ranks in (1..=most).rev().map(|rank| at_most(modules, rank)) {
-        if missed(modules, &ranks) >= missed(modules, &best) {
+fn within(
+    untied: &Untied,
+    modules: &[&TieGroup],
+    rest: &Adapter,
+    bytes: u64,
+) -> Result<Vec<usize>> {
+    let mut best = largest_terms(untied, modules, rest, bytes)?;
+    for ranks in (1..=untied.highest())
+        .rev()
+        .map(|rank| untied.at_most(rank))
+    {
+        if untied.missed(&ranks) >= untied.missed(&best) {
             break;
         }
-        if factor_bytes(modules, &ranks) <= bytes && file_bytes(modules, rest, &ranks)? <= bytes {
+        if untied.bytes(&ranks) <= bytes && file_bytes(modules, rest, &ranks)? <= bytes {
             best = ranks;
             break;
         }
@@ -291,24 +248,19 @@ fn within(modules: &[Module<'_>], rest: &Adapter, bytes: u64) -> Result<Vec<usiz
 }
 
 /// The ranks of the largest terms for their bytes, as many as a file of so many bytes holds.
-fn largest_terms(modules: &[Module<'_>], rest: &Adapter, bytes: u64) -> Result<Vec<usize>> {
+fn largest_terms(
+    untied: &Untied,
+    modules: &[&TieGroup],
+    rest: &Adapter,
+    bytes: u64,
+) -> Result<Vec<usize>> {
     const MOST_TRIES: usize = 40;
-    let terms = terms(modules);
-    let spend = |mut left: u64| {
-        let mut ranks = vec![0; modules.len()];
-        for (m, cost, _) in &terms {
-            if let Some(rest) = left.checked_sub(*cost) {
-                (left, ranks[*m]) = (rest, ranks[*m] + 1);
-            }
-        }
-        ranks
-    };
-    let least = terms.iter().map(|t| t.1).min().unwrap_or(1);
+    let least = untied.least();
     // Factors of `low` bytes fit, those of `high` do not; the header depends on which layers have one rank.
     let (mut low, mut high, mut left) = (0, bytes.saturating_add(1), bytes);
-    let mut best = vec![0; modules.len()];
+    let mut best = untied.at_most(0);
     for _ in 0..MOST_TRIES {
-        let ranks = spend(left);
+        let (ranks, _) = untied.spend(left);
         match file_bytes(modules, rest, &ranks)?.checked_sub(bytes) {
             None | Some(0) => (low, best, left) = (left, ranks, left.midpoint(high)),
             Some(over) => {
@@ -326,100 +278,73 @@ fn largest_terms(modules: &[Module<'_>], rest: &Adapter, bytes: u64) -> Result<V
     Ok(best)
 }
 
-/// One rank for all modules, where they have it.
-fn at_most(modules: &[Module<'_>], rank: usize) -> Vec<usize> {
-    modules.iter().map(|m| m.squares.len().min(rank)).collect()
-}
-
-/// Squared error of each module's largest terms.
-fn missed(modules: &[Module<'_>], ranks: &[usize]) -> f64 {
-    let of = |(m, rank): (&Module<'_>, &usize)| m.squares.iter().skip(*rank).rev().sum::<f64>();
-    modules.iter().zip(ranks).map(of).sum()
-}
-
-fn factor_bytes(modules: &[Module<'_>], ranks: &[usize]) -> u64 {
-    let of = |(m, rank): (&Module<'_>, &usize)| m.cost * *rank as u64;
-    modules.iter().zip(ranks).map(of).sum()
-}
-
 /// Bytes of the file with these ranks.
-fn file_bytes(modules: &[Module<'_>], rest: &Adapter, ranks: &[usize]) -> Result<u64> {
-    let mut alike: BTreeMap<_, Vec<&Module<'_>>> = BTreeMap::new();
-    for (module, rank) in modules.iter().zip(ranks).filter(|(_, rank)| **rank > 0) {
-        let (group, target) = (module.group, &module.group.targets[0]);
+fn file_bytes(modules: &[&TieGroup], rest: &Adapter, ranks: &[usize]) -> Result<u64> {
+    let mut alike: BTreeMap<_, Vec<&TieGroup>> = BTreeMap::new();
+    for (group, rank) in modules.iter().zip(ranks).filter(|(_, rank)| **rank > 0) {
+        let target = &group.targets[0];
         let shape = (group.in_features, target.out, target.kind as usize);
         let layer = group.layers.is_some();
         let key = (&target.module, shape, *rank, layer);
-        alike.entry(key).or_default().push(module);
+        alike.entry(key).or_default().push(group);
     }
     if alike.is_empty() {
         return Ok(0);
     }
     let mut groups = rest.groups.clone();
     for (number, ((_, (n, out, _), rank, layer), members)) in alike.into_iter().enumerate() {
-        // No two alike: equal tensors are stored once.
         let factor = |part: usize, shape: [usize; 2]| {
-            let mut shape = shape.to_vec();
-            if layer {
-                shape.insert(0, members.len());
-            }
-            let values = vec![(2 * number + part + 1) as f32; shape.iter().product()];
-            Tensor::from_f32(shape, &values)
+            let layers = layer.then_some(members.len());
+            stand_in(2 * number + part, layers.into_iter().chain(shape).collect())
         };
         let (a, b) = (factor(0, [rank, n])?, factor(1, [out, rank])?);
-        let layers = members.iter().filter_map(|m| m.group.layers.as_ref());
+        let layers = members.iter().filter_map(|m| m.layers.as_ref());
         let layers: Vec<u32> = layers.flatten().copied().collect();
         groups.push(TieGroup {
-            layers: (!layers.is_empty()).then_some(layers),
-            ..members[0].shrunk(rank, a, b)
+            layers: layer.then_some(layers),
+            ..shrunk(members[0], rank, a, b)
         });
     }
-    let mut adapter = Adapter {
-        groups,
-        ..rest.clone()
-    };
-    adapter.sort();
-    encoded_len(&adapter, &WriteOptions::default())
+    file_len(rest, groups)
 }
 
 fn report(
-    modules: &[Module<'_>],
+    untied: &Untied,
+    modules: &[&TieGroup],
     ranks: &[usize],
     errors: &[f64],
     bytes: u64,
     kept: Vec<String>,
 ) -> ShrinkReport {
-    let square: f64 = modules.iter().map(Module::square).sum();
-    let share = |part: f64| (part / square).sqrt();
-    let most = modules.iter().map(|m| m.squares.len()).max().unwrap_or(0);
-    let spent = factor_bytes(modules, ranks);
-    let fits = |rank: &usize| factor_bytes(modules, &at_most(modules, *rank)) <= spent;
-    let uniform_rank = (1..=most).take_while(fits).last().unwrap_or(0);
-    let uniform = (uniform_rank > 0).then(|| at_most(modules, uniform_rank));
-    let before = |m: &Module<'_>| -> u64 {
-        let factors = m.group.factors();
+    let share = |part: f64| (part / untied.square()).sqrt();
+    let (uniform_rank, uniform) = untied.per_module(untied.bytes(ranks));
+    let before = |group: &&TieGroup| -> u64 {
+        let factors = group.factors();
         factors.map(|(_, f)| f.tensor.byte_len()).sum()
     };
-    let module = |((m, rank), error): ((&Module<'_>, &usize), &f64)| ShrunkModule {
-        module: m.path.clone(),
-        rank_before: m.group.rank,
-        rank: *rank,
-        error: match m.square() {
-            0.0 => 0.0,
-            square => (error / square).sqrt(),
-        },
-        norm: m.square().sqrt(),
+    let module = |(m, group): (usize, &&TieGroup)| {
+        let square = untied.modules()[m].square();
+        ShrunkModule {
+            module: path(group).unwrap_or_default(),
+            rank_before: group.rank,
+            rank: ranks[m],
+            error: match square {
+                0.0 => 0.0,
+                square => (errors[m] / square).sqrt(),
+            },
+            norm: square.sqrt(),
+        }
     };
     let mut report = ShrinkReport {
         error: share(errors.iter().sum()),
-        bound: share(missed(modules, ranks)),
-        uniform: uniform.map(|ranks| share(missed(modules, &ranks))),
+        bound: share(untied.missed(ranks)),
+        uniform: (uniform_rank > 0).then(|| share(uniform)),
         uniform_rank,
         rank: ranks.iter().copied().max().unwrap_or(0),
         bytes_before: modules.iter().map(before).sum(),
         bytes,
         summary: String::new(),
-        modules: modules.iter().zip(ranks).zip(errors).map(module).collect(),
+        modules: modules.iter().enumerate().map(module).collect(),
         kept,
     };
     report.summary = summary(&report);
@@ -468,7 +393,7 @@ pub struct ToShrunk {
 /// Converts a PEFT adapter directory to a `.tl` with the closest untied LoRA within a budget.
 ///
 /// # Errors
-/// Those of [`import_tied`], [`shrink`] and [`write_tl`].
+/// Those of [`import_tied`](crate::convert::import_tied), [`shrink`] and [`write_tl`].
 pub fn peft_to_untied(
     dir: &Path,
     output: &Path,
@@ -476,15 +401,18 @@ pub fn peft_to_untied(
     budget: Budget,
     dtype: Dtype,
 ) -> Result<ToShrunk> {
-    let tied = import_tied(dir, options)?;
-    let (mut adapter, shrunk) = shrink(&tied, budget, dtype)?;
+    let tied = import_unbound(dir, options)?;
+    if let Some(base) = options.base {
+        touched_tensors(&tied.adapter, base, &[])?;
+    }
+    let (mut adapter, report) = shrink(&tied, budget, dtype)?;
     if let Some(base) = options.base {
         // Of the modules that are left.
         adapter.base = Some(fingerprinted(&adapter, base)?);
     }
     let written = write_tl(output, &adapter, &options.write)?;
     Ok(ToShrunk {
-        shrunk,
+        shrunk: report,
         file_bytes_before: tied.bytes,
         file_bytes: written.bytes,
         root: written.root.to_string(),

@@ -320,8 +320,8 @@ fn a_curve_compares_with_loras_of_the_same_bytes() {
     let untied = Untied::of(&plan.families).unwrap();
     let all = 4 * 4 * 3 * (32 + 26);
     assert_eq!(untied.per_module(all / 2).0, 1);
-    assert!(untied.per_module(all).1 < 1e-9 && untied.global(all) < 1e-9);
-    assert!((untied.global(0) - untied.square()).abs() < 1e-9 * untied.square());
+    assert!(untied.per_module(all).1 < 1e-9 && untied.spend(all).1 < 1e-9);
+    assert!((untied.spend(0).1 - untied.square()).abs() < 1e-9 * untied.square());
     let mut dense = 0.0;
     for group in &tied.source.groups {
         let delta = group.low_rank(0, 0).unwrap().delta();

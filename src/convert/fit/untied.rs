@@ -12,18 +12,45 @@ pub(super) const NUMBER: u64 = 4;
 
 /// Every module's singular value decomposition, by its values alone.
 pub(super) struct Untied {
-    modules: Vec<Module>,
-    /// All rank-one terms: what each explains of the squared norm, and its bytes. The most for its
-    /// bytes first.
-    terms: Vec<(f64, u64)>,
+    modules: Vec<Values>,
+    /// All rank-one terms. That which explains most for its bytes first.
+    terms: Vec<Term>,
     square: f64,
 }
 
-struct Module {
+/// What the singular values of one module explain.
+pub(super) struct Values {
     /// Bytes of one rank-one term.
-    bytes: u64,
+    cost: u64,
     /// Squared singular values, descending.
-    squares: Vec<f64>,
+    pub(super) squares: Vec<f64>,
+}
+
+struct Term {
+    module: usize,
+    cost: u64,
+    /// What it explains of the squared norm.
+    square: f64,
+}
+
+impl Values {
+    /// # Errors
+    /// [`crate::Code::NonFinite`].
+    pub(super) fn of(update: &LowRank) -> Result<Self> {
+        Ok(Self {
+            cost: NUMBER * (update.in_features + update.out) as u64,
+            squares: singular_squares(std::slice::from_ref(update))?,
+        })
+    }
+
+    pub(super) fn square(&self) -> f64 {
+        self.missed(0)
+    }
+
+    /// Squared error of the largest terms, so many.
+    fn missed(&self, rank: usize) -> f64 {
+        self.squares.iter().skip(rank).rev().sum()
+    }
 }
 
 impl Untied {
@@ -36,64 +63,105 @@ impl Untied {
         for family in families {
             let updates = family.updates()?;
             let all: Vec<&LowRank> = updates.iter().flatten().collect();
-            modules.append(
-                &mut all
-                    .into_par_iter()
-                    .map(Module::of)
-                    .collect::<Result<Vec<_>>>()?,
-            );
+            let values = all.into_par_iter().map(Values::of);
+            modules.append(&mut values.collect::<Result<Vec<_>>>()?);
         }
-        let of_module = |m: &Module| m.squares.iter().map(|s| (*s, m.bytes)).collect();
-        let mut terms: Vec<(f64, u64)> = modules
-            .iter()
-            .flat_map(of_module as fn(&_) -> Vec<_>)
-            .collect();
-        // Stable, so that equal terms keep the order of the modules.
-        terms.sort_by(|a, b| (b.0 / b.1 as f64).total_cmp(&(a.0 / a.1 as f64)));
-        Ok(Self {
-            square: terms.iter().rev().map(|t| t.0).sum(),
-            modules,
-            terms,
-        })
+        Ok(Self::new(modules))
     }
 
-    /// Squared error of the best choice of terms over all modules, taken by what they explain for
-    /// their bytes, as long as they fit.
-    pub(super) fn global(&self, bytes: u64) -> f64 {
-        let mut left = bytes;
-        let missed = self.terms.iter().filter(|(_, cost)| {
-            let taken = *cost <= left;
-            left -= if taken { *cost } else { 0 };
-            !taken
-        });
-        let missed: Vec<f64> = missed.map(|t| t.0).collect();
-        missed.iter().rev().sum()
+    pub(super) fn new(modules: Vec<Values>) -> Self {
+        let of_module = |(module, values): (usize, &Values)| -> Vec<Term> {
+            let term = |square: &f64| Term {
+                module,
+                cost: values.cost,
+                square: *square,
+            };
+            values.squares.iter().map(term).collect()
+        };
+        let mut terms: Vec<Term> = modules.iter().enumerate().flat_map(of_module).collect();
+        // Stable, so that equal terms keep the order of the modules.
+        let worth = |t: &Term| t.square / t.cost as f64;
+        terms.sort_by(|a, b| worth(b).total_cmp(&worth(a)));
+        Self {
+            square: terms.iter().rev().map(|t| t.square).sum(),
+            modules,
+            terms,
+        }
+    }
+
+    /// The ranks of all modules with the terms that explain most for their bytes, as long as they fit; and
+    /// their squared error.
+    pub(super) fn spend(&self, mut bytes: u64) -> (Vec<usize>, f64) {
+        let mut ranks = vec![0; self.modules.len()];
+        let mut missed = Vec::new();
+        for term in &self.terms {
+            match bytes.checked_sub(term.cost) {
+                Some(left) => (bytes, ranks[term.module]) = (left, ranks[term.module] + 1),
+                None => missed.push(term.square),
+            }
+        }
+        (ranks, missed.iter().rev().sum())
+    }
+
+    /// The ranks without the terms that explain least for their bytes, as many as a squared error allows.
+    pub(super) fn down_to(&self, error: f64) -> Vec<usize> {
+        let mut ranks = self.at_most(usize::MAX);
+        let mut missed = 0.0;
+        for term in self.terms.iter().rev() {
+            if missed + term.square > error {
+                break;
+            }
+            (missed, ranks[term.module]) = (missed + term.square, ranks[term.module] - 1);
+        }
+        ranks
+    }
+
+    /// One rank for all modules, where they have it.
+    pub(super) fn at_most(&self, rank: usize) -> Vec<usize> {
+        self.modules
+            .iter()
+            .map(|m| m.squares.len().min(rank))
+            .collect()
     }
 
     /// The highest rank that all modules can have, and the squared error of each one's best terms.
     pub(super) fn per_module(&self, bytes: u64) -> (usize, f64) {
-        let cost = |rank: usize| -> u64 {
-            let of = |m: &Module| m.bytes * rank.min(m.squares.len()) as u64;
-            self.modules.iter().map(of).sum()
-        };
-        let most = self.modules.iter().map(|m| m.squares.len()).max();
-        let fits = |rank: &usize| cost(*rank) <= bytes;
-        let rank = (1..=most.unwrap_or(0)).take_while(fits).last().unwrap_or(0);
-        let missed = |m: &Module| m.squares.iter().skip(rank).rev().sum::<f64>();
-        (rank, self.modules.iter().map(missed).sum())
+        let fits = |rank: &usize| self.bytes(&self.at_most(*rank)) <= bytes;
+        let rank = (1..=self.highest()).take_while(fits).last().unwrap_or(0);
+        (rank, self.missed(&self.at_most(rank)))
+    }
+
+    /// The highest rank that a module has.
+    pub(super) fn highest(&self) -> usize {
+        self.modules
+            .iter()
+            .map(|m| m.squares.len())
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// Bytes of the factors at these ranks.
+    pub(super) fn bytes(&self, ranks: &[usize]) -> u64 {
+        let of = |(m, rank): (&Values, &usize)| m.cost * *rank as u64;
+        self.modules.iter().zip(ranks).map(of).sum()
+    }
+
+    /// Squared error of each module's largest terms.
+    pub(super) fn missed(&self, ranks: &[usize]) -> f64 {
+        let of = |(m, rank): (&Values, &usize)| m.missed(*rank);
+        self.modules.iter().zip(ranks).map(of).sum()
+    }
+
+    /// Bytes of the smallest term.
+    pub(super) fn least(&self) -> u64 {
+        self.terms.iter().map(|t| t.cost).min().unwrap_or(1)
+    }
+
+    pub(super) fn modules(&self) -> &[Values] {
+        &self.modules
     }
 
     pub(super) fn square(&self) -> f64 {
         self.square
-    }
-}
-
-impl Module {
-    fn of(update: &LowRank) -> Result<Self> {
-        let squares = singular_squares(std::slice::from_ref(update))?;
-        Ok(Self {
-            bytes: NUMBER * (update.in_features + update.out) as u64,
-            squares,
-        })
     }
 }
