@@ -8,7 +8,8 @@
 //! |---|---|
 //! | [`error`] | one error type: by whose fault, with a stable code |
 //! | [`tensor`] | dtype, shape, bytes; conversion of half precision |
-//! | [`safetensors`] | the container: headers, files, sharded checkpoints, atomic output |
+//! | [`fs`] | files and folders as outputs and inputs; knows nothing of what is in them |
+//! | [`safetensors`] | the container: headers, files, sharded checkpoints |
 //! | `base` | which tensor of a base a name of an adapter leads to; no adapters |
 //! | [`adapter`] | the domain: tie groups, targets, methods, ΔW; no files, no devices |
 //! | [`mod@format`] | `.tl`: manifest, digests, seeded tensors, packing |
@@ -43,6 +44,7 @@ pub mod compute;
 pub mod convert;
 pub mod error;
 pub mod format;
+pub mod fs;
 pub mod merge;
 pub mod peft;
 pub mod safetensors;

@@ -8,11 +8,12 @@
 mod checkpoint;
 mod file;
 mod header;
-mod output;
+mod write;
 
+pub use crate::fs::{AtomicFile, Existing, publish_dir, sync_dir, write_dir};
+pub(crate) use crate::fs::{parent, rename_new};
 pub use checkpoint::{Checkpoint, INDEX_FILE, Location, SINGLE_FILE};
 pub(crate) use file::open_regular;
 pub use file::{SafetensorsFile, read_limited};
 pub use header::{Header, MAX_HEADER_BYTES, TensorInfo, encode_header};
-pub use output::{AtomicFile, Existing, publish_dir, sync_dir, write_dir, write_tensors};
-pub(crate) use output::{parent, rename_new};
+pub use write::write_tensors;

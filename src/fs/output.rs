@@ -6,9 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::RenameFlags;
 
-use super::header::encode_header;
+use super::live::Live;
 use crate::error::{Code, Error, Result};
-use crate::tensor::Tensor;
 
 /// What to do where the output exists already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +29,7 @@ pub struct AtomicFile {
     temp: PathBuf,
     dest: PathBuf,
     existing: Existing,
+    _live: Live,
 }
 
 impl AtomicFile {
@@ -56,6 +56,7 @@ impl AtomicFile {
         // (some network file systems) stale files are merely not cleaned up.
         let _ = file.try_lock();
         Ok(Self {
+            _live: Live::new(&temp),
             file: Some(file),
             temp,
             dest: dest.to_owned(),
@@ -247,6 +248,7 @@ pub fn write_dir(
     let temp = fresh_sibling(parent(dest), name);
     fs::create_dir(&temp).map_err(|e| Error::io(dest, "create", e))?;
     // Held as long as the folder is filled, like the lock of an `AtomicFile`.
+    let live = Live::new(&temp);
     let lock = File::open(&temp).map_err(|e| Error::io(dest, "open", e))?;
     let _ = lock.try_lock();
     let done = fill(&temp).and_then(|()| publish_dir(&temp, dest, existing, true));
@@ -254,6 +256,7 @@ pub fn write_dir(
         // Best effort: the error that is returned says more than one about the cleaning up.
         let _ = fs::remove_dir_all(&temp);
     }
+    drop(live);
     done
 }
 
@@ -263,33 +266,6 @@ pub(crate) fn parent(path: &Path) -> &Path {
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),
     }
-}
-
-/// Writes a safetensors file atomically and durably: larger dtypes first, then by name.
-///
-/// # Errors
-/// As [`AtomicFile`].
-pub fn write_tensors(
-    dest: &Path,
-    existing: Existing,
-    metadata: &[(&str, &str)],
-    tensors: &[(String, Tensor)],
-) -> Result<u64> {
-    let mut sorted: Vec<&(String, Tensor)> = tensors.iter().collect();
-    sorted.sort_by(|(an, a), (bn, b)| (b.dtype().bits(), an).cmp(&(a.dtype().bits(), bn)));
-    let entries = sorted
-        .iter()
-        .map(|(n, t)| (n.as_str(), t.dtype(), t.shape(), t.data().len() as u64));
-    let header = encode_header(metadata, entries, 8);
-    let mut out = AtomicFile::create(dest, existing)?;
-    let mut written = header.len() as u64;
-    out.write_all(&header)?;
-    for (_, tensor) in sorted {
-        out.write_all(tensor.data())?;
-        written += tensor.data().len() as u64;
-    }
-    out.commit(true)?;
-    Ok(written)
 }
 
 #[cfg(test)]
