@@ -107,6 +107,8 @@ codes! {
     BadIndex = "TL0113", Malformed;
     /// A tensor that was asked for is not in the file.
     TensorNotFound = "TL0114", Malformed;
+    /// A file of a folder is a link to a file outside of that folder.
+    LinkOutside = "TL0115", Malformed;
 
     /// The safetensors file is not a `.tl`: it has no `tl` metadata.
     NotTl = "TL0201", Malformed;

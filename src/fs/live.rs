@@ -39,12 +39,20 @@ impl Drop for Live {
     }
 }
 
+/// The list, held so that [`remove_all`] waits.
+pub(super) struct List(MutexGuard<'static, BTreeMap<PathBuf, (u64, u64)>>);
+
+impl List {
+    /// Takes something off the list for good.
+    pub(super) fn unlist(&mut self, live: &Live) {
+        self.0.remove(&live.0);
+    }
+}
+
 /// Runs `work` while [`remove_all`] waits: for a moment in which a temporary folder holds something
-/// that may have to be given back.
-#[allow(dead_code)]
-pub(crate) fn undisturbed<T>(work: impl FnOnce() -> T) -> T {
-    let _guard = live();
-    work()
+/// that may have to be given back. `work` must neither list anything nor drop a [`Live`].
+pub(super) fn undisturbed<T>(work: impl FnOnce(&mut List) -> T) -> T {
+    work(&mut List(live()))
 }
 
 /// Removes every temporary file and folder of this process, as far as that can be done. To be called

@@ -10,12 +10,15 @@ use serde::Serialize;
 use super::band::{self, Target, write_shards};
 use super::build::about;
 use super::copy::check_space;
-use super::dir::{Done, Others, Staging};
-use super::exec::{check_output, syncing, try_clone};
+use super::dir;
+use super::exec::{check_output, file_mode, syncing, try_clone};
+use super::finished::finished;
+use super::others::Others;
 use super::report::{MergeReport, TensorReport, check_changed};
 use super::{Control, ExecOptions, MergeInput, Plan, PlanOptions, PlanSummary, plan};
 use crate::error::{Code, Error, Result};
-use crate::safetensors::{AtomicFile, Checkpoint, Existing, SafetensorsFile, parent, sync_dir};
+use crate::fs::{AtomicFile, Existing, parent, sync_dir};
+use crate::safetensors::{Checkpoint, SafetensorsFile};
 
 /// Outputs of one pass. Each has up to three files open, and a process usually may have 1024.
 const AT_ONCE: usize = if cfg!(test) { 3 } else { 64 };
@@ -251,24 +254,99 @@ fn run(
     control: &Control<'_>,
     started: Instant,
 ) -> Result<Vec<MergeReport>> {
-    let adapters = each.outputs.len();
-    for output in &each.outputs {
-        check_output(output.plan.base(), &output.path, options.existing)?;
-    }
-    let mut reports = Vec::with_capacity(adapters);
-    for (n, outputs) in each.outputs.chunks(AT_ONCE).enumerate() {
-        let later = each.outputs.iter().skip((n + 1) * AT_ONCE);
+    let mut reports = done_before(each, options, control, started)?;
+    let ours = |(report, output): (&Option<MergeReport>, _)| report.is_none().then_some(output);
+    let left = reports.iter().zip(&each.outputs).filter_map(ours);
+    let left: Vec<&EachOutput<'_>> = left.collect();
+    let mut made = Vec::with_capacity(left.len());
+    for (n, outputs) in left.chunks(AT_ONCE).enumerate() {
+        let later = left.iter().skip((n + 1) * AT_ONCE);
         let later: u64 = later.map(|o| o.plan.bytes_out()).sum();
         let mut pass = Pass {
             making: Vec::with_capacity(outputs.len()),
             options,
             control,
         };
-        let filled = pass.fill(outputs, adapters, later);
-        filled.inspect_err(|e| pass.making.iter().for_each(|m| m.give_up(e)))?;
-        reports.extend(pass.publish(started)?);
+        let filled = pass.fill(outputs, each.outputs.len(), later);
+        filled.inspect_err(|e| pass.making.iter_mut().for_each(|m| m.give_up(e)))?;
+        made.extend(pass.publish(started)?);
+    }
+    let mut made = made.into_iter();
+    for report in &mut reports {
+        *report = report.take().or_else(|| made.next());
+    }
+    Ok(reports.into_iter().flatten().collect())
+}
+
+/// Checks all outputs, and gives a report for each that an earlier run has finished.
+///
+/// A run that was killed while it gave the outputs their names has left some with a name and some
+/// without. The former count as done if they are what this run would write; where none is missing,
+/// there was no such run, and they exist already as any other output.
+fn done_before(
+    each: &EachPlan<'_>,
+    options: &ExecOptions,
+    control: &Control<'_>,
+    started: Instant,
+) -> Result<Vec<Option<MergeReport>>> {
+    let exists = |o: &&EachOutput<'_>| o.path.symlink_metadata().is_ok();
+    let some = each.outputs.iter().filter(exists).count();
+    let goes_on = options.existing == Existing::Refuse && some < each.outputs.len();
+    let mut reports = Vec::with_capacity(each.outputs.len());
+    for output in &each.outputs {
+        let checked = check_output(&output.plan, &output.path, options.existing);
+        let found = match checked {
+            Err(e) if e.code() == Code::OutputExists && goes_on => {
+                let report = output.finished(options, control, started)?;
+                Some(report.ok_or(e)?)
+            }
+            other => other.map(|_| None)?,
+        };
+        reports.push(found);
+    }
+    for report in reports.iter().flatten() {
+        control.advance(report.total.bytes_out);
     }
     Ok(reports)
+}
+
+impl EachOutput<'_> {
+    /// The report on what is at the output's path, if that is what would be written there.
+    fn finished(
+        &self,
+        options: &ExecOptions,
+        control: &Control<'_>,
+        started: Instant,
+    ) -> Result<Option<MergeReport>> {
+        let is_dir = self.plan.base().is_dir();
+        if self.path.symlink_metadata().is_ok_and(|m| m.is_dir()) != is_dir {
+            return Ok(None);
+        }
+        let others = match is_dir {
+            true => Some(Others::list(&self.plan)?),
+            false => None,
+        };
+        if let Some(others) = &others
+            && !others.are_in(&self.plan, &self.path)?
+        {
+            return Ok(None);
+        }
+        let mut tensors = Vec::new();
+        for shard in self.plan.shards() {
+            let path = match is_dir {
+                true => self.path.join(&shard.name),
+                false => self.path.clone(),
+            };
+            match finished(&self.plan, shard, &path, options.durable, control)? {
+                Some(reports) => tensors.extend(reports),
+                None => return Ok(None),
+            }
+        }
+        let reused = self.plan.shards().len();
+        let path = self.path.clone();
+        let report = MergeReport::new(&self.plan, path, tensors, reused, (started, control));
+        Ok(Some(report))
+    }
 }
 
 /// The outputs that are written while the base is read once.
@@ -282,8 +360,8 @@ struct Pass<'p> {
 struct Making<'p> {
     output: &'p EachOutput<'p>,
     label: Option<&'p str>,
-    /// Of a model directory: where it is made, and its other files.
-    staging: Option<(Staging, Others)>,
+    /// Of a model directory: where it is made.
+    folder: Option<dir::Making>,
     /// Of a single file: the file, once it is written.
     file: Option<AtomicFile>,
     tensors: Vec<TensorReport>,
@@ -293,9 +371,9 @@ struct Making<'p> {
 
 impl<'p> Pass<'p> {
     /// Writes all shards. `later` are the bytes of the passes to come.
-    fn fill(&mut self, outputs: &'p [EachOutput<'p>], adapters: usize, later: u64) -> Result<()> {
+    fn fill(&mut self, outputs: &[&'p EachOutput<'p>], adapters: usize, later: u64) -> Result<()> {
         for output in outputs {
-            let making = Making::open(output, adapters, self.options.durable)?;
+            let making = Making::open(output, adapters)?;
             self.making.push(making);
         }
         let Some(first) = outputs.first() else {
@@ -338,9 +416,11 @@ impl<'p> Pass<'p> {
 
     /// Gives the outputs their names: last, and quickly, so that an interrupt leaves all or none.
     fn publish(mut self, started: Instant) -> Result<Vec<MergeReport>> {
-        for making in &mut self.making {
-            making.copy_others(self.options.durable)?;
-        }
+        let copied: Result<()> = self
+            .making
+            .iter_mut()
+            .try_for_each(|m| m.copy_others(self.options.durable));
+        copied?;
         self.control.check()?;
         let publish = |m: Making<'_>| m.publish(self.options, (started, self.control));
         self.making.into_iter().map(publish).collect()
@@ -348,20 +428,17 @@ impl<'p> Pass<'p> {
 }
 
 impl<'p> Making<'p> {
-    fn open(output: &'p EachOutput<'p>, adapters: usize, durable: bool) -> Result<Self> {
+    fn open(output: &'p EachOutput<'p>, adapters: usize) -> Result<Self> {
         let plan = &output.plan;
         let input = plan.inputs().first();
-        let staging = match plan.base().is_dir() {
-            true => {
-                let others = Others::list(plan)?;
-                Some((Staging::open(plan, &output.path, durable)?, others))
-            }
+        let folder = match plan.base().is_dir() {
+            true => Some(dir::Making::open(plan, &output.path, Others::list(plan)?)?),
             false => None,
         };
         Ok(Self {
             output,
             label: input.and_then(|i| label(adapters, i)),
-            staging,
+            folder,
             file: None,
             tensors: Vec::new(),
             reused: 0,
@@ -381,17 +458,18 @@ impl<'p> Making<'p> {
         let Some(shard) = plan.shards().get(index) else {
             return Ok(None);
         };
-        let out = match &self.staging {
-            None => AtomicFile::create(&self.output.path, options.existing)?,
-            Some((staging, _)) => match staging.done.get(&shard.name) {
-                None => AtomicFile::create(staging.path.join(&shard.name), Existing::Replace)?,
-                Some(done) => {
-                    self.tensors.extend(done.tensors.iter().cloned());
+        let mode = file_mode(base)?;
+        let out = match &self.folder {
+            None => AtomicFile::create_with_mode(&self.output.path, options.existing, mode)?,
+            Some(folder) => {
+                let done = folder.reuse(plan, shard, options.durable, control);
+                if let Some(done) = done.map_err(|e| blame(e, self.label))? {
+                    self.tensors.extend(done);
                     self.reused += 1;
-                    control.advance(shard.bytes_out);
                     return Ok(None);
                 }
-            },
+                folder.shard(shard, mode)?
+            }
         };
         Ok(Some(Target {
             plan,
@@ -404,43 +482,32 @@ impl<'p> Making<'p> {
 
     /// Bytes that are still to be written, from shard `index` on.
     fn pending(&self, index: usize, cloned: bool) -> u64 {
-        let done = |name: &str| match &self.staging {
-            Some((staging, _)) => staging.done.contains_key(name),
-            None => false,
-        };
         let shards = self.output.plan.shards().iter().skip(index);
-        let shards = shards.filter(|s| !done(&s.name));
+        let shards = shards.filter(|s| !self.folder.as_ref().is_some_and(|f| f.has(s)));
         let bytes = shards.map(|s| if cloned { s.bytes_merged } else { s.bytes_out });
-        let others = self.staging.as_ref().map_or(0, |(_, o)| o.bytes);
+        let others = self.folder.as_ref().map_or(0, |f| f.others.bytes);
         bytes.sum::<u64>() + others
     }
 
     /// Takes in a shard that is complete.
     fn keep(&mut self, target: Target<'p>, made: Vec<TensorReport>, durable: bool) -> Result<()> {
-        match &mut self.staging {
+        match &mut self.folder {
             None => self.file = Some(target.out),
-            Some((staging, _)) => {
-                target.out.commit(durable)?;
-                staging.record(Done {
-                    shard: target.shard.name.clone(),
-                    bytes: target.shard.bytes_out,
-                    tensors: made.clone(),
-                })?;
-            }
+            Some(folder) => folder.keep(target.out, durable)?,
         }
         self.tensors.extend(made);
         Ok(())
     }
 
-    fn give_up(&self, error: &Error) {
-        if let Some((staging, _)) = &self.staging {
-            staging.give_up(error);
+    fn give_up(&mut self, error: &Error) {
+        if let Some(folder) = &mut self.folder {
+            folder.give_up(error);
         }
     }
 
     fn copy_others(&mut self, durable: bool) -> Result<()> {
-        if let Some((staging, others)) = &self.staging {
-            self.skipped = others.copy(&self.output.plan, &staging.path, durable)?;
+        if let Some(folder) = &self.folder {
+            self.skipped = folder.copy_others(&self.output.plan, durable)?;
         }
         Ok(())
     }
@@ -451,8 +518,8 @@ impl<'p> Making<'p> {
         (started, control): (Instant, &Control<'_>),
     ) -> Result<MergeReport> {
         let path = &self.output.path;
-        if let Some((staging, _)) = self.staging {
-            staging.publish(path, options)?;
+        if let Some(folder) = self.folder {
+            folder.publish(options)?;
         }
         if let Some(file) = self.file {
             file.commit(options.durable)?;

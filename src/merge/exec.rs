@@ -1,6 +1,6 @@
 use std::fs::{File, Metadata};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,8 @@ use super::report::{MergeReport, TensorReport, check_changed};
 use super::{Control, ExecOptions, dir};
 use crate::compute::Stats;
 use crate::error::{Code, Error, Result};
-use crate::safetensors::{AtomicFile, Checkpoint, Existing, SafetensorsFile};
+use crate::fs::{AtomicFile, Existing, Output, check_inputs};
+use crate::safetensors::SafetensorsFile;
 
 /// How often a durable merge sends what it has written to the disk.
 const SYNC_EVERY: Duration = Duration::from_millis(100);
@@ -33,14 +34,14 @@ pub fn execute(
     control: &Control<'_>,
 ) -> Result<MergeReport> {
     let started = Instant::now();
-    check_output(plan.base(), output, options.existing)?;
+    let output = &check_output(plan, output, options.existing)?;
     if plan.base().is_dir() {
         return dir::execute(plan, output, options, control, started);
     }
     let (Some(file), Some(shard)) = (plan.base().shards().first(), plan.shards().first()) else {
         return Err(Error::new(Code::Usage, "the base has no file").file(plan.base().path()));
     };
-    let out = AtomicFile::create(output, options.existing)?;
+    let out = AtomicFile::create_with_mode(output, options.existing, file_mode(file)?)?;
     let folder = output.parent().filter(|p| !p.as_os_str().is_empty());
     let cloned = try_clone(shard, file, &out)?;
     let need = if cloned {
@@ -64,24 +65,28 @@ pub fn execute(
     ))
 }
 
-/// Refuses outputs that would destroy something, or that exist and must not be replaced.
-pub(super) fn check_output(base: &Checkpoint, output: &Path, existing: Existing) -> Result<()> {
+/// Refuses outputs that would destroy something, or that exist and must not be replaced. Gives the
+/// path with its name as the last component.
+pub(super) fn check_output(plan: &Plan<'_>, output: &Path, existing: Existing) -> Result<PathBuf> {
+    let base = plan.base();
     if same_place(output, base.path()) {
         return Err(Error::new(Code::Usage, "the output is the base itself")
             .file(output)
             .hint("merge in place, with an undo file, instead"));
     }
     if base.is_dir() {
-        return dir::check_output(base.path(), output, existing);
+        return dir::check_output(plan, output, existing);
     }
-    if existing == Existing::Refuse && output.symlink_metadata().is_ok() {
-        return Err(Error::output_exists(output));
+    let output = crate::fs::check_output(output, Output::File, existing)?;
+    if existing == Existing::Replace {
+        check_inputs(&output, &[base.path()])?;
     }
-    if output.is_dir() {
-        let message = "the output is a folder, the base a file";
-        return Err(Error::new(Code::OutputExists, message).file(output));
-    }
-    Ok(())
+    Ok(output)
+}
+
+/// The permissions that a merged file may have: those of the base's.
+pub(super) fn file_mode(base: &SafetensorsFile) -> Result<u32> {
+    Ok(stat(base)?.mode() & 0o666)
 }
 
 /// Whether two paths, of which the first may not exist, are one file or folder.
@@ -146,18 +151,7 @@ pub(super) fn write_shard(
         write_at(to, header, 0)?;
         control.advance(header.len() as u64);
     }
-    let part = |segment: &Segment| match segment {
-        Segment::Copy { .. } => None,
-        Segment::Merge { tensor, at } => Some(vec![Part {
-            plan,
-            tensor: plan.tensors().get(*tensor)?,
-            output: 0,
-            slot: 0,
-            at: *at,
-            label: None,
-        }]),
-    };
-    let groups: Vec<_> = shard.segments.iter().filter_map(part).collect();
+    let groups = merged_parts(plan, shard);
     let reports = with_blocks(&groups, control, |blocks| {
         let mut reports = Vec::with_capacity(groups.len());
         for segment in &shard.segments {
@@ -179,6 +173,22 @@ pub(super) fn write_shard(
     })?;
     check_same(base, &before)?;
     Ok(reports)
+}
+
+/// The tensors of a shard that are merged, each in a group of its own.
+pub(super) fn merged_parts<'p>(plan: &'p Plan<'p>, shard: &ShardPlan) -> Vec<Vec<Part<'p>>> {
+    let part = |segment: &Segment| match segment {
+        Segment::Copy { .. } => None,
+        Segment::Merge { tensor, at } => Some(vec![Part {
+            plan,
+            tensor: plan.tensors().get(*tensor)?,
+            output: 0,
+            slot: 0,
+            at: *at,
+            label: None,
+        }]),
+    };
+    shard.segments.iter().filter_map(part).collect()
 }
 
 /// Writes the blocks of one tensor of `len` bytes.

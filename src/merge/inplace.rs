@@ -3,7 +3,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::copy::check_space;
-use super::exec::{same_place, stat, write_at};
+use super::exec::{file_mode, same_place, stat, write_at};
 use super::plan::{Plan, TensorPlan};
 use super::report::{MergeReport, TensorReport, check_changed};
 use super::stream::{Merged, Merger};
@@ -129,7 +129,10 @@ fn write_undo(
     let mut record = empty_record(plan, files);
     let header = encode(plan, &record)?;
     let bytes: u64 = touched(plan).map(TensorPlan::byte_len).sum();
-    let out = AtomicFile::create(incomplete(undo), Existing::Refuse)?;
+    // The base's bytes are in it, so it is no more open than the base.
+    let mut modes = plan.base().shards().iter().map(file_mode);
+    let mode = modes.try_fold(0o666, |all, mode| mode.map(|m| all & m))?;
+    let out = AtomicFile::create_with_mode(incomplete(undo), Existing::Refuse, mode)?;
     let to = (out.file()?, out.dest());
     check_space(parent(undo), header.len() as u64 + bytes)?;
     let mut merger = Merger::new(control, true, 0);

@@ -16,7 +16,8 @@ use crate::adapter::{
     Adapter, ExtraRole, LowRank, Module, ModuleKind, Part, Scaling, ScalingRule, TieGroup,
 };
 use crate::error::{Code, Error, Result};
-use crate::safetensors::{AtomicFile, Existing, encode_header, write_dir};
+use crate::fs::{AtomicFile, Existing, Output, write_dir};
+use crate::safetensors::encode_header;
 use crate::tensor::{Dtype, Tensor, byte_len};
 
 /// What to write.
@@ -96,7 +97,7 @@ pub fn export(adapter: &Adapter, dir: &Path, options: &ExportOptions<'_>) -> Res
     };
     let tensors = plan.entries.len();
     let mut bytes = plan.config.len() as u64;
-    write_dir(dir, existing, |folder| {
+    write_dir(dir, Output::Adapter, existing, |folder| {
         let mut config = AtomicFile::create(folder.join(CONFIG_FILE), Existing::Refuse)?;
         config.write_all(plan.config.as_bytes())?;
         config.commit(true)?;

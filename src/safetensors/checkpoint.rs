@@ -3,9 +3,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::file::{SafetensorsFile, read_limited};
+use super::file::SafetensorsFile;
 use super::header::TensorInfo;
 use crate::error::{Code, Error, Result};
+use crate::fs::{check_inside, read_limited};
 
 /// The file of an unsharded model directory.
 pub const SINGLE_FILE: &str = "model.safetensors";
@@ -50,7 +51,9 @@ impl Checkpoint {
         } else if path.join(INDEX_FILE).exists() {
             return Self::open_sharded(path);
         } else if path.join(SINGLE_FILE).exists() {
-            path.join(SINGLE_FILE)
+            let file = path.join(SINGLE_FILE);
+            check_inside(path, &file)?;
+            file
         } else {
             return Err(no_model(path));
         };
@@ -67,6 +70,7 @@ impl Checkpoint {
 
     fn open_sharded(path: &Path) -> Result<Self> {
         let index_path = path.join(INDEX_FILE);
+        check_inside(path, &index_path)?;
         let bytes = read_limited(&index_path, MAX_INDEX_BYTES)?;
         let bad = |m: String| Error::new(Code::BadIndex, m).file(&index_path);
         let index: Index = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
@@ -82,7 +86,9 @@ impl Checkpoint {
             if !plain || name.contains('\\') {
                 return Err(bad(format!("`{name}` is not a plain file name")));
             }
-            shards.push(SafetensorsFile::open(path.join(name))?);
+            let file = path.join(name);
+            check_inside(path, &file)?;
+            shards.push(SafetensorsFile::open(file)?);
         }
         let tensors = Self::collect(&shards)?;
         for (tensor, file) in &index.weight_map {

@@ -1,13 +1,12 @@
 use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
-use rustix::fs::OFlags;
 
 use super::header::{Header, MAX_HEADER_BYTES, TensorInfo};
 use crate::error::{Code, Error, Result};
+use crate::fs::open_regular;
 use crate::tensor::{Bytes, Tensor};
 
 /// An open safetensors file: checked header, and data read on demand.
@@ -144,37 +143,4 @@ impl SafetensorsFile {
         }
         Ok(self.map.get_or_init(|| Bytes::from_owner(map)))
     }
-}
-
-/// Opens a regular file, with its length. Anything else is refused: a pipe in a folder that came
-/// from elsewhere would make the reader wait for a writer, for ever.
-pub(crate) fn open_regular(path: &Path) -> Result<(File, u64)> {
-    let nonblocking = OFlags::NONBLOCK.bits() as i32;
-    let file = File::options()
-        .read(true)
-        .custom_flags(nonblocking)
-        .open(path)
-        .map_err(|e| Error::io(path, "open", e))?;
-    let meta = file.metadata().map_err(|e| Error::io(path, "stat", e))?;
-    if !meta.is_file() {
-        return Err(Error::new(Code::Io, "not a regular file").file(path));
-    }
-    Ok((file, meta.len()))
-}
-
-/// Reads a small file whole, refusing one that is longer than `limit` bytes.
-///
-/// # Errors
-/// [`Code::Io`] and its kin; [`Code::HeaderTooLarge`] past the limit.
-pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let (file, _) = open_regular(path)?;
-    let mut bytes = Vec::new();
-    file.take(limit + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|e| Error::io(path, "read", e))?;
-    if bytes.len() as u64 > limit {
-        let message = format!("longer than the {limit} bytes that such a file may have");
-        return Err(Error::new(Code::HeaderTooLarge, message).file(path));
-    }
-    Ok(bytes)
 }

@@ -15,7 +15,7 @@ use crate::format::{
     BlobSource, Digest, DirBlobs, NoBlobs, Packing, TlFile, WriteOptions, encode, write_blobs,
     write_encoded,
 };
-use crate::safetensors::{Existing, write_dir};
+use crate::fs::{Existing, Output, check_inputs, check_output, write_dir};
 
 /// The folder of A and B beside the adapters.
 const BLOBS: &str = "blobs";
@@ -79,7 +79,10 @@ pub fn peft_to_tied_shared(
         let message = format!("two adapters are called `{twice}`");
         return Err(Error::new(Code::Usage, message).hint("rename one of their folders"));
     }
-    check_replaceable(output, options.write.existing)?;
+    check_output(output, Output::SharedAdapters, options.write.existing)?;
+    if options.write.existing == Existing::Replace {
+        check_inputs(output, dirs)?;
+    }
     let import = |dir: &PathBuf| import_tied(dir, options).map_err(|e| e.file(dir));
     let all: Vec<Tied> = dirs.iter().map(import).collect::<Result<_>>()?;
     let shared = fit_shared(&all, share)?;
@@ -89,28 +92,33 @@ pub fn peft_to_tied_shared(
         .map(|t| Digest::of(t.data()))
         .collect();
     let (mut files, mut blob_bytes) = (Vec::new(), 0);
-    write_dir(output, options.write.existing, |folder| {
-        for ((name, tied), found) in names.iter().zip(&all).zip(&shared.adapters) {
-            let pair = match found.apart {
-                true => BTreeSet::new(),
-                false => pairs.clone(),
-            };
-            let to = folder.join(format!("{name}.tl"));
-            let blobs = folder.join(BLOBS);
-            let (root, bytes) = write_over(&found.adapter, &to, &blobs, pair, &options.write)?;
-            files.push(SharedFile {
-                name: name.clone(),
-                error: found.error,
-                apart: found.apart,
-                modules: found.adapter.modules().len(),
-                bytes_before: tied.bytes,
-                bytes,
-                root,
-            });
-        }
-        blob_bytes = folder_bytes(&folder.join(BLOBS))?;
-        Ok(())
-    })?;
+    write_dir(
+        output,
+        Output::SharedAdapters,
+        options.write.existing,
+        |folder| {
+            for ((name, tied), found) in names.iter().zip(&all).zip(&shared.adapters) {
+                let pair = match found.apart {
+                    true => BTreeSet::new(),
+                    false => pairs.clone(),
+                };
+                let to = folder.join(format!("{name}.tl"));
+                let blobs = folder.join(BLOBS);
+                let (root, bytes) = write_over(&found.adapter, &to, &blobs, pair, &options.write)?;
+                files.push(SharedFile {
+                    name: name.clone(),
+                    error: found.error,
+                    apart: found.apart,
+                    modules: found.adapter.modules().len(),
+                    bytes_before: tied.bytes,
+                    bytes,
+                    root,
+                });
+            }
+            blob_bytes = folder_bytes(&folder.join(BLOBS))?;
+            Ok(())
+        },
+    )?;
     let bytes = blob_bytes + files.iter().map(|f| f.bytes).sum::<u64>();
     let mut notes: Vec<String> = all.into_iter().flat_map(|t| t.notes).collect();
     notes.sort();
@@ -225,31 +233,6 @@ fn name(dir: &Path) -> Result<String> {
         )
         .file(dir)),
         false => Ok(name.into_owned()),
-    }
-}
-
-/// A folder that is there is replaced only where it looks like one of these.
-fn check_replaceable(output: &Path, existing: Existing) -> Result<()> {
-    if output.symlink_metadata().is_err() {
-        return Ok(());
-    }
-    let ours = || -> std::io::Result<bool> {
-        let mut all = true;
-        for entry in fs::read_dir(output)? {
-            let path = entry?.path();
-            let is_tl = path.extension().is_some_and(|e| e == "tl");
-            all &= is_tl || path.file_name().is_some_and(|n| n == BLOBS);
-        }
-        Ok(all)
-    };
-    match existing {
-        Existing::Replace if ours().unwrap_or(false) => Ok(()),
-        Existing::Replace => {
-            let message = "the output exists, and holds more than .tl files and blobs";
-            let error = Error::new(Code::OutputExists, message).file(output);
-            Err(error.hint("choose another name"))
-        }
-        _ => Err(Error::output_exists(output)),
     }
 }
 

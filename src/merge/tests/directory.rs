@@ -22,7 +22,7 @@ fn interrupted(bench: &Bench, inputs: &[MergeInput], shards: usize) {
     let checkpoint = Checkpoint::open(&bench.base).unwrap();
     let plan = plan(&checkpoint, inputs, &PlanOptions::default()).unwrap();
     let cancel = AtomicBool::new(false);
-    let dir = staging(bench);
+    let dir = staging(bench).join("new");
     let stop = |_| {
         let names = fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name());
         let done = names
@@ -38,6 +38,15 @@ fn interrupted(bench: &Bench, inputs: &[MergeInput], shards: usize) {
     let e = execute(&plan, &bench.out(), &ExecOptions::default(), &control).unwrap_err();
     assert_eq!(e.code(), Code::Interrupted);
     assert!(!bench.out().exists());
+}
+
+/// Flips a bit so many bytes before the end, or in the header's last byte but two.
+fn flip(path: &Path, from_end: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let at = bytes.len().checked_sub(from_end).unwrap_or(header - 3);
+    bytes[at] ^= 0x10;
+    fs::write(path, bytes).unwrap();
 }
 
 fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -106,11 +115,6 @@ fn an_interrupted_merge_resumes_with_the_same_result() {
     let want = files(&bench.out());
     fs::remove_dir_all(bench.out()).unwrap();
     interrupted(&bench, &inputs, 2);
-    // A write that was cut short after the journal's last good line.
-    let journal = staging(&bench).join(".tlkit-journal");
-    let mut text = fs::read(&journal).unwrap();
-    text.extend_from_slice(b"{\"shard\":\"model-000");
-    fs::write(&journal, text).unwrap();
     let resumed = bench.merge(&inputs).unwrap();
     assert_eq!(resumed.total.shards_reused, 2);
     assert_eq!(resumed.tensors, whole.tensors);
@@ -122,7 +126,7 @@ fn an_interrupted_merge_resumes_with_the_same_result() {
 fn leftovers_of_other_inputs_are_never_trusted() {
     // Each of these leaves plausible shards of the right size under the right names.
     type Change = fn(&Bench, &mut MergeInput);
-    let changes: [(&str, Change); 5] = [
+    let changes: [(&str, Change); 8] = [
         ("another adapter", |_, i| i.identity = Digest::of(b"other")),
         ("another weight", |_, i| i.weight = 0.5),
         ("a rewritten base", |b, _| {
@@ -131,36 +135,81 @@ fn leftovers_of_other_inputs_are_never_trusted() {
             std::thread::sleep(std::time::Duration::from_millis(20));
             fs::write(path, bytes).unwrap();
         }),
-        ("no journal", |b, _| {
-            fs::remove_file(staging(b).join(".tlkit-journal")).unwrap()
-        }),
         ("a truncated shard", |b, _| {
-            let path = staging(b).join("model-00001-of-00003.safetensors");
+            let path = staging(b).join("new/model-00001-of-00003.safetensors");
             fs::write(path, b"").unwrap();
+        }),
+        ("a flipped bit in a merged tensor", |b, _| {
+            flip(&staging(b).join("new/model-00001-of-00003.safetensors"), 1)
+        }),
+        ("a flipped bit in the header", |b, _| {
+            flip(
+                &staging(b).join("new/model-00001-of-00003.safetensors"),
+                usize::MAX,
+            )
+        }),
+        ("a link to a good shard", |b, _| {
+            let path = staging(b).join("new/model-00001-of-00003.safetensors");
+            fs::rename(&path, b.dir.path().join("good")).unwrap();
+            std::os::unix::fs::symlink(b.dir.path().join("good"), path).unwrap();
+        }),
+        ("a base changed within its size and time", |b, _| {
+            let path = b.base.join("model-00001-of-00003.safetensors");
+            let time = fs::metadata(&path).unwrap().modified().unwrap();
+            flip(&path, 1);
+            let file = fs::File::options().write(true).open(&path).unwrap();
+            file.set_modified(time).unwrap();
         }),
     ];
     for (what, change) in changes {
         let bench = bench();
         let mut one = input(vec![tied_qkv(70)]);
         interrupted(&bench, std::slice::from_ref(&one), 1);
-        fs::write(staging(&bench).join("stray.json"), b"stray").unwrap();
+        fs::write(staging(&bench).join("new/stray.json"), b"stray").unwrap();
         change(&bench, &mut one);
-        let report = bench.merge(&[one]).unwrap();
+        let report = bench.merge(std::slice::from_ref(&one)).unwrap();
         assert_eq!(report.total.shards_reused, 0, "{what}");
         assert!(!bench.out().join("stray.json").exists());
+        let resumed = files(&bench.out());
+        fs::remove_dir_all(bench.out()).unwrap();
+        bench.merge(&[one]).unwrap();
+        assert!(files(&bench.out()) == resumed, "{what}");
     }
 }
 
+/// Breaks where two merges write into one folder, or what merely has the name of a staging folder is
+/// taken over, waited for or removed: a folder that others prepared would put their weights into the
+/// output.
 #[test]
-fn two_processes_do_not_write_one_output() {
+fn a_staging_folder_is_ours_or_is_left_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let inputs = [input(vec![tied_qkv(70)])];
     let bench = bench();
-    fs::create_dir(staging(&bench)).unwrap();
+    interrupted(&bench, &inputs, 1);
     let lock = fs::File::open(staging(&bench)).unwrap();
     lock.try_lock().unwrap();
-    let inputs = [input(vec![tied_qkv(70)])];
     assert_eq!(bench.merge(&inputs).unwrap_err().code(), Code::Busy);
     drop(lock);
-    bench.merge(&inputs).unwrap();
+    type Change = fn(&Path);
+    let changes: [Change; 4] = [
+        |s| fs::set_permissions(s, fs::Permissions::from_mode(0o755)).unwrap(),
+        |s| fs::write(s.join("mine.txt"), "mine").unwrap(),
+        |s| fs::remove_file(s.join(".tlkit-staging")).unwrap(),
+        |s| {
+            let other = s.with_file_name("elsewhere");
+            fs::rename(s, &other).unwrap();
+            std::os::unix::fs::symlink(other, s).unwrap();
+        },
+    ];
+    for change in changes {
+        let bench = self::bench();
+        interrupted(&bench, &inputs, 1);
+        change(&staging(&bench));
+        let before = files(&staging(&bench).join("new"));
+        let report = bench.merge(&inputs).unwrap();
+        assert_eq!(report.total.shards_reused, 0);
+        assert!(files(&staging(&bench).join("new")) == before);
+    }
 }
 
 #[test]
@@ -185,9 +234,15 @@ fn only_a_model_is_replaced_and_never_the_base() {
         Code::OutputExists
     );
     assert!(out.join("thesis.tex").exists());
+    // A model beside it makes it no better.
     fs::write(out.join("model.safetensors"), b"old").unwrap();
+    assert_eq!(
+        run(&out, Existing::Replace).unwrap_err(),
+        Code::OutputExists
+    );
+    fs::remove_file(out.join("thesis.tex")).unwrap();
     run(&out, Existing::Replace).unwrap();
-    assert!(!out.join("thesis.tex").exists());
+    run(&out, Existing::Replace).unwrap();
     let usage = [
         bench.base.clone(),
         bench.base.join("inside"),

@@ -197,7 +197,7 @@ fn an_interrupted_pass_goes_on_where_it_stopped() {
     let options = PlanOptions::default();
     let plan = plan_each(&base, &inputs, &names(&inputs), &options, &folder).unwrap();
     let cancel = AtomicBool::new(false);
-    let second = folder.join(".a2.tlkit-merge/model-00001-of-00003.safetensors");
+    let second = folder.join(".a2.tlkit-merge/new/model-00001-of-00003.safetensors");
     let stop = |_| cancel.store(second.exists(), Ordering::Relaxed);
     let control = Control {
         gpu: None,
@@ -209,4 +209,46 @@ fn an_interrupted_pass_goes_on_where_it_stopped() {
     assert!(names(&inputs).iter().all(|n| !folder.join(n).exists()));
     let report = check_each(&bench, &inputs, &options);
     assert!(report.outputs.iter().all(|o| o.total.shards_reused == 1));
+}
+
+/// Breaks where a run that was killed between two of its last renames cannot be gone on with, or
+/// goes on over an output that is another.
+#[test]
+fn outputs_that_have_their_name_are_not_made_again() {
+    for bench in [Bench::file(&decoder()), Bench::model(&decoder(), 3, None)] {
+        let mut inputs = adapters();
+        inputs.truncate(3);
+        let options = PlanOptions::default();
+        let folder = bench.dir.path().join("each");
+        let first = check_each(&bench, &inputs, &options);
+        let remove = |path: &Path| match path.is_dir() {
+            true => fs::remove_dir_all(path).unwrap(),
+            false => fs::remove_file(path).unwrap(),
+        };
+        let paths: Vec<_> = first.outputs.iter().map(|o| o.output.clone()).collect();
+        let inode = || std::os::unix::fs::MetadataExt::ino(&fs::metadata(&paths[0]).unwrap());
+        let kept = inode();
+        remove(&paths[1]);
+        remove(&paths[2]);
+        let base = Checkpoint::open(&bench.base).unwrap();
+        let plan = plan_each(&base, &inputs, &names(&inputs), &options, &folder).unwrap();
+        let run = || execute_each(&plan, &ExecOptions::default(), &Control::default());
+        let again = run().unwrap();
+        assert_eq!(inode(), kept);
+        for (a, b) in first.outputs.iter().zip(&again.outputs) {
+            assert_eq!((&a.output, &a.tensors), (&b.output, &b.tensors));
+        }
+        // All there, or one that is another: they exist, as ever.
+        assert_eq!(run().unwrap_err().code(), Code::OutputExists);
+        remove(&paths[2]);
+        let file = match paths[1].is_dir() {
+            true => paths[1].join("model-00002-of-00003.safetensors"),
+            false => paths[1].clone(),
+        };
+        let mut bytes = fs::read(&file).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&file, bytes).unwrap();
+        assert_eq!(run().unwrap_err().code(), Code::OutputExists);
+        assert!(!paths[2].exists());
+    }
 }

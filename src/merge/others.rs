@@ -1,0 +1,234 @@
+//! The files of a model directory that are not weights, and go along.
+
+use std::ffi::OsStr;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::plan::Plan;
+use crate::error::{Error, Result};
+use crate::fs::{check_inside, make_dir, open_regular, parent, same_bytes, sync_dir};
+use crate::safetensors::INDEX_FILE;
+
+/// Deepest folder of a base directory whose files are copied.
+const MAX_DEPTH: usize = 8;
+
+/// The files of the base directory that are not shards.
+pub(super) struct Others {
+    /// Paths within the base.
+    files: Vec<PathBuf>,
+    skipped: Vec<String>,
+    pub(super) bytes: u64,
+}
+
+impl Others {
+    pub(super) fn list(plan: &Plan<'_>) -> Result<Self> {
+        let mut all = Self {
+            files: Vec::new(),
+            skipped: Vec::new(),
+            bytes: 0,
+        };
+        all.walk(plan, Path::new(""), 0)?;
+        all.files.sort();
+        all.skipped.sort();
+        Ok(all)
+    }
+
+    fn walk(&mut self, plan: &Plan<'_>, inside: &Path, depth: usize) -> Result<()> {
+        let folder = plan.base().path().join(inside);
+        let io = |e| Error::io(&folder, "list", e);
+        for entry in fs::read_dir(&folder).map_err(io)? {
+            let entry = entry.map_err(io)?;
+            let path = inside.join(entry.file_name());
+            let kind = entry.file_type().map_err(io)?;
+            if kind.is_dir() {
+                let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
+                match hidden || depth == MAX_DEPTH {
+                    true => self.skip(&path, "hidden folder"),
+                    false => self.walk(plan, &path, depth + 1)?,
+                }
+                continue;
+            }
+            // Models in a download cache are folders of links to files.
+            let Some(meta) = fs::metadata(entry.path()).ok().filter(|m| m.is_file()) else {
+                self.skip(&path, "not a file");
+                continue;
+            };
+            let top = inside.as_os_str().is_empty();
+            let is = |name: &str| top && entry.file_name() == OsStr::new(name);
+            if plan.shards().iter().any(|s| is(&s.name)) {
+                continue;
+            }
+            if let Some(reason) = left_out(&path, plan.base().is_sharded() && is(INDEX_FILE)) {
+                self.skip(&path, reason);
+                continue;
+            }
+            check_inside(plan.base().path(), &plan.base().path().join(&path))?;
+            self.bytes += meta.len();
+            self.files.push(path);
+        }
+        Ok(())
+    }
+
+    fn skip(&mut self, path: &Path, reason: &str) {
+        self.skipped.push(format!("{}: {reason}", path.display()));
+    }
+
+    /// Every file that a merge may write, relative to the output: shards and these.
+    pub(super) fn names(&self, plan: &Plan<'_>) -> Vec<PathBuf> {
+        let shards = plan.shards().iter().map(|s| PathBuf::from(&s.name));
+        shards.chain(self.files.iter().cloned()).collect()
+    }
+
+    /// Removes all but shards from a folder that an interrupted merge was filling.
+    pub(super) fn clear(&self, plan: &Plan<'_>, folder: &Path) -> Result<()> {
+        let io = |e| Error::io(folder, "clean up", e);
+        let entries = match fs::read_dir(folder) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other.map_err(io)?,
+        };
+        for entry in entries {
+            let entry = entry.map_err(io)?;
+            let kind = entry.file_type().map_err(io)?;
+            let is_shard = plan.shards().iter().any(|s| entry.file_name() == *s.name);
+            let removed = match kind.is_dir() {
+                true => fs::remove_dir_all(entry.path()),
+                false if is_shard && kind.is_file() => Ok(()),
+                false => fs::remove_file(entry.path()),
+            };
+            removed.map_err(io)?;
+        }
+        Ok(())
+    }
+
+    /// Copies them into the staging folder, rewritten ones with their new content. None gets wider
+    /// permissions than it has in the base.
+    pub(super) fn copy(&self, plan: &Plan<'_>, to: &Path, durable: bool) -> Result<Vec<String>> {
+        let base = plan.base().path();
+        for path in &self.files {
+            self.copy_folders(base, parent(path), to)?;
+            let (from, dest) = (base.join(path), to.join(path));
+            check_inside(base, &from)?;
+            let (mut source, _) = open_regular(&from)?;
+            let mode = source
+                .metadata()
+                .map_err(|e| Error::io(&from, "stat", e))?
+                .mode();
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(mode & 0o777)
+                .open(&dest)
+                .map_err(|e| Error::io(&dest, "create", e))?;
+            let new = plan.rewritten.iter().find(|(n, _)| path == Path::new(n));
+            match new {
+                Some((_, content)) => file.write_all(content),
+                None => io::copy(&mut source, &mut file).map(drop),
+            }
+            .map_err(|e| Error::io(&dest, "write", e))?;
+            if durable {
+                file.sync_all().map_err(|e| Error::io(&dest, "sync", e))?;
+                sync_dir(parent(&dest))?;
+            }
+        }
+        Ok(self.skipped.clone())
+    }
+
+    /// Makes the folders of the base that lead to `inside`, with the base's permissions.
+    fn copy_folders(&self, base: &Path, inside: &Path, to: &Path) -> Result<()> {
+        let mut path = PathBuf::new();
+        for part in inside.components().filter(|p| p.as_os_str() != ".") {
+            path.push(part);
+            let (from, dest) = (base.join(&path), to.join(&path));
+            let mode = from
+                .metadata()
+                .map_err(|e| Error::io(&from, "stat", e))?
+                .mode();
+            match make_dir(&dest, mode | 0o700) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(Error::io(&dest, "create", e));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether `folder` has these files with the content that they would be given, and no file beside
+    /// them and the shards.
+    pub(super) fn are_in(&self, plan: &Plan<'_>, folder: &Path) -> Result<bool> {
+        let mut found = Vec::new();
+        if !list(folder, Path::new(""), 0, &mut found)? {
+            return Ok(false);
+        }
+        let mut names = self.names(plan);
+        names.sort();
+        found.sort();
+        if found != names {
+            return Ok(false);
+        }
+        for path in &self.files {
+            let new = plan.rewritten.iter().find(|(n, _)| path == Path::new(n));
+            let made = folder.join(path);
+            let same = match new {
+                Some((_, content)) => fs::read(&made).is_ok_and(|b| b == *content),
+                None => same_bytes(&open_regular(&plan.base().path().join(path))?.0, &made),
+            };
+            if !same {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Lists the regular files below `folder`; false where there is anything else, or they lie too deep.
+fn list(folder: &Path, inside: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<bool> {
+    let path = folder.join(inside);
+    let io = |e| Error::io(&path, "list", e);
+    for entry in fs::read_dir(&path).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        let kind = entry.file_type().map_err(io)?;
+        let path = inside.join(entry.file_name());
+        if kind.is_file() {
+            found.push(path);
+        } else if !kind.is_dir() || depth == MAX_DEPTH || !list(folder, &path, depth + 1, found)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Why a file of the base does not belong into the output.
+fn left_out(path: &Path, is_index: bool) -> Option<&'static str> {
+    const OTHER_WEIGHTS: [&str; 11] = [
+        "safetensors",
+        "bin",
+        "pth",
+        "pt",
+        "ckpt",
+        "gguf",
+        "ggml",
+        "msgpack",
+        "h5",
+        "onnx",
+        "onnx_data",
+    ];
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let extension = path.extension().unwrap_or_default().to_string_lossy();
+    if is_index {
+        return None;
+    }
+    if name.starts_with("adapter_") {
+        return Some("belongs to an adapter");
+    }
+    if name.starts_with(".tlkit") || name.contains(".tlkit-") {
+        return Some("belongs to tlkit");
+    }
+    if OTHER_WEIGHTS.contains(&&*extension) {
+        return Some("weights that were not merged");
+    }
+    name.ends_with(".index.json")
+        .then_some("index of weights that were not merged")
+}
