@@ -68,7 +68,7 @@ codes! {
     Io = "TL0001", Io;
     /// A file or folder that was named does not exist.
     NotFound = "TL0002", Io;
-    /// The output exists already, and overwriting was not asked for.
+    /// The output exists already, and overwriting was not asked for, or would destroy something else.
     OutputExists = "TL0003", Io;
     /// The disk has no room for the output.
     NoSpace = "TL0004", Io;

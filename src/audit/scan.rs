@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use super::row::{Problem, add};
 use crate::error::{Code, Error, Result};
+use crate::fs::check_inside;
 use crate::peft::{CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE};
 use crate::store::Store;
 
@@ -101,7 +102,8 @@ pub(super) fn scan(roots: &[PathBuf]) -> Result<Scan> {
                 level.into_iter().partition(|(dir, _)| Store::is_in(dir));
             scan.stores.extend(stores.into_iter().map(|(dir, _)| dir));
             level = folders;
-            let lists: Vec<Listing> = level.par_iter().map(|(dir, _)| list(at, dir)).collect();
+            let list = |(dir, _): &(PathBuf, _)| list((at, root), dir);
+            let lists: Vec<Listing> = level.par_iter().map(list).collect();
             level.clear();
             for list in lists {
                 entries.extend(list.entries);
@@ -126,7 +128,7 @@ struct Listing {
     folder_links: u64,
 }
 
-fn list(root: usize, dir: &Path) -> Listing {
+fn list((root, top): (usize, &Path), dir: &Path) -> Listing {
     let mut listing = Listing::default();
     let problem = |path: &Path, what: &str, e| Problem::from(&Error::io(path, what, e));
     let children = match fs::read_dir(dir) {
@@ -162,7 +164,10 @@ fn list(root: usize, dir: &Path) -> Listing {
         }
         match fs::metadata(&path) {
             Ok(meta) if meta.is_dir() => listing.folder_links += 1,
-            Ok(meta) => listing.entries.extend(entry(root, path, &meta)),
+            Ok(meta) => match check_inside(top, &path) {
+                Ok(()) => listing.entries.extend(entry(root, path, &meta)),
+                Err(error) => listing.problems.push(Problem::from(&error)),
+            },
             Err(_) => {
                 let error = Error::new(Code::NotFound, "a link to nothing").file(&path);
                 listing.problems.push(Problem::from(&error));

@@ -7,7 +7,8 @@ pub(crate) mod ties;
 use serde_json::Value;
 
 use crate::error::{Code, Error, Result};
-use crate::safetensors::{Checkpoint, read_limited};
+use crate::fs::{check_inside, read_limited};
+use crate::safetensors::Checkpoint;
 
 /// The model's own description, beside its weights.
 pub(crate) const CONFIG_FILE: &str = "config.json";
@@ -23,6 +24,7 @@ pub(crate) fn read_config(base: &Checkpoint) -> Result<Option<Value>> {
     if !path.is_file() {
         return Ok(None);
     }
+    check_inside(base.folder(), &path)?;
     let bytes = read_limited(&path, MAX_CONFIG_BYTES)?;
     serde_json::from_slice(&bytes)
         .map(Some)

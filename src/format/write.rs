@@ -8,7 +8,8 @@ use super::pack;
 use super::read::{ALIGN, KEY_MANIFEST, KEY_PACK, KEY_ROOT, KEY_VERSION};
 use crate::adapter::Adapter;
 use crate::error::{Error, Result};
-use crate::safetensors::{AtomicFile, Existing, encode_header};
+use crate::fs::{AtomicFile, Existing, read_limited};
+use crate::safetensors::encode_header;
 use crate::tensor::{Bytes, Dtype};
 
 /// Which tensors go into a file; the root is the same for all.
@@ -101,7 +102,8 @@ pub fn write_blobs(dir: &Path, encoded: &Encoded, which: &BTreeSet<Digest>) -> R
     let mut written = BTreeSet::new();
     for entry in encoded.tensors.values() {
         let path = dir.join(entry.digest.hex());
-        let good = || fs::read(&path).is_ok_and(|old| Digest::of(&old) == entry.digest);
+        let len = entry.tensor.data().len() as u64;
+        let good = || read_limited(&path, len).is_ok_and(|old| Digest::of(&old) == entry.digest);
         if !which.contains(&entry.digest) || written.contains(&entry.digest) || good() {
             continue;
         }

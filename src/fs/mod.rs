@@ -23,7 +23,7 @@ pub(crate) use folder::make_dir;
 pub use folder::write_dir;
 pub(crate) use read::open_regular;
 pub use read::{check_inside, read_limited};
-pub use rule::{Existing, Output, check_inputs, check_output};
+pub use rule::{Existing, Output, check_inputs, check_output, check_outside};
 pub use staging::Staging;
 
 use crate::error::{Error, Result};

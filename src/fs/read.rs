@@ -77,7 +77,6 @@ pub fn check_inside(folder: &Path, file: &Path) -> Result<()> {
 fn is_cached(snapshot: &Path, target: &Path) -> bool {
     let Some(model) = snapshot
         .ancestors()
-        .skip(1)
         .find(|p| p.file_name().is_some_and(|n| n == "snapshots"))
         .and_then(Path::parent)
     else {

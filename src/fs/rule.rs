@@ -123,6 +123,26 @@ pub fn check_inputs<P: AsRef<Path>>(dest: &Path, inputs: &[P]) -> Result<()> {
     Ok(())
 }
 
+/// Refuses an output in a folder of which every file is the command's own, as those of a store are.
+///
+/// # Errors
+/// [`Code::Usage`].
+pub fn check_outside(dest: &Path, folder: &Path, what: &str) -> Result<()> {
+    let there = dest
+        .ancestors()
+        .find_map(|part| match part.as_os_str().is_empty() {
+            true => Path::new(".").canonicalize().ok(),
+            false => part.canonicalize().ok(),
+        });
+    match (there, folder.canonicalize()) {
+        (Some(there), Ok(folder)) if there.starts_with(&folder) => {
+            let message = format!("the output lies in {what}");
+            Err(Error::new(Code::Usage, message).file(dest))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Whether a file is one that is read where `folder` is an input. Results may lie there as well.
 fn is_read_in(folder: &Path, file: &Path, own: &Metadata) -> bool {
     const READ: [&str; 6] = ["safetensors", "bin", "json", "jinja", "model", "jsonl"];

@@ -7,7 +7,8 @@ use super::config::{MAX_CONFIG_BYTES, PeftConfig};
 use super::pickle::{Limits, read_torch_archive};
 use crate::error::{Code, Error, Result};
 use crate::format::{Digest, Hasher};
-use crate::safetensors::{SafetensorsFile, read_limited};
+use crate::fs::{check_inside, read_limited};
+use crate::safetensors::SafetensorsFile;
 use crate::tensor::Tensor;
 
 /// The config of an adapter directory.
@@ -57,6 +58,9 @@ impl AdapterFiles {
         }
         if !config_path.exists() {
             return Err(no_adapter(dir, CONFIG_FILE));
+        }
+        for name in [CONFIG_FILE, WEIGHTS_FILE, PICKLE_FILE] {
+            check_inside(dir, &dir.join(name))?;
         }
         let config_bytes = read_limited(&config_path, MAX_CONFIG_BYTES as u64)?;
         let config = PeftConfig::from_slice(&config_bytes).map_err(|e| e.file(&config_path))?;

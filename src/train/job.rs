@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::data::{DataOptions, DataStats, Dataset, Vocabulary};
 use super::model::Model;
-use super::run::{Data, Observer, RunDir, StopReason, train};
+use super::run::{Data, Observer, RunDir, STATE_FILE, StopReason, train};
 use super::settings::RunConfig;
 use super::template::{Template, Trainable};
 use super::trainer::TrainingModel;
@@ -16,8 +16,8 @@ use crate::adapter::{Adapter, BaseModel, Method, Part};
 use crate::convert;
 use crate::error::{Code, Error, Result};
 use crate::format::{Digest, NoBlobs, Packing, WriteOptions, fingerprint, write_tl};
+use crate::fs::{Existing, Output, check_inputs, check_output};
 use crate::peft::export::{ExportOptions, Form};
-use crate::safetensors::Existing;
 
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 pub(super) const MAX_DATA_BYTES: u64 = 1 << 36;
@@ -99,14 +99,7 @@ impl Job {
     /// [`Code::OutputExists`]; those of [`Model::open`], [`Vocabulary::open`], [`Dataset::load`]
     /// and [`Trainable::new`].
     pub fn open(config: RunConfig, options: JobOptions) -> Result<Self> {
-        for output in [Some(&config.output), options.peft.as_ref()]
-            .into_iter()
-            .flatten()
-        {
-            if options.existing == Existing::Refuse && output.exists() {
-                return Err(Error::output_exists(output));
-            }
-        }
+        let options = check_outputs(&config, options)?;
         let model = Model::open(&config.model, &options.device, config.compute_dtype)?;
         let vocabulary = Vocabulary::open(&config.model)?;
         let wanted = DataOptions {
@@ -258,6 +251,38 @@ impl Job {
         };
         Ok(report?.form)
     }
+}
+
+/// Refuses outputs that cannot be written, before anything is read.
+///
+/// A run that was killed between its two outputs has left the `.tl` and not the PEFT directory. Its run
+/// is over, so it is resumed, whether that was asked for or not; the `.tl` stays if it is the one that
+/// would be written, and any other is refused then.
+fn check_outputs(config: &RunConfig, mut options: JobOptions) -> Result<JobOptions> {
+    let there = |path: &Path| path.symlink_metadata().is_ok();
+    let mut tl = options.existing;
+    if let Some(peft) = &options.peft {
+        let same = |path: &Path| std::path::absolute(path).ok();
+        if same(peft) == same(&config.output) {
+            return Err(Error::new(Code::Usage, "two outputs have this name").file(peft));
+        }
+        let run = there(&options.run_dir.join(STATE_FILE));
+        if tl == Existing::Refuse && there(&config.output) && !there(peft) && run {
+            tl = Existing::Same;
+            options.resume = true;
+        }
+        check_output(peft, Output::Adapter, options.existing)?;
+    }
+    check_output(&config.output, Output::File, tl)?;
+    if tl == Existing::Replace {
+        let mut inputs = vec![&config.model, &config.data];
+        inputs.extend(&config.valid);
+        for output in [&config.output].into_iter().chain(&options.peft) {
+            check_inputs(output, &inputs)?;
+        }
+    }
+    options.existing = tl;
+    Ok(options)
 }
 
 fn template(config: &RunConfig) -> Template {

@@ -12,6 +12,7 @@ mod errors;
 mod help;
 mod inspect;
 mod merge;
+mod outputs;
 mod params;
 mod run;
 mod store;

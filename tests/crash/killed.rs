@@ -25,11 +25,11 @@ fn a_file_is_absent_or_whole() {
         if n >= 16 && halfway >= 3 {
             break;
         }
-        site.signal_after(line, wait, Signal::Kill);
+        let killed = site.signal_after(line, wait, Signal::Kill).code().is_none();
         if out.exists() {
             assert!(content(&out) == expected, "killed after {wait:?}");
             fs::remove_file(&out).unwrap();
-        } else if site.names() != before {
+        } else if killed {
             halfway += 1;
         }
     }
@@ -155,4 +155,191 @@ fn an_interrupt_leaves_nothing() {
         assert_eq!(site.names(), before, "{line}");
         assert!(content(&site.path("base.safetensors")) == original);
     }
+}
+
+/// Breaks where a run over many adapters that was killed, most of all while it gave the outputs their
+/// names, does not go on without `--force`, ends in other bytes, or leaves something.
+#[test]
+fn outputs_of_many_adapters_are_finished_by_the_next_run() {
+    let _alone = ALONE.lock();
+    let site = Site::new();
+    site.adapter("one.tl", vec![1]);
+    site.adapter("two.tl", vec![2]);
+    for base in ["base", "base.safetensors"] {
+        let line = format!("merge {base} all.tl one.tl two.tl --each -o each --no-fsync");
+        let (whole, _) = site.ok(&line);
+        let expected = tree(&site.path("each"));
+        let count = names(&site.path("each")).len();
+        fs::remove_dir_all(site.path("each")).unwrap();
+        let before = site.names();
+        let mut some = 0;
+        // The renames are the last thing, and take no time: what they leave is made here as well.
+        for (n, wait) in moments(whole, 5).take(10).enumerate() {
+            match n {
+                0..5 => drop(site.signal_after(&line, wait, Signal::Kill)),
+                _ => {
+                    site.ok(&line);
+                    let all = names(&site.path("each"));
+                    for name in all.iter().take(1 + n % (count - 1)) {
+                        let path = site.path("each").join(name);
+                        let _ = fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path));
+                    }
+                }
+            }
+            let there = |n: &&String| !n.starts_with('.');
+            let named = match site.path("each").is_dir() {
+                true => names(&site.path("each")).iter().filter(there).count(),
+                false => 0,
+            };
+            some += usize::from(named > 0 && named < count);
+            if named < count {
+                site.ok(&line);
+            }
+            assert!(
+                tree(&site.path("each")) == expected,
+                "{base} killed after {wait:?}"
+            );
+            fs::remove_dir_all(site.path("each")).unwrap();
+            assert_eq!(site.names(), before);
+        }
+        assert!(some > 0);
+    }
+}
+
+/// Breaks where an adapter's folder that was being replaced is half old and half new, or neither is
+/// there, or the old one lies about.
+#[test]
+fn a_folder_that_is_replaced_is_the_old_or_the_new_one() {
+    let _alone = ALONE.lock();
+    let site = Site::new();
+    site.ok("convert tied-to-peft ends.tl -o peft");
+    let old = tree(&site.path("peft"));
+    let line = "convert tied-to-peft all.tl -o peft --force";
+    let (whole, _) = site.ok(line);
+    let new = tree(&site.path("peft"));
+    let before = site.names();
+    let mut kept = 0;
+    for wait in moments(whole, 8).take(16) {
+        site.ok("convert tied-to-peft ends.tl -o peft --force");
+        site.signal_after(line, wait, Signal::Kill);
+        let now = tree(&site.path("peft"));
+        assert!(now == old || now == new, "killed after {wait:?}");
+        kept += usize::from(now == old);
+    }
+    assert!(kept > 0, "no run was met at work");
+    site.ok(line);
+    assert_eq!(site.names(), before);
+}
+
+/// A folder with the fixtures' model as `model` and its task as `task`.
+fn training() -> Site {
+    let site = Site::new();
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    for (from, to) in [("llama-tiny", "model"), ("task", "task")] {
+        fs::create_dir(site.path(to)).unwrap();
+        for name in names(&fixtures.join(from)) {
+            let bytes = fs::read(fixtures.join(from).join(&name)).unwrap();
+            fs::write(site.path(to).join(name), bytes).unwrap();
+        }
+    }
+    site
+}
+
+/// Breaks where a killed training does not go on to the same bytes, for the moments between its two
+/// outputs too, has half a file under its name, or leaves something.
+#[test]
+fn a_training_goes_on_to_the_same_bytes() {
+    let _alone = ALONE.lock();
+    let site = training();
+    let before = site.names();
+    let line = "train --model model --data task/train.jsonl --max-steps 12 --global-batch 4 \
+        --batch-size 4 --checkpoint-every 2 --seq-len 16 -o t.tl --peft p --run-dir run";
+    let (whole, _) = site.ok(line);
+    let outputs = || (tree(&site.path("t.tl")), tree(&site.path("p")));
+    let expected = outputs();
+    let left = |folder: &str| names(&site.path(folder));
+    let (run, all) = (left("run"), site.names());
+    let clear = || {
+        for name in ["t.tl", "p", "run"] {
+            let path = site.path(name);
+            let _ = fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path));
+        }
+    };
+    let mut resumed = 0;
+    for (n, wait) in moments(whole, 8).take(12).enumerate() {
+        clear();
+        assert_eq!(site.names(), before);
+        if n < 8 {
+            site.signal_after(line, wait, Signal::Kill);
+        } else {
+            // Between the two outputs, which is too short to be met.
+            site.ok(line);
+            fs::remove_dir_all(site.path("p")).unwrap();
+        }
+        if site.path("t.tl").exists() {
+            assert!(
+                tree(&site.path("t.tl")) == expected.0,
+                "killed after {wait:?}"
+            );
+        }
+        if !site.path("p").exists() {
+            let state = site.path("run/state.safetensors").exists();
+            resumed += usize::from(state);
+            site.ok(&match state && n % 2 == 0 {
+                true => format!("{line} --resume run").replace(" --run-dir run", ""),
+                false if state && !site.path("t.tl").exists() => {
+                    format!("{line} --resume run").replace(" --run-dir run", "")
+                }
+                false => line.to_owned(),
+            });
+        }
+        assert!(outputs() == expected, "killed after {wait:?}");
+        assert_eq!((left("run"), site.names()), (run.clone(), all.clone()));
+    }
+    assert!(resumed > 0, "no run was met at work");
+}
+
+/// Breaks where a killed sweep does not go on to the same results, or leaves something.
+#[test]
+fn a_sweep_goes_on_to_the_same_results() {
+    let _alone = ALONE.lock();
+    let site = training();
+    let config = r#"model = "model"
+data = "task/train.jsonl"
+valid = "task/valid.jsonl"
+max-steps = 4
+global-batch = 4
+batch-size = 4
+seq-len = 16
+eval-every = 2
+checkpoint-every = 1
+[sweep]
+methods = ["tl5", "lora"]
+ranks = [2]
+lrs = [0.02]
+"#;
+    fs::write(site.path("sweep.toml"), config).unwrap();
+    let before = site.names();
+    let line = "sweep --config sweep.toml -o out";
+    let (whole, _) = site.ok(line);
+    // Times differ, and the states and logs that hold them.
+    let results = || {
+        let mut all = tree(&site.path("out"));
+        let timed =
+            |name: &str| name.ends_with("metrics.jsonl") || name.ends_with("state.safetensors");
+        for (_, bytes) in all.iter_mut().filter(|(name, _)| timed(name)) {
+            bytes.clear();
+        }
+        all
+    };
+    let expected = results();
+    let mut met = 0;
+    for wait in moments(whole, 8).take(8) {
+        fs::remove_dir_all(site.path("out")).unwrap();
+        assert_eq!(site.names(), before);
+        met += usize::from(site.signal_after(line, wait, Signal::Kill).code().is_none());
+        site.ok(line);
+        assert!(results() == expected, "killed after {wait:?}");
+    }
+    assert!(met > 0, "no run was met at work");
 }

@@ -178,6 +178,20 @@ fn content(path: &Path) -> Vec<(String, Vec<u8>)> {
     names(path).into_iter().map(read).collect()
 }
 
+/// Every file below a folder (or the file itself), by its path in it, with its content.
+fn tree(path: &Path) -> Vec<(String, Vec<u8>)> {
+    if path.is_file() {
+        return content(path);
+    }
+    let mut all = Vec::new();
+    for name in names(path) {
+        for (inside, bytes) in tree(&path.join(&name)) {
+            all.push((format!("{name}/{inside}"), bytes));
+        }
+    }
+    all
+}
+
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }

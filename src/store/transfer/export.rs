@@ -80,6 +80,7 @@ pub fn export(
         output: dir.to_owned(),
         ..Exported::default()
     };
+    let mut same = Vec::new();
     for user in &tenants {
         let listed = store.list(user)?;
         let folder = dir.join(user.as_str());
@@ -88,11 +89,16 @@ pub fn export(
         }
         for adapter in &listed {
             progress(0)?;
+            let output = folder.join(format!("{}.tl", adapter.task));
+            let there = output.symlink_metadata().is_ok();
             match one(store, dir, &folder, adapter, options) {
                 Ok((bytes, blobs)) => {
                     done.adapters += 1;
                     done.bytes += bytes;
                     done.blobs += blobs;
+                    if there && options.existing == Existing::Refuse {
+                        same.push((format!("{user}/{}", adapter.task), output));
+                    }
                 }
                 Err(e) if e.code() == Code::NoSpace => return Err(e),
                 // Removed since it was listed.
@@ -105,6 +111,19 @@ pub fn export(
             }
         }
         progress(1)?;
+    }
+    if same.len() == done.adapters {
+        // None was missing: the files exist, as those of any other command.
+        (done.adapters, done.bytes, done.blobs) = (0, 0, 0);
+        done.failed
+            .extend(same.into_iter().map(|(adapter, output)| {
+                let e = Error::output_exists(output);
+                NotExported {
+                    adapter,
+                    code: e.code(),
+                    message: e.to_string(),
+                }
+            }));
     }
     Ok(done)
 }
@@ -126,7 +145,11 @@ fn one(
             true => Form::Thin(Some(dir.join(BLOBS))),
             false => Form::Fat,
         },
-        existing: options.existing,
+        // An export that was killed has left some of its files.
+        existing: match options.existing {
+            Existing::Refuse => Existing::Same,
+            other => other,
+        },
         ..GetOptions::default()
     };
     let output = folder.join(format!("{}.tl", adapter.task));

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Code, Error, Result};
-use crate::safetensors::read_limited;
+use crate::fs::{check_inside, parent, read_limited};
 
 pub(super) const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
@@ -15,6 +15,7 @@ pub(super) fn read_json<T: DeserializeOwned + Default>(path: &Path, code: Code) 
     if !path.exists() {
         return Ok(T::default());
     }
+    check_inside(parent(path), path)?;
     let bytes = read_limited(path, MAX_CONFIG_BYTES)?;
     serde_json::from_slice(&bytes).map_err(|e| {
         Error::new(code, format!("not valid: {e}"))

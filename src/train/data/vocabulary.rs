@@ -7,6 +7,7 @@ use tokenizers::{ModelWrapper, Tokenizer};
 use super::configs::{self, Ids, ModelConfig, TemplateText, TokenText, TokenizerConfig, read_json};
 use super::template::{ChatTemplate, Message};
 use crate::error::{Code, Error, Result};
+use crate::fs::check_inside;
 use crate::safetensors::read_limited;
 
 const TOKENIZER: &str = "tokenizer.json";
@@ -48,6 +49,8 @@ impl Vocabulary {
     /// [`Code::HeaderTooLarge`] for an absurdly large config; [`Code::Io`].
     pub fn open(model_dir: &Path) -> Result<Self> {
         let path = model_dir.join(TOKENIZER);
+        check_inside(model_dir, &path)?;
+        check_inside(model_dir, &model_dir.join(TEMPLATE))?;
         let tokenizer = load_tokenizer(&path)?;
         let config: TokenizerConfig =
             read_json(&model_dir.join(TOKENIZER_CONFIG), Code::BadTokenizer)?;

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::family::{FAMILIES, Family, Sizes, WindowRule};
 use super::rotary::{RopeConfig, Rotary};
 use crate::error::{Code, Error, Result};
-use crate::safetensors::read_limited;
+use crate::fs::{check_inside, read_limited};
 
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 const MAX_LAYERS: usize = crate::adapter::MAX_LAYERS;
@@ -92,6 +92,7 @@ impl ModelConfig {
     /// another; [`Code::UnsupportedModel`] for a decoder that tlkit does not run.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
+        check_inside(dir, &path)?;
         let bytes = read_limited(&path, MAX_CONFIG_BYTES)?;
         Self::parse(&bytes).map_err(|e| e.file(&path))
     }

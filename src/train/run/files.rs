@@ -56,6 +56,9 @@ impl<'a> Files<'a> {
                     dir.path.display()
                 )));
         }
+        if !dir.resume {
+            check_new(dir.path)?;
+        }
         let (state, lines) = match dir.resume {
             false => (state, Vec::new()),
             true => {
@@ -104,6 +107,24 @@ impl<'a> Files<'a> {
         svg.write_all(curve(&self.lines)?.as_bytes())?;
         svg.commit(false)?;
         Ok(true)
+    }
+}
+
+/// Refuses to begin a run over the metrics or the curve of something else. A run that was killed while
+/// it began has left metrics without a line.
+fn check_new(folder: &Path) -> Result<()> {
+    let taken = |name: &str| {
+        let path = folder.join(name);
+        let meta = path.symlink_metadata().ok()?;
+        (!meta.is_file() || meta.len() > 0).then_some(path)
+    };
+    match taken(METRICS_FILE).or_else(|| taken(CURVE_FILE)) {
+        None => Ok(()),
+        Some(path) => {
+            let message = "the folder has files of a run, and no state to go on with";
+            let error = Error::new(Code::OutputExists, message).file(path);
+            Err(error.hint("choose another folder by --run-dir"))
+        }
     }
 }
 

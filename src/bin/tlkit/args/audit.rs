@@ -44,7 +44,7 @@ pub(crate) struct Audit {
     pub(crate) strict: bool,
     #[command(flatten)]
     pub(crate) prices: PriceArgs,
-    /// Replace an existing output
+    /// Replace an existing file; links, devices and inputs never are
     #[arg(long)]
     pub(crate) force: bool,
 }

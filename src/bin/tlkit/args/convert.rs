@@ -39,7 +39,8 @@ pub(crate) struct PeftToTied {
     /// The base's dtype in training, for VeRA projections that are not stored [default: the base's]
     #[arg(long, value_parser = float_dtype)]
     pub(crate) projection_dtype: Option<Dtype>,
-    /// Replace an existing output
+    /// Replace an existing output: a file, or with --share a folder of .tl files and blobs alone;
+    /// links, devices and inputs never are
     #[arg(long)]
     pub(crate) force: bool,
     // Last: what follows them would stand under their headings.
@@ -198,7 +199,7 @@ pub(crate) struct TiedToPeft {
     pub(crate) base: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) blobs: Blobs,
-    /// Replace an existing output
+    /// Replace an existing PEFT directory without other files; links, devices and inputs never are
     #[arg(long)]
     pub(crate) force: bool,
 }

@@ -135,7 +135,8 @@ pub(crate) struct Merge {
     pub(crate) device: Device,
     #[command(flatten)]
     pub(crate) blobs: Blobs,
-    /// Replace an existing output
+    /// Replace an existing output: a file, or a model directory without other files; links, devices
+    /// and inputs never are
     #[arg(long)]
     pub(crate) force: bool,
 }
@@ -302,7 +303,7 @@ pub(crate) struct Pack {
     /// Where left-out tensors are read from, and with --thin written to
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) blobs: Option<PathBuf>,
-    /// Replace an existing output
+    /// Replace an existing file; links, devices and inputs never are
     #[arg(long)]
     pub(crate) force: bool,
 }

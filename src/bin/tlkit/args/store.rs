@@ -97,7 +97,8 @@ pub(crate) struct Get {
     /// Refuse an adapter that none of these Ed25519 keys signed; may be given several times
     #[arg(long, value_name = "PUBLIC.pem", value_hint = ValueHint::FilePath)]
     pub(crate) require_signature: Vec<PathBuf>,
-    /// Replace an existing output
+    /// Replace an existing output: a file, or a PEFT directory without other files; links and devices
+    /// never are
     #[arg(long)]
     pub(crate) force: bool,
 }
@@ -219,7 +220,7 @@ pub(crate) struct Export {
     /// Leave out seeded tensors, and keep published blobs once, in DIR/blobs
     #[arg(long)]
     pub(crate) thin: bool,
-    /// Replace existing files
+    /// Replace existing files; links and devices never are
     #[arg(long)]
     pub(crate) force: bool,
 }

@@ -107,7 +107,7 @@ pub(crate) struct Eval {
     /// Write each answer to a JSONL file
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) predictions: Option<PathBuf>,
-    /// Replace an existing --predictions file
+    /// Replace an existing --predictions file; links, devices and inputs never are
     #[arg(long)]
     pub(crate) force: bool,
 }
@@ -182,7 +182,8 @@ pub(crate) struct Train {
     /// Go on with the run in this folder; the result is that of an uninterrupted run, to the byte
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, conflicts_with = "run_dir")]
     pub(crate) resume: Option<PathBuf>,
-    /// Replace an existing output
+    /// Replace an existing output: a file, or a PEFT directory without other files; links, devices
+    /// and inputs never are
     #[arg(long)]
     pub(crate) force: bool,
     /// lora, vera, tl1 … tl6: preset of --train and --tie [default: tl6]

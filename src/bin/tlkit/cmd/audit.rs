@@ -1,7 +1,10 @@
+use std::path::PathBuf;
+
 use tlkit::audit::{
     FleetScenario, Group, Options, Owners, Problem, Quality, Report, Total, audit as run, usd,
     write_csv, write_html, write_parquet,
 };
+use tlkit::fs::{self, Existing};
 use tlkit::{Code, Error, Result};
 
 use super::existing;
@@ -11,6 +14,37 @@ use crate::progress::with_ticks;
 
 /// Lines of each table in the text; `--json` and `--csv` have all.
 const TOP: usize = 10;
+
+/// Refuses what cannot be written: found out now rather than after a long walk. A run that was killed
+/// between its outputs has left some of them: where one is missing, the others may be there already
+/// with what is written anyway.
+fn check_outputs(args: &Audit) -> Result<Existing> {
+    let outputs = [&args.csv, &args.parquet, &args.html];
+    let outputs = outputs.into_iter().flatten();
+    // Of an object store, its own rule is asked when it is written.
+    let files: Vec<&PathBuf> = outputs
+        .filter(|f| !f.to_string_lossy().contains("://"))
+        .collect();
+    let missing = files.iter().any(|f| f.symlink_metadata().is_err());
+    let existing = match existing(args.force) {
+        Existing::Refuse if missing => Existing::Same,
+        other => other,
+    };
+    for (at, file) in files.iter().enumerate() {
+        let dest = fs::check_output(file, fs::Output::File, existing)?;
+        let twice =
+            |other: &&PathBuf| std::path::absolute(other).ok() == std::path::absolute(&dest).ok();
+        if files[..at].iter().any(|f| twice(f)) {
+            return Err(Error::new(Code::Usage, "two outputs have this name").file(file));
+        }
+        if args.force {
+            let owners = args.owners.iter();
+            let inputs: Vec<&PathBuf> = args.paths.iter().chain(owners).collect();
+            fs::check_inputs(&dest, &inputs)?;
+        }
+    }
+    Ok(existing)
+}
 
 pub(crate) fn audit(args: &Audit, output: &Output) -> Result<Outcome> {
     let owners = match (&args.template, &args.owners) {
@@ -26,23 +60,19 @@ pub(crate) fn audit(args: &Audit, output: &Output) -> Result<Outcome> {
         prices: args.prices.prices(),
         tick: None,
     };
-    // Found out now rather than after a long walk.
-    let mut outputs = [&args.csv, &args.parquet, &args.html].into_iter().flatten();
-    if let Some(file) = outputs.find(|f| !args.force && f.exists()) {
-        return Err(Error::output_exists(file));
-    }
+    let existing = check_outputs(args)?;
     let report = with_ticks("adapters", |tick| {
         let tick: Option<&(dyn Fn() -> Result<()> + Sync)> = Some(tick);
         run(&args.paths, &Options { tick, ..options })
     })?;
     if let Some(file) = &args.csv {
-        write_csv(file, &report.rows, existing(args.force))?;
+        write_csv(file, &report.rows, existing)?;
     }
     if let Some(file) = &args.parquet {
-        write_parquet(file, &report.rows, existing(args.force))?;
+        write_parquet(file, &report.rows, existing)?;
     }
     if let Some(file) = &args.html {
-        write_html(file, &report, existing(args.force))?;
+        write_html(file, &report, existing)?;
     }
     output.report(&report, || text(&report))?;
     let broken = report.broken();

@@ -1,16 +1,18 @@
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tlkit::convert::{self, Found, ToPeft, ToTied, ToTiedOptions};
 use tlkit::format::{Packing, WriteOptions};
+use tlkit::fs::Output as Kind;
 use tlkit::peft::export::{ExportOptions, Form};
 use tlkit::peft::projection::Fma;
 use tlkit::{Code, Error, Result};
 
-use super::{blob_source, existing, open_base, show};
+use super::{as_closed_as, blob_source, check_output, existing, open_base, show};
 use crate::args::{PeftForm, PeftToTied, ProjectionRounding, TiedToPeft};
 use crate::output::{Outcome, Output, bytes, count, fields, number, plural};
 
 pub(crate) fn peft_to_tied(args: &PeftToTied, output: &Output) -> Result<Outcome> {
+    check_tied(args)?;
     let base = open_base(args.base.as_ref())?;
     let options = ToTiedOptions {
         base: base.as_ref(),
@@ -48,6 +50,32 @@ pub(crate) fn peft_to_tied(args: &PeftToTied, output: &Output) -> Result<Outcome
     }
     output.report(&report, || tied_text(&report))?;
     Ok(Outcome::Success)
+}
+
+/// Refuses what cannot be written, before anything is read.
+fn check_tied(args: &PeftToTied) -> Result<()> {
+    let mut inputs: Vec<&Path> = args.adapters.iter().map(PathBuf::as_path).collect();
+    as_closed_as(inputs.iter().copied());
+    let others = [
+        &args.base,
+        &args.sharing.onto,
+        &args.sharing.blobs,
+        &args.calibrate.calibrate,
+        &args.calibrate.model,
+        &args.calibrate.valid,
+    ];
+    inputs.extend(others.into_iter().flatten().map(PathBuf::as_path));
+    if let Some(Some(picture)) = &args.fit.curve {
+        check_output(picture, Kind::File, args.force, &inputs)?;
+    }
+    if let (Some(output), None) = (&args.output, &args.fit.curve) {
+        let kind = match args.sharing.share {
+            true => Kind::SharedAdapters,
+            false => Kind::File,
+        };
+        check_output(output, kind, args.force, &inputs)?;
+    }
+    Ok(())
 }
 
 /// Where the output goes; clap has seen to it that there is one where anything is written.
@@ -102,6 +130,10 @@ pub(super) fn change(before: u64, after: u64) -> String {
 }
 
 pub(crate) fn tied_to_peft(args: &TiedToPeft, output: &Output) -> Result<Outcome> {
+    let mut inputs: Vec<&Path> = vec![&args.file];
+    inputs.extend(args.base.as_deref());
+    check_output(&args.output, Kind::Adapter, args.force, &inputs)?;
+    as_closed_as([args.file.as_path()]);
     let base = open_base(args.base.as_ref())?;
     let form = match (args.kind, args.portable) {
         (PeftForm::Vera, _) => Form::Vera,

@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use tlkit::fs::check_inputs;
 use tlkit::merge::{
     self, Control, EachReport, EachSummary, EachTotals, ExecOptions, MergeInput, MergeReport,
     PlanOptions,
@@ -7,7 +8,7 @@ use tlkit::merge::{
 use tlkit::safetensors::Checkpoint;
 use tlkit::{Error, Result};
 
-use super::merge::split_weight;
+use super::merge::{adapter_paths, split_weight};
 use super::show;
 use crate::args::Merge;
 use crate::output::{Outcome, Output, bytes, fields, number, percent, plural, table};
@@ -41,6 +42,12 @@ pub(super) fn merge(
         let summary = plan.summary();
         output.report(&summary, || dry_text(&summary))?;
         return Ok(Outcome::Success);
+    }
+    if args.force {
+        let adapters = adapter_paths(&args.adapters)?;
+        let each = plan.outputs().iter();
+        each.map(|o| &o.path)
+            .try_for_each(|path| check_inputs(path, &adapters))?;
     }
     let device = &args.device;
     let plans: Vec<_> = plan.outputs().iter().map(|o| &o.plan).collect();

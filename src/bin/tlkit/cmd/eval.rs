@@ -1,11 +1,14 @@
+use std::path::Path;
+
 use serde::Serialize;
+use tlkit::fs::Output as Kind;
 use tlkit::safetensors::AtomicFile;
 use tlkit::train::data::{EvalItem, load_items};
 use tlkit::train::evaluate::{EvalOptions, EvalReport, Prediction, Task, evaluate};
 use tlkit::{Code, Error, Result};
 
-use super::existing;
 use super::generate::open_runner;
+use super::{check_output, existing};
 use crate::args::{Eval, EvalTask};
 use crate::output::{Outcome, Output, fields, plural};
 use crate::progress::with_counter;
@@ -14,6 +17,11 @@ pub(crate) fn eval(args: &Eval, output: &Output) -> Result<Outcome> {
     let small = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
     let items = load_items(&args.data, args.limit.map(small))?;
     // Before the work, so that an output that cannot be written does not cost its result.
+    if let Some(path) = &args.predictions {
+        let mut inputs: Vec<&Path> = vec![&args.data, &args.running.model];
+        inputs.extend(args.running.adapter.as_deref());
+        check_output(path, Kind::File, args.force, &inputs)?;
+    }
     let out = args.predictions.as_ref();
     let out = out.map(|path| AtomicFile::create(path, existing(args.force)));
     let out = out.transpose()?;

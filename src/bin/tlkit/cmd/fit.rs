@@ -53,7 +53,6 @@ pub(super) fn run(
             text,
             model,
         };
-        check_output(args, to)?;
         return calibrate((adapter, to), &of, options, &fit, output);
     }
     let report = peft_to_tied_fit(adapter, to, options, &fit, args.fit.dtype)
@@ -74,13 +73,6 @@ struct Calibrated {
 }
 
 /// Found out now rather than after a long run.
-fn check_output(args: &PeftToTied, to: &Path) -> Result<()> {
-    match !args.force && to.exists() {
-        true => Err(Error::output_exists(to)),
-        false => Ok(()),
-    }
-}
-
 /// What a fit to texts is told.
 struct Texts<'a> {
     args: &'a Calibrate,

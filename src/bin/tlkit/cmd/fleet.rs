@@ -1,6 +1,9 @@
 //! The store as its operator sees it.
 
+use std::path::Path;
+
 use serde::Serialize;
+use tlkit::fs::check_outside;
 use tlkit::store::transfer::{self, ExportOptions, Exported};
 use tlkit::store::{
     Checked, CollectOptions, Collected, Name, Published, Settings, Stat, Store, TenantStat,
@@ -232,6 +235,7 @@ pub(crate) fn export(args: &args::Export, output: &Output) -> Result<Outcome> {
         thin: args.thin,
         existing: existing(args.force),
     };
+    check_outside(&args.output, Path::new(&args.url), "the store")?;
     let store = Store::open(&args.url)?;
     let users = match options.user {
         Some(_) => 1,

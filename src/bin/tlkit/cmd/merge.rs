@@ -3,6 +3,7 @@ use std::path::{Path, PathBuf};
 use tlkit::compute::Gpu;
 use tlkit::convert::{Source, open_adapter};
 use tlkit::format::BlobSource;
+use tlkit::fs::check_inputs;
 use tlkit::merge::{
     self, Control, ExecOptions, MergeInput, MergeReport, Plan, PlanOptions, PlanSummary, TiedPolicy,
 };
@@ -41,12 +42,13 @@ pub(crate) fn merge(args: &Merge, output: &Output) -> Result<Outcome> {
         output.report(&summary, || dry_text(&summary))?;
         return Ok(Outcome::Success);
     }
+    let adapters = adapter_paths(&args.adapters)?;
     let device = &args.device;
     let gpu = merge::open_device(device.device, device.device_memory, &[&plan], true)?;
     let report = if args.in_place {
         in_place(args, &plan, gpu.as_ref())?
     } else {
-        out_of_place(args, &plan, &exec, gpu.as_ref())?
+        out_of_place(args, &plan, &exec, (gpu.as_ref(), &adapters))?
     };
     for note in &report.notes {
         output.note(note);
@@ -62,12 +64,15 @@ fn out_of_place(
     args: &Merge,
     plan: &Plan<'_>,
     exec: &ExecOptions,
-    gpu: Option<&Gpu>,
+    (gpu, adapters): (Option<&Gpu>, &[PathBuf]),
 ) -> Result<MergeReport> {
     let path = match &args.output {
         Some(path) => path.clone(),
         None => default_output(&args.base, &args.adapters)?,
     };
+    if args.force {
+        check_inputs(&path, adapters)?;
+    }
     with_bar("merging", plan.bytes_out(), |control| {
         merge::execute(plan, &path, exec, &Control { gpu, ..control })
     })
@@ -144,6 +149,12 @@ pub(super) fn split_weight(text: &str) -> Result<(&str, f64)> {
 fn bad_weight(text: &str, weight: &str) -> Error {
     let message = format!("`{text}`: the weight `{weight}` is not a finite number");
     Error::new(Code::Usage, message).hint("write a weight as ADAPTER=0.5")
+}
+
+/// The adapters' paths, without weights.
+pub(super) fn adapter_paths(texts: &[String]) -> Result<Vec<PathBuf>> {
+    let path = |text: &String| Ok(PathBuf::from(split_weight(text)?.0));
+    texts.iter().map(path).collect()
 }
 
 /// Opens adapters as the command line names them.

@@ -7,8 +7,9 @@ use tlkit::format::{
     BlobSource, Digest, DirBlobs, Encoded, NoBlobs, Packing, TlFile, WriteOptions, encode,
     write_blobs, write_tl,
 };
+use tlkit::fs::Output as Kind;
 
-use super::{existing, show};
+use super::{as_closed_as, check_output, existing, show};
 use crate::args::Pack;
 use crate::output::{Outcome, Output, bytes, fields, number};
 
@@ -32,6 +33,8 @@ struct Restored {
 }
 
 pub(crate) fn pack(args: &Pack, output: &Output) -> Result<Outcome> {
+    check_output(&args.output, Kind::File, args.force, &[&args.file])?;
+    as_closed_as([args.file.as_path()]);
     let file = TlFile::open(&args.file)?;
     let source: Box<dyn BlobSource> = match &args.blobs {
         Some(dir) => Box::new(DirBlobs(dir.clone())),

@@ -1,12 +1,15 @@
 //! The store, adapter by adapter. What concerns a whole fleet is in `fleet`.
 
+use std::path::Path;
+
 use serde::Serialize;
 use tlkit::format::Digest;
+use tlkit::fs::{Output as Kind, check_outside};
 use tlkit::store::transfer::{self, Chain, Form, GetOptions, Got};
 use tlkit::store::{AdapterName, Listed, Name, PutReport, Signer, Store, TrustedKey, VersionEntry};
 use tlkit::{Code, Error, Result};
 
-use super::{blob_source, existing, open_base, show};
+use super::{blob_source, check_output, existing, open_base, show};
 use crate::args;
 use crate::output::{Outcome, Output, bytes, fields, plural, table, time};
 
@@ -84,6 +87,12 @@ pub(crate) fn get(args: &args::Get, output: &Output) -> Result<Outcome> {
         existing: existing(args.force),
         trusted: trusted.collect::<Result<_>>()?,
     };
+    let kind = match args.peft {
+        true => Kind::Adapter,
+        false => Kind::File,
+    };
+    check_output(&args.output, kind, args.force, &[])?;
+    check_outside(&args.output, Path::new(&args.url), "the store")?;
     let store = Store::open(&args.url)?;
     let got = transfer::get(&store, &name, &args.output, &options)?;
     output.report(&got, || got_text(&got, args))?;

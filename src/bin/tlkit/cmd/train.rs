@@ -1,4 +1,5 @@
 use tlkit::Result;
+use tlkit::fs::check_inputs;
 use tlkit::train::job::{Job, JobOptions, JobReport};
 use tlkit::train::settings::Settings;
 use tlkit::train::{device, device_name};
@@ -14,6 +15,9 @@ pub(crate) fn train(args: &Train, output: &Output) -> Result<Outcome> {
         None => Settings::default(),
     };
     let config = settings(args).over(file).resolve()?;
+    if let (true, Some(file)) = (args.force, &args.config) {
+        check_inputs(&config.output, &[file])?;
+    }
     let device = device(Some(&config.device))?;
     if config.device == "auto" {
         output.note(&format!("auto: computing on {}", device_name(&device)));
