@@ -10,9 +10,9 @@ use std::sync::OnceLock;
 use rustix::fs::{AtFlags, CWD, OFlags, linkat};
 use rustix::io::Errno;
 
-use super::rule::{Existing, Output, check_output};
-use super::staging::{Staging, sweep};
-use super::{Parent, parent, same_bytes};
+use super::rule::{self, Existing, Output};
+use super::staging::Staging;
+use super::{Parent, check_output, parent, same_bytes};
 use crate::error::{Code, Error, Result};
 
 /// A file that appears under its name only when it is complete.
@@ -46,7 +46,6 @@ impl AtomicFile {
     /// As [`create`](Self::create).
     pub fn create_with_mode(dest: impl AsRef<Path>, existing: Existing, mode: u32) -> Result<Self> {
         let dest = check_output(dest.as_ref(), Output::File, existing)?;
-        sweep(&dest, Output::File);
         let open = |path: &Path, flags: OFlags| {
             OpenOptions::new()
                 .read(true)
@@ -63,7 +62,7 @@ impl AtomicFile {
             Some(file) => (file, None),
             // Not every file system has files without names; what else is wrong shows here again.
             None => {
-                let staging = Staging::create(&dest, Output::File)?;
+                let staging = Staging::create(&dest)?;
                 let file = open(&staging.new_path(), OFlags::CREATE | OFlags::EXCL);
                 (
                     file.map_err(|e| Error::io(&dest, "create", e))?,
@@ -134,7 +133,7 @@ impl AtomicFile {
             Err(Errno::EXIST) => {}
             other => return other.map_err(failed),
         }
-        check_output(&self.dest, Output::File, self.existing)?;
+        rule::check(&self.dest, Output::File, self.existing)?;
         if self.existing == Existing::Same {
             return match same_bytes(file, &self.dest) {
                 true => Ok(()),
@@ -142,7 +141,7 @@ impl AtomicFile {
             };
         }
         // A link cannot take the place of another; a file with a name can.
-        let staging = Staging::create(&self.dest, Output::File)?;
+        let staging = Staging::create(&self.dest)?;
         link_to(file, &staging.new_path()).map_err(failed)?;
         staging.publish(Output::File, self.existing)
     }

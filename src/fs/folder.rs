@@ -4,9 +4,9 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
-use super::rule::{Existing, Output, check_output};
+use super::rule::{Existing, Output};
 use super::staging::Staging;
-use super::{Parent, sync_dir};
+use super::{Parent, check_output, sync_dir};
 use crate::error::{Error, Result};
 
 /// Fills a folder that appears under its name only when it is complete and on the disk.
@@ -25,7 +25,7 @@ pub fn write_dir(
 ) -> Result<()> {
     let dest = check_output(dest, output, existing)?;
     let parent = Parent::of(&dest);
-    let staging = Staging::create(&dest, output)?;
+    let staging = Staging::create(&dest)?;
     let folder = staging.new_path();
     make_dir(&folder, 0o777).map_err(|e| Error::io(&dest, "create", e))?;
     fill(&folder)?;

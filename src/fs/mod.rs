@@ -23,10 +23,21 @@ pub(crate) use folder::make_dir;
 pub use folder::write_dir;
 pub(crate) use read::open_regular;
 pub use read::{check_inside, read_limited};
-pub use rule::{Existing, Output, check_inputs, check_output, check_outside};
+pub use rule::{Existing, Output, check_inputs, check_outside};
 pub use staging::Staging;
 
 use crate::error::{Error, Result};
+
+/// Refuses an output that may not be written there, before any work, and removes what killed writers of
+/// it left. Gives its path with the name as the last component.
+///
+/// # Errors
+/// [`Code::OutputExists`](crate::Code::OutputExists), with the reason;
+/// [`Code::Usage`](crate::Code::Usage) where the path has no name.
+pub fn check_output(dest: &Path, output: Output<'_>, existing: Existing) -> Result<PathBuf> {
+    staging::sweep(&rule::named(dest)?, output);
+    rule::check(dest, output, existing)
+}
 
 /// The folder that a path is in.
 pub(crate) fn parent(path: &Path) -> &Path {

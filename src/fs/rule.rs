@@ -28,7 +28,7 @@ pub enum Existing {
     /// [`Code::OutputExists`] on any other: for commands with several outputs, of which an earlier
     /// run may have finished some.
     Same,
-    /// Replace it in one step, where the rule of [`check_output`] permits.
+    /// Replace it in one step, where the rule of [`check_output`](super::check_output) permits.
     Replace,
 }
 
@@ -70,12 +70,9 @@ impl Contents {
     }
 }
 
-/// Refuses an output that may not be written there, before any work. Gives its path with the name
-/// as the last component, without which a link with a slash behind it would be followed.
-///
-/// # Errors
-/// [`Code::OutputExists`], with the reason; [`Code::Usage`] where the path has no name.
-pub fn check_output(dest: &Path, output: Output<'_>, existing: Existing) -> Result<PathBuf> {
+/// Refuses an output that may not be written there. Gives its path with the name as the last component,
+/// without which a link with a slash behind it would be followed.
+pub(super) fn check(dest: &Path, output: Output<'_>, existing: Existing) -> Result<PathBuf> {
     let dest = named(dest)?;
     let Ok(meta) = dest.symlink_metadata() else {
         return Ok(dest);
@@ -248,10 +245,15 @@ pub(super) fn contents(path: &Path, output: Output<'_>) -> Result<Contents> {
             all.files
                 .iter()
                 .any(|f| f.extension().is_some_and(|e| e == "tl")),
-            "has no .tl files",
+            "",
         ),
         Output::File => (true, ""),
     };
+    if matches!(output, Output::SharedAdapters) && !empty && (!is_one || foreign.is_some()) {
+        let message = "the output exists, and holds more than .tl files and blobs";
+        let error = Error::new(Code::OutputExists, message).file(path);
+        return Err(error.hint("choose another name"));
+    }
     if !is_one && !empty {
         return Err(never(path, &format!("exists and {what}")));
     }

@@ -76,12 +76,11 @@ enum Found {
 }
 
 impl Staging {
-    /// A new staging folder for `dest`. What killed writers of the same output left is removed.
+    /// A new staging folder for `dest`.
     ///
     /// # Errors
     /// [`Code::NoSpace`], [`Code::Io`] and its kin.
-    pub(crate) fn create(dest: &Path, output: Output<'_>) -> Result<Self> {
-        sweep(dest, output);
+    pub(crate) fn create(dest: &Path) -> Result<Self> {
         for path in names(dest, "tmp") {
             if let Some(staging) = Self::make(path, dest, None)? {
                 return Ok(staging);
@@ -224,7 +223,7 @@ impl Staging {
                     return Ok(());
                 }
             }
-            rule::check_output(&dest, output, existing)?;
+            rule::check(&dest, output, existing)?;
             if existing == Existing::Same {
                 return match File::open(&new).is_ok_and(|f| same_bytes(&f, &dest)) {
                     true => Ok(()),
@@ -456,15 +455,20 @@ fn read_mark(path: &Path, dest: &Path) -> Option<Option<Mark>> {
     (mark.tlkit_staging == VERSION && mark.output == output_name(dest)).then_some(Some(mark))
 }
 
-/// Removes what killed writers of `dest` left under the fixed names.
+/// Removes what killed writers of `dest` left under the fixed names, but for what can be gone on with.
 pub(super) fn sweep(dest: &Path, output: Output<'_>) {
-    for path in names(dest, "tmp").take(NAMES) {
-        match look(&path, dest) {
-            // Names are taken in order, so that a later one is rarely there without the first.
-            Found::Nothing => return,
-            Found::Foreign | Found::Busy => {}
-            Found::Left(_lock, _) => {
-                remove(&path, output);
+    for purpose in ["tmp", "merge"] {
+        for path in names(dest, purpose).take(NAMES) {
+            match look(&path, dest) {
+                // Names are taken in order, so that a later one is rarely there without the first.
+                Found::Nothing => break,
+                Found::Foreign | Found::Busy => {}
+                Found::Left(_lock, mark) => {
+                    let goes_on = mark.is_some_and(|m| m.key.is_some());
+                    if !goes_on || path.join(NEW).symlink_metadata().is_err() {
+                        remove(&path, output);
+                    }
+                }
             }
         }
     }

@@ -313,7 +313,7 @@ fn leftovers_are_known_by_their_mark() {
     assert_eq!(names(dir.path()), all);
 
     let killed = |dest: &str, fill: &dyn Fn(&Path)| {
-        let mut staging = Staging::create(&at(dest), Output::Adapter).unwrap();
+        let mut staging = Staging::create(&at(dest)).unwrap();
         staging.keep();
         fill(&staging.new_path());
         let path = staging.new_path().parent().unwrap().to_owned();
@@ -340,6 +340,11 @@ fn leftovers_are_known_by_their_mark() {
         adapter(&at("y"), Existing::Replace).unwrap();
         assert!(!stale.exists(), "{mark:?}");
     }
+    // Killed after the output had its name; the next run is told that it exists.
+    let (stale, dead) = killed("y", &|_| {});
+    drop(dead);
+    adapter(&at("y"), Existing::Refuse).unwrap_err();
+    assert!(!stale.exists());
     // Killed between the swap and the look at what came out of it: an output goes, all else stays.
     for (file, ours) in [("adapter_config.json", true), ("thesis.txt", false)] {
         let (stale, dead) = killed("y", &|_| {});

@@ -12,7 +12,7 @@
 //! Where the staging folder's key differs (other adapters or options, or a base of another size or
 //! time) nothing there can be the same, and it is not looked at.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -178,10 +178,24 @@ impl Making {
         }
         let reports = finished(plan, shard, &path, durable, control)?;
         match reports {
-            Some(_) => control.advance(shard.bytes_out),
+            Some(_) => {
+                self.close(&path, file_mode(&plan.base().shards()[shard.index])?)?;
+                control.advance(shard.bytes_out);
+            }
             None => std::fs::remove_file(&path).map_err(|e| Error::io(&path, "remove", e))?,
         }
         Ok(reports)
+    }
+
+    /// Takes the permissions away that the base's shard does not have by now.
+    fn close(&self, path: &Path, mode: u32) -> Result<()> {
+        let failed = |e| Error::io(path, "change the permissions of", e);
+        let mut now = path.symlink_metadata().map_err(failed)?.permissions();
+        if now.mode() & 0o777 & !mode == 0 {
+            return Ok(());
+        }
+        now.set_mode(now.mode() & mode);
+        std::fs::set_permissions(path, now).map_err(failed)
     }
 
     /// Starts a shard.

@@ -20,7 +20,7 @@ use crate::error::{Code, Error, Result};
 use crate::fs::{AtomicFile, Existing, parent, sync_dir};
 use crate::safetensors::{Checkpoint, SafetensorsFile};
 
-/// Outputs of one pass. Each has up to three files open, and a process usually may have 1024.
+/// Outputs of one pass. Each has up to four files open, and a process usually may have 1024.
 const AT_ONCE: usize = if cfg!(test) { 3 } else { 64 };
 
 /// What merging each of several adapters alone is going to do; made by [`plan_each`].
@@ -280,18 +280,21 @@ fn run(
 
 /// Checks all outputs, and gives a report for each that an earlier run has finished.
 ///
-/// A run that was killed while it gave the outputs their names has left some with a name and some
-/// without. The former count as done if they are what this run would write; where none is missing,
-/// there was no such run, and they exist already as any other output.
+/// A run that was killed while it gave the outputs their names, in their order, has left the first of
+/// them with a name and the others without. The former count as done if they are what this run would
+/// write. Where none is missing, or one before one that is there, there was no such run, and what is
+/// there exists already as any other output does.
 fn done_before(
     each: &EachPlan<'_>,
     options: &ExecOptions,
     control: &Control<'_>,
     started: Instant,
 ) -> Result<Vec<Option<MergeReport>>> {
-    let exists = |o: &&EachOutput<'_>| o.path.symlink_metadata().is_ok();
-    let some = each.outputs.iter().filter(exists).count();
-    let goes_on = options.existing == Existing::Refuse && some < each.outputs.len();
+    let exists = |o: &EachOutput<'_>| o.path.symlink_metadata().is_ok();
+    let first = each.outputs.iter().take_while(|o| exists(o)).count();
+    let rest = each.outputs.iter().skip(first);
+    let none_of_the_rest = rest.len() > 0 && !rest.into_iter().any(exists);
+    let goes_on = options.existing == Existing::Refuse && none_of_the_rest;
     let mut reports = Vec::with_capacity(each.outputs.len());
     for output in &each.outputs {
         let checked = check_output(&output.plan, &output.path, options.existing);

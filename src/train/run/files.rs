@@ -76,6 +76,10 @@ impl<'a> Files<'a> {
             lines,
             _lock: lock,
         };
+        if dir.resume {
+            // A process that was killed after it had saved its last state has not drawn it.
+            files.draw()?;
+        }
         // From here on the run can be resumed, however long its first validation takes.
         files.save(&state)?;
         Ok((state, files))
@@ -103,10 +107,14 @@ impl<'a> Files<'a> {
         self.log.sync()?;
         state.save(&self.state_path(), self.dir.fingerprint)?;
         self.saved = Some(mark(state));
+        self.draw()?;
+        Ok(true)
+    }
+
+    fn draw(&self) -> Result<()> {
         let mut svg = AtomicFile::create(self.dir.path.join(CURVE_FILE), Existing::Replace)?;
         svg.write_all(curve(&self.lines)?.as_bytes())?;
-        svg.commit(false)?;
-        Ok(true)
+        svg.commit(false)
     }
 }
 

@@ -34,7 +34,7 @@ fn check_outputs(args: &Audit) -> Result<Existing> {
         let dest = fs::check_output(file, fs::Output::File, existing)?;
         let twice =
             |other: &&PathBuf| std::path::absolute(other).ok() == std::path::absolute(&dest).ok();
-        if files[..at].iter().any(|f| twice(f)) {
+        if files[..at].iter().any(twice) {
             return Err(Error::new(Code::Usage, "two outputs have this name").file(file));
         }
         if args.force {
