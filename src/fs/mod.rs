@@ -24,7 +24,7 @@ pub use folder::write_dir;
 pub(crate) use read::open_regular;
 pub use read::{check_inside, read_limited};
 pub use rule::{Existing, Output, check_inputs, check_outside};
-pub use staging::Staging;
+pub(crate) use staging::Staging;
 
 use crate::error::{Error, Result};
 

@@ -55,7 +55,7 @@ struct Mark {
 
 /// The staging folder of one output. Dropped, it is removed, unless it was [kept](Self::keep).
 #[derive(Debug)]
-pub struct Staging {
+pub(crate) struct Staging {
     path: PathBuf,
     dest: PathBuf,
     /// Absent where a later run may go on with what is here.
