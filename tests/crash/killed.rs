@@ -327,7 +327,7 @@ lrs = [0.02]
     let results = || {
         let mut all = tree(&site.path("out"));
         let timed =
-            |name: &str| name.ends_with("metrics.jsonl") || name.ends_with("state.safetensors");
+            |name: &str| name.contains("metrics.jsonl") || name.contains("state.safetensors");
         for (_, bytes) in all.iter_mut().filter(|(name, _)| timed(name)) {
             bytes.clear();
         }
