@@ -1,5 +1,7 @@
 use std::fs;
 
+use tlkit::tensor::Tensor;
+
 use super::{Shell, assert_transcript};
 
 /// Breaks where equal adapters differ, different ones are equal, or the exit code does not say it.
@@ -11,6 +13,63 @@ fn adapters_equal_and_different() {
     let two = shell.run("verify adapters style.tl lora");
     let three = shell.run("verify adapters style.tl lora --tolerance 100");
     assert_eq!((one.code, two.code, three.code), (0, 1, 1));
+    assert_transcript!(shell);
+}
+
+/// Breaks where a value that is not finite drops out of the largest error: one NaN, one infinity,
+/// one module that is 50 times as large and has a NaN, and a NaN in every module, which are all
+/// unlike besides.
+#[test]
+fn adapters_that_are_not_finite_are_never_equal() {
+    let mut shell = Shell::new();
+    let scaled = |t: &Tensor, by: f32, add: f32, first: Option<f32>| {
+        let mut values: Vec<f32> = t.to_f32().unwrap().iter().map(|x| by * x + add).collect();
+        values[0] = first.unwrap_or(values[0]);
+        Tensor::narrowed(t.dtype(), t.shape().to_vec(), &values).unwrap()
+    };
+    type Change<'a> = &'a dyn Fn(usize, &Tensor) -> Tensor;
+    let cases: [(&str, Change<'_>); 4] = [
+        ("nan", &|n, t| {
+            scaled(t, 1.0, 0.0, (n == 0).then_some(f32::NAN))
+        }),
+        ("inf", &|n, t| {
+            scaled(t, 1.0, 0.0, (n == 0).then_some(f32::INFINITY))
+        }),
+        ("times50", &|n, t| match n {
+            0 => scaled(t, 50.0, 0.0, Some(f32::NAN)),
+            _ => t.clone(),
+        }),
+        ("all", &|_, t| scaled(t, 3.0, 1.0, Some(f32::NAN))),
+    ];
+    for (name, change) in cases {
+        shell.adapter("lora", name, "LORA", "LORA");
+        let file = format!("{name}/adapter_model.safetensors");
+        let tensors = shell.tensors(&file).into_iter().enumerate();
+        let changed: Vec<_> = tensors.map(|(n, (key, t))| (key, change(n, &t))).collect();
+        shell.write(&file, &changed);
+        for pair in [
+            format!("lora {name}"),
+            format!("{name} lora"),
+            format!("{name} {name}"),
+        ] {
+            let run = shell.quiet(&format!("verify adapters {pair} --tolerance inf"));
+            assert_eq!(run.code, 1, "{pair}: {}", run.stdout);
+            let last = run.stdout.trim_end().lines().last().unwrap();
+            assert!(
+                last.starts_with("different: ") && last.contains("not finite"),
+                "{last}"
+            );
+            let run = shell.quiet(&format!("verify adapters {pair} --json"));
+            let report: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+            assert_eq!((run.code, &report["equal"]), (1, &false.into()), "{pair}");
+            assert!(report["not_finite"].as_u64() > Some(0), "{report}");
+            assert!(
+                report["worst"].as_str().unwrap().contains("layers."),
+                "{report}"
+            );
+        }
+    }
+    shell.run("verify adapters lora nan");
     assert_transcript!(shell);
 }
 

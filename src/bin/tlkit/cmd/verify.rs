@@ -1,6 +1,7 @@
 use tlkit::Result;
 use tlkit::compute::DeviceChoice;
 use tlkit::convert::open_adapter;
+use tlkit::error::sanitize;
 use tlkit::merge::{self, Control, PlanOptions, Rounding, TiedPolicy};
 use tlkit::safetensors::Checkpoint;
 use tlkit::tensor::Dtype;
@@ -95,12 +96,11 @@ fn adapters_text(r: &AdaptersReport, equal: bool, tolerance: f64) -> String {
             number(t.relative),
             number(t.max_relative),
             number(t.max_abs),
+            t.not_finite.to_string(),
         ];
-        [
-            vec![t.target.clone(), t.modules.to_string()],
-            cells.to_vec(),
-        ]
-        .concat()
+        let head = [t.target.clone(), t.modules.to_string()];
+        let odd = if r.not_finite > 0 { 5 } else { 4 };
+        [head.as_slice(), &cells[..odd]].concat()
     });
     let header = [
         "target",
@@ -109,24 +109,46 @@ fn adapters_text(r: &AdaptersReport, equal: bool, tolerance: f64) -> String {
         "relative error",
         "worst module",
         "max |error|",
+        "not finite",
     ];
-    let mut text = table(&header, &[1, 2, 3, 4, 5], rows);
+    let columns = if r.not_finite > 0 { 7 } else { 6 };
+    let mut text = table(&header[..columns], &[1, 2, 3, 4, 5, 6], rows);
+    for t in r.targets.iter().filter(|t| t.not_finite > 0) {
+        text.push_str(&format!(
+            "\nnot finite: {} of {}, first {}",
+            t.not_finite,
+            plural(t.modules, "module"),
+            sanitize(&t.worst)
+        ));
+    }
     for e in &r.extras {
         text.push_str(&format!(
-            "\n{} differs: relative {}, max {}",
-            e.name,
+            "\n{} {}: relative {}, max {}",
+            sanitize(&e.name),
+            if e.relative.is_nan() {
+                "is not finite"
+            } else {
+                "differs"
+            },
             number(e.relative),
             number(e.max_abs)
         ));
     }
     for (names, which) in [(&r.only_in_one, "first"), (&r.only_in_two, "second")] {
         for name in names.iter().take(MOST_ROWS) {
-            text.push_str(&format!("\nonly in the {which}: {name}"));
+            text.push_str(&format!("\nonly in the {which}: {}", sanitize(name)));
         }
     }
     let verdict = if equal { "equal" } else { "different" };
+    let odd = match r.not_finite {
+        0 => String::new(),
+        n => format!(
+            "{} not finite; ",
+            plural(n, "module or tensor").replace("module or tensors", "modules or tensors")
+        ),
+    };
     format!(
-        "{text}\n\n{verdict}: largest relative error {} (tolerance {tolerance:e})",
+        "{text}\n\n{verdict}: {odd}largest relative error {} (tolerance {tolerance:e})",
         number(r.max_relative)
     )
 }
