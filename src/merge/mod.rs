@@ -47,7 +47,7 @@ pub use layout::{Segment, ShardPlan};
 pub use plan::{Addition, Plan, PlanSummary, ShardSummary, TensorPlan};
 pub use report::{AdapterReport, MergeReport, TensorReport, Totals};
 pub(crate) use stream::{Merged, Merger};
-pub use undo::{UnmergeReport, unmerge};
+pub use undo::{UnmergeOptions, UnmergeReport, unmerge, unmerge_with};
 
 use crate::adapter::Adapter;
 use crate::compute::Gpu;

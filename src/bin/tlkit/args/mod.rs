@@ -160,6 +160,10 @@ pub(crate) struct Unmerge {
     /// The undo file [default: BASE.tlkit-undo]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) undo: Option<PathBuf>,
+    /// Accept an undo file of an older tlkit, which has no digest of what it says: every range that
+    /// it names is restored and compared, but that it names all of them is not proved
+    #[arg(long)]
+    pub(crate) undigested: bool,
     /// Accepted as in merge, and not used: the original bytes are copied back, nothing is computed
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device)]
     pub(crate) device: DeviceChoice,
