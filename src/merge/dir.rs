@@ -392,6 +392,12 @@ impl Others {
         Ok(())
     }
 
+    /// Every file that a merge may write, relative to the output: shards and these.
+    pub(super) fn names(&self, plan: &Plan<'_>) -> Vec<PathBuf> {
+        let shards = plan.shards().iter().map(|s| PathBuf::from(&s.name));
+        shards.chain(self.files.iter().cloned()).collect()
+    }
+
     fn skip(&mut self, path: &Path, reason: &str) {
         self.skipped.push(format!("{}: {reason}", path.display()));
     }

@@ -176,7 +176,11 @@ pub(crate) fn merged(args: &VerifyMerged, output: &Output) -> Result<Outcome> {
             gpu: gpu.as_ref(),
             ..control
         };
-        verify::verify_merged(&base, &inputs, &merged, &options, &control)
+        let verify = match args.weights_only {
+            true => verify::verify_merged_weights,
+            false => verify::verify_merged,
+        };
+        verify(&base, &inputs, &merged, &options, &control)
     })?;
     let equal = report.is_equal(args.max_ulp);
     let json = WithVerdict {
@@ -197,6 +201,19 @@ fn merged_text(r: &MergedReport, equal: bool, args: &VerifyMerged) -> String {
         Some(name) => format!("{name}, in every bit"),
         None => format!("neither in every bit; closest to {}", r.closest),
     };
+    let f = &r.files;
+    let files = match args.weights_only {
+        true => "not compared".to_owned(),
+        false => format!(
+            "{} beside the weights compared, {} not as merge writes them",
+            plural(f.compared, "file"),
+            f.differing.len()
+        ),
+    };
+    let largest = match r.not_finite {
+        0 => format!("{} ulp", count(r.max_ulp.into())),
+        n => format!("none: {} not finite", plural(n as usize, "element")),
+    };
     let mut text = fields(&[
         ("rounding", rounding),
         (
@@ -208,7 +225,7 @@ fn merged_text(r: &MergedReport, equal: bool, args: &VerifyMerged) -> String {
                 count(r.elements)
             ),
         ),
-        ("largest", format!("{} ulp", count(r.max_ulp.into()))),
+        ("largest", largest),
         (
             "untouched",
             format!(
@@ -217,6 +234,7 @@ fn merged_text(r: &MergedReport, equal: bool, args: &VerifyMerged) -> String {
                 r.untouched_differing.len()
             ),
         ),
+        ("files", files),
     ]);
     if r.differing > 0 {
         let rows = r.histogram.iter().map(|c| {
@@ -248,15 +266,57 @@ fn merged_text(r: &MergedReport, equal: bool, args: &VerifyMerged) -> String {
     ];
     for (names, what) in lists {
         for name in names.iter().take(MOST_ROWS) {
-            text.push_str(&format!("{what}: {name}\n"));
+            text.push_str(&format!("{what}: {}\n", sanitize(name)));
         }
     }
+    for (notes, label) in [(&f.differing, "differs"), (&f.layout, "layout")] {
+        for note in notes.iter().take(MOST_ROWS) {
+            let line = sanitize(&format!("{label}: {}: {}", note.file, note.what));
+            text.push_str(&format!("{line}\n"));
+        }
+    }
+    format!("{text}\n{}", sanitize(&merged_verdict(r, equal, args)))
+}
+
+/// What was proved, and nothing that was not looked at.
+fn merged_verdict(r: &MergedReport, equal: bool, args: &VerifyMerged) -> String {
+    let (name, f) = (show(&args.merged), &r.files);
+    let subject = match f.not_compared.is_empty() {
+        true => name,
+        false => format!("what was compared of {name}"),
+    };
     let verdict = if equal { "is" } else { "is not" };
-    format!(
-        "{text}\n{} {verdict} base plus adapters, within {} ulp",
-        show(&args.merged),
+    let mut line = format!(
+        "{subject} {verdict} base plus adapters, within {} ulp",
         args.max_ulp
-    )
+    );
+    if !f.layout.is_empty() {
+        line.push_str(&format!(
+            "; laid out otherwise: {}",
+            listed(f.layout.iter().map(|n| n.file.as_str()))
+        ));
+    }
+    if !f.not_compared.is_empty() {
+        line.push_str(&format!(
+            "; not looked at: {}",
+            listed(f.not_compared.iter().map(String::as_str))
+        ));
+    }
+    line
+}
+
+/// The first few of some names.
+fn listed<'n>(names: impl ExactSizeIterator<Item = &'n str>) -> String {
+    const MOST: usize = 4;
+    let more = names.len().saturating_sub(MOST);
+    let mut names: Vec<&str> = names.take(MOST).collect();
+    names.dedup();
+    let more = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
+    format!("{}{more}", names.join(", "))
 }
 
 pub(crate) fn logits(args: &VerifyLogits, output: &Output) -> Result<Outcome> {
