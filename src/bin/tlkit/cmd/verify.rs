@@ -115,7 +115,7 @@ fn adapters_text(r: &AdaptersReport, equal: bool, tolerance: f64) -> String {
     let mut text = table(&header[..columns], &[1, 2, 3, 4, 5, 6], rows);
     for t in r.targets.iter().filter(|t| t.not_finite > 0) {
         text.push_str(&format!(
-            "\nnot finite: {} of {}, first {}",
+            "\nnot finite: {} of {}, worst {}",
             t.not_finite,
             plural(t.modules, "module"),
             sanitize(&t.worst)
