@@ -7,7 +7,7 @@
 //! durable before the first byte of the base changes, so there is no part of one to be told from
 //! an edited one: what does not have its digest is refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::ops::Range;
@@ -212,6 +212,11 @@ impl Undo {
             }
             r.stored = info.map(|i| stored.file_range(i)).unwrap_or_default();
             places.push((r.file, r.start, r.end));
+        }
+        let named: BTreeSet<&str> = undo.ranges.iter().map(|r| r.tensor.as_str()).collect();
+        if named.len() != tensors.len() || undo.ranges.len() != tensors.len() {
+            let message = "not every stored tensor has one range that it is restored to";
+            return Err(bad(message.to_owned()));
         }
         places.sort_unstable();
         if places

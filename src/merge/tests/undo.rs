@@ -219,6 +219,11 @@ fn a_range_that_was_edited_out_is_missed() {
             edited(&good, without_last, Sealed::Never),
             Code::UndoMismatch,
         );
+        // Known by its digest, and still one stored tensor is not restored.
+        refuse(
+            edited(&good, without_last, Sealed::Anew),
+            Code::UndoMismatch,
+        );
         refuse(edited(&good, moved, Sealed::Anew), Code::UndoMismatch);
         // A file of version 1 had no digest: it is applied when asked for, and nothing is claimed.
         let undigested = edited(&good, old, Sealed::Never);
