@@ -138,7 +138,7 @@ codes! {
     DigestMismatch = "TL0213", Integrity;
     /// A tensor is not in the file, and not among the blobs at hand.
     ExternalMissing = "TL0214", Io;
-    /// A seeded tensor's recipe is not valid.
+    /// A seeded tensor's recipe is not valid, or makes other values than the tensor has.
     SeedInvalid = "TL0215", Malformed;
     /// A packed tensor is not one zstd frame of the permitted kind.
     PackInvalid = "TL0216", Malformed;

@@ -52,7 +52,7 @@ pub struct Adapter {
 /// The base model that an adapter belongs to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BaseModel {
-    /// Name or path, as `base_model_name_or_path`.
+    /// Name, as a hub has it. No path: the adapter's identity does not depend on where the base lay.
     pub name: Option<String>,
     /// Revision of the base.
     pub revision: Option<String>,

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::row::{Row, Target};
 use crate::adapter::{Method, Part, Shape};
-use crate::tensor::Dtype;
+use crate::tensor::{Dtype, larger};
 
 /// What a form does to the adapter's quality.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -36,9 +36,9 @@ impl Quality {
     /// What is known of both.
     pub(super) fn worst(self, other: Self) -> Self {
         match (self, other) {
-            (Self::Fitted { error: a }, Self::Fitted { error: b }) => {
-                Self::Fitted { error: a.max(b) }
-            }
+            (Self::Fitted { error: a }, Self::Fitted { error: b }) => Self::Fitted {
+                error: larger(a, b),
+            },
             _ => self,
         }
     }

@@ -33,6 +33,7 @@ pub(crate) use cuda::{Done, Pipeline, Weight};
 pub use cuda::{Gpu, GpuRates, MergeRate};
 pub use device::DeviceChoice;
 pub use stats::Stats;
+pub(crate) use stats::survived;
 
 use crate::error::{Code, Error, Result};
 use crate::tensor::Dtype;

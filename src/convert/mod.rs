@@ -311,7 +311,8 @@ fn largest_error(source: &Adapter, tied: &Adapter) -> Result<(DeltaError, String
         .map(of_module)
         .collect::<Result<_>>()?;
     let worse = |worst: (DeltaError, String), next: (DeltaError, String)| {
-        let is_worse = next.0.relative > worst.0.relative;
+        let (old, new) = (worst.0.relative, next.0.relative);
+        let is_worse = !old.is_nan() && (new.is_nan() || new > old);
         if is_worse { next } else { worst }
     };
     let none = DeltaError {

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use crate::adapter::{Adapter, Factor, ModuleKind, Scaling, TieGroup};
 use crate::error::{Code, Error, Result};
 use crate::format::Digest;
+use crate::tensor::worst::is_within;
 use crate::tensor::{Dtype, Tensor};
 
 /// Units of roundoff that a row may be off the common row: one from the export's product, one from
@@ -167,7 +168,8 @@ fn common_row<'v>(
             .zip(&wide)
             .map(|(x, d)| (f64::from(*x) - f64::from(s) * d).powi(2))
             .sum();
-        if off.sqrt() > tolerance * norm.sqrt() + floor * (columns as f64).sqrt() {
+        let most = tolerance * norm.sqrt() + floor * (columns as f64).sqrt();
+        if !is_within(off.sqrt(), most) {
             return None;
         }
         multipliers.push(s);

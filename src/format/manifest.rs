@@ -142,7 +142,8 @@ impl Manifest {
     /// it; each digest is verified.
     ///
     /// # Errors
-    /// [`Code::DigestMismatch`], [`Code::ExternalMissing`], [`Code::NonFinite`]; those of `blobs`;
+    /// [`Code::DigestMismatch`], [`Code::ExternalMissing`], [`Code::NonFinite`],
+    /// [`Code::SeedInvalid`]; those of `blobs`;
     /// [`Code::ManifestLimit`] beyond [`MAX_MADE_BYTES`](super::MAX_MADE_BYTES).
     pub fn load(&self, blobs: &dyn BlobSource) -> Result<Adapter> {
         let mut total: u64 = 0;
@@ -155,11 +156,16 @@ impl Manifest {
         }
         let mut tensors = BTreeMap::new();
         for (name, entry) in &self.tensors {
-            let bytes = match blobs.get(&entry.sha256, entry.byte_len()?)? {
+            let stored = blobs.get(&entry.sha256, entry.byte_len()?)?;
+            let is_stored = stored.is_some();
+            let bytes = match stored {
                 Some(bytes) => bytes,
                 None => entry.regenerate()?.ok_or_else(|| external_missing(entry))?,
             };
             let tensor = entry.verified(bytes).map_err(|e| e.tensor(name))?;
+            if is_stored {
+                entry.check_seed().map_err(|e| e.tensor(name))?;
+            }
             tensors.insert(name.as_str(), tensor);
         }
         self.assemble(&tensors)

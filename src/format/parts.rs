@@ -399,14 +399,15 @@ impl ManifestTensor {
         Ok(tensor)
     }
 
-    /// Makes the tensor from its seed, where it has one, and compares the digests.
+    /// Makes the tensor from its seed, where it has one, and compares the digests. Whether the bytes
+    /// are stored or left out, a recipe that makes others describes no adapter (spec §7).
     ///
     /// # Errors
-    /// [`Code::SeedInvalid`] where the seed makes other values, so that the tensor cannot be left out.
+    /// [`Code::SeedInvalid`] where the seed makes other values.
     pub fn check_seed(&self) -> Result<()> {
         match self.regenerate()? {
             Some(made) if Digest::of(&made) != self.sha256 => {
-                let message = "its seed makes other values, so it cannot be left out";
+                let message = "its seed makes other values than its digest is of";
                 Err(Error::new(Code::SeedInvalid, message))
             }
             _ => Ok(()),

@@ -177,13 +177,13 @@ impl TlFile {
             .collect()
     }
 
-    /// Reads, unpacks, regenerates or fetches every tensor, verifies each digest, and assembles
-    /// the adapter.
+    /// Reads, unpacks, regenerates or fetches every tensor, verifies each digest and every seed, and
+    /// assembles the adapter.
     ///
     /// # Errors
     /// [`Code::DigestMismatch`], [`Code::ExternalMissing`], [`Code::PackInvalid`],
-    /// [`Code::PackSize`], [`Code::NonFinite`]; [`Code::Io`]; [`Code::ManifestLimit`] beyond
-    /// [`MAX_MADE_BYTES`].
+    /// [`Code::PackSize`], [`Code::NonFinite`]; [`Code::SeedInvalid`] for a tensor that is stored and
+    /// not what its seed makes; [`Code::Io`]; [`Code::ManifestLimit`] beyond [`MAX_MADE_BYTES`].
     pub fn load(&self, blobs: &dyn BlobSource) -> Result<Adapter> {
         self.load_within(blobs, MAX_MADE_BYTES)
     }
@@ -245,7 +245,11 @@ impl TlFile {
                 .get(&entry.sha256, len)?
                 .ok_or_else(|| external_missing(entry))?,
         };
-        entry.verified(bytes)
+        let tensor = entry.verified(bytes)?;
+        if stored != Stored::Seeded {
+            entry.check_seed()?;
+        }
+        Ok(tensor)
     }
 
     /// A stored tensor's bytes, copied out: what was verified must not change afterwards, as a

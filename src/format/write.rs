@@ -57,8 +57,7 @@ pub struct Written {
 /// Writes an adapter atomically and durably.
 ///
 /// # Errors
-/// Those of [`encode`]; [`crate::Code::SeedInvalid`] where a tensor to be left out is not what its seed
-/// makes; [`crate::Code::OutputExists`], [`crate::Code::NoSpace`], [`crate::Code::Io`].
+/// Those of [`encode`]; [`crate::Code::SeedInvalid`] where a tensor is not what its seed makes; [`crate::Code::OutputExists`], [`crate::Code::NoSpace`], [`crate::Code::Io`].
 pub fn write_tl(path: &Path, adapter: &Adapter, options: &WriteOptions) -> Result<Written> {
     write_encoded(path, &encode(adapter)?, options)
 }
@@ -115,7 +114,8 @@ pub fn write_blobs(dir: &Path, encoded: &Encoded, which: &BTreeSet<Digest>) -> R
     Ok(written.len())
 }
 
-/// A tensor that is left out for its seed is lost, unless the seed makes it.
+/// A tensor that is left out for its seed is lost, unless the seed makes it; and no reader takes one
+/// that is stored beside another recipe.
 fn check_recipe(encoded: &Encoded, name: &str) -> Result<()> {
     match encoded.manifest.tensors().get(name) {
         Some(entry) => entry.check_seed(),
@@ -133,8 +133,8 @@ pub(super) fn assemble(encoded: &Encoded, options: &WriteOptions) -> Result<Vec<
             Packing::External(digests) => entry.seeded || digests.contains(&entry.digest),
         };
         let tensor = &entry.tensor;
+        check_recipe(encoded, name).map_err(|e| e.tensor(name))?;
         if left_out {
-            check_recipe(encoded, name).map_err(|e| e.tensor(name))?;
             continue;
         } else if options.zstd {
             let packed = pack::pack(tensor.dtype(), tensor.data())?;

@@ -7,7 +7,9 @@ use super::exec::{file_mode, same_place, stat, write_at};
 use super::plan::{Plan, TensorPlan};
 use super::report::{MergeReport, TensorReport, check_changed};
 use super::stream::{Merged, Merger};
-use super::undo::{BaseFile, METADATA_KEY, Patch, Target, Undo, VERSION, incomplete, unmerge};
+use super::undo::{
+    BaseFile, DIGEST_KEY, METADATA_KEY, Patch, Target, Undo, VERSION, incomplete, unmerge,
+};
 use super::{Control, Job};
 use crate::compute::Stats;
 use crate::error::{Code, Error, Result};
@@ -248,5 +250,7 @@ fn encode(plan: &Plan<'_>, record: &Undo) -> Result<Vec<u8>> {
         let bytes = p.end - p.start;
         (p.tensor.as_str(), Dtype::U8, shape.as_slice(), bytes)
     });
-    Ok(encode_header(&[(METADATA_KEY, &text)], entries, 8))
+    let digest = Digest::of(text.as_bytes()).hex();
+    let metadata = [(METADATA_KEY, text.as_str()), (DIGEST_KEY, &digest)];
+    Ok(encode_header(&metadata, entries, 8))
 }

@@ -8,7 +8,7 @@ use crate::compute::{
 };
 use crate::error::{Code, Error, Result};
 use crate::safetensors::SafetensorsFile;
-use crate::tensor::{Dtype, Tensor, narrow_into, widen, widen_into};
+use crate::tensor::{Dtype, Tensor, larger, narrow_into, widen, widen_into};
 
 /// Bytes that are read, merged and written at a time.
 const BLOCK: usize = 4 << 20;
@@ -380,7 +380,7 @@ fn compare(dtype: Dtype, old: &[u8], new: &[u8], exact: Option<&[f32]>) -> Resul
         stats.delta_sq += delta * delta;
         stats.moved_dot += moved * delta;
         stats.moved_sq += moved * moved;
-        stats.max_abs_delta = stats.max_abs_delta.max(delta.abs() as _);
+        stats.max_abs_delta = larger(stats.max_abs_delta, delta.abs() as f32);
     }
     Ok(stats)
 }

@@ -29,6 +29,7 @@ mod report;
 mod stream;
 mod undo;
 mod untie;
+mod written;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,7 +50,8 @@ pub use layout::{Segment, ShardPlan};
 pub use plan::{Addition, Plan, PlanSummary, ShardSummary, TensorPlan};
 pub use report::{AdapterReport, MergeReport, TensorReport, Totals};
 pub(crate) use stream::{Merged, Merger};
-pub use undo::{UnmergeReport, unmerge};
+pub use undo::{UnmergeOptions, UnmergeReport, unmerge, unmerge_with};
+pub(crate) use written::{WrittenFile, written_files};
 
 use crate::adapter::Adapter;
 use crate::compute::Gpu;

@@ -4,7 +4,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::{Control, MergeInput, Plan, Rounding, TensorPlan};
-use crate::compute::Stats;
+use crate::compute::{Stats, survived};
 use crate::error::{Code, Error, Result};
 use crate::format::Digest;
 
@@ -60,7 +60,8 @@ pub struct TensorReport {
     pub changed_share: f64,
     /// ‖ΔW‖, the Frobenius norm of the update before rounding.
     pub delta_norm: f64,
-    /// ⟨W′ − W, ΔW⟩ / ‖ΔW‖²: how much of the update survived the rounding; absent where ΔW = 0.
+    /// ⟨W′ − W, ΔW⟩ / ‖ΔW‖²: how much of the update survived the rounding; absent where ΔW = 0, and
+    /// where squares of its elements leave the range of f32.
     pub survived: Option<f64>,
     /// Largest |ΔW|.
     pub max_abs_delta: f64,
@@ -124,10 +125,12 @@ impl MergeReport {
         let changed = tensors.iter().map(|t| t.changed).sum();
         let square = |t: &TensorReport| t.delta_norm * t.delta_norm;
         let delta_sq: f64 = tensors.iter().map(square).sum();
-        let moved: f64 = tensors
-            .iter()
-            .map(|t| t.survived.unwrap_or_default() * square(t))
-            .sum();
+        // Where one tensor's share is not known, neither is that of all.
+        let part = |t: &TensorReport| match (t.survived, square(t)) {
+            (None, 0.0) => 0.0,
+            (share, square) => share.unwrap_or(f64::NAN) * square,
+        };
+        let moved: f64 = tensors.iter().map(part).sum();
         let total = Totals {
             tensors: tensors.len(),
             tensors_unchanged: tensors.iter().filter(|t| t.changed == 0).count(),
@@ -135,7 +138,7 @@ impl MergeReport {
             changed,
             changed_share: changed as f64 / (elements as f64).max(1.0),
             delta_norm: delta_sq.sqrt(),
-            survived: (delta_sq > 0.0).then(|| moved / delta_sq),
+            survived: survived(moved, delta_sq),
             bytes_out: plan.bytes_out(),
             bytes_merged: plan.shards().iter().map(|s| s.bytes_merged).sum(),
             shards_reused,

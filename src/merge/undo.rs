@@ -1,11 +1,13 @@
 //! Undo files: the original bytes of an in-place merge, and restoring them.
 //!
 //! An undo file is a safetensors file with one U8 tensor for each merged range, and in its
-//! metadata the base files and the digests before and after. While the base is being written, the
-//! file is called `NAME.incomplete`: only then may a range be neither merged nor original. The
-//! undo is durable before the first byte of the base changes.
+//! metadata the base files, the digests of every range before and after, and the digest of all
+//! that (`spec/undo-v2.md`). While the base is being written, the file is called
+//! `NAME.incomplete`: only then may a range be neither merged nor original. The undo is whole and
+//! durable before the first byte of the base changes, so there is no part of one to be told from
+//! an edited one: what does not have its digest is refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::ops::Range;
@@ -22,7 +24,11 @@ use crate::safetensors::{SafetensorsFile, TensorInfo, parent, rename_new, sync_d
 use crate::tensor::Dtype;
 
 pub(super) const METADATA_KEY: &str = "tlkit_undo";
-pub(super) const VERSION: u32 = 1;
+/// SHA-256 of the text under [`METADATA_KEY`].
+pub(super) const DIGEST_KEY: &str = "tlkit_undo_sha256";
+pub(super) const VERSION: u32 = 2;
+/// The version that had no digest.
+const UNDIGESTED: u32 = 1;
 /// Bytes that are read, hashed and written at a time.
 pub(super) const BLOCK: usize = 4 << 20;
 
@@ -71,6 +77,16 @@ pub struct UnmergeReport {
     pub bytes: u64,
     /// Whether the merge (or an earlier unmerge) had been interrupted. Its undo file is removed.
     pub was_interrupted: bool,
+    /// Whether the undo file has the digest of what it says. Then every range that was merged has
+    /// been compared with its original digest; without, only those that the file still names.
+    pub proved: bool,
+}
+
+/// What [`unmerge_with`] accepts.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct UnmergeOptions {
+    /// An undo file of version 1, which has no digest of what it says.
+    pub undigested: bool,
 }
 
 /// The name of an undo file while the base is being written.
@@ -88,14 +104,28 @@ pub(super) fn incomplete(undo: &Path) -> PathBuf {
 /// A finished undo file is kept, that of an interrupted merge removed.
 ///
 /// # Errors
-/// [`Code::UndoMismatch`] where the base is not the one of the undo file, or was changed since;
-/// [`Code::DigestMismatch`] where the undo file itself is damaged; nothing was written then.
+/// [`Code::UndoMismatch`] where the base is not the one of the undo file, or was changed since, or
+/// where the undo file has no digest; [`Code::DigestMismatch`] where the undo file itself was
+/// damaged or edited; nothing was written then.
 /// [`Code::Busy`], [`Code::Io`] and its kin; [`Code::Interrupted`] before the first write.
 pub fn unmerge(base: &Path, undo: &Path, control: &Control<'_>) -> Result<UnmergeReport> {
+    unmerge_with(base, undo, UnmergeOptions::default(), control)
+}
+
+/// As [`unmerge`], with options.
+///
+/// # Errors
+/// As [`unmerge`].
+pub fn unmerge_with(
+    base: &Path,
+    undo: &Path,
+    options: UnmergeOptions,
+    control: &Control<'_>,
+) -> Result<UnmergeReport> {
     let (finished, path) = locate(undo);
     let was_interrupted = path != finished;
     let stored = SafetensorsFile::open(&path)?;
-    let plan = Undo::read(&stored)?;
+    let plan = Undo::read(&stored, options)?;
     let targets = open_targets(base, &plan)?;
     let pending = check_ranges(&plan, &stored, &targets, was_interrupted, control)?;
     control.check()?;
@@ -117,6 +147,7 @@ pub fn unmerge(base: &Path, undo: &Path, control: &Control<'_>) -> Result<Unmerg
         already_original: plan.ranges.len() - pending.len(),
         bytes,
         was_interrupted,
+        proved: plan.version != UNDIGESTED,
     })
 }
 
@@ -132,7 +163,7 @@ fn locate(undo: &Path) -> (PathBuf, PathBuf) {
 }
 
 impl Undo {
-    fn read(stored: &SafetensorsFile) -> Result<Self> {
+    fn read(stored: &SafetensorsFile, options: UnmergeOptions) -> Result<Self> {
         let bad = |message: String| {
             Error::new(Code::UndoMismatch, message)
                 .file(stored.path())
@@ -141,9 +172,30 @@ impl Undo {
         let Some(text) = stored.header().metadata(METADATA_KEY) else {
             return Err(bad("this is not an undo file".to_owned()));
         };
+        let digest = stored.header().metadata(DIGEST_KEY);
+        // Before anything in it is believed.
+        if digest.is_some_and(|d| d != Digest::of(text.as_bytes()).hex()) {
+            let message = "what the undo file says does not have the digest that it gives";
+            return Err(Error::new(Code::DigestMismatch, message)
+                .file(stored.path())
+                .hint("the file was damaged or edited; nothing was restored from it"));
+        }
         let mut undo: Undo = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
-        if undo.version != VERSION {
-            return Err(bad(format!("undo version {} is not known", undo.version)));
+        match (undo.version, digest) {
+            (VERSION, Some(_)) => {}
+            (UNDIGESTED, None) if options.undigested => {}
+            (UNDIGESTED, None) => {
+                let message = "the undo file has no digest: it is of an older tlkit, or was edited";
+                return Err(Error::new(Code::UndoMismatch, message)
+                    .file(stored.path())
+                    .hint(
+                        "keep a copy of the base, and pass --undigested to restore what it names",
+                    ));
+            }
+            (version, _) => {
+                let message = format!("undo version {version} is not known, or lacks its digest");
+                return Err(bad(message));
+            }
         }
         let tensors = &stored.header().tensors;
         let by_name: BTreeMap<&str, &TensorInfo> =
@@ -160,6 +212,11 @@ impl Undo {
             }
             r.stored = info.map(|i| stored.file_range(i)).unwrap_or_default();
             places.push((r.file, r.start, r.end));
+        }
+        let named: BTreeSet<&str> = undo.ranges.iter().map(|r| r.tensor.as_str()).collect();
+        if named.len() != tensors.len() || undo.ranges.len() != tensors.len() {
+            let message = "not every stored tensor has one range that it is restored to";
+            return Err(bad(message.to_owned()));
         }
         places.sort_unstable();
         if places
@@ -234,6 +291,13 @@ fn open_targets(base: &Path, undo: &Undo) -> Result<Vec<Target>> {
         let file = SafetensorsFile::open(&path)?;
         if file.byte_len() != f.bytes || Digest::of(file.raw_header()) != f.header {
             return Err(mismatch(&path, "this is not the file that was merged into"));
+        }
+        for r in undo.ranges.iter().filter(|r| r.file == targets.len()) {
+            let own = file.header().get(&r.tensor).map(|i| file.file_range(i));
+            if own != Some(r.start..r.end) {
+                let message = "the undo file has another range for a tensor than the base";
+                return Err(mismatch(&path, message).tensor(&r.tensor));
+            }
         }
         targets.push(Target::open(&path)?);
     }

@@ -16,6 +16,7 @@ use crate::adapter::{
     Adapter, BaseModel, Extra, ExtraRole, Factor, LAYER_PLACE, MAX_GROUPS, ModuleKind, Scaling,
     ScalingRule, Target, TieGroup,
 };
+use crate::base::hub_name;
 use crate::error::{Code, Error, Result};
 use crate::format::Digest;
 use crate::tensor::{Dtype, Tensor};
@@ -132,10 +133,12 @@ pub fn import(dir: &Path, options: &ImportOptions<'_>) -> Result<Imported> {
     })
 }
 
+/// What the config says of its base; a path is where somebody had it, and left out.
 fn base_model(config: &PeftConfig) -> Option<BaseModel> {
     let common = config.common();
+    let name = common.base_model_name_or_path.as_deref();
     let base = BaseModel {
-        name: common.base_model_name_or_path.clone(),
+        name: name.and_then(hub_name).map(str::to_owned),
         revision: common.revision.clone(),
         weights: None,
     };

@@ -50,7 +50,8 @@ pub fn package_any(
     };
     let tied = import_tied(path, &options).map_err(|e| e.file(path))?;
     let mut notes = tied.notes;
-    if tied.worst.relative > 0.0 {
+    // NaN too: what cannot be computed is not exact.
+    if tied.worst.relative != 0.0 {
         notes.push(format!(
             "the ties were recovered up to a relative error of {:.1e} in ΔW",
             tied.worst.relative

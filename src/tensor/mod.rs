@@ -5,6 +5,7 @@ mod float;
 mod isa;
 mod product;
 mod quantised;
+pub(crate) mod worst;
 
 use std::fmt;
 use std::ops::Range;
@@ -14,6 +15,7 @@ pub use dtype::Dtype;
 pub use float::{narrow_into, scale_rows, widen, widen_into};
 pub(crate) use isa::{Isa, Kernel};
 pub use product::product;
+pub use worst::larger;
 
 use crate::error::{Code, Error, Result};
 

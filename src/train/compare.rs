@@ -7,7 +7,8 @@ use super::data::Batch;
 use super::model::{Branches, Model};
 use crate::error::{Code, Error, Result};
 use crate::safetensors::Checkpoint;
-use crate::tensor::Dtype;
+use crate::tensor::worst::{at_least_zero, is_within, largest};
+use crate::tensor::{Dtype, larger};
 
 /// How far two models are apart on some texts. Sums are in f64.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -29,8 +30,10 @@ pub struct LogitsReport {
 impl LogitsReport {
     /// Whether no logit differs by more than `max_diff`, nor the mean divergence is above `max_kl`.
     pub fn is_within(&self, max_diff: f64, max_kl: Option<f64>) -> bool {
-        // Negated comparisons would let NaN pass.
-        self.max_abs_diff <= max_diff && max_kl.is_none_or(|most| self.mean_kl <= most)
+        is_within(self.max_abs_diff, max_diff)
+            && max_kl.map_or(self.mean_kl.is_finite(), |most| {
+                is_within(self.mean_kl, most)
+            })
     }
 }
 
@@ -76,8 +79,8 @@ pub fn compare_logits(
         let theirs = rows(&merged.logits(&none, &batch)?)?;
         for (ours, theirs) in ours.iter().zip(&theirs) {
             let row = Row::of(ours, theirs)?;
-            report.max_abs_diff = report.max_abs_diff.max(row.max_abs_diff);
-            report.max_abs_logit = report.max_abs_logit.max(row.max_abs_logit);
+            report.max_abs_diff = larger(report.max_abs_diff, row.max_abs_diff);
+            report.max_abs_logit = larger(report.max_abs_logit, row.max_abs_logit);
             kl += row.kl;
             agreed += usize::from(row.agree);
         }
@@ -116,10 +119,10 @@ impl Row {
             .map(|(p, q)| (p - log_p).exp() * ((p - log_p) - (q - log_q)))
             .sum();
         Ok(Self {
-            max_abs_diff: pairs().fold(0.0, |m, (p, q)| m.max((p - q).abs())),
-            max_abs_logit: pairs().fold(0.0, |m, (p, _)| m.max(p.abs())),
+            max_abs_diff: largest(pairs().map(|(p, q)| (p - q).abs())),
+            max_abs_logit: largest(pairs().map(|(p, _)| p.abs())),
             // Not below zero but for rounding.
-            kl: kl.max(0.0),
+            kl: at_least_zero(kl),
             agree: top(p) == top(q),
         })
     }

@@ -172,8 +172,8 @@ pub fn distil(
 /// How near `student` is to `teacher` on `texts`, which have a target each.
 ///
 /// # Errors
-/// [`Code::NoExamples`] without texts; those of [`Model::divergence`]; that of `watch`, which is called
-/// after each batch.
+/// [`Code::NoExamples`] without texts; [`Code::Diverged`] for predictions that are not finite; those of
+/// [`Model::divergence`]; that of `watch`, which is called after each batch.
 pub fn nearness(
     model: &Model,
     teacher: &Branches,
@@ -190,10 +190,18 @@ pub fn nearness(
     if kl.tokens == 0 {
         return Err(Error::new(Code::NoExamples, "no text to compare on"));
     }
-    Ok(Nearness {
+    let near = Nearness {
         kl: kl.mean(),
         loss: loss.mean(),
-    })
+    };
+    // No comparison with what is not a number chooses anything.
+    match near.kl.is_finite() && near.loss.is_finite() {
+        true => Ok(near),
+        false => Err(Error::new(
+            Code::Diverged,
+            "the predictions on the held-out texts are not finite",
+        )),
+    }
 }
 
 /// As [`nearness`], of an adapter.

@@ -99,7 +99,8 @@ pub struct EvalReport {
 ///
 /// # Errors
 /// [`Code::NoExamples`] without items; [`Code::BadExample`] with the number, from 1, of an item
-/// that lacks what the task needs; those of [`generate`], [`Model::loss`] and `watch`.
+/// that lacks what the task needs; [`Code::Diverged`] for logits that are not finite; those of
+/// [`generate`], [`Model::loss`] and `watch`.
 pub fn evaluate(
     model: &Model,
     branches: &Branches,
@@ -206,6 +207,17 @@ fn score_texts(
     })
 }
 
+/// The likeliest choice by sums, and by means. One without a likelihood must not leave the field to
+/// the others.
+fn chosen(number: usize, sums: &[f64], means: &[f64]) -> Result<(usize, usize)> {
+    let all_known = sums.iter().chain(means).all(|x| x.is_finite());
+    let best = score::best_choice(sums).zip(score::best_choice(means));
+    best.filter(|_| all_known).ok_or_else(|| {
+        let message = format!("item {}: the model's logits are not finite", number + 1);
+        Error::new(Code::Diverged, message)
+    })
+}
+
 type Chosen = (Vec<Prediction>, BTreeMap<&'static str, f64>);
 
 struct Run<'a> {
@@ -284,11 +296,9 @@ impl Run<'_> {
         let (mut right, mut right_norm) = (0, 0);
         for (number, item) in items.iter().enumerate() {
             let (sums, means) = self.likelihoods(number, item, watch)?;
-            let best = score::best_choice(&sums);
-            let not_finite = || Error::new(Code::Diverged, "the model's logits are not finite");
-            let choice = best.ok_or_else(not_finite)?;
-            right += usize::from(item.label == best);
-            right_norm += usize::from(item.label == score::best_choice(&means));
+            let (choice, choice_norm) = chosen(number, &sums, &means)?;
+            right += usize::from(item.label == Some(choice));
+            right_norm += usize::from(item.label == Some(choice_norm));
             predictions.push(Prediction {
                 prediction: item.choices[choice].clone(),
                 log_likelihoods: sums,
@@ -370,6 +380,20 @@ mod tests {
         ];
         let scores = score_texts(Task::Math, &items, &said(&["x\n#### 1200", "7"])).unwrap();
         assert_eq!(scores["exact_match"], 50.0);
+    }
+
+    /// Breaks where a choice whose likelihood is not a number drops out, and another one is right.
+    #[test]
+    fn a_choice_that_is_not_finite_is_not_passed_over() {
+        assert_eq!(chosen(0, &[-2.0, -1.0], &[-0.1, -1.0]).unwrap(), (1, 0));
+        let odd = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
+        for (sums, means) in odd.map(|x| ([-1.0, x], [-1.0, -2.0])) {
+            for (sums, means) in [(sums, means), (means, sums)] {
+                let e = chosen(4, &sums, &means).unwrap_err();
+                assert_eq!(e.code(), Code::Diverged);
+                assert!(e.to_string().contains("item 5"), "{e}");
+            }
+        }
     }
 
     /// Breaks where an item is scored that cannot be.

@@ -13,6 +13,7 @@ use super::settings::RunConfig;
 use super::template::{Template, Trainable};
 use super::trainer::TrainingModel;
 use crate::adapter::{Adapter, BaseModel, Method, Part};
+use crate::base::{hub_name, read_config};
 use crate::convert;
 use crate::error::{Code, Error, Result};
 use crate::format::{Digest, NoBlobs, Packing, WriteOptions, fingerprint, write_tl};
@@ -20,6 +21,8 @@ use crate::fs::{Existing, Output, check_inputs, check_output};
 use crate::peft::export::{ExportOptions, Form};
 
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
+/// The files that a run reads, besides the weights, by the names of their digests.
+const FILES: [&str; 4] = ["config.json", "data", "tokenizer.json", "valid"];
 pub(super) const MAX_DATA_BYTES: u64 = 1 << 36;
 
 /// What a run is told besides its config.
@@ -186,13 +189,7 @@ impl Job {
             .adapter()
             .adapter(&trained.params, self.config.dtype)?;
         adapter.base = Some(self.base.clone());
-        let config = serde_json::to_string(&self.config)
-            .map_err(|e| Error::new(Code::Usage, format!("the settings have no text: {e}")))?;
-        adapter.provenance.insert(
-            "tool".into(),
-            concat!("tlkit ", env!("CARGO_PKG_VERSION")).into(),
-        );
-        adapter.provenance.insert("train".into(), config);
+        adapter.provenance = self.provenance()?;
         let write = WriteOptions {
             packing: Packing::Thin,
             zstd: false,
@@ -227,6 +224,26 @@ impl Job {
             peft_form,
             run_dir: self.options.run_dir.clone(),
         })
+    }
+
+    /// How the adapter came to be, without a path or a file's name: the same run from another folder
+    /// gives the same adapter.
+    fn provenance(&self) -> Result<BTreeMap<String, String>> {
+        let digests = FILES.iter().filter_map(|name| {
+            let digest = self.identity.get(*name)?;
+            Some((*name, format!("sha256:{digest}")))
+        });
+        let digests: BTreeMap<&str, String> = digests.collect();
+        let text = |value| {
+            serde_json::to_string(value)
+                .map_err(|e| Error::new(Code::Usage, format!("the digests have no text: {e}")))
+        };
+        let tool = concat!("tlkit ", env!("CARGO_PKG_VERSION"));
+        Ok(BTreeMap::from([
+            ("tool".into(), tool.into()),
+            ("train".into(), self.config.provenance()?),
+            ("train.files".into(), text(&digests)?),
+        ]))
     }
 
     /// VeRA as PEFT's VeRA where the algebra permits: PEFT gives all modules the leading rows of
@@ -299,18 +316,18 @@ fn template(config: &RunConfig) -> Template {
     }
 }
 
-/// The base's name and the fingerprint of the weights that the adapter changes.
+/// The base's name, where its config has one, and the fingerprint of the weights that the adapter
+/// changes. The folder's name is somebody's choice, and in a download cache it is a digest.
 fn base_model(model: &Model, adapter: &Adapter) -> Result<BaseModel> {
     let checkpoint = model.checkpoint();
-    let dir = checkpoint.path();
     let names = adapter.base_tensors();
     let weights = fingerprint(checkpoint, names.iter().map(String::as_str))?;
-    let name = dir.canonicalize().ok();
-    let name = name
-        .as_deref()
-        .unwrap_or(dir)
-        .file_name()
-        .and_then(|n| n.to_str());
+    let config = read_config(checkpoint)?;
+    let name = config
+        .as_ref()
+        .and_then(|c| c.get("_name_or_path"))
+        .and_then(serde_json::Value::as_str)
+        .and_then(hub_name);
     Ok(BaseModel {
         name: name.map(str::to_owned),
         revision: None,

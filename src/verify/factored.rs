@@ -6,18 +6,43 @@ use serde::Serialize;
 
 use crate::adapter::LowRank;
 use crate::error::{Code, Error, Result};
+use crate::tensor::larger;
 
 /// How far two updates of one module are apart.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct DeltaError {
-    /// ‖ΔW₁ − ΔW₂‖_F.
+    /// ‖ΔW₁ − ΔW₂‖_F; NaN where either update has values that are not finite.
     pub frobenius: f64,
-    /// ‖ΔW₁‖_F.
+    /// ‖ΔW₁‖_F; NaN where it has values that are not finite.
     pub norm: f64,
-    /// The first over the second; 0 where both are zero, infinite where only ΔW₁ is.
+    /// The first over the second; 0 where both are zero, infinite where only ΔW₁ is; NaN where
+    /// one of the two is not finite.
     pub relative: f64,
-    /// Largest |ΔW₁ − ΔW₂| of one element.
+    /// Largest |ΔW₁ − ΔW₂| of one element; NaN as `frobenius`.
     pub max_abs: f64,
+}
+
+impl DeltaError {
+    /// Of updates that have values that are not finite, or too large to be told apart.
+    pub(crate) const UNKNOWN: Self = Self {
+        frobenius: f64::NAN,
+        norm: f64::NAN,
+        relative: f64::NAN,
+        max_abs: f64::NAN,
+    };
+
+    /// Whether every number is. An error that is not finite is no proof of anything.
+    pub fn is_finite(&self) -> bool {
+        let Self {
+            frobenius,
+            norm,
+            relative,
+            max_abs,
+        } = self;
+        [frobenius, norm, relative, max_abs]
+            .iter()
+            .all(|x| x.is_finite())
+    }
 }
 
 /// Rows of ΔW that one task computes at a time.
@@ -39,7 +64,17 @@ pub fn delta_error(one: &LowRank, two: &LowRank) -> Result<DeltaError> {
         );
         return Err(Error::new(Code::ShapeDisagrees, message));
     }
-    let norm = product_norm(&left_columns(&[(one, 1.0)]), &right_columns(&[one]));
+    // Decompositions of matrices that are not finite promise nothing, not even a NaN.
+    let norm = match is_finite(one) {
+        true => product_norm(&left_columns(&[(one, 1.0)]), &right_columns(&[one])),
+        false => f64::NAN,
+    };
+    if !norm.is_finite() || !is_finite(two) {
+        return Ok(DeltaError {
+            norm,
+            ..DeltaError::UNKNOWN
+        });
+    }
     if one == two {
         return Ok(DeltaError {
             frobenius: 0.0,
@@ -59,9 +94,16 @@ pub fn delta_error(one: &LowRank, two: &LowRank) -> Result<DeltaError> {
     })
 }
 
-/// `part / whole`; 0 where there is no part, infinite where there is only a part.
+fn is_finite(update: &LowRank) -> bool {
+    let mut values = update.left.iter().chain(&update.right);
+    update.scale.is_finite() && values.all(|x| x.is_finite())
+}
+
+/// `part / whole`; 0 where there is no part, infinite where there is only a part, NaN where one is
+/// not finite: an overflow of the whole must not make the part look small.
 pub(super) fn ratio(part: f64, whole: f64) -> f64 {
     match (part, whole) {
+        (part, whole) if !(part.is_finite() && whole.is_finite()) => f64::NAN,
         (0.0, _) => 0.0,
         (_, 0.0) => f64::INFINITY,
         (part, whole) => part / whole,
@@ -119,11 +161,11 @@ fn max_abs_difference(one: &LowRank, two: &LowRank) -> f64 {
                         }
                     }
                 }
-                max = row.iter().fold(max, |m, d| m.max(d.abs()));
+                max = row.iter().fold(max, |m, d| larger(m, d.abs()));
             }
             max
         })
-        .reduce(|| 0.0, f64::max)
+        .reduce(|| 0.0, larger)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::folder::{FilesReport, compare_files};
 use crate::error::Result;
 use crate::merge::{Control, Job, MergeInput, Merged, Merger, Plan, PlanOptions, Rounding, plan};
 use crate::safetensors::{Checkpoint, SafetensorsFile, TensorInfo};
@@ -30,8 +31,11 @@ pub struct MergedReport {
     pub elements: u64,
     /// Elements with other bits than recomputed.
     pub differing: u64,
-    /// Largest distance in units in the last place.
+    /// Largest distance in units in the last place; the largest number there is for an element that
+    /// is not finite.
     pub max_ulp: u32,
+    /// Elements that are NaN or infinite, where the recomputed one is a number.
+    pub not_finite: u64,
     /// Elements by distance.
     pub histogram: Vec<UlpClass>,
     /// Adapted tensors that differ.
@@ -44,6 +48,8 @@ pub struct MergedReport {
     pub missing: Vec<String>,
     /// Tensors that only the merged model has.
     pub unexpected: Vec<String>,
+    /// The other files, the metadata of the weights, and what was not looked at.
+    pub files: FilesReport,
 }
 
 /// A class of the histogram.
@@ -68,21 +74,53 @@ pub struct TensorDifference {
     pub max_ulp: u32,
 }
 
+impl TensorDifference {
+    fn empty(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            differing: 0,
+            max_ulp: 0,
+        }
+    }
+}
+
 impl MergedReport {
-    /// Whether the model is base plus adapters, with no element further off than `max_ulp`.
+    /// Whether all that was compared is base plus adapters, with no element further off than
+    /// `max_ulp`. What was not compared, [`FilesReport::not_compared`] says.
     pub fn is_equal(&self, max_ulp: u32) -> bool {
         self.max_ulp <= max_ulp
+            && self.not_finite == 0
+            && self.files.differing.is_empty()
             && self.untouched_differing.is_empty()
             && self.missing.is_empty()
             && self.unexpected.is_empty()
     }
 }
 
-/// Recomputes the merge under both roundings and compares; every other tensor must be byte-equal.
+/// Recomputes the merge under both roundings and compares; every other tensor must be byte-equal,
+/// and so must every other file of a model directory be to what a merge writes there. How the
+/// tensors are spread over shards is free, and so is the form of a JSON file.
 ///
 /// # Errors
 /// Those of [`plan`] and [`Job::merge`]; [`crate::Code::Io`]; [`crate::Code::Interrupted`].
 pub fn verify_merged(
+    base: &Checkpoint,
+    inputs: &[MergeInput],
+    merged: &Checkpoint,
+    options: &PlanOptions,
+    control: &Control<'_>,
+) -> Result<MergedReport> {
+    let mut report = verify_merged_weights(base, inputs, merged, options, control)?;
+    let plan = plan(base, inputs, options)?;
+    report.files = compare_files(&plan, merged, control)?;
+    Ok(report)
+}
+
+/// As [`verify_merged`], of the tensors alone.
+///
+/// # Errors
+/// As [`verify_merged`].
+pub fn verify_merged_weights(
     base: &Checkpoint,
     inputs: &[MergeInput],
     merged: &Checkpoint,
@@ -183,12 +221,14 @@ impl Found {
             elements: counts.elements,
             differing: counts.differing,
             max_ulp: counts.max_ulp,
+            not_finite: counts.not_finite,
             histogram: counts.classes.iter().enumerate().map(class).collect(),
             tensors: counts.tensors,
             tensors_untouched: self.untouched,
             untouched_differing: self.untouched_differing,
             missing: self.missing,
             unexpected: self.unexpected,
+            files: FilesReport::weights_only(),
         }
     }
 }
@@ -199,6 +239,7 @@ struct Counts {
     elements: u64,
     differing: u64,
     max_ulp: u32,
+    not_finite: u64,
     classes: [u64; CLASSES.len() + 1],
     tensors: Vec<TensorDifference>,
 }
@@ -216,11 +257,9 @@ fn compare_merged<'a>(
         jobs.push(Job::new(plan, &plan.tensors()[at])?);
     }
     let start = file.file_range(info).start;
-    let mut differences = plans.each_ref().map(|_| TensorDifference {
-        name: info.name.clone(),
-        differing: 0,
-        max_ulp: 0,
-    });
+    let mut differences = plans
+        .each_ref()
+        .map(|_| TensorDifference::empty(&info.name));
     let mut have = Vec::new();
     let mut sink = |merged: Merged<'_>| {
         let len = merged.new.len();
@@ -261,10 +300,14 @@ fn compare_block(
         return;
     }
     for (a, b) in want.chunks_exact(width).zip(have.chunks_exact(width)) {
-        let ulp = if a == b {
-            0
-        } else {
-            place(a).abs_diff(place(b)).min(u32::MAX.into()) as u32
+        let ulp = match a == b {
+            true => 0,
+            // The largest number and infinity are neighbours, and so are infinity and a NaN.
+            false if !is_finite(dtype, b) => {
+                counts.not_finite += 1;
+                u32::MAX
+            }
+            false => place(a).abs_diff(place(b)).min(u32::MAX.into()) as u32,
         };
         let class = CLASSES
             .iter()
@@ -277,6 +320,18 @@ fn compare_block(
             difference.max_ulp = difference.max_ulp.max(ulp.max(1));
         }
     }
+}
+
+/// Whether a float of a merged dtype is a number.
+fn is_finite(dtype: Dtype, bytes: &[u8]) -> bool {
+    let mut wide = [0; 8];
+    wide[..bytes.len()].copy_from_slice(bytes);
+    let exponent = match dtype {
+        Dtype::F16 => 0x7c00,
+        Dtype::BF16 => 0x7f80,
+        _ => 0x7f80_0000,
+    };
+    u64::from_le_bytes(wide) & exponent != exponent
 }
 
 /// A float's place among all floats of its dtype, so that neighbours are one apart.
@@ -319,6 +374,33 @@ fn same_bytes(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Breaks where the neighbour of the largest number passes for one unit off.
+    #[test]
+    fn what_is_not_finite_is_within_no_distance() {
+        let numbers = [
+            (Dtype::F32, f32::MAX.to_le_bytes().to_vec()),
+            (Dtype::BF16, 0x7f7fu16.to_le_bytes().to_vec()),
+            (Dtype::F16, 0x7bffu16.to_le_bytes().to_vec()),
+        ];
+        for (dtype, want) in numbers {
+            let mut have = want.clone();
+            // The next bit pattern is infinity, the one after it a NaN.
+            for _ in 0..2 {
+                let at = (0..have.len()).find(|i| have[*i] != 0xff).unwrap();
+                have[..at].fill(0);
+                have[at] += 1;
+                let (mut counts, mut difference) =
+                    (Counts::default(), TensorDifference::empty("w"));
+                compare_block(dtype, &want, &have, &mut counts, &mut difference);
+                assert_eq!(
+                    (counts.not_finite, difference.max_ulp),
+                    (1, u32::MAX),
+                    "{dtype}"
+                );
+            }
+        }
+    }
 
     #[test]
     fn places_of_neighbours_are_one_apart() {

@@ -3,9 +3,11 @@
 mod adapters;
 pub(crate) mod factored;
 mod file;
+mod folder;
 mod merged;
 
 pub use adapters::{AdaptersReport, ExtraReport, Magnitudes, TargetReport, verify_adapters};
 pub use factored::{DeltaError, delta_error};
 pub use file::{FileReport, TensorCheck, verify_file};
-pub use merged::{MergedReport, TensorDifference, UlpClass, verify_merged};
+pub use folder::{FileNote, FilesReport};
+pub use merged::{MergedReport, TensorDifference, UlpClass, verify_merged, verify_merged_weights};

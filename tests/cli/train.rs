@@ -55,6 +55,72 @@ fn every_method_trains_and_its_adapter_merges() {
     assert!(size("vera.tl") < size("tl6.tl") && size("tl6.tl") < size("lora.tl"));
 }
 
+/// Breaks where an adapter tells where it was made: model, data and output at other paths, under
+/// other names, and every way to convert and fit what was trained, have to give the same roots.
+#[test]
+fn a_root_does_not_depend_on_the_folder() {
+    let roots = |place: &str| {
+        let shell = shell();
+        let at = |name: &str| format!("{place}/{name}-of-{place}");
+        let folder = shell.path(place);
+        fs::create_dir(&folder).unwrap();
+        for (from, to) in [
+            ("base", at("model")),
+            ("task/train.jsonl", at("data")),
+            ("task/valid.jsonl", at("check")),
+        ] {
+            fs::rename(shell.path(from), shell.path(&to)).unwrap();
+        }
+        let (model, data, valid, one, two) =
+            (at("model"), at("data"), at("check"), at("one"), at("two"));
+        let train = |output: &str, more: &str| {
+            format!(
+                "train --model {model} --data {data} --valid {valid} --global-batch 8 --batch-size 4 \
+                 --rank 4 --lr 0.02 --max-steps 2 -o {output}.tl {more}"
+            )
+        };
+        let fit = |how: &str, output: &str| {
+            format!("convert peft-to-tied {one}-peft {how} -o {output}.tl")
+        };
+        let lines = [
+            train(&one, &format!("--method lora --peft {one}-peft")),
+            train(&two, "--method tl6 --seed 1"),
+            format!(
+                "convert peft-to-tied {one}-peft --base {model} -o {}.tl",
+                at("lossless")
+            ),
+            fit("--fit --rank 2", &at("fit")),
+            fit("--fit --rank 2 --core", &at("core")),
+            fit("--fit --untied --rank 2", &at("untied")),
+            fit(
+                &format!("--fit --rank 2 --calibrate {data} --model {model}"),
+                &at("calibrated"),
+            ),
+        ];
+        for line in &lines {
+            shell.ok(line);
+        }
+        let names = [
+            "one",
+            "two",
+            "lossless",
+            "fit",
+            "core",
+            "untied",
+            "calibrated",
+        ];
+        names.map(|name| {
+            let run = shell.quiet(&format!("verify file {}.tl --json", at(name)));
+            let report: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+            let bytes = fs::read(shell.path(&format!("{}.tl", at(name)))).unwrap();
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            assert!(!text.contains(&format!("-of-{place}")), "{name}");
+            (name, report["root"].as_str().unwrap().to_owned())
+        })
+    };
+    assert_eq!(roots("here"), roots("elsewhere"));
+}
+
 /// Breaks where PEFT directories of trained LoRA and VeRA adapters are not the same adapter.
 #[test]
 fn lora_and_vera_are_written_for_peft_as_well() {

@@ -11,7 +11,7 @@ use crate::compute::cpu::{
 };
 use crate::compute::{Rounding, Stats, Update, check_factors};
 use crate::error::{Code, Error, Result};
-use crate::tensor::Dtype;
+use crate::tensor::{Dtype, larger};
 
 /// Threads of a block of either kernel.
 pub(super) const THREADS: u32 = 128;
@@ -219,7 +219,7 @@ impl Weight {
                 delta_sq: sum(0),
                 moved_dot: sum(1),
                 moved_sq,
-                max_abs_delta: tops[own].iter().copied().fold(0.0, f32::max),
+                max_abs_delta: tops[own].iter().copied().fold(0.0, larger),
             });
         }
         total

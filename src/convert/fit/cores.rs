@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use super::problem::Problem;
 use super::solve::Model;
+use crate::tensor::worst::at_least_zero;
 
 /// Most rounds, and the share of what is explained that a round has to gain.
 const ROUNDS: usize = 300;
@@ -118,7 +119,7 @@ fn improve(problem: &Problem, mut a: Mat<f64>, mut b: Mat<f64>) -> CoreModel {
     CoreModel {
         a,
         b,
-        error: (problem.square - before).max(0.0),
+        error: at_least_zero(problem.square - before),
         cores: found,
         rounds,
     }

@@ -49,6 +49,7 @@ use crate::adapter::{Adapter, MAX_RANK, TieGroup};
 use crate::error::{Code, Error, Result};
 use crate::format::{WriteOptions, write_tl};
 use crate::tensor::Dtype;
+use crate::tensor::worst::is_within;
 
 /// Smallest tolerance: f32 factors reach no less.
 const MIN_TOLERANCE: f64 = 1e-6;
@@ -287,7 +288,8 @@ fn finish(family: &Family, problem: &Problem, found: Chosen) -> Result<(TieGroup
         let plain_errors = measure(&updates, &plain)?;
         plain_sum = plain_errors.iter().sum();
         // Both as they are written, so that rounding to f32 cannot put the fit above the triplets.
-        if sum > plain_sum && found.start != Start::Outputs {
+        let is_worse = plain_sum.is_finite() && !is_within(sum, plain_sum);
+        if is_worse && found.start != Start::Outputs {
             best = (plain, plain_errors, Start::Triplets, 0);
         }
     }
@@ -314,10 +316,12 @@ fn describe(
 ) -> Result<GroupFit> {
     let share = |square: f64| (square / problem.square).sqrt();
     let layers = layer_fits(family, problem, errors);
-    let worst = layers.iter().fold(
-        layers[0],
-        |worst, l| if l.error > worst.error { *l } else { worst },
-    );
+    let worst = layers.iter().fold(layers[0], |worst, l| {
+        match worst.error.is_nan() || l.error <= worst.error {
+            true => worst,
+            false => *l,
+        }
+    });
     let bytes = group.factors().map(|(_, f)| f.tensor.byte_len()).sum();
     let numbers = group
         .factors()

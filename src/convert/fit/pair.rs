@@ -16,6 +16,7 @@ use crate::format::{
     write_encoded,
 };
 use crate::fs::{Existing, Output, check_inputs, check_output, write_dir};
+use crate::tensor::worst::largest;
 
 /// The folder of A and B beside the adapters.
 const BLOBS: &str = "blobs";
@@ -251,7 +252,7 @@ fn summary(files: &[SharedFile], blob_bytes: u64) -> String {
     let shared: Vec<&SharedFile> = files.iter().filter(|f| !f.apart).collect();
     let sum = |of: fn(&SharedFile) -> u64| shared.iter().map(|f| of(f)).sum::<u64>();
     let count = (shared.len() as u64).max(1);
-    let worst = shared.iter().map(|f| f.error).fold(0.0, f64::max);
+    let worst = largest(shared.iter().map(|f| f.error));
     format!(
         "{} of {} adapters share A and B: each takes {} bytes and its part of {blob_bytes} instead of {}, and is off by up to {:.1} %",
         shared.len(),

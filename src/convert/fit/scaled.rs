@@ -13,6 +13,7 @@ use super::descend::{Point, descend};
 use super::problem::Problem;
 use super::solve::{Model, gram, least_squares, product};
 use super::starts::eigenvectors;
+use crate::tensor::worst::at_least_zero;
 
 /// Rows that one task solves for; results do not hang on the number of threads.
 const ROWS: usize = 64;
@@ -198,7 +199,7 @@ impl<'p> Scaled<'p> {
                 model.u[(l, k)] = *u;
             }
         }
-        error.is_finite().then(|| (model, error.max(0.0)))
+        error.is_finite().then(|| (model, at_least_zero(error)))
     }
 
     /// B: a least squares problem of its own for each row.

@@ -15,6 +15,7 @@ use crate::adapter::{Adapter, Factor, ModuleKind, Target, TieGroup};
 use crate::convert::Tied;
 use crate::error::{Code, Error, Result};
 use crate::tensor::Tensor;
+use crate::tensor::worst::is_within;
 
 /// Of the adapters that are not served, one in so many is left out before the others are fitted again.
 const DROPPED: usize = 8;
@@ -134,7 +135,7 @@ pub fn fit_shared(all: &[Tied], options: &ShareOptions) -> Result<Shared> {
         let pairs = fit_pairs(&plans, &apart, options.rank)?;
         let errors = errors(all.len(), &pairs.parts);
         let mut unserved: Vec<usize> = (0..all.len())
-            .filter(|n| apart[*n].is_none() && errors[*n] > options.apart)
+            .filter(|n| apart[*n].is_none() && !is_within(errors[*n], options.apart))
             .collect();
         let served = apart.iter().filter(|a| a.is_none()).count();
         if unserved.is_empty() {
@@ -184,7 +185,7 @@ fn readmit(plans: &[FitPlan], options: &ShareOptions, found: Found) -> Result<Fo
                 square = [square[0] + own[0], square[1] + own[1]];
             }
         }
-        if square[1] > 0.0 && (square[0] / square[1]).sqrt() <= options.apart {
+        if square[1] > 0.0 && is_within((square[0] / square[1]).sqrt(), options.apart) {
             apart[number] = None;
         }
     }
@@ -193,7 +194,7 @@ fn readmit(plans: &[FitPlan], options: &ShareOptions, found: Found) -> Result<Fo
     }
     let pairs = fit_pairs(plans, &apart, options.rank)?;
     let errors = errors(plans.len(), &pairs.parts);
-    match errors.iter().all(|e| *e <= options.apart) {
+    match errors.iter().all(|e| is_within(*e, options.apart)) {
         true => Ok((pairs, errors, apart)),
         false => Ok(found),
     }
@@ -270,7 +271,7 @@ fn fit_pair(members: &[Member<'_>], rank: usize) -> Result<Option<(Vec<Part>, Pa
     let triplets = of(&problem.triplets(group.rank))?;
     let baseline: f64 = triplets.1.iter().sum();
     // As they are written: rounding to f32 must not put the fit above the triplets.
-    if baseline < squares.iter().sum() {
+    if baseline.is_finite() && !is_within(squares.iter().sum(), baseline) {
         (group, squares) = triplets;
     }
     let norms = problem.layer_squares();

@@ -8,6 +8,7 @@ use super::Start;
 use super::descend::{Point, descend};
 use super::problem::Problem;
 use super::starts::starts;
+use crate::tensor::worst::at_least_zero;
 
 /// `M_l ≈ B·diag(u_l)·Aᵀ` in the common bases.
 #[derive(Clone)]
@@ -211,7 +212,7 @@ pub(super) fn refit_u(problem: &Problem, model: Model) -> Option<(Model, f64)> {
             error -= model.u[(l, k)] * (2.0 * rhs[(l, k)] - explained[(l, k)]);
         }
     }
-    error.is_finite().then(|| (model, error.max(0.0)))
+    error.is_finite().then(|| (model, at_least_zero(error)))
 }
 
 impl Model {

@@ -17,6 +17,7 @@ use rayon::prelude::*;
 use super::problem::{Problem, Spectrum, failed};
 use super::solve::{Model, gram, least_squares, product};
 use crate::error::Result;
+use crate::tensor::worst::at_least_zero;
 
 /// Rounds of B, u and A, and steps towards A in each.
 const SWEEPS: usize = 60;
@@ -256,7 +257,7 @@ impl<'p> Weighted<'p> {
                 error -= model.u[(l, k)] * (2.0 * rhs[(0, k)] - explained[k]);
             }
         }
-        error.max(0.0)
+        at_least_zero(error)
     }
 
     /// b_kᵀ·M_l·K_l·a_k for each k, 1 × R.
@@ -376,7 +377,7 @@ fn eigen(gram: &Mat<f64>) -> Result<(Vec<f64>, Mat<f64>)> {
     let eigen = gram.self_adjoint_eigen(Side::Lower).map_err(|_| failed())?;
     let values = eigen.S().column_vector().iter();
     Ok((
-        values.map(|v| v.max(0.0).sqrt()).collect(),
+        values.map(|v| at_least_zero(*v).sqrt()).collect(),
         eigen.U().to_owned(),
     ))
 }

@@ -214,11 +214,32 @@ impl RunConfig {
             "dtype",
             "checkpoint-every",
         ];
-        let json = serde_json::to_value(self)
-            .map_err(|e| Error::new(Code::Usage, format!("the settings have no text: {e}")))?;
-        let all = json.as_object().into_iter().flatten();
+        let all = self.values()?.into_iter();
         let bound = all.filter(|(key, _)| !FREE.contains(&key.as_str()));
-        Ok(bound.map(|(k, v)| (k.clone(), v.to_string())).collect())
+        Ok(bound.map(|(k, v)| (k, v.to_string())).collect())
+    }
+
+    /// The settings as one JSON object, without the files: where they lay, and what the output was
+    /// called, is no part of an adapter. Nor is how often the run saved its state.
+    ///
+    /// # Errors
+    /// As [`fingerprint`](Self::fingerprint).
+    pub fn provenance(&self) -> Result<String> {
+        const ELSEWHERE: [&str; 5] = ["model", "data", "valid", "output", "checkpoint-every"];
+        let mut values = self.values()?;
+        values.retain(|key, _| !ELSEWHERE.contains(&key.as_str()));
+        Ok(serde_json::Value::Object(values).to_string())
+    }
+
+    fn values(&self) -> Result<serde_json::Map<String, serde_json::Value>> {
+        match serde_json::to_value(self) {
+            Ok(serde_json::Value::Object(values)) => Ok(values),
+            Ok(_) => Ok(serde_json::Map::new()),
+            Err(e) => Err(Error::new(
+                Code::Usage,
+                format!("the settings have no text: {e}"),
+            )),
+        }
     }
 }
 

@@ -161,6 +161,10 @@ pub(crate) struct Unmerge {
     /// The undo file [default: BASE.tlkit-undo]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) undo: Option<PathBuf>,
+    /// Accept an undo file of an older tlkit, which has no digest of what it says: every range that
+    /// it names is restored and compared, but that it names all of them is not proved
+    #[arg(long)]
+    pub(crate) undigested: bool,
     /// Accepted as in merge, and not used: the original bytes are copied back, nothing is computed
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device)]
     pub(crate) device: DeviceChoice,
@@ -213,9 +217,13 @@ pub(crate) struct VerifyMerged {
     /// Adapters that were merged, in order, each optionally with =WEIGHT
     #[arg(long = "adapter", required = true, value_name = "ADAPTER[=WEIGHT]", value_hint = ValueHint::AnyPath)]
     pub(crate) adapters: Vec<String>,
-    /// The merged model
+    /// The merged model. Of a folder every file is compared with what merge writes there; how tensors
+    /// are spread over shards, and the form of JSON files, are free
     #[arg(long, value_hint = ValueHint::AnyPath)]
     pub(crate) merged: PathBuf,
+    /// Compare the tensors alone, and say so: for models that another tool merged
+    #[arg(long)]
+    pub(crate) weights_only: bool,
     /// Largest distance in units in the last place that counts as equal
     #[arg(long, value_name = "ULP", default_value_t = 0)]
     pub(crate) max_ulp: u32,

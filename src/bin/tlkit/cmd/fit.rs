@@ -10,6 +10,7 @@ use tlkit::convert::fit::{
 };
 use tlkit::convert::{ToTiedOptions, import_tied};
 use tlkit::safetensors::AtomicFile;
+use tlkit::tensor::larger;
 use tlkit::train::calibrate::{CalibrateOptions, CalibrateReport, Calibration, Kept, Stage};
 use tlkit::train::device;
 use tlkit::train::distil::DistilOptions;
@@ -269,7 +270,7 @@ fn untied_text(r: &ToShrunk) -> String {
                 false => format!("{low}–{high}"),
             }
         };
-        let worst = |worst: f64, m: &&ShrunkModule| worst.max(m.error);
+        let worst = |worst: f64, m: &&ShrunkModule| larger(worst, m.error);
         vec![
             name.clone(),
             modules.len().to_string(),

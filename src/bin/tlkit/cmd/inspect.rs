@@ -43,6 +43,9 @@ struct AdapterView {
     extras: Vec<ExtraView>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tensors: Vec<TensorView>,
+    /// Stored tensors that their seeds do not make.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    invalid: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -118,6 +121,7 @@ impl AdapterView {
                 })
                 .collect(),
             tensors: Vec::new(),
+            invalid: Vec::new(),
         }
     }
 
@@ -278,6 +282,17 @@ fn tl(path: &Path, args: &Inspect, output: &Output) -> Result<Outcome> {
         &adapter,
     );
     let storage = file.storage();
+    for (name, _) in storage.iter().filter(|(_, s)| **s == Stored::Raw) {
+        let entry = file.manifest().tensors().get(*name);
+        // No more work than the file has bytes; the digests themselves are not looked at here.
+        if let Some(Err(e)) = entry.map(|entry| entry.check_seed()) {
+            output.note(&format!(
+                "tensor `{name}`: {}: no command but this one takes the file",
+                e.message()
+            ));
+            view.invalid.push((*name).to_owned());
+        }
+    }
     if args.tensors || storage.values().any(|s| *s != Stored::Raw) {
         for (name, stored) in storage {
             let Some(entry) = file.manifest().tensors().get(name) else {

@@ -313,7 +313,10 @@ pub(crate) fn unmerge(args: &Unmerge, output: &Output) -> Result<Outcome> {
         .unwrap_or_else(|| default_undo(&args.base));
     let total = undo.metadata().map(|m| m.len()).unwrap_or(0);
     let report = with_bar("restoring", total, |control| {
-        merge::unmerge(&args.base, &undo, &control)
+        let options = merge::UnmergeOptions {
+            undigested: args.undigested,
+        };
+        merge::unmerge_with(&args.base, &undo, options, &control)
     })?;
     output.report(&report, || {
         fields(&[
@@ -331,6 +334,16 @@ pub(crate) fn unmerge(args: &Unmerge, output: &Output) -> Result<Outcome> {
                     "{} had the original bytes already",
                     plural(report.already_original, "tensor")
                 ),
+            ),
+            (
+                "proof",
+                match report.proved {
+                    true => "every merged range has its original digest again".into(),
+                    false => {
+                        "none: the undo file has no digest, and may not name every merged range"
+                            .into()
+                    }
+                },
             ),
             ("base", show(&report.base)),
         ])

@@ -1,6 +1,7 @@
 use tlkit::Result;
 use tlkit::compute::DeviceChoice;
 use tlkit::convert::open_adapter;
+use tlkit::error::sanitize;
 use tlkit::merge::{self, Control, PlanOptions, Rounding, TiedPolicy};
 use tlkit::safetensors::Checkpoint;
 use tlkit::tensor::Dtype;
@@ -95,12 +96,11 @@ fn adapters_text(r: &AdaptersReport, equal: bool, tolerance: f64) -> String {
             number(t.relative),
             number(t.max_relative),
             number(t.max_abs),
+            t.not_finite.to_string(),
         ];
-        [
-            vec![t.target.clone(), t.modules.to_string()],
-            cells.to_vec(),
-        ]
-        .concat()
+        let head = [t.target.clone(), t.modules.to_string()];
+        let odd = if r.not_finite > 0 { 5 } else { 4 };
+        [head.as_slice(), &cells[..odd]].concat()
     });
     let header = [
         "target",
@@ -109,24 +109,46 @@ fn adapters_text(r: &AdaptersReport, equal: bool, tolerance: f64) -> String {
         "relative error",
         "worst module",
         "max |error|",
+        "not finite",
     ];
-    let mut text = table(&header, &[1, 2, 3, 4, 5], rows);
+    let columns = if r.not_finite > 0 { 7 } else { 6 };
+    let mut text = table(&header[..columns], &[1, 2, 3, 4, 5, 6], rows);
+    for t in r.targets.iter().filter(|t| t.not_finite > 0) {
+        text.push_str(&format!(
+            "\nnot finite: {} of {}, worst {}",
+            t.not_finite,
+            plural(t.modules, "module"),
+            sanitize(&t.worst)
+        ));
+    }
     for e in &r.extras {
         text.push_str(&format!(
-            "\n{} differs: relative {}, max {}",
-            e.name,
+            "\n{} {}: relative {}, max {}",
+            sanitize(&e.name),
+            if e.relative.is_nan() {
+                "is not finite"
+            } else {
+                "differs"
+            },
             number(e.relative),
             number(e.max_abs)
         ));
     }
     for (names, which) in [(&r.only_in_one, "first"), (&r.only_in_two, "second")] {
         for name in names.iter().take(MOST_ROWS) {
-            text.push_str(&format!("\nonly in the {which}: {name}"));
+            text.push_str(&format!("\nonly in the {which}: {}", sanitize(name)));
         }
     }
     let verdict = if equal { "equal" } else { "different" };
+    let odd = match r.not_finite {
+        0 => String::new(),
+        n => format!(
+            "{} not finite; ",
+            plural(n, "module or tensor").replace("module or tensors", "modules or tensors")
+        ),
+    };
     format!(
-        "{text}\n\n{verdict}: largest relative error {} (tolerance {tolerance:e})",
+        "{text}\n\n{verdict}: {odd}largest relative error {} (tolerance {tolerance:e})",
         number(r.max_relative)
     )
 }
@@ -154,7 +176,11 @@ pub(crate) fn merged(args: &VerifyMerged, output: &Output) -> Result<Outcome> {
             gpu: gpu.as_ref(),
             ..control
         };
-        verify::verify_merged(&base, &inputs, &merged, &options, &control)
+        let verify = match args.weights_only {
+            true => verify::verify_merged_weights,
+            false => verify::verify_merged,
+        };
+        verify(&base, &inputs, &merged, &options, &control)
     })?;
     let equal = report.is_equal(args.max_ulp);
     let json = WithVerdict {
@@ -175,6 +201,19 @@ fn merged_text(r: &MergedReport, equal: bool, args: &VerifyMerged) -> String {
         Some(name) => format!("{name}, in every bit"),
         None => format!("neither in every bit; closest to {}", r.closest),
     };
+    let f = &r.files;
+    let files = match args.weights_only {
+        true => "not compared".to_owned(),
+        false => format!(
+            "{} beside the weights compared, {} not as merge writes them",
+            plural(f.compared, "file"),
+            f.differing.len()
+        ),
+    };
+    let largest = match r.not_finite {
+        0 => format!("{} ulp", count(r.max_ulp.into())),
+        n => format!("none: {} not finite", plural(n as usize, "element")),
+    };
     let mut text = fields(&[
         ("rounding", rounding),
         (
@@ -186,7 +225,7 @@ fn merged_text(r: &MergedReport, equal: bool, args: &VerifyMerged) -> String {
                 count(r.elements)
             ),
         ),
-        ("largest", format!("{} ulp", count(r.max_ulp.into()))),
+        ("largest", largest),
         (
             "untouched",
             format!(
@@ -195,6 +234,7 @@ fn merged_text(r: &MergedReport, equal: bool, args: &VerifyMerged) -> String {
                 r.untouched_differing.len()
             ),
         ),
+        ("files", files),
     ]);
     if r.differing > 0 {
         let rows = r.histogram.iter().map(|c| {
@@ -226,15 +266,57 @@ fn merged_text(r: &MergedReport, equal: bool, args: &VerifyMerged) -> String {
     ];
     for (names, what) in lists {
         for name in names.iter().take(MOST_ROWS) {
-            text.push_str(&format!("{what}: {name}\n"));
+            text.push_str(&format!("{what}: {}\n", sanitize(name)));
         }
     }
+    for (notes, label) in [(&f.differing, "differs"), (&f.layout, "layout")] {
+        for note in notes.iter().take(MOST_ROWS) {
+            let line = sanitize(&format!("{label}: {}: {}", note.file, note.what));
+            text.push_str(&format!("{line}\n"));
+        }
+    }
+    format!("{text}\n{}", sanitize(&merged_verdict(r, equal, args)))
+}
+
+/// What was proved, and nothing that was not looked at.
+fn merged_verdict(r: &MergedReport, equal: bool, args: &VerifyMerged) -> String {
+    let (name, f) = (show(&args.merged), &r.files);
+    let subject = match f.not_compared.is_empty() {
+        true => name,
+        false => format!("what was compared of {name}"),
+    };
     let verdict = if equal { "is" } else { "is not" };
-    format!(
-        "{text}\n{} {verdict} base plus adapters, within {} ulp",
-        show(&args.merged),
+    let mut line = format!(
+        "{subject} {verdict} base plus adapters, within {} ulp",
         args.max_ulp
-    )
+    );
+    if !f.layout.is_empty() {
+        line.push_str(&format!(
+            "; laid out otherwise: {}",
+            listed(f.layout.iter().map(|n| n.file.as_str()))
+        ));
+    }
+    if !f.not_compared.is_empty() {
+        line.push_str(&format!(
+            "; not looked at: {}",
+            listed(f.not_compared.iter().map(String::as_str))
+        ));
+    }
+    line
+}
+
+/// The first few of some names.
+fn listed<'n>(names: impl ExactSizeIterator<Item = &'n str>) -> String {
+    const MOST: usize = 4;
+    let more = names.len().saturating_sub(MOST);
+    let mut names: Vec<&str> = names.take(MOST).collect();
+    names.dedup();
+    let more = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
+    format!("{}{more}", names.join(", "))
 }
 
 pub(crate) fn logits(args: &VerifyLogits, output: &Output) -> Result<Outcome> {
