@@ -48,6 +48,7 @@ pub mod fs;
 pub mod merge;
 pub mod peft;
 pub mod safetensors;
+mod sheet;
 pub mod store;
 pub mod tensor;
 pub mod train;
