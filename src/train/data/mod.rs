@@ -10,6 +10,7 @@ mod dataset;
 mod items;
 mod jsonl;
 mod sampler;
+mod sized;
 mod stream;
 mod template;
 #[cfg(test)]
