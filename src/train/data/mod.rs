@@ -7,6 +7,8 @@ mod batch;
 mod clock;
 mod configs;
 mod dataset;
+mod ends;
+mod growth;
 mod items;
 mod jsonl;
 mod sampler;
