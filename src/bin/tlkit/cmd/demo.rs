@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use tlkit::audit;
 use tlkit::convert::{ToTiedOptions, peft_to_tied, tied_to_peft};
 use tlkit::format::{NoBlobs, encode};
+use tlkit::fs::live::Live;
 use tlkit::merge::{self, Control, ExecOptions, MergeInput, PlanOptions};
 use tlkit::peft::export::ExportOptions;
 use tlkit::safetensors::{Checkpoint, Existing};
@@ -46,6 +47,8 @@ pub(crate) fn demo(args: &Demo, output: &Output) -> Result<Outcome> {
         None => std::env::temp_dir().join(format!("tlkit-demo-{}", std::process::id())),
     };
     fs::create_dir(&dir).map_err(|e| Error::io(&dir, "create", e))?;
+    // Removed when a signal ends the tour, too.
+    let _temporary = args.keep.is_none().then(|| Live::new(&dir));
     let result = Tour {
         dir: dir.clone(),
         output,
