@@ -8,14 +8,17 @@ mod audit;
 mod audit_page;
 mod contract;
 mod convert;
+mod ending;
 mod errors;
 mod help;
 mod inspect;
+mod limits;
 mod merge;
 mod params;
 mod run;
 mod store;
 mod sweep;
+mod text;
 mod train;
 mod verify;
 
