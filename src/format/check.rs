@@ -22,7 +22,8 @@ impl TlFile {
     /// megabytes of them at a time; of blobs and packed tensors, what they take on the disk.
     ///
     /// # Errors
-    /// Those of [`load`](Self::load); [`Code::ManifestLimit`] beyond [`MAX_MADE_BYTES`].
+    /// Those of [`load`](Self::load); [`Code::SeedInvalid`] where a tensor is stored that its seed does not
+    /// make; [`Code::ManifestLimit`] beyond [`MAX_MADE_BYTES`].
     pub fn check(&self, blobs: &dyn BlobSource) -> Result<()> {
         self.refuse_beyond(MAX_MADE_BYTES)?;
         let mut steep = false;
@@ -53,9 +54,6 @@ impl TlFile {
                     return self.tensor(name, stored, blobs).map(Some);
                 }
                 self.check_tensor(name, stored, blobs)?;
-                if stored != Stored::Seeded {
-                    self.entry(name)?.check_seed()?;
-                }
                 Ok(None)
             };
             if let Some(tensor) = one().map_err(|e| e.tensor(name).file(self.file().path()))? {
@@ -95,7 +93,12 @@ impl TlFile {
                 bytes.chunks(PIECE).try_for_each(sink)?;
             }
         }
-        checker.finish(entry)
+        let steep = checker.finish(entry)?;
+        // What it made is compared already where it is all there is.
+        if stored != Stored::Seeded {
+            entry.check_seed()?;
+        }
+        Ok(steep)
     }
 
     fn pieces(&self, name: &str, sink: Sink<'_>) -> Result<()> {
