@@ -32,6 +32,8 @@ pub enum ErrorKind {
     Incompatible,
     /// The work was stopped on request.
     Interrupted,
+    /// tlkit itself failed: a bug.
+    Internal,
 }
 
 macro_rules! codes {
@@ -78,6 +80,10 @@ codes! {
     Usage = "TL0006", Usage;
     /// Another process is working on the same output.
     Busy = "TL0007", Io;
+    /// tlkit itself failed, which is a bug of it.
+    Internal = "TL0010", Internal;
+    /// The machine has no memory left for the work.
+    OutOfMemory = "TL0011", Io;
 
     /// The file ends before its header or its data do.
     Truncated = "TL0101", Malformed;
@@ -282,6 +288,8 @@ codes! {
     UnsupportedAdapter = "TL0613", Unsupported;
     /// The folder has the results of another sweep.
     SweepMismatch = "TL0614", Incompatible;
+    /// A text is longer than is tokenised.
+    TextTooLong = "TL0615", Limit;
 
     /// The address is not one of a store: a folder, `s3://`, `gs://`, `az://` or `memory:`.
     StoreUrl = "TL0701", Usage;
@@ -461,19 +469,32 @@ impl std::error::Error for Error {
 /// format characters become `\u{…}`; everything else stays. Very long text is cut.
 pub fn sanitize(text: &str) -> String {
     const MAX_CHARS: usize = 1000;
+    match text.char_indices().nth(MAX_CHARS) {
+        Some((end, _)) => escaped(&text[..end], |_| false) + "…",
+        None => escaped(text, |_| false),
+    }
+}
+
+/// As [`sanitize`], for text of several lines and of any length: line breaks and tabs stay.
+pub fn sanitize_lines(text: &str) -> String {
+    escaped(text, |c| matches!(c, '\n' | '\t'))
+}
+
+fn escaped(text: &str, stays: impl Fn(char) -> bool) -> String {
     let mut out = String::with_capacity(text.len());
-    for (n, c) in text.chars().enumerate() {
-        if n == MAX_CHARS {
-            out.push('…');
-            break;
-        }
-        if c.is_control() || is_invisible(c) {
+    for c in text.chars() {
+        if is_unprintable(c) && !stays(c) {
             out.extend(c.escape_unicode());
         } else {
             out.push(c);
         }
     }
     out
+}
+
+/// Whether a character moves the cursor, commands a terminal, or hides or reorders text.
+pub fn is_unprintable(c: char) -> bool {
+    c.is_control() || is_invisible(c)
 }
 
 /// Characters of Unicode's category Cf and separators of lines: they hide or reorder text.

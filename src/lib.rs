@@ -7,6 +7,7 @@
 //! | module | knows |
 //! |---|---|
 //! | [`error`] | one error type: by whose fault, with a stable code |
+//! | [`budget`] | how much memory a piece of work may take on one thread |
 //! | [`tensor`] | dtype, shape, bytes; conversion of half precision |
 //! | [`fs`] | files and folders as outputs and inputs; knows nothing of what is in them |
 //! | [`safetensors`] | the container: headers, files, sharded checkpoints |
@@ -39,6 +40,7 @@
 pub mod adapter;
 pub mod audit;
 mod base;
+pub mod budget;
 mod chart;
 pub mod compute;
 pub mod convert;
@@ -48,6 +50,7 @@ pub mod fs;
 pub mod merge;
 pub mod peft;
 pub mod safetensors;
+mod sheet;
 pub mod store;
 pub mod tensor;
 pub mod train;

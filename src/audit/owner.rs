@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use crate::error::{Code, Error, Result};
 use crate::safetensors::read_limited;
+use crate::sheet;
 
 /// Bytes of a table of owners beyond which it is not read.
 const MAX_TABLE_BYTES: u64 = 1 << 30;
@@ -180,7 +181,10 @@ impl Owners {
         let mut owners = HashMap::new();
         for record in reader.records() {
             let record = record.map_err(|e| wrong(e.to_string()))?;
-            let value = |at| record.get(at).filter(|v| !v.is_empty()).map(str::to_owned);
+            let value = |at| {
+                let text = record.get(at).filter(|v| !v.is_empty());
+                text.map(|v| sheet::plain(v).to_owned())
+            };
             let line = record.position().map_or(0, csv::Position::line);
             let name = value(path).ok_or_else(|| wrong(format!("line {line} has no path")))?;
             let name = name.trim_end_matches('/').to_owned();

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::row::Row;
 use crate::error::{Error, Result};
 use crate::safetensors::{AtomicFile, Existing};
+use crate::sheet;
 
 /// A value of a column.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,7 +65,8 @@ pub const COLUMNS: &[Column] = &[
     }),
 ];
 
-/// Writes the rows as CSV with a header, atomically; what is unknown is empty.
+/// Writes the rows as CSV with a header, atomically; what is unknown is empty, and text that a
+/// spreadsheet would compute has an apostrophe before it.
 ///
 /// # Errors
 /// [`crate::Code::OutputExists`], [`crate::Code::NoSpace`], [`crate::Code::Io`].
@@ -77,7 +79,7 @@ pub fn write_csv(path: &Path, rows: &[Row], existing: Existing) -> Result<()> {
     writer.write_record(names).map_err(failed)?;
     for row in rows {
         let cells = COLUMNS.iter().map(|(_, cell)| match cell(row) {
-            Cell::Text(text) => text.unwrap_or_default().into_owned(),
+            Cell::Text(text) => sheet::cell(&text.unwrap_or_default()).into_owned(),
             Cell::Count(count) => count.map(|n| n.to_string()).unwrap_or_default(),
             Cell::Number(number) => number.map(|n| n.to_string()).unwrap_or_default(),
         });

@@ -4,7 +4,7 @@ use std::path::Path;
 use super::import_with_base;
 use crate::adapter::Adapter;
 use crate::error::{Code, Error, Result};
-use crate::format::{BlobSource, Digest, TlFile};
+use crate::format::{BlobSource, Digest, TlFile, most_held};
 use crate::peft::import::PeftKind;
 use crate::peft::is_peft_dir;
 use crate::peft::projection::Fma;
@@ -39,7 +39,8 @@ pub struct Opened {
 
 /// Opens a `.tl` file or a PEFT adapter directory, whichever `path` is.
 ///
-/// `base` answers what a VeRA directory leaves open; `blobs` what a thin `.tl` leaves out.
+/// `base` answers what a VeRA directory leaves open; `blobs` what a thin `.tl` leaves out. What a
+/// `.tl` makes of packed and seeded tensors may not take more than 256 MiB and 4 times the base's bytes.
 ///
 /// # Errors
 /// Those of [`TlFile::open`], [`TlFile::load`] and [`crate::peft::import::import`].
@@ -63,8 +64,10 @@ pub fn open_adapter(
         Code::NotTl => not_an_adapter(path, e),
         _ => e,
     })?;
+    let most = most_held(file.file().byte_len());
+    let useful = base.map_or(most, |b| (256 << 20) + b.byte_len().saturating_mul(4));
     Ok(Opened {
-        adapter: file.load(blobs)?,
+        adapter: file.load_within(blobs, most.min(useful))?,
         source: Source::Tl,
         identity: file.root(),
         magnitudes: BTreeMap::new(),

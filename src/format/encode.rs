@@ -145,12 +145,15 @@ pub(super) fn check_finite(tensor: &Tensor) -> Result<()> {
         let wide = &mut wide[..bytes.len() / width];
         widen_into(tensor.dtype(), bytes, wide);
         if let Some(at) = wide.iter().position(|x| !x.is_finite()) {
-            let message = format!("element {} is {}", n * BLOCK + at, wide[at]);
-            return Err(Error::new(Code::NonFinite, message)
-                .hint("the training run that wrote it diverged; a .tl holds finite numbers only"));
+            return Err(not_finite(n * BLOCK + at, wide[at]));
         }
     }
     Ok(())
+}
+
+pub(super) fn not_finite(at: usize, value: f32) -> Error {
+    Error::new(Code::NonFinite, format!("element {at} is {value}"))
+        .hint("the training run that wrote it diverged; a .tl holds finite numbers only")
 }
 
 /// Refuses scales whose product with a code of their row is not finite.

@@ -13,7 +13,7 @@ use super::encode::check_finite;
 use super::parts::{
     Base, Group, ManifestExtra, ManifestSeed, ManifestTarget, ManifestTensor, invalid, scaling,
 };
-use super::read::{BlobSource, MAX_MADE_BYTES, external_missing};
+use super::read::{BlobSource, MAX_MADE_BYTES, external_missing, most_held};
 use crate::adapter::{Adapter, Extra, Factor, Part, TieGroup};
 use crate::error::{Code, Error, Result};
 use crate::tensor::Tensor;
@@ -117,6 +117,27 @@ impl Manifest {
         Digest::of(&self.to_bytes())
     }
 
+    /// The names of the tensors that are an A or a B, or the scales of one: what adapters of one base
+    /// may share.
+    pub(crate) fn projections(&self) -> BTreeSet<&str> {
+        let ab = self.groups.iter().flat_map(|g| [&g.A, &g.B]);
+        ab.flat_map(|name| {
+            let scales = self.tensors.get(name).and_then(|t| t.scales.as_deref());
+            [Some(name.as_str()), scales].into_iter().flatten()
+        })
+        .collect()
+    }
+
+    /// What the method is called.
+    pub(crate) fn method(&self) -> &str {
+        &self.method
+    }
+
+    /// What the base model is called.
+    pub(crate) fn base_name(&self) -> Option<&str> {
+        self.base.as_ref()?.name.as_deref()
+    }
+
     /// Every tensor by name.
     pub fn tensors(&self) -> &BTreeMap<String, ManifestTensor> {
         &self.tensors
@@ -145,13 +166,23 @@ impl Manifest {
     /// [`Code::DigestMismatch`], [`Code::ExternalMissing`], [`Code::NonFinite`],
     /// [`Code::SeedInvalid`]; those of `blobs`;
     /// [`Code::ManifestLimit`] beyond [`MAX_MADE_BYTES`](super::MAX_MADE_BYTES).
+    /// What seeds make is held to [`most_held`](super::most_held) of the blobs.
     pub fn load(&self, blobs: &dyn BlobSource) -> Result<Adapter> {
-        let mut total: u64 = 0;
+        let (mut kept, mut made) = (0u64, 0u64);
         for entry in self.tensors.values() {
-            total = total.saturating_add(entry.byte_len()?);
+            let sum = match entry.seed {
+                Some(_) => &mut made,
+                None => &mut kept,
+            };
+            *sum = sum.saturating_add(entry.byte_len()?);
         }
-        if total > MAX_MADE_BYTES {
-            let message = format!("its tensors take {total} bytes, the limit is {MAX_MADE_BYTES}");
+        let total = kept.saturating_add(made);
+        if total > MAX_MADE_BYTES || made > most_held(kept) {
+            let message = format!(
+                "its tensors take {total} bytes, {made} of them made of seeds; the limits are \
+                 {MAX_MADE_BYTES} and {}",
+                most_held(kept)
+            );
             return Err(Error::new(Code::ManifestLimit, message));
         }
         let mut tensors = BTreeMap::new();
@@ -232,7 +263,7 @@ impl Manifest {
     }
 
     /// The I8 tensors with their scales. Each is looked at once, however many groups use it.
-    fn with_scales<'a>(
+    pub(super) fn with_scales<'a>(
         &'a self,
         tensors: &BTreeMap<&str, Tensor>,
     ) -> Result<BTreeMap<&'a str, Tensor>> {

@@ -5,6 +5,7 @@
 //! adapter's identity, its **root**, is the SHA-256 of the manifest. Which tensors are inside the
 //! file (fat), left out (thin) or packed with zstd is not part of the identity.
 
+mod check;
 mod digest;
 mod encode;
 mod fingerprint;
@@ -23,7 +24,7 @@ pub(crate) use pack::pack as pack_tensor;
 pub use pack::unpack;
 pub(crate) use pack::{pack_elements, unpack_elements};
 pub use parts::ManifestTensor;
-pub use read::{BlobSource, DirBlobs, MAX_MADE_BYTES, NoBlobs, Stored, TlFile};
+pub use read::{BlobSource, DirBlobs, MAX_MADE_BYTES, NoBlobs, Stored, TlFile, most_held};
 pub(crate) use seeded::chacha20_block;
 pub use seeded::{GENERATOR, MAX_SEEDED_ELEMENTS, generate, seeded_tensor};
 pub use write::{

@@ -2,6 +2,7 @@
 
 use std::io::Read;
 
+use super::check::Sink;
 use crate::error::{Code, Error, Result};
 use crate::tensor::Dtype;
 
@@ -36,7 +37,59 @@ pub fn unpack(dtype: Dtype, packed: &[u8], raw_len: u64) -> Result<Vec<u8>> {
 
 /// As [`unpack`], for elements of any kind that are `width` bytes wide.
 pub(crate) fn unpack_elements(width: usize, packed: &[u8], raw_len: u64) -> Result<Vec<u8>> {
-    let invalid = |m: &str| Error::new(Code::PackInvalid, m.to_owned());
+    let mut out = Vec::new();
+    unpack_pieces(width, packed, raw_len, &mut |bytes| {
+        out.extend_from_slice(bytes);
+        Ok(())
+    })?;
+    Ok(out)
+}
+
+/// As [`unpack_elements`], piece by piece: for whoever compares or hashes the bytes only.
+///
+/// The first bytes of all elements come out of the frame first, then the second ones, and so on; so
+/// the frame is unpacked as often as an element has bytes, each time from another place on.
+///
+/// # Errors
+/// As [`unpack`], and those of `sink`.
+pub(super) fn unpack_pieces(
+    width: usize,
+    packed: &[u8],
+    raw_len: u64,
+    sink: Sink<'_>,
+) -> Result<()> {
+    const ELEMENTS: u64 = 1 << 16;
+    check_frame(width, packed, raw_len)?;
+    let count = raw_len / width as u64;
+    let mut planes = Vec::new();
+    for byte in 0..width as u64 {
+        let mut plane = Plane::open(packed)?;
+        plane.skip(byte * count, raw_len)?;
+        planes.push(plane);
+    }
+    let most = count.min(ELEMENTS) as usize;
+    let (mut one, mut piece) = (vec![0; most], vec![0; most * width]);
+    let mut left = count;
+    while left > 0 {
+        let n = left.min(ELEMENTS) as usize;
+        for (byte, plane) in planes.iter_mut().enumerate() {
+            plane.fill(&mut one[..n], raw_len)?;
+            let places = piece.iter_mut().skip(byte).step_by(width);
+            for (place, value) in places.zip(&one[..n]) {
+                *place = *value;
+            }
+        }
+        sink(&piece[..n * width])?;
+        left -= n as u64;
+    }
+    match planes.pop() {
+        Some(last) => last.end(raw_len),
+        None => Ok(()),
+    }
+}
+
+/// Checks what the frame's first bytes say.
+fn check_frame(width: usize, packed: &[u8], raw_len: u64) -> Result<()> {
     if width == 0 || !raw_len.is_multiple_of(width as u64) {
         let message = format!("{raw_len} bytes are not a whole number of elements of {width}");
         return Err(Error::new(Code::PackSize, message));
@@ -46,39 +99,84 @@ pub(crate) fn unpack_elements(width: usize, packed: &[u8], raw_len: u64) -> Resu
         return Err(invalid("does not begin with a zstd frame"));
     }
     match zstd::zstd_safe::get_frame_content_size(packed) {
-        Ok(Some(size)) if size == raw_len => {}
+        Ok(Some(size)) if size == raw_len => Ok(()),
         Ok(Some(size)) => {
             let message =
                 format!("the frame says that it holds {size} bytes, the manifest says {raw_len}");
+            Err(Error::new(Code::PackSize, message))
+        }
+        _ => Err(invalid("the frame does not say its content's size")),
+    }
+}
+
+fn invalid(message: &str) -> Error {
+    Error::new(Code::PackInvalid, message)
+}
+
+fn zstd_error(e: std::io::Error) -> Error {
+    invalid(&format!("zstd: {e}"))
+}
+
+/// The frame from the first byte of every element on, or from another one.
+struct Plane<'a> {
+    decoder: zstd::stream::read::Decoder<'static, &'a [u8]>,
+    read: u64,
+}
+
+impl<'a> Plane<'a> {
+    fn open(packed: &'a [u8]) -> Result<Self> {
+        let decoder = zstd::stream::read::Decoder::with_buffer(packed).map_err(zstd_error)?;
+        let mut decoder = decoder.single_frame();
+        decoder.window_log_max(WINDOW_LOG_MAX).map_err(zstd_error)?;
+        Ok(Self { decoder, read: 0 })
+    }
+
+    fn skip(&mut self, bytes: u64, raw_len: u64) -> Result<()> {
+        let skipped = (&mut self.decoder).take(bytes);
+        let skipped = std::io::copy(&mut { skipped }, &mut std::io::sink()).map_err(zstd_error)?;
+        self.read += skipped;
+        self.whole(skipped == bytes, raw_len)
+    }
+
+    fn fill(&mut self, buffer: &mut [u8], raw_len: u64) -> Result<()> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self
+                .decoder
+                .read(&mut buffer[filled..])
+                .map_err(zstd_error)?
+            {
+                0 => break,
+                n => filled += n,
+            }
+        }
+        self.read += filled as u64;
+        self.whole(filled == buffer.len(), raw_len)
+    }
+
+    fn whole(&self, whole: bool, raw_len: u64) -> Result<()> {
+        if whole {
+            return Ok(());
+        }
+        let message = format!(
+            "unpacks to {} bytes, the manifest says {raw_len}",
+            self.read
+        );
+        Err(Error::new(Code::PackSize, message))
+    }
+
+    /// Refuses what comes after all elements.
+    fn end(mut self, raw_len: u64) -> Result<()> {
+        if self.decoder.read(&mut [0]).map_err(zstd_error)? > 0 {
+            let message =
+                format!("unpacks to more than the {raw_len} bytes that the manifest says");
             return Err(Error::new(Code::PackSize, message));
         }
-        _ => return Err(invalid("the frame does not say its content's size")),
+        match self.decoder.finish().is_empty() {
+            true => Ok(()),
+            false => Err(invalid("bytes follow the zstd frame")),
+        }
     }
-    let mut rest = packed;
-    let mut out = Vec::new();
-    {
-        let mut decoder = zstd::stream::read::Decoder::with_buffer(&mut rest)
-            .map_err(|e| invalid(&format!("zstd: {e}")))?
-            .single_frame();
-        decoder
-            .window_log_max(WINDOW_LOG_MAX)
-            .map_err(|e| invalid(&format!("zstd: {e}")))?;
-        decoder
-            .take(raw_len + 1)
-            .read_to_end(&mut out)
-            .map_err(|e| invalid(&format!("zstd: {e}")))?;
-    }
-    if out.len() as u64 != raw_len {
-        let message = format!(
-            "unpacks to {} bytes or more, the manifest says {raw_len}",
-            out.len()
-        );
-        return Err(Error::new(Code::PackSize, message));
-    }
-    if !rest.is_empty() {
-        return Err(invalid("bytes follow the zstd frame"));
-    }
-    Ok(unshuffle(&out, width))
 }
 
 /// All first bytes of the elements, then all second ones, and so on.
@@ -86,17 +184,6 @@ fn shuffle(raw: &[u8], width: usize) -> Vec<u8> {
     let mut out = Vec::with_capacity(raw.len());
     for byte in 0..width {
         out.extend(raw.iter().skip(byte).step_by(width));
-    }
-    out
-}
-
-fn unshuffle(shuffled: &[u8], width: usize) -> Vec<u8> {
-    let count = shuffled.len() / width.max(1);
-    let mut out = vec![0; shuffled.len()];
-    for (byte, plane) in shuffled.chunks_exact(count.max(1)).enumerate() {
-        for (place, value) in out.iter_mut().skip(byte).step_by(width).zip(plane) {
-            *place = *value;
-        }
     }
     out
 }

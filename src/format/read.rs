@@ -12,13 +12,25 @@ use crate::tensor::{Bytes, Dtype, Tensor};
 
 /// Longest `.tl` header.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
-/// Most bytes that [`TlFile::load`] makes of tensors that do not lie raw in the file.
+/// Most bytes of tensors that do not lie raw in the file, however large it is.
 pub const MAX_MADE_BYTES: u64 = 16 << 30;
+/// What [`most_held`] allows a file of no length.
+const FREE_BYTES: u64 = 1 << 30;
+/// How many times its length a file may take in memory.
+const MOST_GROWTH: u64 = 64;
 pub(super) const ALIGN: usize = 64;
 pub(super) const KEY_VERSION: &str = "tl";
 pub(super) const KEY_MANIFEST: &str = "tl.manifest";
 pub(super) const KEY_PACK: &str = "tl.pack";
 pub(super) const KEY_ROOT: &str = "tl.root";
+
+/// Most bytes that a file of `len` bytes may take in memory where packed and seeded tensors have to be
+/// held: 1 GiB and 64 times its length, and never more than [`MAX_MADE_BYTES`]. Trained factors
+/// shrink by much less, and the projections that adapters of one base share are below 1 GiB.
+pub fn most_held(len: u64) -> u64 {
+    let held = len.saturating_mul(MOST_GROWTH).saturating_add(FREE_BYTES);
+    held.min(MAX_MADE_BYTES)
+}
 
 /// Where tensors that a thin file leaves out are found, by their digest.
 pub trait BlobSource {
@@ -183,35 +195,21 @@ impl TlFile {
     /// # Errors
     /// [`Code::DigestMismatch`], [`Code::ExternalMissing`], [`Code::PackInvalid`],
     /// [`Code::PackSize`], [`Code::NonFinite`]; [`Code::SeedInvalid`] for a tensor that is stored and
-    /// not what its seed makes; [`Code::Io`]; [`Code::ManifestLimit`] beyond [`MAX_MADE_BYTES`].
+    /// not what its seed makes; [`Code::Io`]; [`Code::ManifestLimit`] beyond [`most_held`].
     pub fn load(&self, blobs: &dyn BlobSource) -> Result<Adapter> {
-        self.load_within(blobs, MAX_MADE_BYTES)
+        self.load_within(blobs, most_held(self.file.byte_len()))
     }
 
-    /// As [`load`](Self::load), with a limit of one's own. Raw tensors take what the file takes;
-    /// packed, seeded and external ones may take thousands of times as much, and `max_made` is the
-    /// most bytes that they may add up to.
+    /// As [`load`](Self::load), with a limit of one's own. Raw tensors take what the file takes, and
+    /// external ones what their blobs take; packed and seeded ones may take thousands of times as
+    /// much, and `max_made` is the most bytes that they may add up to.
     ///
     /// # Errors
     /// As [`load`](Self::load).
     pub fn load_within(&self, blobs: &dyn BlobSource, max_made: u64) -> Result<Adapter> {
-        let storage = self.storage();
-        let mut made: u64 = 0;
-        for (name, stored) in &storage {
-            if let (Some(entry), true) =
-                (self.manifest.tensors().get(*name), *stored != Stored::Raw)
-            {
-                made = made.saturating_add(entry.byte_len()?);
-            }
-        }
-        if made > max_made {
-            let message = format!(
-                "its packed and left out tensors take {made} bytes, the limit is {max_made}"
-            );
-            return Err(Error::new(Code::ManifestLimit, message).file(self.file.path()));
-        }
+        self.refuse_made(max_made)?;
         let mut tensors = BTreeMap::new();
-        for (name, stored) in storage {
+        for (name, stored) in self.storage() {
             let tensor = self
                 .tensor(name, stored, blobs)
                 .map_err(|e| e.tensor(name).file(self.file.path()))?;
@@ -221,6 +219,46 @@ impl TlFile {
         adapter.map_err(|e| e.file(self.file.path()))
     }
 
+    /// Refuses a file whose tensors are beyond any use, before the first of them is made.
+    pub(super) fn refuse_beyond(&self, limit: u64) -> Result<()> {
+        let made = self.sum(|stored| stored != Stored::Raw)?;
+        if made > limit {
+            let message =
+                format!("its packed and left out tensors take {made} bytes, the limit is {limit}");
+            return Err(Error::new(Code::ManifestLimit, message).file(self.file.path()));
+        }
+        Ok(())
+    }
+
+    /// Refuses to hold more than `limit` bytes of packed and seeded tensors.
+    pub(super) fn refuse_made(&self, limit: u64) -> Result<()> {
+        self.refuse_beyond(MAX_MADE_BYTES)?;
+        let made = self.sum(|stored| matches!(stored, Stored::Packed | Stored::Seeded))?;
+        if made > limit {
+            let message = format!(
+                "its packed and seeded tensors take {made} bytes in memory, the limit for it is {limit}"
+            );
+            return Err(Error::new(Code::ManifestLimit, message).file(self.file.path()));
+        }
+        Ok(())
+    }
+
+    /// Bytes of the tensors that are kept in some way.
+    fn sum(&self, which: impl Fn(Stored) -> bool) -> Result<u64> {
+        let mut sum: u64 = 0;
+        for (name, stored) in self.storage() {
+            if which(stored) {
+                sum = sum.saturating_add(self.entry(name)?.byte_len()?);
+            }
+        }
+        Ok(sum)
+    }
+
+    pub(super) fn entry(&self, name: &str) -> Result<&ManifestTensor> {
+        let entry = self.manifest.tensors().get(name);
+        entry.ok_or_else(|| Error::new(Code::TensorUndeclared, "not in the manifest"))
+    }
+
     /// One verified tensor of the manifest.
     pub(super) fn tensor(
         &self,
@@ -228,11 +266,7 @@ impl TlFile {
         stored: Stored,
         blobs: &dyn BlobSource,
     ) -> Result<Tensor> {
-        let entry = self
-            .manifest
-            .tensors()
-            .get(name)
-            .ok_or_else(|| Error::new(Code::TensorUndeclared, "not in the manifest"))?;
+        let entry = self.entry(name)?;
         let (dtype, len) = (entry.dtype()?, entry.byte_len()?);
         let bytes: Bytes = match stored {
             Stored::Raw => self.read(name)?.into(),
@@ -254,7 +288,7 @@ impl TlFile {
 
     /// A stored tensor's bytes, copied out: what was verified must not change afterwards, as a
     /// memory map of a file that somebody writes to would.
-    fn read(&self, name: &str) -> Result<Vec<u8>> {
+    pub(super) fn read(&self, name: &str) -> Result<Vec<u8>> {
         let info = self
             .file
             .header()

@@ -5,6 +5,7 @@
 //! key, nonce zero, block counter from 0; words little-endian). The integer fits f32 exactly, so
 //! there is one rounding and no transcendental function: every machine makes the same bytes.
 
+use super::check::Sink;
 use crate::adapter::Seed;
 use crate::error::{Code, Error, Result};
 use crate::tensor::{Dtype, Tensor, byte_len, narrow_into, not_float};
@@ -54,18 +55,44 @@ fn values(seed: &Seed, counter: u32) -> [f32; 16] {
 /// # Errors
 /// As [`generate`]; [`Code::DtypeNotAllowed`].
 pub fn seeded_tensor(seed: &Seed, dtype: Dtype, shape: &[usize]) -> Result<Tensor> {
+    let mut data = Vec::with_capacity(checked_len(seed, dtype, shape)?);
+    pieces(seed, dtype, shape, &mut |bytes| {
+        data.extend_from_slice(bytes);
+        Ok(())
+    })?;
+    Tensor::new(dtype, shape.to_vec(), data)
+}
+
+/// The bytes of a seed's tensor, piece by piece: for whoever compares or hashes them only.
+///
+/// # Errors
+/// As [`seeded_tensor`], and those of `sink`.
+pub(super) fn pieces(seed: &Seed, dtype: Dtype, shape: &[usize], sink: Sink<'_>) -> Result<()> {
+    const BLOCKS: usize = 1024;
+    let mut left = checked_len(seed, dtype, shape)?;
+    let width = dtype.bits() / 8;
+    let mut buffer = vec![0; left.min(BLOCKS * 16 * width)];
+    let mut counter = 0u32;
+    while left > 0 {
+        let n = left.min(buffer.len());
+        for place in buffer[..n].chunks_mut(16 * width) {
+            narrow_into(dtype, &values(seed, counter)[..place.len() / width], place);
+            counter = counter.wrapping_add(1);
+        }
+        sink(&buffer[..n])?;
+        left -= n;
+    }
+    Ok(())
+}
+
+/// Bytes of a seed's tensor, where it can be made at all.
+fn checked_len(seed: &Seed, dtype: Dtype, shape: &[usize]) -> Result<usize> {
     if !dtype.is_float() {
         return Err(not_float(dtype));
     }
     let bytes = byte_len(dtype, shape)? as usize;
-    let width = dtype.bits() / 8;
-    check(seed, bytes / width)?;
-    // Block by block into the tensor's dtype: a gigabyte of f32 beside it is never held.
-    let mut data = vec![0; bytes];
-    for (counter, place) in (0..).zip(data.chunks_mut(16 * width)) {
-        narrow_into(dtype, &values(seed, counter)[..place.len() / width], place);
-    }
-    Tensor::new(dtype, shape.to_vec(), data)
+    check(seed, bytes / (dtype.bits() / 8))?;
+    Ok(bytes)
 }
 
 /// One block of the ChaCha20 key stream (RFC 8439) with nonce zero.

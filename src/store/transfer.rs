@@ -26,8 +26,34 @@ use crate::tensor::Bytes;
 /// not what its seed makes, so that it could not be left out.
 pub fn package(file: &Path, blobs: &dyn BlobSource) -> Result<Package> {
     let tl = TlFile::open(file)?;
-    let adapter = tl.load(blobs)?;
-    package_adapter(&adapter).map_err(|e| e.file(file))
+    let manifest = tl.manifest();
+    let projections = manifest.projections();
+    let described = manifest.tensors();
+    let kept = tl.kept(blobs)?.into_iter().map(|(name, tensor)| {
+        let entry = described.get(&name).ok_or_else(|| {
+            Error::new(Code::TensorUndeclared, "not in the manifest").tensor(&name)
+        })?;
+        Ok(PackageBlob {
+            digest: entry.sha256,
+            width: tensor.dtype().bits() / 8,
+            bytes: tensor.data().clone(),
+            shareable: projections.contains(name.as_str()),
+        })
+    });
+    Ok(Package {
+        root: tl.root(),
+        manifest: manifest.to_bytes(),
+        method: manifest.method().to_owned(),
+        base: manifest.base_name().map(str::to_owned),
+        blobs: distinct(kept.collect::<Result<_>>()?),
+    })
+}
+
+/// Each blob once: two tensors of different shape may have the same bytes.
+fn distinct(mut blobs: Vec<PackageBlob>) -> Vec<PackageBlob> {
+    blobs.sort_by_key(|b| b.digest);
+    blobs.dedup_by_key(|b| b.digest);
+    blobs
 }
 
 /// The package of a `.tl`, or of a PEFT directory, which is brought into tie groups as
@@ -82,15 +108,12 @@ pub fn package_adapter(adapter: &Adapter) -> Result<Package> {
             shareable: entry.is_projection,
         });
     }
-    // Two tensors of different shape may have the same bytes.
-    kept.sort_by_key(|b| b.digest);
-    kept.dedup_by_key(|b| b.digest);
     Ok(Package {
         root: encoded.manifest.root(),
         manifest: encoded.manifest.to_bytes(),
         method: adapter.method().name().to_owned(),
         base: adapter.base.as_ref().and_then(|b| b.name.clone()),
-        blobs: kept,
+        blobs: distinct(kept),
     })
 }
 

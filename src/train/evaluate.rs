@@ -270,14 +270,15 @@ impl Run<'_> {
 
     /// Tokens of an item's prompt, such that `room` more fit into the model's positions.
     fn prompt(&mut self, number: usize, item: &EvalItem, room: usize) -> Result<Vec<u32>> {
-        let mut tokens = self.vocabulary.encode_prompt(&item.prompt)?;
+        let positions = self.model.config().max_positions;
+        let mut tokens = self.vocabulary.encode_prompt_end(&item.prompt, positions)?;
         if tokens.is_empty() {
             return Err(bad(
                 number,
                 "the prompt has no tokens, and the model no bos",
             ));
         }
-        let most = (self.model.config().max_positions.saturating_sub(room)).max(1);
+        let most = positions.saturating_sub(room).max(1);
         if tokens.len() > most {
             self.truncated += 1;
             // Models that were trained with a bos are at a loss without one.
@@ -320,12 +321,15 @@ impl Run<'_> {
         item: &EvalItem,
         watch: &mut dyn FnMut(usize) -> Result<()>,
     ) -> Result<(Vec<f64>, Vec<f64>)> {
+        let positions = self.model.config().max_positions;
         let mut choices = Vec::with_capacity(item.choices.len());
         for choice in &item.choices {
-            choices.push(self.vocabulary.encode_continuation(choice)?);
+            let tokens = self
+                .vocabulary
+                .encode_continuation_start(choice, positions)?;
+            choices.push(tokens);
         }
         let longest = choices.iter().map(Vec::len).max().unwrap_or(0);
-        let positions = self.model.config().max_positions;
         if longest > positions || choices.iter().any(Vec::is_empty) {
             let message = format!("a choice has no tokens, or more than {positions}");
             return Err(bad(number, &message));

@@ -44,7 +44,7 @@ pub struct TensorCheck {
 /// The code of the first rule that is broken; see [`TlFile`].
 pub fn verify_file(path: &Path, blobs: &dyn BlobSource) -> Result<FileReport> {
     let file = TlFile::open(path)?;
-    file.load(blobs)?;
+    file.check(blobs)?;
     let mut tensors = Vec::new();
     for (name, stored) in file.storage() {
         let Some(entry) = file.manifest().tensors().get(name) else {

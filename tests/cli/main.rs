@@ -8,15 +8,18 @@ mod audit;
 mod audit_page;
 mod contract;
 mod convert;
+mod ending;
 mod errors;
 mod help;
 mod inspect;
+mod limits;
 mod merge;
 mod outputs;
 mod params;
 mod run;
 mod store;
 mod sweep;
+mod text;
 mod train;
 mod verify;
 

@@ -8,6 +8,7 @@ mod manifest;
 mod measure;
 mod packing;
 mod peft;
+mod training;
 
 use std::path::{Path, PathBuf};
 

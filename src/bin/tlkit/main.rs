@@ -2,6 +2,8 @@
 
 mod args;
 mod cmd;
+mod ending;
+mod memory;
 mod output;
 mod progress;
 
@@ -12,21 +14,14 @@ use clap::Parser;
 use args::{Cli, Command, Convert, Store, Verify};
 use output::{Outcome, Output};
 
-/// Training allocates and frees the same large blocks at every step, which the system's allocator
-/// gives back and faults in again each time.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
+    ending::watch_panics();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return output::usage(&error),
     };
     let output = Output::new(cli.json);
-    // A store is whole wherever a command is killed, so only what writes many files stops by itself.
-    if !matches!(&cli.command, Command::Store(store) if !matches!(store, Store::Export(_))) {
-        progress::watch_interrupts();
-    }
+    ending::watch_interrupts();
     let outcome = set_threads(cli.threads).and_then(|()| run(cli.command, &output));
     output.finish(outcome)
 }

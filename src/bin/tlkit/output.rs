@@ -5,8 +5,11 @@ use std::process::ExitCode;
 
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
-use tlkit::error::sanitize;
+use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
+use tlkit::error::{is_unprintable, sanitize, sanitize_lines};
 use tlkit::{Code, Error, ErrorKind, Result};
+
+use crate::ending;
 
 /// How a command that did its work ended.
 #[derive(Debug)]
@@ -44,7 +47,7 @@ impl Output {
         if self.json {
             let mut stdout = io::BufWriter::new(io::stdout().lock());
             // Straight to the reader: a report of a large fleet is larger than the fleet's rows.
-            let written = serde_json::to_writer_pretty(&mut stdout, value).map_err(io::Error::from);
+            let written = write_json(&mut stdout, value).map_err(io::Error::from);
             return said(
                 written
                     .and_then(|()| writeln!(stdout))
@@ -54,15 +57,27 @@ impl Output {
         self.print(text().trim_end())
     }
 
-    /// Prints text and a newline on stdout. A closed pipe is no error: the reader had enough.
+    /// Prints text of our own and a newline on stdout, with what names in it would do to a terminal
+    /// made harmless. A closed pipe is no error: the reader had enough.
     pub(crate) fn print(&self, text: &str) -> Result<()> {
-        self.print_part(&format!("{text}\n"))
+        raw(&format!("{}\n", sanitize_lines(text)))
     }
 
-    /// As [`Output::print`], without the newline: for text that comes in parts.
-    pub(crate) fn print_part(&self, text: &str) -> Result<()> {
-        let mut stdout = io::stdout().lock();
-        said(write!(stdout, "{text}").and_then(|()| stdout.flush()))
+    /// Prints data of somebody else's, such as a model's words, as it is; on a terminal, as
+    /// [`Output::print`]. There is no newline: it may come in parts.
+    pub(crate) fn print_data(&self, text: &str) -> Result<()> {
+        match io::stdout().is_terminal() {
+            true => raw(&sanitize_lines(text)),
+            false => raw(text),
+        }
+    }
+
+    /// Prints one line of JSON.
+    pub(crate) fn print_json_line(&self, value: &impl Serialize) -> Result<()> {
+        let mut line = Vec::new();
+        let written = value.serialize(&mut Serializer::with_formatter(&mut line, Harmless(Line)));
+        written.map_err(|e| Error::new(Code::Io, format!("JSON: {e}")))?;
+        raw(&format!("{}\n", String::from_utf8_lossy(&line)))
     }
 
     /// Tells the user something that is no result.
@@ -72,6 +87,7 @@ impl Output {
 
     /// Reports a failure and gives the exit code.
     pub(crate) fn finish(&self, outcome: Result<Outcome>) -> ExitCode {
+        ending::begun();
         let (error, reported) = match outcome {
             Ok(Outcome::Success) => return ExitCode::SUCCESS,
             Ok(Outcome::Different) => return ExitCode::from(1),
@@ -79,21 +95,67 @@ impl Output {
             Err(error) => (error, false),
         };
         let mut stderr = io::stderr().lock();
-        let label = if colour() {
-            "\x1b[1;31merror\x1b[0m"
-        } else {
-            "error"
-        };
-        let _ = writeln!(stderr, "{label}[{}]: {error}", error.code().as_str());
-        if let Some(hint) = error.hint_text() {
-            let _ = writeln!(stderr, "hint: {}", sanitize(hint));
-        }
+        let _ = stderr.write_all(lines(&error).as_bytes());
         drop(stderr);
         // One document: a report has its failures inside.
         if self.json && !reported {
             let _ = self.report(&JsonError::of(&error), String::new);
         }
         ExitCode::from(exit_code(error.kind()))
+    }
+}
+
+fn raw(text: &str) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    said(write!(stdout, "{text}").and_then(|()| stdout.flush()))
+}
+
+/// One JSON document, indented.
+pub(crate) fn write_json(to: impl Write, value: &impl Serialize) -> serde_json::Result<()> {
+    let formatter = Harmless(PrettyFormatter::new());
+    value.serialize(&mut Serializer::with_formatter(to, formatter))
+}
+
+/// JSON on one line.
+struct Line;
+
+impl Formatter for Line {}
+
+/// JSON in which characters that would command a terminal or hide text are escaped as well.
+struct Harmless<F>(F);
+
+macro_rules! as_inside {
+    ($($name:ident($($arg:ident: $type:ty),*);)+) => {
+        $(fn $name<W: ?Sized + Write>(&mut self, to: &mut W $(, $arg: $type)*) -> io::Result<()> {
+            self.0.$name(to $(, $arg)*)
+        })+
+    };
+}
+
+impl<F: Formatter> Formatter for Harmless<F> {
+    as_inside! {
+        begin_array();
+        end_array();
+        begin_array_value(first: bool);
+        end_array_value();
+        begin_object();
+        end_object();
+        begin_object_key(first: bool);
+        end_object_key();
+        begin_object_value();
+        end_object_value();
+    }
+
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, to: &mut W, s: &str) -> io::Result<()> {
+        let mut rest = s;
+        while let Some((at, c)) = rest.char_indices().find(|(_, c)| is_unprintable(*c)) {
+            to.write_all(rest[..at].as_bytes())?;
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                write!(to, "\\u{unit:04x}")?;
+            }
+            rest = &rest[at + c.len_utf8()..];
+        }
+        to.write_all(rest.as_bytes())
     }
 }
 
@@ -106,33 +168,61 @@ fn said(written: io::Result<()>) -> Result<()> {
     }
 }
 
+/// Whether the arguments ask for JSON, also where they could not be parsed.
+pub(crate) fn wants_json() -> bool {
+    let mut options = std::env::args_os().skip(1).take_while(|a| a != "--");
+    options.any(|a| a == "--json")
+}
+
 /// Answers a command line that clap did not take: help, the version, or what is wrong with it.
-///
-/// The arguments are not known then, so `--json` is looked for by hand.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     // Best effort, as for every message: a closed pipe is no reason to fail.
-    let _ = error.print();
     if !error.use_stderr() {
+        let _ = error.print();
         return ExitCode::SUCCESS;
     }
-    let text = error.to_string();
+    // The message repeats arguments, which a script may have from a stranger.
+    let text = sanitize_lines(&error.to_string());
+    let _ = io::stderr().lock().write_all(text.as_bytes());
     let mut parts = text.split("\n\n");
     let message = parts.next().unwrap_or_default();
     let message = message.strip_prefix("error: ").unwrap_or(message);
     let words: Vec<&str> = message.split_whitespace().collect();
     let error = Error::new(Code::Usage, words.join(" ")).hint("try --help");
-    let json = std::env::args_os().skip(1).take_while(|a| a != "--");
-    if json.into_iter().any(|a| a == "--json") {
+    if wants_json() {
         let _ = Output::new(true).report(&JsonError::of(&error), String::new);
     }
     ExitCode::from(exit_code(error.kind()))
+}
+
+/// A failure as it is told on stderr.
+pub(crate) fn lines(error: &Error) -> String {
+    let label = match colour() {
+        true => "\x1b[1;31merror\x1b[0m",
+        false => "error",
+    };
+    let hint = error.hint_text();
+    let hint = hint.map(|hint| format!("hint: {}\n", sanitize(hint)));
+    format!(
+        "{label}[{}]: {error}\n{}",
+        error.code().as_str(),
+        hint.unwrap_or_default()
+    )
+}
+
+/// A failure as the JSON document that scripts get.
+pub(crate) fn json(error: &Error) -> String {
+    let mut document = Vec::new();
+    // Writing to memory does not fail.
+    let _ = write_json(&mut document, &JsonError::of(error));
+    String::from_utf8_lossy(&document).into_owned() + "\n"
 }
 
 fn colour() -> bool {
     io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
 }
 
-fn exit_code(kind: ErrorKind) -> u8 {
+pub(crate) fn exit_code(kind: ErrorKind) -> u8 {
     match kind {
         ErrorKind::Usage => 2,
         ErrorKind::Io => 3,
@@ -140,6 +230,7 @@ fn exit_code(kind: ErrorKind) -> u8 {
         ErrorKind::Unsupported => 5,
         ErrorKind::Incompatible => 6,
         ErrorKind::Interrupted => 130,
+        ErrorKind::Internal => 70,
         _ => 3,
     }
 }

@@ -1,29 +1,13 @@
-//! Progress bars, on a terminal only, and the interrupt flag that long work looks at.
+//! Progress bars, on a terminal only, whose work stops once the user asked for it.
 
 use std::io::IsTerminal;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tlkit::error::sanitize;
 use tlkit::merge::Control;
 use tlkit::train::run::{Event, Observer};
 
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-
-/// Makes the first Ctrl-C or SIGTERM stop long work cleanly, and the second one at once.
-pub(crate) fn watch_interrupts() {
-    // Without a handler (it can be set once only) an interrupt just kills the process, which
-    // leaves no half-written output under its name either.
-    let _ = ctrlc::set_handler(|| {
-        if INTERRUPTED.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-    });
-}
-
-/// Whether the user wants long work to stop.
-pub(crate) fn interrupted() -> bool {
-    INTERRUPTED.load(Ordering::Relaxed)
-}
+use crate::ending::{INTERRUPTED, interrupted};
 
 /// A bar that is seen on a terminal only.
 fn bar(label: &str, total: u64, style: &str) -> ProgressBar {
@@ -31,7 +15,7 @@ fn bar(label: &str, total: u64, style: &str) -> ProgressBar {
         true => ProgressDrawTarget::stderr(),
         false => ProgressDrawTarget::hidden(),
     };
-    let bar = ProgressBar::with_draw_target(Some(total), target).with_prefix(label.to_owned());
+    let bar = ProgressBar::with_draw_target(Some(total), target).with_prefix(sanitize(label));
     if let Ok(style) = ProgressStyle::with_template(style) {
         bar.set_style(style);
     }
@@ -100,7 +84,7 @@ fn endless(label: &str, template: &str) -> ProgressBar {
         true => ProgressDrawTarget::stderr(),
         false => ProgressDrawTarget::hidden(),
     };
-    let bar = ProgressBar::with_draw_target(None, target).with_message(label.to_owned());
+    let bar = ProgressBar::with_draw_target(None, target).with_message(sanitize(label));
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
@@ -109,7 +93,7 @@ fn endless(label: &str, template: &str) -> ProgressBar {
 
 /// An error once the user asked to stop.
 pub(crate) fn check_interrupt() -> tlkit::Result<()> {
-    if INTERRUPTED.load(Ordering::Relaxed) {
+    if interrupted() {
         return Err(tlkit::Error::new(
             tlkit::Code::Interrupted,
             "stopped on request",
@@ -134,7 +118,7 @@ impl TrainBar {
     /// Counts other things from here on.
     pub(crate) fn restart(&self, label: String, total: u64) {
         self.0.reset();
-        self.0.set_prefix(label);
+        self.0.set_prefix(sanitize(&label));
         self.0.set_message("");
         self.0.set_length(total);
     }
@@ -146,7 +130,7 @@ impl TrainBar {
 
     /// Writes a line above the bar.
     pub(crate) fn line(&self, text: String) {
-        self.0.println(text);
+        self.0.println(sanitize(&text));
     }
 }
 

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use crate::error::{Code, Error, Result};
 use crate::fs::{check_inside, parent, read_limited};
 
-pub(super) const MAX_CONFIG_BYTES: u64 = 16 << 20;
+pub(super) const MAX_CONFIG_BYTES: u64 = 8 << 20;
 
 /// A JSON file, or the default where there is none.
 pub(super) fn read_json<T: DeserializeOwned + Default>(path: &Path, code: Code) -> Result<T> {

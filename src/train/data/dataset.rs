@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::batch::Example;
+use super::ends::WHOLE_BYTES;
 use super::jsonl::{Lines, bad_line, parse};
 use super::{Message, Vocabulary};
 use crate::error::{Code, Error, Result};
@@ -81,9 +82,8 @@ impl Dataset {
             if chunk.is_empty() {
                 break;
             }
-            let make = |(number, line): (usize, String)| {
-                example(number, &line, vocabulary, options.loss_on_prompt)
-            };
+            let make =
+                |(number, line): (usize, String)| example(number, &line, vocabulary, options);
             // In order, errors too: which line is blamed must not hang on the threads.
             let made: Vec<Result<Example>> = chunk
                 .into_par_iter()
@@ -151,20 +151,30 @@ struct Line {
     messages: Option<Vec<Message>>,
 }
 
-fn example(number: usize, line: &str, vocabulary: &Vocabulary, all: bool) -> Result<Example> {
+fn example(
+    number: usize,
+    line: &str,
+    vocabulary: &Vocabulary,
+    options: &DataOptions,
+) -> Result<Example> {
     let line: Line = parse(number, line, EXPECTED)?;
+    let all = options.loss_on_prompt;
     let bad = |what: &str| bad_line(number, what);
-    let mut builder = Builder::new(vocabulary);
+    let at_line = |e: Error| match e.code() {
+        Code::TextTooLong => bad_line(number, e.message()).cause(e),
+        _ => e,
+    };
+    let mut builder = Builder::new(vocabulary, options.seq_len);
     match (line.prompt, line.completion, line.text, line.messages) {
         (Some(prompt), Some(completion), None, None) => {
             // Apart and not as one text, for the boundary is then the one that generation sees:
             // a token over the end of the prompt could never be generated.
-            builder.push(&prompt, all)?;
-            builder.push(&completion, true)?;
+            builder.push(&prompt, all).map_err(at_line)?;
+            builder.push(&completion, true).map_err(at_line)?;
             builder.end();
         }
         (None, None, Some(text), None) => {
-            builder.push(&text, true)?;
+            builder.push(&text, true).map_err(at_line)?;
             builder.end();
         }
         (None, None, None, Some(messages)) => {
@@ -177,7 +187,8 @@ fn example(number: usize, line: &str, vocabulary: &Vocabulary, all: bool) -> Res
                 .cause(e)
             })?;
             for (text, assistant) in turns {
-                builder.push(&text, all || assistant)?;
+                let pushed = builder.push(&text, all || assistant);
+                pushed.map_err(at_line)?;
                 builder.close_turn();
             }
         }
@@ -200,10 +211,14 @@ struct Builder<'a> {
     started: bool,
     /// Where the last piece begins.
     piece: usize,
+    /// Most tokens that will be used.
+    most: usize,
+    /// Whether the last piece was too long to be tokenised to its end.
+    cut: bool,
 }
 
 impl<'a> Builder<'a> {
-    fn new(vocabulary: &'a Vocabulary) -> Self {
+    fn new(vocabulary: &'a Vocabulary, seq_len: usize) -> Self {
         let example = Example {
             tokens: Vec::new(),
             predicted: Vec::new(),
@@ -213,16 +228,22 @@ impl<'a> Builder<'a> {
             example,
             started: false,
             piece: 0,
+            most: seq_len.saturating_add(1),
+            cut: false,
         }
     }
 
     fn push(&mut self, text: &str, predicted: bool) -> Result<()> {
+        if self.example.tokens.len() > self.most {
+            return Ok(());
+        }
         let tokens = if self.started {
-            self.vocabulary.encode_continuation(text)?
+            self.vocabulary.encode_continuation_start(text, self.most)?
         } else {
-            self.vocabulary.encode_prompt(text)?
+            self.vocabulary.encode_prompt_start(text, self.most)?
         };
         self.started = true;
+        self.cut = text.len() > WHOLE_BYTES && tokens.len() > self.most;
         self.piece = self.example.tokens.len();
         self.example.tokens.extend(tokens);
         self.flag(predicted);
@@ -254,6 +275,9 @@ impl<'a> Builder<'a> {
 
     /// Takes no loss after a turn's eos: what the template puts there is never generated.
     fn close_turn(&mut self) {
+        if self.cut {
+            return;
+        }
         let tokens = self.example.tokens.get(self.piece..).unwrap_or_default();
         let eos = self.vocabulary.eos();
         if let Some(at) = tokens.iter().rposition(|id| eos.contains(id)) {

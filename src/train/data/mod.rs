@@ -7,9 +7,12 @@ mod batch;
 mod clock;
 mod configs;
 mod dataset;
+mod ends;
+mod growth;
 mod items;
 mod jsonl;
 mod sampler;
+mod sized;
 mod stream;
 mod template;
 #[cfg(test)]

@@ -6,24 +6,37 @@ use std::sync::{Arc, LazyLock};
 
 use fancy_regex::{Captures, Regex};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Enumerator, Kwargs, Object, Value, ValueKind, from_args};
-use minijinja::{Environment, ErrorKind};
+use minijinja::value::{Enumerator, Object, Value, ValueKind, from_args};
+use minijinja::{Environment, ErrorKind, State};
 use serde::Deserialize;
 
-use super::clock;
+use super::{clock, sized};
+use crate::budget;
 use crate::error::{Code, Error, Result};
 
-/// Instructions that one rendering may execute: a long conversation takes a few thousand.
-const FUEL: u64 = 10_000_000;
-/// Largest template that is compiled, in bytes.
-const MAX_TEMPLATE_BYTES: usize = 1 << 20;
+/// What one rendering may do, in the engine's fuel: an instruction costs one, and so do 64 bytes that
+/// are made or read. A long conversation takes a few thousand instructions.
+const FUEL: u64 = 1_500_000;
+/// Bytes that may be made or read for each byte of the messages.
+const WORK: u64 = 32;
+/// Most memory that one rendering may take without its messages; see [`budget`].
+const MAX_MEMORY: u64 = 256 << 20;
+/// Stack to compile and render on: expressions nest as deep as the template is long, values as deep as
+/// fuel lasts, and each level is a few calls. Only what is used of it is taken.
+const STACK_BYTES: usize = 1 << 30;
+/// Largest template that is compiled, in bytes; those that models ship have up to 40 kB.
+const MAX_TEMPLATE_BYTES: usize = 256 << 10;
+/// Most of the operators whose chains the compiler takes the square of their length for.
+const MAX_LINKS: usize = 4096;
 /// Most text that one rendering may give, in bytes.
 const MAX_RENDERED_BYTES: usize = 32 << 20;
-/// Deepest nesting that `tojson` follows.
-const MAX_JSON_DEPTH: usize = 64;
+/// Longest format of a date, in bytes.
+const MAX_DATE_BYTES: usize = 4096;
+/// Most of what a template says when it refuses the messages.
+const MAX_REASON_CHARS: usize = 1000;
 const NAME: &str = "chat_template";
 
-type Jinja<T> = std::result::Result<T, minijinja::Error>;
+pub(super) type Jinja<T> = std::result::Result<T, minijinja::Error>;
 
 /// One message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -48,8 +61,6 @@ impl Object for Message {
     }
 }
 
-// Source, output and recursion are bounded. A template that loops long without writing is not
-// stopped: for that the engine has to be built with its `fuel` feature.
 /// A compiled template, and the special tokens that it may name.
 #[derive(Debug)]
 pub(super) struct ChatTemplate {
@@ -69,33 +80,46 @@ impl ChatTemplate {
             let message = format!("the template has more than {MAX_TEMPLATE_BYTES} bytes");
             return Err(Error::new(Code::ChatTemplate, message).file(path));
         }
+        let links = ["~", "and", "or"].map(|link| source.matches(link).count());
+        if links.into_iter().any(|n| n > MAX_LINKS) {
+            let message = format!("the template has more than {MAX_LINKS} of `~`, `and` or `or`");
+            return Err(Error::new(Code::ChatTemplate, message).file(path));
+        }
         let mut template = Self {
             env: Environment::new(),
             path: path.to_owned(),
             specials,
         };
+        // Else errors carry every variable along.
+        template.env.set_debug(false);
         let syntax = SyntaxConfig::builder()
             .trim_blocks(true)
             .lstrip_blocks(true)
             .build()
-            .map_err(|e| template.error(e))?;
+            .map_err(|e| template.error(&e))?;
         template.env.set_syntax(syntax);
         template.env.add_function("raise_exception", raise);
-        template.env.add_filter("tojson", to_json);
-        template
-            .env
-            .set_unknown_method_callback(|_, value, method, args| python(value, method, args));
-        template.env.set_fuel(Some(FUEL));
+        sized::add_filters(&mut template.env);
+        template.env.set_unknown_method_callback(python);
         template.set_clock(clock::now());
-        let added = template.env.add_template_owned(NAME, plain_blocks(source));
-        added.map_err(|e| template.error(e))?;
+        let refusal = template.too_much();
+        let add = || {
+            let source = plain_blocks(source);
+            let env = &mut template.env;
+            budget::within(MAX_MEMORY, refusal, || env.add_template_owned(NAME, source))
+                .map_err(|e| template.error(&e))
+        };
+        on_deep_stack(add).ok_or_else(no_thread)??;
         Ok(template)
     }
 
     /// Fixes what `strftime_now` takes for the present, in seconds of Unix time.
     pub(super) fn set_clock(&mut self, seconds: i64) {
         self.env.add_function("strftime_now", move |format: &str| {
-            clock::strftime(format, seconds)
+            if format.len() > MAX_DATE_BYTES {
+                return Err(invalid("strftime_now: the format is too long".to_owned()));
+            }
+            Ok(clock::strftime(format, seconds))
         });
     }
 
@@ -113,19 +137,41 @@ impl ChatTemplate {
         for (name, text) in &self.specials {
             variables.push((name, Value::from(text.as_str())));
         }
-        let mut out = Bounded(Vec::new());
-        self.env
-            .get_template(NAME)
-            .and_then(|t| {
-                t.render_captured_to(Value::from_pairs(variables), &mut out)
-                    .map(drop)
+        let said: usize = messages
+            .iter()
+            .map(|m| m.role.len() + m.content.len())
+            .sum();
+        let work = WORK.saturating_mul(said as u64);
+        let refusal = self.too_much();
+        let memory = MAX_MEMORY.saturating_add(work);
+        let rendered = on_deep_stack(|| {
+            budget::within(memory, refusal, || {
+                // Told here: dropped, it may need the stack, too.
+                self.run(Value::from_pairs(variables), FUEL + work / 64)
+                    .map_err(|e| self.error(&e))
             })
-            .map_err(|e| self.error(e))?;
-        String::from_utf8(out.0)
+        });
+        let out = rendered.ok_or_else(no_thread)??;
+        String::from_utf8(out)
             .map_err(|e| Error::new(Code::ChatTemplate, "the rendering is not UTF-8").cause(e))
     }
 
-    fn error(&self, e: minijinja::Error) -> Error {
+    fn run(&self, variables: Value, fuel: u64) -> Jinja<Vec<u8>> {
+        let mut out = Bounded(Vec::new());
+        let mut env = self.env.clone();
+        env.set_fuel(Some(fuel));
+        let template = env.get_template(NAME)?;
+        template.render_captured_to(variables, &mut out)?;
+        Ok(out.0)
+    }
+
+    /// What an allocator ends with where the template takes too much; see [`budget`].
+    fn too_much(&self) -> Error {
+        let message = "the template takes more memory than its messages can need";
+        Error::new(Code::ChatTemplate, message).file(&self.path)
+    }
+
+    fn error(&self, e: &minijinja::Error) -> Error {
         // Only a failed write hides its reason in its source.
         let message = match (e.kind(), e.detail(), e.line()) {
             (ErrorKind::WriteFailure, ..) => {
@@ -135,10 +181,24 @@ impl ChatTemplate {
             (kind, None, Some(line)) => format!("{kind} (template line {line})"),
             _ => e.to_string(),
         };
-        Error::new(Code::ChatTemplate, message)
-            .file(&self.path)
-            .cause(e)
+        Error::new(Code::ChatTemplate, message).file(&self.path)
     }
+}
+
+fn no_thread() -> Error {
+    Error::new(Code::OutOfMemory, "no thread for the chat template")
+}
+
+/// What `work` gives on a thread of its own; nothing where there can be no thread.
+fn on_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Option<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
+        let thread = thread.spawn_scoped(scope, work).ok()?;
+        match thread.join() {
+            Ok(done) => Some(done),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
 }
 
 /// A buffer that refuses to grow past the limit.
@@ -177,78 +237,23 @@ fn plain_blocks(source: &str) -> String {
 }
 
 fn raise(message: &str) -> Jinja<Value> {
-    Err(invalid(message.to_owned()))
+    Err(invalid(message.chars().take(MAX_REASON_CHARS).collect()))
 }
 
-fn invalid(message: String) -> minijinja::Error {
+pub(super) fn invalid(message: String) -> minijinja::Error {
     minijinja::Error::new(ErrorKind::InvalidOperation, message)
 }
 
-/// JSON as Python writes it: a space after `:` and `,`, nothing escaped that need not be.
-fn to_json(value: &Value, indent: Option<usize>, options: Kwargs) -> Jinja<String> {
-    let indent = options.get::<Option<usize>>("indent")?.or(indent);
-    if indent.is_some_and(|n| n > 16) {
-        return Err(invalid("tojson: indent is above 16".to_owned()));
-    }
-    let mut out = String::new();
-    write_json(value, indent, 0, &mut out)?;
-    Ok(out)
-}
-
-fn write_json(value: &Value, indent: Option<usize>, depth: usize, out: &mut String) -> Jinja<()> {
-    if depth > MAX_JSON_DEPTH {
-        return Err(invalid("tojson: nested too deeply".to_owned()));
-    }
-    let quoted = |text: &str| serde_json::to_string(text).map_err(|e| invalid(e.to_string()));
-    let map = value.kind() == ValueKind::Map;
-    match value.kind() {
-        ValueKind::None => out.push_str("null"),
-        // Printed, a bool is `True`, as in Python.
-        ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
-        ValueKind::Number => out.push_str(&value.to_string()),
-        ValueKind::String => out.push_str(&quoted(value.as_str().unwrap_or_default())?),
-        ValueKind::Seq | ValueKind::Iterable | ValueKind::Map => {
-            let line = |depth: usize| indent.map(|n| format!("\n{}", " ".repeat(n * depth)));
-            out.push(if map { '{' } else { '[' });
-            let mut empty = true;
-            for item in value.try_iter()? {
-                if !empty {
-                    out.push_str(if indent.is_some() { "," } else { ", " });
-                }
-                empty = false;
-                out.push_str(&line(depth + 1).unwrap_or_default());
-                if map {
-                    out.push_str(&quoted(&item.to_string())?);
-                    out.push_str(": ");
-                    write_json(&value.get_item(&item)?, indent, depth + 1, out)?;
-                } else {
-                    write_json(&item, indent, depth + 1, out)?;
-                }
-            }
-            if !empty {
-                out.push_str(&line(depth).unwrap_or_default());
-            }
-            out.push(if map { '}' } else { ']' });
-        }
-        kind => {
-            return Err(invalid(format!(
-                "tojson: cannot write a value of kind {kind}"
-            )));
-        }
-    }
-    Ok(())
-}
-
 /// The methods of Python's `str` and `dict` that templates call.
-fn python(value: &Value, method: &str, args: &[Value]) -> Jinja<Value> {
+fn python(state: &mut State<'_, '_>, value: &Value, method: &str, args: &[Value]) -> Jinja<Value> {
     match value.as_str() {
-        Some(text) => python_str(text, method, args),
+        Some(text) => python_str(state, text, method, args),
         None if value.kind() == ValueKind::Map => python_dict(value, method, args),
         None => Err(ErrorKind::UnknownMethod.into()),
     }
 }
 
-fn python_str(text: &str, method: &str, args: &[Value]) -> Jinja<Value> {
+fn python_str(state: &State<'_, '_>, text: &str, method: &str, args: &[Value]) -> Jinja<Value> {
     let one = || from_args::<(&str,)>(args).map(|(a,)| a);
     let none = || from_args::<()>(args);
     Ok(match method {
@@ -270,9 +275,15 @@ fn python_str(text: &str, method: &str, args: &[Value]) -> Jinja<Value> {
         "title" | "capitalize" => {
             none().map(|()| Value::from(capitals(text, method == "title")))?
         }
-        "splitlines" => none().map(|()| text.lines().map(Value::from).collect())?,
+        "splitlines" => {
+            none()?;
+            sized::afford_items(state, text.lines().count())?;
+            text.lines().map(Value::from).collect()
+        }
         "replace" => {
             let (from, to) = from_args::<(&str, &str)>(args)?;
+            let added = text.matches(from).count().saturating_mul(to.len());
+            sized::afford(state, text.len().saturating_add(added))?;
             Value::from(text.replace(from, to))
         }
         "find" => {
@@ -281,20 +292,24 @@ fn python_str(text: &str, method: &str, args: &[Value]) -> Jinja<Value> {
         }
         "join" => {
             let (items,) = from_args::<(&Value,)>(args)?;
-            let items: Vec<String> = items.try_iter()?.map(|v| v.to_string()).collect();
-            Value::from(items.join(text))
+            sized::join(state, items, text)?
         }
-        "split" => split(text, args)?,
+        "split" => split(state, text, args)?,
         _ => return Err(ErrorKind::UnknownMethod.into()),
     })
 }
 
-fn split(text: &str, args: &[Value]) -> Jinja<Value> {
+fn split(state: &State<'_, '_>, text: &str, args: &[Value]) -> Jinja<Value> {
     let (separator, most) = from_args::<(Option<&str>, Option<i64>)>(args)?;
     // A negative count, Python's default, is no limit.
     let parts = most.map_or(usize::MAX, |n| {
         usize::try_from(n).map_or(usize::MAX, |n| n.saturating_add(1))
     });
+    let separators = match separator {
+        Some(separator) => text.matches(separator).count(),
+        None => text.split_whitespace().count(),
+    };
+    sized::afford_items(state, separators.min(parts))?;
     match separator {
         Some("") => Err(invalid("split: empty separator".to_owned())),
         Some(separator) => Ok(text.splitn(parts, separator).map(Value::from).collect()),

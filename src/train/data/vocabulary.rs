@@ -1,11 +1,14 @@
 //! Text to tokens and back, by the files that stand beside a model's weights.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use tokenizers::{ModelWrapper, Tokenizer};
 
 use super::configs::{self, Ids, ModelConfig, TemplateText, TokenText, TokenizerConfig, read_json};
+use super::growth::{self, Growth};
 use super::template::{ChatTemplate, Message};
+use crate::budget;
 use crate::error::{Code, Error, Result};
 use crate::fs::check_inside;
 use crate::safetensors::read_limited;
@@ -13,7 +16,14 @@ use crate::safetensors::read_limited;
 const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const TEMPLATE: &str = "chat_template.jinja";
-const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
+/// Those of models with the largest vocabularies have 35 MB; read, one takes some ten times its length.
+const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
+/// Longest text, or part of one, that is tokenised at all; each byte takes some 400 in memory.
+pub(super) const MAX_TEXT_BYTES: usize = 2 << 20;
+/// Longest text that is tokenised beside others.
+const MAX_PARALLEL_BYTES: usize = 128 << 10;
+/// Most memory that tokenising one text may take; see [`budget`].
+const MAX_MEMORY: u64 = 2 << 30;
 /// Texts that may stand before a continuation; see [`Vocabulary::encode_continuation`].
 const LEADS: [&str; 4] = ["\u{1}", ".", "|", "a"];
 
@@ -23,6 +33,7 @@ const LEADS: [&str; 4] = ["\u{1}", ".", "|", "a"];
 #[derive(Debug)]
 pub struct Vocabulary {
     tokenizer: Tokenizer,
+    growth: Growth,
     path: PathBuf,
     size: usize,
     bos: Option<u32>,
@@ -52,12 +63,15 @@ impl Vocabulary {
         check_inside(model_dir, &path)?;
         check_inside(model_dir, &model_dir.join(TEMPLATE))?;
         let tokenizer = load_tokenizer(&path)?;
+        let growth = Growth::of(&tokenizer)
+            .map_err(|what| Error::new(Code::BadTokenizer, what).file(&path))?;
         let config: TokenizerConfig =
             read_json(&model_dir.join(TOKENIZER_CONFIG), Code::BadTokenizer)?;
         let size = tokenizer.get_vocab(true).into_values().max();
         let mut vocabulary = Self {
             size: size.map_or(0, |id| id as usize + 1),
             tokenizer,
+            growth,
             path,
             bos: None,
             eos: Vec::new(),
@@ -105,7 +119,8 @@ impl Vocabulary {
     /// with it, and never an eos after it.
     ///
     /// # Errors
-    /// [`Code::BadTokenizer`] if the tokenizer cannot encode the text.
+    /// [`Code::BadTokenizer`] if the tokenizer cannot encode the text, or would make too much of it;
+    /// [`Code::TextTooLong`] beyond 2 MiB.
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
         let plain = self.encode_plain(text)?;
         if self.bos.is_some() && plain.first().copied() == self.bos {
@@ -145,7 +160,7 @@ impl Vocabulary {
     /// The text of tokens; special tokens and unknown ids give nothing.
     ///
     /// # Errors
-    /// As [`Vocabulary::encode_prompt`].
+    /// [`Code::BadTokenizer`] if the tokenizer cannot decode the tokens.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
         let text = self.tokenizer.decode(tokens, true);
         text.map_err(|e| self.failed("decode the tokens", e))
@@ -166,7 +181,22 @@ impl Vocabulary {
     }
 
     fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let encoding = self.tokenizer.encode_fast(text, special);
+        /// Long texts are tokenised one after another, as each takes hundreds of times its length.
+        static LONG: Mutex<()> = Mutex::new(());
+        if text.len() > MAX_TEXT_BYTES {
+            let message = format!(
+                "a text of {} bytes; up to {MAX_TEXT_BYTES} are tokenised",
+                text.len()
+            );
+            return Err(Error::new(Code::TextTooLong, message).hint("give it in parts"));
+        }
+        let refused = |what| Error::new(Code::BadTokenizer, what).file(&self.path);
+        self.growth.check(text).map_err(refused)?;
+        let _turn = (text.len() > MAX_PARALLEL_BYTES)
+            .then(|| LONG.lock().unwrap_or_else(PoisonError::into_inner));
+        let message = format!("it takes more than {MAX_MEMORY} bytes for one text");
+        let encode = || self.tokenizer.encode_fast(text, special);
+        let encoding = budget::within(MAX_MEMORY, refused(message), encode);
         let encoding = encoding.map_err(|e| self.failed("encode the text", e))?;
         Ok(encoding.get_ids().to_vec())
     }
@@ -266,6 +296,7 @@ fn load_tokenizer(path: &Path) -> Result<Tokenizer> {
         Code::HeaderTooLarge => bad(e.message().to_owned()),
         _ => e,
     })?;
+    growth::check_patterns(&bytes).map_err(bad)?;
     let mut tokenizer =
         Tokenizer::from_bytes(&bytes).map_err(|e| bad(format!("not a tokenizer: {e}")).cause(e))?;
     tokenizer

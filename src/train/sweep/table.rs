@@ -6,6 +6,7 @@ use super::grid::Cell;
 use super::{CellResult, Metric};
 use crate::adapter::{Method, percent_tenths};
 use crate::error::{Code, Error, Result};
+use crate::sheet;
 use crate::train::settings::as_text;
 
 /// The two sections of the paper's Table 2, for one task.
@@ -118,7 +119,7 @@ pub fn table_csv(table: &Table, metric: &Metric) -> Result<Vec<u8>> {
         vec![
             row.section.to_owned(),
             row.task.to_owned(),
-            row.method.to_string(),
+            sheet::cell(&row.method.to_string()).into_owned(),
             row.rank.to_string(),
             row.score.map(|s| metric.text(s)).unwrap_or_default(),
             row.percent.map(|p| format!("{p:.1}")).unwrap_or_default(),
@@ -166,7 +167,7 @@ pub fn cells_csv(
             text(share.map(|p| format!("{p:.1}"))),
             text(r.and_then(|r| r.bytes)),
             text(r.and_then(|r| r.steps)),
-            text(r.and_then(|r| r.error.as_deref())),
+            text(r.and_then(|r| r.error.as_deref()).map(sheet::cell)),
         ]
     });
     csv(&header, rows)

@@ -8,3 +8,14 @@ pub fn file(name: &str, bytes: &[u8]) -> PathBuf {
     std::fs::write(&path, bytes).expect("a scratch file");
     path
 }
+
+/// A folder of this process beside such files, with these ones in it.
+#[allow(dead_code)]
+pub fn folder(files: &[(&str, &[u8])]) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("tlkit-fuzz-{}", std::process::id()));
+    std::fs::create_dir_all(&path).expect("a scratch folder");
+    for (name, bytes) in files {
+        std::fs::write(path.join(name), bytes).expect("a scratch file");
+    }
+    path
+}

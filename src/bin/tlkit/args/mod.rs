@@ -23,7 +23,10 @@ pub(crate) use train::{Eval, EvalTask, Generate, ModelSizes, Params, Running, Sw
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, or equal; 1 not equal (verify); 2 wrong usage; 3 input or output failed;
-4 a file is malformed or damaged; 5 not supported; 6 adapter and base do not fit; 130 interrupted";
+4 a file is malformed or damaged; 5 not supported; 6 adapter and base do not fit;
+70 tlkit itself failed; 130 interrupted
+
+SIGINT, SIGTERM and SIGHUP end every command within a second";
 
 /// Train, store, convert, merge and verify Tied-LoRA adapters
 #[derive(Debug, Parser)]

@@ -77,8 +77,7 @@ pub(crate) fn generate(args: &Generate, output: &Output) -> Result<Outcome> {
             if output.is_json() {
                 answers.push(answer);
             } else {
-                let line = serde_json::to_string(&answer);
-                output.print(&line.map_err(|e| Error::new(Code::Io, format!("JSON: {e}")))?)?;
+                output.print_json_line(&answer)?;
             }
         }
     }
@@ -130,15 +129,16 @@ fn prompts(args: &Generate) -> Result<Vec<String>> {
 }
 
 fn encode(prompt: &str, chat: bool, runner: &Runner) -> Result<Vec<u32>> {
+    let positions = runner.model.config().max_positions;
     if !chat {
-        return runner.vocabulary.encode_prompt(prompt);
+        return runner.vocabulary.encode_prompt_start(prompt, positions);
     }
     let message = Message {
         role: "user".to_owned(),
         content: prompt.to_owned(),
     };
     let text = runner.vocabulary.render(&[message], true)?;
-    runner.vocabulary.encode_prompt(&text)
+    runner.vocabulary.encode_prompt_start(&text, positions)
 }
 
 fn stream(
@@ -152,13 +152,14 @@ fn stream(
     let on_token = |_, token| {
         check_interrupt()?;
         match text.push(token)? {
-            Some(part) => output.print_part(&part),
+            Some(part) => output.print_data(&part),
             None => Ok(()),
         }
     };
     let result =
         train::generate::generate(&runner.model, &runner.branches, prompts, options, on_token)?;
-    output.print(&text.finish()?.unwrap_or_default())?;
+    let last = text.finish()?.unwrap_or_default();
+    output.print_data(&format!("{last}\n"))?;
     Ok(result)
 }
 

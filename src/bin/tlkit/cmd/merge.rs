@@ -13,6 +13,7 @@ use tlkit::{Code, Error, Result};
 
 use super::{blob_source, each, existing, show};
 use crate::args::{Merge, Unmerge};
+use crate::ending;
 use crate::output::{Outcome, Output, bytes, count, fields, number, percent, plural, table};
 use crate::progress::with_bar;
 
@@ -84,6 +85,10 @@ fn in_place(args: &Merge, plan: &Plan<'_>, gpu: Option<&Gpu>) -> Result<MergeRep
         .clone()
         .unwrap_or_else(|| default_undo(&args.base));
     let touched = plan.shards().iter().map(|s| s.bytes_merged).sum::<u64>();
+    ending::remedy(format!(
+        "if the base was being written, `tlkit unmerge` with the undo file {} restores it",
+        undo.display()
+    ));
     with_bar("merging in place", 2 * touched, |control| {
         let control = Control { gpu, ..control };
         merge::merge_in_place(plan, &undo, args.allow_unchanged, &control)
@@ -312,6 +317,7 @@ pub(crate) fn unmerge(args: &Unmerge, output: &Output) -> Result<Outcome> {
         .clone()
         .unwrap_or_else(|| default_undo(&args.base));
     let total = undo.metadata().map(|m| m.len()).unwrap_or(0);
+    ending::remedy("the same command goes on, or begins again".to_owned());
     let report = with_bar("restoring", total, |control| {
         let options = merge::UnmergeOptions {
             undigested: args.undigested,

@@ -7,8 +7,9 @@ use tlkit::train::sweep::{
 
 use super::show;
 use crate::args;
+use crate::ending::interrupted;
 use crate::output::{Outcome, Output, count, fields, plural, table};
-use crate::progress::{TrainBar, interrupted};
+use crate::progress::TrainBar;
 
 pub(crate) fn sweep(args: &args::Sweep, output: &Output) -> Result<Outcome> {
     let config = SweepConfig::read(&args.config)?;

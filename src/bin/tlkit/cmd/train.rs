@@ -6,6 +6,7 @@ use tlkit::train::{device, device_name};
 
 use super::{existing, show};
 use crate::args::Train;
+use crate::ending;
 use crate::output::{Outcome, Output, bytes, count, fields, plural};
 use crate::progress::TrainBar;
 
@@ -34,6 +35,7 @@ pub(crate) fn train(args: &Train, output: &Output) -> Result<Outcome> {
         existing: existing(args.force),
         device,
     };
+    let run_dir = options.run_dir.clone();
     let job = Job::open(config, options)?;
     let data = job.data();
     if data.truncated > 0 {
@@ -50,6 +52,10 @@ pub(crate) fn train(args: &Train, output: &Output) -> Result<Outcome> {
             "{examples} had no target left after the cut and were left out"
         ));
     }
+    ending::remedy(format!(
+        "go on from the last checkpoint, where there is one, with --resume {}",
+        run_dir.display()
+    ));
     let report = TrainBar::during("train", |bar| job.run(bar))?;
     output.report(&report, || text(&report))?;
     Ok(Outcome::Success)

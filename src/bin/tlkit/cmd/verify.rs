@@ -374,7 +374,8 @@ fn texts(args: &VerifyLogits, positions: usize, output: &Output) -> Result<Vec<V
             (texts.collect(), data.stats.truncated)
         }
         (None, text) => {
-            let tokens = vocabulary.encode_prompt(text.as_deref().unwrap_or_default())?;
+            let text = text.as_deref().unwrap_or_default();
+            let tokens = vocabulary.encode_prompt_start(text, seq_len)?;
             let cut = usize::from(tokens.len() > seq_len);
             (vec![tokens], cut)
         }
