@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Code, Error, Result};
-use crate::safetensors::{AtomicFile, Existing};
+use crate::fs::{AtomicFile, Existing, Output, check_output};
 use crate::train::checkpoint::{Fingerprint, State};
 use crate::train::curve::curve;
 use crate::train::log::{self, Line, Log};
@@ -62,6 +62,9 @@ impl<'a> Files<'a> {
         let (state, lines) = match dir.resume {
             false => (state, Vec::new()),
             true => {
+                // A run that was over when it was killed is not saved again, so that no writer would
+                // remove what was left beside its state.
+                check_output(&path, Output::File, Existing::Replace)?;
                 let options = state.optimiser.options;
                 let state = State::load(&path, dir.fingerprint, &state.params, options)?;
                 let (step, validated) = (state.optimiser.step, state.counters.validated);
