@@ -140,7 +140,7 @@ codes! {
     DuplicateTarget = "TL0211", Malformed;
     /// A stored tensor is not the one that the manifest describes (name, dtype or shape).
     TensorDisagrees = "TL0212", Malformed;
-    /// A tensor's bytes do not have the SHA-256 that the manifest gives.
+    /// A tensor's bytes do not have the SHA-256 that the manifest gives, or an undo file that of what it says.
     DigestMismatch = "TL0213", Integrity;
     /// A tensor is not in the file, and not among the blobs at hand.
     ExternalMissing = "TL0214", Io;
@@ -253,7 +253,7 @@ codes! {
     TiedEmbedding = "TL0507", Incompatible;
     /// The merge would change nothing: the output would be the base.
     NothingChanged = "TL0508", Incompatible;
-    /// The undo file does not belong to this base, or the base was changed since.
+    /// The undo file does not belong to this base, has no digest, or the base was changed since.
     UndoMismatch = "TL0509", Incompatible;
     /// A name matches several base weights.
     AmbiguousModule = "TL0510", Incompatible;
