@@ -93,7 +93,10 @@ pub(crate) fn watch_panics() {
 }
 
 fn message(info: &PanicHookInfo<'_>) -> String {
-    let what = info.payload_as_str().unwrap_or("a panic");
+    let payload = info.payload();
+    let text = payload.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let what = text.unwrap_or("a panic");
     match info.location() {
         Some(at) => {
             let mut steps = at.file().rsplit('/');

@@ -149,7 +149,7 @@ impl<F: Formatter> Formatter for Harmless<F> {
     fn write_string_fragment<W: ?Sized + Write>(&mut self, to: &mut W, s: &str) -> io::Result<()> {
         let mut rest = s;
         while let Some((at, c)) = rest.char_indices().find(|(_, c)| is_unprintable(*c)) {
-            to.write_all(rest[..at].as_bytes())?;
+            to.write_all(&rest.as_bytes()[..at])?;
             for unit in c.encode_utf16(&mut [0; 2]) {
                 write!(to, "\\u{unit:04x}")?;
             }

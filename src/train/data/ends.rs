@@ -14,6 +14,21 @@ enum End {
     Last,
 }
 
+/// The most bytes, at most `most`, that end between two characters.
+pub(super) fn floor(text: &str, most: usize) -> usize {
+    let most = most.min(text.len());
+    let mut places = (0..=most).rev();
+    places.find(|at| text.is_char_boundary(*at)).unwrap_or(0)
+}
+
+/// As [`floor`], of the text's last bytes.
+fn floor_from_end(text: &str, most: usize) -> usize {
+    let len = text.len();
+    let mut places = (0..=most.min(len)).rev();
+    let whole = |n: &usize| text.is_char_boundary(len - n);
+    places.find(whole).unwrap_or(0)
+}
+
 impl Vocabulary {
     /// As [`encode_prompt`](Self::encode_prompt), where no more than the first `most` tokens will be
     /// used: of a longer text there are at least that many and one more.
@@ -54,8 +69,8 @@ impl Vocabulary {
         let mut window = most.saturating_mul(8).clamp(WHOLE_BYTES, MAX_TEXT_BYTES);
         while window < text.len() {
             let part = match end {
-                End::First => &text[..text.floor_char_boundary(window)],
-                End::Last => &text[text.ceil_char_boundary(text.len() - window)..],
+                End::First => &text[..floor(text, window)],
+                End::Last => &text[text.len() - floor_from_end(text, window)..],
             };
             let tokens = encode(part)?;
             // So many more than are used that the cut does not reach those.

@@ -7,6 +7,8 @@
 use serde_json::Value;
 use tokenizers::{NormalizedString, Normalizer, NormalizerWrapper, Tokenizer};
 
+use super::ends::floor;
+
 /// Bytes that the normalizers may make of a text of no length. Each takes some 400 in memory.
 const FREE_BYTES: usize = 256 << 10;
 /// How many times as long they may make a text: a space becomes `▁`, which has three bytes.
@@ -124,7 +126,7 @@ impl Growth {
         };
         let (mut rest, mut total) = (text, 0);
         while !rest.is_empty() {
-            let (piece, later) = rest.split_at(rest.floor_char_boundary(PIECE.min(rest.len())));
+            let (piece, later) = rest.split_at(floor(rest, PIECE));
             rest = later;
             let mut normal = NormalizedString::from(piece);
             for (step, growth) in &self.steps {
