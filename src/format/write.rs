@@ -8,7 +8,7 @@ use super::pack;
 use super::read::{ALIGN, KEY_MANIFEST, KEY_PACK, KEY_ROOT, KEY_VERSION};
 use crate::adapter::Adapter;
 use crate::error::{Error, Result};
-use crate::fs::{AtomicFile, Existing, read_limited};
+use crate::fs::{AtomicFile, Existing};
 use crate::safetensors::encode_header;
 use crate::tensor::{Bytes, Dtype};
 
