@@ -138,6 +138,15 @@ impl Backend {
         })
     }
 
+    /// The same threads over other objects, for tests that need many.
+    #[cfg(test)]
+    pub(super) fn over(&self, objects: Arc<dyn ObjectStore>) -> Self {
+        Self {
+            objects,
+            ..self.clone()
+        }
+    }
+
     /// The address as it was given.
     pub fn address(&self) -> &str {
         &self.address
@@ -307,6 +316,11 @@ impl Backend {
             Some(folder) => sweep(folder, age),
             None => Ok(0),
         }
+    }
+
+    /// Whether listings go through the keys in their order, as those of object stores do.
+    pub(super) fn lists_in_order(&self) -> bool {
+        self.folder.is_none()
     }
 
     /// An object as a message names it.

@@ -168,7 +168,18 @@ impl BlobSource for TenantBlobs<'_> {
         if self.store.published()?.contains_key(digest) {
             return self.store.read_blob(&layout::public(digest), digest, len);
         }
-        let key = layout::blob(self.user, digest, 0);
-        self.store.read_blob(&key, digest, len)
+        let copies = self.store.copies(self.user, &[*digest].into(), 0)?;
+        let mut damaged = None;
+        for generation in copies.get(digest).into_iter().flatten() {
+            let key = layout::blob(self.user, digest, *generation);
+            match self.store.read_blob(&key, digest, len) {
+                Ok(None) => {}
+                Err(e) if matches!(e.code(), Code::StoreDamaged | Code::StoreRecord) => {
+                    damaged = Some(e);
+                }
+                found => return found,
+            }
+        }
+        damaged.map_or(Ok(None), Err)
     }
 }

@@ -11,6 +11,9 @@ pub(super) const TENANTS: &str = "tenants";
 pub(super) const PUBLIC: &str = "public";
 /// The folder of the store's own records.
 pub(super) const STORE_RECORDS: &str = "records";
+/// The largest number of a record. All have ten digits, so that a listing in the order of keys is
+/// one in the order of numbers.
+pub(super) const MAX_NUMBER: u64 = 9_999_999_999;
 
 /// What a sequence of records is about. The last record of a sequence holds.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,7 +29,7 @@ pub(super) enum Subject {
 }
 
 impl Subject {
-    fn stem(&self) -> String {
+    pub(super) fn stem(&self) -> String {
         match self {
             Self::Adapter(task) => format!("adapter={task}"),
             Self::Tag(task, tag) => format!("tag={task}={tag}"),
@@ -67,10 +70,13 @@ pub(super) fn record(folder: &str, subject: &Subject, number: u64) -> String {
 /// The sequence and number of the record at a key.
 pub(super) fn parse_record(key: &str) -> Option<(Subject, u64)> {
     let (stem, digits) = key.rsplit('/').next()?.split_once('@')?;
-    if digits.len() < 10 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+    if digits.len() != 10 || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return None;
     }
-    let number = digits.parse().ok().filter(|n| *n > 0)?;
+    let number = digits.parse().ok()?;
+    if !(1..=MAX_NUMBER).contains(&number) {
+        return None;
+    }
     // A second spelling of a number would be a second record of that number.
     (format!("{number:010}") == digits).then_some((Subject::parse(stem)?, number))
 }
@@ -133,6 +139,9 @@ mod tests {
             "adapter=chat@1",
             "adapter=chat@0000000000",
             "adapter=chat@00000000001",
+            "adapter=chat@10000000000",
+            "adapter=chat@18446744073709551615",
+            "adapter=chat@99999999999999999999",
             "adapter@0000000001",
             "adapter=Chat@0000000001",
             "tag=chat@0000000001",

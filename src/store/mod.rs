@@ -20,7 +20,9 @@ mod name;
 mod publish;
 mod put;
 mod record;
+mod sequence;
 mod sign;
+mod state;
 pub mod testing;
 pub mod transfer;
 
@@ -28,7 +30,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -47,13 +49,16 @@ pub use sign::{Signature, Signer, TrustedKey, check as check_signature};
 use crate::error::{Code, Error, Result};
 use crate::format::Digest;
 use crate::safetensors::read_limited;
+use crate::tensor::Bytes;
 use layout::Subject;
 use record::{Body, MAX_RECORD_BYTES, Read, Record};
 
 /// The version of the layout.
 pub const VERSION: u32 = 1;
 /// The features that a store may require and this build knows.
-pub const FEATURES: &[&str] = &[];
+pub const FEATURES: &[&str] = &[BOUND];
+/// Every record says where it lies.
+const BOUND: &str = "bound-records";
 /// Seconds for which what nothing names is kept, unless the store says otherwise.
 pub const GRACE: u64 = 24 * 60 * 60;
 const FORMAT: &str = "tl-store";
@@ -76,9 +81,15 @@ pub struct Store {
     backend: Backend,
     marker_bytes: u64,
     grace: u64,
+    /// Whether there are no records of builds that did not say where they lie.
+    bound: bool,
     settings: Settings,
     cache: Mutex<Cache>,
     now: Arc<dyn Fn() -> u64 + Send + Sync>,
+    random: Arc<dyn Fn() -> u64 + Send + Sync>,
+    /// A writer that does not look again after it wrote, to see that the tests notice.
+    #[cfg(test)]
+    careless: bool,
 }
 
 #[derive(Default)]
@@ -103,13 +114,10 @@ struct Sequences {
     foreign: Vec<String>,
     /// Bytes of all records as objects.
     bytes: u64,
-    /// When the listing began.
-    listed: Instant,
 }
 
 impl Store {
-    /// Makes a store, and opens it. What nothing names is kept for `grace` seconds; writers whose
-    /// work takes longer than half of that begin again.
+    /// Makes a store, and opens it. What nothing names is kept for `grace` seconds.
     ///
     /// # Errors
     /// [`Code::OutputExists`] where there is a store; those of [`Backend::open`].
@@ -125,7 +133,7 @@ impl Store {
         let marker = Marker {
             format: FORMAT.into(),
             version: VERSION,
-            requires: Vec::new(),
+            requires: vec![BOUND.into()],
             created: unix_time(),
             grace,
         };
@@ -178,9 +186,13 @@ impl Store {
             backend,
             marker_bytes: json.len() as u64,
             grace: marker.grace,
+            bound: marker.requires.iter().any(|f| f == BOUND),
             settings: Settings::default(),
             cache: Mutex::default(),
             now: Arc::new(unix_time),
+            random: Arc::new(random),
+            #[cfg(test)]
+            careless: false,
         };
         store.settings = store.read_settings()?;
         Ok(store)
@@ -199,6 +211,13 @@ impl Store {
     #[must_use]
     pub fn with_clock(mut self, now: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
         self.now = Arc::new(now);
+        self
+    }
+
+    /// With other random numbers, which must not repeat, for tests that do.
+    #[must_use]
+    pub fn with_random(mut self, random: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        self.random = Arc::new(random);
         self
     }
 
@@ -269,7 +288,6 @@ impl Store {
             numbers: BTreeMap::new(),
             foreign: Vec::new(),
             bytes: 0,
-            listed: Instant::now(),
         };
         for entry in self.backend.list(folder)? {
             found.bytes += entry.bytes;
@@ -287,9 +305,11 @@ impl Store {
     /// The record at a key.
     fn record(&self, key: &str) -> Result<Option<Read>> {
         let object = self.backend.read(key, MAX_RECORD_BYTES)?;
-        object
-            .map(|o| record::decode(&o).map_err(|e| e.file(self.backend.show(key))))
-            .transpose()
+        object.map(|o| self.decode(key, &o)).transpose()
+    }
+
+    fn decode(&self, key: &str, object: &Bytes) -> Result<Read> {
+        record::decode_at(key, object, self.bound).map_err(|e| e.file(self.backend.show(key)))
     }
 
     /// The last record of a sequence.
@@ -311,43 +331,6 @@ impl Store {
         Err(conflict(&sequences.key(subject, number)))
     }
 
-    /// Appends a record that has nothing but its body; `None` where another writer was faster, or
-    /// the listing is too old to write by.
-    fn append(&self, to: &Sequences, subject: &Subject, body: Body) -> Result<Option<u64>> {
-        let object = record::encode(&self.signed_by_now(body), &[], &[])?;
-        self.append_object(to, subject, object)
-    }
-
-    fn append_object(
-        &self,
-        to: &Sequences,
-        subject: &Subject,
-        object: Vec<u8>,
-    ) -> Result<Option<u64>> {
-        // Numbers that were collected since would seem free, and keys condemned since good.
-        if !self.in_time(to.listed) {
-            return Ok(None);
-        }
-        let number = to.last(subject).unwrap_or(0) + 1;
-        let key = to.key(subject, number);
-        if self.backend.create(&key, object.clone())? {
-            return Ok(Some(number));
-        }
-        // A request that was sent twice finds its own record: every one is unlike all others.
-        let there = self.backend.read(&key, MAX_RECORD_BYTES)?;
-        Ok(there
-            .is_some_and(|there| *there == *object)
-            .then_some(number))
-    }
-
-    fn signed_by_now(&self, body: Body) -> Record {
-        Record {
-            body,
-            time: (self.now)(),
-            writer: nonce(),
-        }
-    }
-
     fn foreign(&self, sequences: &Sequences, subject: &Subject, number: u64) -> Error {
         let key = sequences.key(subject, number);
         Error::new(
@@ -360,13 +343,6 @@ impl Store {
     fn cache(&self) -> MutexGuard<'_, Cache> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// Whether a writer may still act on what it saw at `since`. What a collection takes has been
-    /// condemned, or superseded, for twice as long. A store without a grace period has writers
-    /// and collections at different times only.
-    fn in_time(&self, since: Instant) -> bool {
-        self.grace == 0 || since.elapsed() < Duration::from_secs(self.grace) / 2
-    }
 }
 
 impl Sequences {
@@ -376,6 +352,12 @@ impl Sequences {
 
     fn key(&self, subject: &Subject, number: u64) -> String {
         layout::record(&self.folder, subject, number)
+    }
+
+    /// The keys of all records.
+    fn keys(&self) -> impl Iterator<Item = String> {
+        let all = self.numbers.iter();
+        all.flat_map(|(subject, numbers)| numbers.iter().map(|n| self.key(subject, *n)))
     }
 
     /// The tasks that have, or had, an adapter.
@@ -402,11 +384,13 @@ fn unix_time() -> u64 {
     since.map_or(0, |t| t.as_secs())
 }
 
-/// 16 hex digits that no other writer has: seeded by the system for every hasher.
-fn nonce() -> String {
+/// A number that no other writer has: seeded by the system for every hasher.
+fn random() -> u64 {
     use std::hash::{BuildHasher, Hasher, RandomState};
-    format!("{:016x}", RandomState::new().build_hasher().finish())
+    RandomState::new().build_hasher().finish()
 }
 
+#[cfg(test)]
+mod interleaved;
 #[cfg(test)]
 mod tests;
