@@ -182,7 +182,7 @@ fn redact(text: &str, dir: &Path) -> String {
     }
     for (pattern, with) in [
         (r"sha256:[0-9a-f]{64}", "sha256:[digest]"),
-        (r"\b[0-9a-f]{64}\b", "[digest]"),
+        (r"\b[0-9a-f]{64}\b(\.\d+)?", "[digest]"),
         (r"\b(?=[a-f]*[0-9])[0-9a-f]{16}\b", "[digest]"),
         (r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "[time]"),
         (r"\b[1-9][\d.]* k?B written", "[bytes] written"),
