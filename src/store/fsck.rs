@@ -56,7 +56,7 @@ impl Store {
         let mut checked = Checked::default();
         let mut public = BTreeMap::new();
         for entry in self.backend.list(layout::PUBLIC)? {
-            let problem = self.check_blob(&entry.key, None)?;
+            let problem = self.check_blob(layout::PUBLIC, &entry.key, None)?;
             checked.blobs += 1;
             checked.bytes += entry.bytes;
             progress(entry.bytes);
@@ -161,7 +161,7 @@ impl Store {
             }
             checked.blobs += 1;
             checked.unnamed += 1;
-            if let Some(e) = self.check_blob(&key, None)? {
+            if let Some(e) = self.check_blob(&layout::blobs(user), &key, None)? {
                 checked.problems.push(problem(Some(user), None, &key, &e));
             }
         }
@@ -193,7 +193,11 @@ impl Store {
                     Some(state) => {
                         if state.is_none() {
                             checked.blobs += 1;
-                            *state = Some(self.check_blob(&key, Some(stored.bytes))?);
+                            *state = Some(self.check_blob(
+                                &layout::blobs(user),
+                                &key,
+                                Some(stored.bytes),
+                            )?);
                         }
                         state.as_ref().and_then(|s| s.as_ref().map(copy))
                     }
@@ -216,8 +220,8 @@ impl Store {
     }
 
     /// What is wrong with a blob's object.
-    fn check_blob(&self, key: &str, len: Option<u64>) -> Result<Option<Error>> {
-        let Some((digest, _)) = layout::parse_blob(key) else {
+    fn check_blob(&self, folder: &str, key: &str, len: Option<u64>) -> Result<Option<Error>> {
+        let Some((digest, _)) = layout::parse_blob(folder, key) else {
             return Ok(Some(Error::new(
                 Code::StoreRecord,
                 "no blob has such a name",

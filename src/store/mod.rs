@@ -12,7 +12,9 @@
 mod backend;
 mod blob;
 mod catalog;
+mod cloud;
 mod collect;
+mod folder;
 mod fsck;
 mod get;
 mod layout;
@@ -20,6 +22,7 @@ mod name;
 mod publish;
 mod put;
 mod record;
+mod redact;
 mod sign;
 pub mod testing;
 pub mod transfer;
@@ -273,7 +276,7 @@ impl Store {
         };
         for entry in self.backend.list(folder)? {
             found.bytes += entry.bytes;
-            match layout::parse_record(&entry.key) {
+            match layout::parse_record(folder, &entry.key) {
                 Some((subject, number)) => found.numbers.entry(subject).or_default().push(number),
                 None => found.foreign.push(entry.key),
             }

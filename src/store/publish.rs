@@ -60,7 +60,7 @@ impl Store {
         let found = self.backend.list(layout::PUBLIC)?;
         let found = found
             .iter()
-            .filter_map(|e| Some((layout::parse_blob(&e.key)?.0, e.bytes)));
+            .filter_map(|e| Some((layout::parse_blob(layout::PUBLIC, &e.key)?.0, e.bytes)));
         let found = Arc::new(found.collect());
         self.cache().public = Some(Arc::clone(&found));
         Ok(found)
