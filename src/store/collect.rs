@@ -267,7 +267,7 @@ impl Store {
 
     fn advance(&self, sequences: &mut Sequences, state: Collection) -> Result<()> {
         let appended = self.append(sequences, &Subject::Collection, Body::Collection(state))?;
-        let number = appended.ok_or_else(|| conflict("the garbage"))?;
+        let number = appended.ok_or_else(|| conflict("the garbage"))?.number;
         sequences
             .numbers
             .entry(Subject::Collection)

@@ -251,7 +251,7 @@ impl<'a> Temporary<'a> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(0o666);
         let (name, file) = loop {
-            let name = format!("{TEMPORARY}{}", super::nonce());
+            let name = format!("{TEMPORARY}{:016x}", super::random());
             match rustix::fs::openat(dir, &name, flags | OFlags::NOFOLLOW, mode) {
                 Ok(file) => break (name, file),
                 Err(Errno::EXIST) => {}

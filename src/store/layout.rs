@@ -11,6 +11,9 @@ pub(super) const TENANTS: &str = "tenants";
 pub(super) const PUBLIC: &str = "public";
 /// The folder of the store's own records.
 pub(super) const STORE_RECORDS: &str = "records";
+/// The largest number of a record. All have ten digits, so that a listing in the order of keys is
+/// one in the order of numbers.
+pub(super) const MAX_NUMBER: u64 = 9_999_999_999;
 
 /// What a sequence of records is about. The last record of a sequence holds.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,7 +29,7 @@ pub(super) enum Subject {
 }
 
 impl Subject {
-    fn stem(&self) -> String {
+    pub(super) fn stem(&self) -> String {
         match self {
             Self::Adapter(task) => format!("adapter={task}"),
             Self::Tag(task, tag) => format!("tag={task}={tag}"),
@@ -66,13 +69,12 @@ pub(super) fn record(folder: &str, subject: &Subject, number: u64) -> String {
 
 /// The sequence and number of the record at a key right below `folder`.
 pub(super) fn parse_record(folder: &str, key: &str) -> Option<(Subject, u64)> {
-    let (stem, digits) = key
-        .strip_prefix(folder)?
-        .strip_prefix('/')?
-        .split_once('@')?;
-    let number = digits.parse().ok().filter(|n| *n > 0)?;
+    let below = key.strip_prefix(folder)?.strip_prefix('/')?;
+    let (stem, digits) = below.split_once('@')?;
+    let number = digits.parse().ok()?;
     let subject = Subject::parse(stem)?;
-    if (subject == Subject::Settings) != (folder == STORE_RECORDS) {
+    let settings = subject == Subject::Settings;
+    if !(1..=MAX_NUMBER).contains(&number) || settings != (folder == STORE_RECORDS) {
         return None;
     }
     // A second spelling of a number would be a second record of that number.
@@ -164,6 +166,9 @@ mod tests {
             "adapter=chat@0000000000",
             "adapter=chat@00000000001",
             "adapter=chat@+000000001",
+            "adapter=chat@10000000000",
+            "adapter=chat@18446744073709551615",
+            "adapter=chat@99999999999999999999",
             "adapter@0000000001",
             "adapter=Chat@0000000001",
             "tag=chat@0000000001",

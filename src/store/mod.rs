@@ -23,6 +23,7 @@ mod publish;
 mod put;
 mod record;
 mod redact;
+mod sequence;
 mod sign;
 pub mod testing;
 pub mod transfer;
@@ -50,13 +51,16 @@ pub use sign::{Signature, Signer, TrustedKey, check as check_signature};
 use crate::error::{Code, Error, Result};
 use crate::format::Digest;
 use crate::safetensors::read_limited;
+use crate::tensor::Bytes;
 use layout::Subject;
 use record::{Body, MAX_RECORD_BYTES, Read, Record};
 
 /// The version of the layout.
 pub const VERSION: u32 = 1;
 /// The features that a store may require and this build knows.
-pub const FEATURES: &[&str] = &[];
+pub const FEATURES: &[&str] = &[BOUND];
+/// Every record says where it lies.
+const BOUND: &str = "bound-records";
 /// Seconds for which what nothing names is kept, unless the store says otherwise.
 pub const GRACE: u64 = 24 * 60 * 60;
 const FORMAT: &str = "tl-store";
@@ -79,9 +83,12 @@ pub struct Store {
     backend: Backend,
     marker_bytes: u64,
     grace: u64,
+    /// Whether there are no records of builds that did not say where they lie.
+    bound: bool,
     settings: Settings,
     cache: Mutex<Cache>,
     now: Arc<dyn Fn() -> u64 + Send + Sync>,
+    random: Arc<dyn Fn() -> u64 + Send + Sync>,
 }
 
 #[derive(Default)]
@@ -128,7 +135,7 @@ impl Store {
         let marker = Marker {
             format: FORMAT.into(),
             version: VERSION,
-            requires: Vec::new(),
+            requires: vec![BOUND.into()],
             created: unix_time(),
             grace,
         };
@@ -181,9 +188,11 @@ impl Store {
             backend,
             marker_bytes: json.len() as u64,
             grace: marker.grace,
+            bound: marker.requires.iter().any(|f| f == BOUND),
             settings: Settings::default(),
             cache: Mutex::default(),
             now: Arc::new(unix_time),
+            random: Arc::new(random),
         };
         store.settings = store.read_settings()?;
         Ok(store)
@@ -290,9 +299,11 @@ impl Store {
     /// The record at a key.
     fn record(&self, key: &str) -> Result<Option<Read>> {
         let object = self.backend.read(key, MAX_RECORD_BYTES)?;
-        object
-            .map(|o| record::decode(&o).map_err(|e| e.file(self.backend.show(key))))
-            .transpose()
+        object.map(|o| self.decode(key, &o)).transpose()
+    }
+
+    fn decode(&self, key: &str, object: &Bytes) -> Result<Read> {
+        record::decode_at(key, object, self.bound).map_err(|e| e.file(self.backend.show(key)))
     }
 
     /// The last record of a sequence.
@@ -312,43 +323,6 @@ impl Store {
             }
         }
         Err(conflict(&sequences.key(subject, number)))
-    }
-
-    /// Appends a record that has nothing but its body; `None` where another writer was faster, or
-    /// the listing is too old to write by.
-    fn append(&self, to: &Sequences, subject: &Subject, body: Body) -> Result<Option<u64>> {
-        let object = record::encode(&self.signed_by_now(body), &[], &[])?;
-        self.append_object(to, subject, object)
-    }
-
-    fn append_object(
-        &self,
-        to: &Sequences,
-        subject: &Subject,
-        object: Vec<u8>,
-    ) -> Result<Option<u64>> {
-        // Numbers that were collected since would seem free, and keys condemned since good.
-        if !self.in_time(to.listed) {
-            return Ok(None);
-        }
-        let number = to.last(subject).unwrap_or(0) + 1;
-        let key = to.key(subject, number);
-        if self.backend.create(&key, object.clone())? {
-            return Ok(Some(number));
-        }
-        // A request that was sent twice finds its own record: every one is unlike all others.
-        let there = self.backend.read(&key, MAX_RECORD_BYTES)?;
-        Ok(there
-            .is_some_and(|there| *there == *object)
-            .then_some(number))
-    }
-
-    fn signed_by_now(&self, body: Body) -> Record {
-        Record {
-            body,
-            time: (self.now)(),
-            writer: nonce(),
-        }
     }
 
     fn foreign(&self, sequences: &Sequences, subject: &Subject, number: u64) -> Error {
@@ -405,10 +379,10 @@ fn unix_time() -> u64 {
     since.map_or(0, |t| t.as_secs())
 }
 
-/// 16 hex digits that no other writer has: seeded by the system for every hasher.
-fn nonce() -> String {
+/// A number that no other writer has: seeded by the system for every hasher.
+fn random() -> u64 {
     use std::hash::{BuildHasher, Hasher, RandomState};
-    format!("{:016x}", RandomState::new().build_hasher().finish())
+    RandomState::new().build_hasher().finish()
 }
 
 #[cfg(test)]

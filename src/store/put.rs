@@ -121,11 +121,12 @@ impl Store {
                     at,
                 });
             }
-            let record = self.signed_by_now(Body::Adapter(version));
-            let object = record::encode(&record, &package.manifest, &inline)?;
-            report.written += object.len() as u64;
-            if let Some(number) = self.append_object(&sequences, &subject, object)? {
-                report.version = number;
+            let body = Body::Adapter(version);
+            let manifest = &package.manifest;
+            let appended = self.append_with(&sequences, &subject, body, manifest, &inline)?;
+            if let Some(appended) = appended {
+                report.version = appended.number;
+                report.written += appended.bytes;
                 return Ok(report);
             }
         }
@@ -273,9 +274,7 @@ impl Store {
         let objects = self.backend.read_many(keys, record::MAX_RECORD_BYTES);
         let decode = |(key, object): (&String, Result<Option<Bytes>>)| {
             let object = object?;
-            object
-                .map(|o| record::decode(&o).map_err(|e| e.file(self.backend.show(key))))
-                .transpose()
+            object.map(|o| self.decode(key, &o)).transpose()
         };
         keys.iter().zip(objects).map(decode).collect()
     }

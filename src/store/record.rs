@@ -5,13 +5,17 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::blob;
+use super::layout::{self, Subject};
 use super::name::Name;
 use super::sign::Signature;
 use crate::error::{Code, Error, Result};
 use crate::format::{Digest, MAX_MANIFEST_BYTES, pack_elements, unpack_elements};
 use crate::tensor::Bytes;
 
-const MAGIC: [u8; 4] = *b"TLR1";
+/// A record that says where it lies.
+const MAGIC: [u8; 4] = *b"TLR2";
+/// One of an older build, which does not.
+const UNBOUND: [u8; 4] = *b"TLR1";
 /// Magic, SHA-256 of what follows, length of the packed part, its length unpacked.
 const FRAME: usize = 44;
 /// Longest JSON of a record.
@@ -30,6 +34,59 @@ pub(super) struct Record {
     pub(super) time: u64,
     /// Tells two records with the same content apart.
     pub(super) writer: String,
+    /// Where the record lies; none in one of an older build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) at: Option<At>,
+}
+
+/// Where a record lies, so that it counts nowhere else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct At {
+    /// The tenant; none for the store's own records.
+    pub(super) tenant: Option<Name>,
+    /// What its sequence is about, as in the key.
+    pub(super) subject: String,
+    /// Its number.
+    pub(super) number: u64,
+    /// SHA-256 of the record before it as an object; none where it is the first, or where what
+    /// is there could not be read.
+    pub(super) before: Option<Digest>,
+}
+
+impl At {
+    /// What a key says of the record there; `None` where it is no record's.
+    pub(super) fn of(key: &str) -> Option<Self> {
+        let (folder, _) = key.rsplit_once('/')?;
+        let (subject, number) = layout::parse_record(folder, key)?;
+        let tenant = match folder {
+            layout::STORE_RECORDS => None,
+            _ => {
+                let user = folder.strip_prefix(layout::TENANTS)?.strip_prefix('/')?;
+                let user: Name = user.strip_suffix("/records")?.parse().ok()?;
+                Some(user)
+            }
+        };
+        Some(Self::new(tenant, &subject, number, None))
+    }
+
+    pub(super) fn new(
+        tenant: Option<Name>,
+        subject: &Subject,
+        number: u64,
+        before: Option<Digest>,
+    ) -> Self {
+        Self {
+            tenant,
+            subject: subject.stem(),
+            number,
+            before,
+        }
+    }
+
+    fn is_same_place(&self, other: &Self) -> bool {
+        (&self.tenant, &self.subject, self.number) == (&other.tenant, &other.subject, other.number)
+    }
 }
 
 /// What a record says.
@@ -122,6 +179,7 @@ pub(super) struct Read {
     pub(super) inline: Vec<Bytes>,
     /// Length of the object.
     pub(super) bytes: u64,
+    object: Bytes,
 }
 
 /// The object of a record; `manifest` and `inline` belong to a version.
@@ -136,15 +194,45 @@ pub(super) fn encode(record: &Record, manifest: &[u8], inline: &[Vec<u8>]) -> Re
     rest.extend((plain.len() as u32).to_le_bytes());
     rest.extend(packed);
     rest.extend(inline.iter().flatten());
-    Ok(framed(&rest))
+    let magic = if record.at.is_some() { MAGIC } else { UNBOUND };
+    Ok(framed_as(magic, &rest))
 }
 
 /// What follows a record's digest, with the digest before it.
 pub(super) fn framed(rest: &[u8]) -> Vec<u8> {
-    let mut object = MAGIC.to_vec();
+    framed_as(MAGIC, rest)
+}
+
+fn framed_as(magic: [u8; 4], rest: &[u8]) -> Vec<u8> {
+    let mut object = magic.to_vec();
     object.extend(Digest::of(rest).as_bytes());
     object.extend(rest);
     object
+}
+
+/// Reads the record that lies at a key. One of an older build says nothing of that, and passes
+/// unless all records must be `bound`.
+///
+/// # Errors
+/// Those of [`decode`]; [`Code::StoreRecord`] where it was written for another place.
+pub(super) fn decode_at(key: &str, object: &Bytes, bound: bool) -> Result<Read> {
+    let read = decode(object)?;
+    let refuse = |m: String| Err(Error::new(Code::StoreRecord, m));
+    let Some(here) = At::of(key) else {
+        return refuse("no record has such a name".into());
+    };
+    match &read.record.at {
+        Some(at) if at.is_same_place(&here) => Ok(read),
+        Some(at) => {
+            let tenant = at.tenant.as_ref().map_or("the store", Name::as_str);
+            refuse(format!(
+                "it is record {} of {} of {tenant}, and lies elsewhere",
+                at.number, at.subject
+            ))
+        }
+        None if bound => refuse("it does not say where it belongs, as all here do".into()),
+        None => Ok(read),
+    }
 }
 
 /// Reads a record, and checks everything that it says of itself.
@@ -154,9 +242,12 @@ pub(super) fn framed(rest: &[u8]) -> Vec<u8> {
 /// where they are and are no record of version 1.
 pub(super) fn decode(object: &Bytes) -> Result<Read> {
     let invalid = |m: &str| Error::new(Code::StoreRecord, format!("not a record: {m}"));
-    let (Some(&MAGIC), Some(digest)) = (object.first_chunk(), object.get(4..36)) else {
+    let (Some(&magic), Some(digest)) = (object.first_chunk(), object.get(4..36)) else {
         return Err(invalid("it begins with other bytes"));
     };
+    if magic != MAGIC && magic != UNBOUND {
+        return Err(invalid("it begins with other bytes"));
+    }
     let rest = object.get(36..).unwrap_or_default();
     if Digest::of(rest).as_bytes() != digest {
         return Err(Error::new(
@@ -186,6 +277,9 @@ pub(super) fn decode(object: &Bytes) -> Result<Read> {
         .ok_or_else(|| invalid("its JSON is shorter than it says"))?;
     let record: Record =
         serde_json::from_slice(json).map_err(|e| invalid(&format!("its JSON: {e}")))?;
+    if record.at.is_some() != (magic == MAGIC) {
+        return Err(invalid("its first bytes and its JSON are of two forms"));
+    }
     let mut at = FRAME + packed_len;
     let mut inline = Vec::new();
     if let Body::Adapter(version) = &record.body {
@@ -215,10 +309,16 @@ pub(super) fn decode(object: &Bytes) -> Result<Read> {
         manifest: manifest.to_vec(),
         inline,
         bytes: object.len() as u64,
+        object: object.clone(),
     })
 }
 
 impl Read {
+    /// SHA-256 of the object, by which the next record of the sequence names this one.
+    pub(super) fn digest(&self) -> Digest {
+        Digest::of(&self.object)
+    }
+
     /// The version, where the record is one.
     pub(super) fn version(&self) -> Option<&Version> {
         match &self.record.body {
@@ -279,8 +379,13 @@ mod tests {
             body: Body::Adapter(version),
             time: 5,
             writer: "w".into(),
+            at: None,
         };
         (record, manifest, inline)
+    }
+
+    fn at(key: &str) -> Option<At> {
+        At::of(key)
     }
 
     #[test]
@@ -321,6 +426,60 @@ mod tests {
             ..record
         };
         assert_eq!(code(&removed, &manifest, &[]), Code::StoreRecord);
+    }
+
+    /// Breaks where a record that was copied to another number, task, tag or tenant counts there.
+    #[test]
+    fn a_record_counts_only_where_it_belongs() {
+        let (record, manifest, inline) = sample();
+        let keys = [
+            "tenants/alice/records/adapter=chat@0000000002",
+            "tenants/alice/records/adapter=chat@0000000003",
+            "tenants/alice/records/adapter=other@0000000002",
+            "tenants/bob/records/adapter=chat@0000000002",
+            "tenants/alice/records/collection@0000000002",
+            "records/settings@0000000002",
+        ];
+        for own in keys {
+            let record = Record {
+                at: at(own),
+                ..record.clone()
+            };
+            let object: Bytes = encode(&record, &manifest, &inline).unwrap().into();
+            for key in keys {
+                let read = decode_at(key, &object, true);
+                assert_eq!(read.is_ok(), key == own, "{own} at {key}");
+                if let Err(e) = read {
+                    assert_eq!(e.code(), Code::StoreRecord);
+                }
+            }
+        }
+        // One of an older build counts anywhere, unless the store has none such.
+        let object: Bytes = encode(&record, &manifest, &inline).unwrap().into();
+        assert!(object.starts_with(&UNBOUND));
+        assert!(decode_at(keys[0], &object, false).is_ok());
+        assert!(decode_at(keys[0], &object, true).is_err());
+        for other in ["x", "tenants/alice/blobs/adapter=chat@0000000002"] {
+            assert_eq!(At::of(other), None);
+        }
+    }
+
+    /// Breaks where the two forms can be taken for one another.
+    #[test]
+    fn a_form_with_the_other_forms_json_is_refused() {
+        let (record, manifest, inline) = sample();
+        let bound = Record {
+            at: at("records/settings@0000000001"),
+            ..record.clone()
+        };
+        for (record, magic) in [(&record, MAGIC), (&bound, UNBOUND)] {
+            let mut object = encode(record, &manifest, &inline).unwrap();
+            object[..4].copy_from_slice(&magic);
+            assert_eq!(
+                decode(&object.into()).unwrap_err().code(),
+                Code::StoreRecord
+            );
+        }
     }
 
     proptest! {
