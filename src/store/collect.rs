@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::layout::Subject;
 use super::name::Name;
 use super::record::{Body, Collection, Place};
-use super::{Sequences, Store, conflict, layout};
+use super::{Sequences, Skipped, Store, conflict, layout};
 use crate::error::{Code, Error, Result};
 
 /// What to collect.
@@ -39,7 +39,7 @@ pub struct Collected {
     /// Temporary files of killed writers that were deleted from a folder.
     pub temporary: u64,
     /// Tenants whose garbage could not be told, and why; nothing of theirs was deleted.
-    pub skipped: Vec<(Name, String)>,
+    pub skipped: Vec<Skipped>,
 }
 
 /// Objects that are read or deleted at a time.
@@ -64,15 +64,9 @@ impl Store {
     /// [`Code::StoreBackend`].
     pub fn collect(&self, options: &CollectOptions) -> Result<Collected> {
         let mut all = Collected::default();
-        for user in self.tenants()? {
-            let one = match self.collect_tenant(&user, options) {
-                Err(e) if e.code() == Code::StoreBackend => return Err(e),
-                Err(e) => {
-                    all.skipped.push((user, e.to_string()));
-                    continue;
-                }
-                Ok(one) => one,
-            };
+        let (each, skipped) = self.each_tenant(|user| self.collect_tenant(user, options))?;
+        all.skipped = skipped;
+        for one in each {
             all.versions += one.versions;
             all.records += one.records;
             all.blobs += one.blobs;
@@ -136,6 +130,7 @@ impl Store {
             let mut deleting = Collection {
                 condemned: next.condemned.clone(),
                 deleting: true,
+                dropped: state.dropped.clone(),
             };
             let until = doomed.iter().map(|b| (b.key.clone(), now));
             deleting.condemned.extend(until);

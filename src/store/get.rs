@@ -3,7 +3,7 @@
 use super::layout::Subject;
 use super::name::{AdapterName, Name, Which};
 use super::record::{Body, Place, Read, StoredBlob, Version};
-use super::sign::{TrustedKey, check};
+use super::sign::{Trust, check};
 use super::{Sequences, Store, blob, layout};
 use crate::error::{Code, Error, Result};
 use crate::format::{BlobSource, Digest};
@@ -15,6 +15,7 @@ use crate::tensor::Bytes;
 pub struct Fetched<'a> {
     store: &'a Store,
     user: Name,
+    task: Name,
     /// The number of the version.
     pub number: u64,
     /// Seconds of Unix time when it was put.
@@ -64,6 +65,7 @@ impl Store {
         Ok(Fetched {
             store: self,
             user: name.user.clone(),
+            task: name.task.clone(),
             number,
             time: read.record.time,
             read,
@@ -108,12 +110,18 @@ impl Fetched<'_> {
         &self.read.manifest
     }
 
-    /// Checks that a trusted key signed the root.
+    /// Checks that a trusted key signed this version, for the name and number that it has.
     ///
     /// # Errors
     /// [`Code::SignatureInvalid`].
-    pub fn require_signature(&self, trusted: &[TrustedKey]) -> Result<()> {
-        check(&self.version.root, self.version.signature.as_ref(), trusted)
+    pub fn require_signature(&self, trust: &Trust) -> Result<()> {
+        let place = (&self.user, &self.task, self.number);
+        check(
+            &self.version.root,
+            place,
+            self.version.signature.as_ref(),
+            trust,
+        )
     }
 
     fn blob(&self, stored: &StoredBlob) -> Result<Bytes> {

@@ -1,5 +1,7 @@
 //! Which key an object has (`spec/tl-store-v1.md` §2), and what a key says.
 
+use std::collections::BTreeSet;
+
 use super::name::Name;
 use crate::format::Digest;
 
@@ -14,6 +16,15 @@ pub(super) const STORE_RECORDS: &str = "records";
 /// The largest number of a record. All have ten digits, so that a listing in the order of keys is
 /// one in the order of numbers.
 pub(super) const MAX_NUMBER: u64 = 9_999_999_999;
+
+/// The folder of what repairs have set aside.
+pub(super) const DAMAGED: &str = "damaged";
+/// The folders right below the store, and right below a tenant.
+pub(super) const IN_STORE: [&str; 4] = [TENANTS, PUBLIC, STORE_RECORDS, DAMAGED];
+pub(super) const IN_TENANT: [&str; 2] = ["records", "blobs"];
+
+/// Keys of objects that repairs have set aside.
+pub(super) type Moved = BTreeSet<String>;
 
 /// What a sequence of records is about. The last record of a sequence holds.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,6 +61,23 @@ impl Subject {
         };
         parts.next().is_none().then_some(subject)
     }
+}
+
+/// The folder of a tenant.
+pub(super) fn tenant(user: &Name) -> String {
+    format!("{TENANTS}/{user}")
+}
+
+/// The key to which a repair, called by some letters and digits, moves an object.
+pub(super) fn moved(repair: &str, key: &str) -> String {
+    format!("{DAMAGED}/{repair}/{key}")
+}
+
+/// The key that an object had before a repair set it aside.
+pub(super) fn parse_moved(key: &str) -> Option<&str> {
+    let below = key.strip_prefix(DAMAGED)?.strip_prefix('/')?;
+    let (_, own) = below.split_once('/')?;
+    is_key(own).then_some(own)
 }
 
 /// The folder of a tenant's records.

@@ -7,9 +7,9 @@ use serde::Serialize;
 use super::layout::Subject;
 use super::name::{AdapterName, Name};
 use super::record::{Body, Collection, MAX_INLINE_BYTES, Place, Read, StoredBlob, Version};
-use super::sign::Signature;
-use super::{ATTEMPTS, Sequences, Store, blob, conflict, layout, record};
-use crate::error::{Code, Error, Result};
+use super::sign::Signer;
+use super::{ATTEMPTS, Sequences, Store, blob, conflict, is_damage, layout, record};
+use crate::error::{Code, Result};
 use crate::format::Digest;
 use crate::tensor::Bytes;
 
@@ -85,10 +85,11 @@ impl Store {
         &self,
         name: &AdapterName,
         package: &Package,
-        signature: Option<&Signature>,
+        signer: Option<&Signer>,
     ) -> Result<PutReport> {
         name.latest_only()?;
         let subject = Subject::Adapter(name.task.clone());
+        let sign = |n| signer.map(|s| s.sign(&name.user, &name.task, n, &package.root));
         for _ in 0..ATTEMPTS {
             let sequences = self.sequences(&layout::records(&name.user))?;
             let mut report = PutReport {
@@ -97,7 +98,7 @@ impl Store {
                 bytes: package.logical_bytes(),
                 ..PutReport::default()
             };
-            if let Some(done) = self.put_again(&sequences, name, package, signature, &report)? {
+            if let Some(done) = self.put_again(&sequences, name, package, signer, &report)? {
                 return Ok(done);
             }
             self.check_quota(&sequences, name, package)?;
@@ -110,7 +111,7 @@ impl Store {
                 base: package.base.clone(),
                 bytes: package.logical_bytes(),
                 blobs: Vec::with_capacity(package.blobs.len()),
-                signature: signature.cloned(),
+                signature: sign(sequences.last(&subject).unwrap_or(0) + 1),
             };
             let mut inline = Vec::new();
             for blob in &package.blobs {
@@ -140,13 +141,13 @@ impl Store {
         sequences: &Sequences,
         name: &AdapterName,
         package: &Package,
-        signature: Option<&Signature>,
+        signer: Option<&Signer>,
         report: &PutReport,
     ) -> Result<Option<PutReport>> {
         let subject = Subject::Adapter(name.task.clone());
         // A damaged record is no reason to refuse the good copy that replaces it.
         let last = match self.last(sequences, &subject) {
-            Err(e) if matches!(e.code(), Code::StoreDamaged | Code::StoreRecord) => None,
+            Err(e) if is_damage(&e) => None,
             last => last?,
         };
         let Some((number, read)) = last else {
@@ -155,7 +156,8 @@ impl Store {
         let Some(version) = read.version().filter(|v| v.root == package.root) else {
             return Ok(None);
         };
-        if signature.is_some() && version.signature.as_ref() != signature {
+        let signed = signer.map(|s| s.sign(&name.user, &name.task, number, &package.root));
+        if signed.is_some() && version.signature != signed {
             return Ok(None);
         }
         let mut report = PutReport {
@@ -233,40 +235,6 @@ impl Store {
             self.mend(&key, blob, report)?;
         }
         Ok(Place::Tenant(generation))
-    }
-
-    fn check_quota(
-        &self,
-        sequences: &Sequences,
-        name: &AdapterName,
-        package: &Package,
-    ) -> Result<()> {
-        let own = self.settings.quotas.get(&name.user).copied();
-        let Some(quota) = own.or(self.settings.quota) else {
-            return Ok(());
-        };
-        let mut used: u64 = 0;
-        let others = sequences.tasks().filter(|(task, _)| **task != name.task);
-        let keys: Vec<String> = others
-            .filter_map(|(task, numbers)| {
-                let subject = Subject::Adapter(task.clone());
-                Some(sequences.key(&subject, *numbers.last()?))
-            })
-            .collect();
-        for read in self.records(&keys) {
-            let bytes = read?.and_then(|r| r.version().map(|v| v.bytes));
-            used = used.saturating_add(bytes.unwrap_or(0));
-        }
-        let need = package.logical_bytes();
-        if used.saturating_add(need) > quota {
-            let message = format!(
-                "{} has {used} of {quota} bytes, the adapter needs {need}",
-                name.user
-            );
-            return Err(Error::new(Code::QuotaExceeded, message)
-                .hint("remove an adapter, or raise the quota with `tlkit store quota`"));
-        }
-        Ok(())
     }
 
     /// The records at some keys, a few at a time.

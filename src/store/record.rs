@@ -13,9 +13,9 @@ use crate::format::{Digest, MAX_MANIFEST_BYTES, pack_elements, unpack_elements};
 use crate::tensor::Bytes;
 
 /// A record that says where it lies.
-const MAGIC: [u8; 4] = *b"TLR2";
+pub(super) const MAGIC: [u8; 4] = *b"TLR2";
 /// One of an older build, which does not.
-const UNBOUND: [u8; 4] = *b"TLR1";
+pub(super) const UNBOUND: [u8; 4] = *b"TLR1";
 /// Magic, SHA-256 of what follows, length of the packed part, its length unpacked.
 const FRAME: usize = 44;
 /// Longest JSON of a record.
@@ -157,6 +157,10 @@ pub(super) struct Collection {
     pub(super) condemned: BTreeMap<String, u64>,
     /// Whether the writer of this record is deleting some of them.
     pub(super) deleting: bool,
+    /// Versions that collections took, by task: the first and last number of each run of them. Any
+    /// other number that is missing is lost.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) dropped: BTreeMap<Name, Vec<[u64; 2]>>,
 }
 
 /// The settings of a store, all of which its operator may change.

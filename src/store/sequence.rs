@@ -2,7 +2,7 @@
 
 use super::layout::{self, Subject};
 use super::record::{self, At, Body, MAX_RECORD_BYTES, Record};
-use super::{Sequences, Store};
+use super::{Sequences, Store, is_damage};
 use crate::error::{Code, Error, Result};
 use crate::format::Digest;
 
@@ -80,8 +80,8 @@ impl Store {
                 let there = self.backend.read(&to.key(subject, last), MAX_RECORD_BYTES);
                 match there {
                     Ok(there) => there.map(|o| Digest::of(&o)),
-                    // Longer than any record: damage, which a new record puts right.
-                    Err(e) if e.code() == Code::StoreRecord => None,
+                    // Longer than any record, or a link: damage, which a new record puts right.
+                    Err(e) if is_damage(&e) => None,
                     Err(e) => return Err(e),
                 }
             }
