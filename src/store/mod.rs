@@ -14,6 +14,7 @@ mod blob;
 mod catalog;
 mod cloud;
 mod collect;
+mod dropped;
 mod folder;
 mod fsck;
 mod get;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::blob;
+use super::dropped::Dropped;
 use super::layout::{self, Subject};
 use super::name::Name;
 use super::sign::Signature;
@@ -157,10 +158,9 @@ pub(super) struct Collection {
     pub(super) condemned: BTreeMap<String, u64>,
     /// Whether the writer of this record is deleting some of them.
     pub(super) deleting: bool,
-    /// Versions that collections took, by task: the first and last number of each run of them. Any
-    /// other number that is missing is lost.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub(super) dropped: BTreeMap<Name, Vec<[u64; 2]>>,
+    /// Versions that collections took. Any other number that is missing is lost.
+    #[serde(default, skip_serializing_if = "Dropped::is_empty")]
+    pub(super) dropped: Dropped,
 }
 
 /// The settings of a store, all of which its operator may change.

@@ -15,6 +15,7 @@ mod merge;
 mod params;
 mod run;
 mod store;
+mod store_faults;
 mod sweep;
 mod train;
 mod verify;

@@ -95,14 +95,9 @@ impl<'a> Check<'a> {
             // Superseded ones are dropped, and say nothing any more.
             Subject::Tag(..) | Subject::Collection => true,
             Subject::Settings => false,
-            Subject::Adapter(task) => {
-                let collected = self.collected.and_then(|c| c.dropped.get(task));
-                collected.is_some_and(|ranges| {
-                    ranges
-                        .iter()
-                        .any(|[first, last]| (*first..=*last).contains(&number))
-                })
-            }
+            Subject::Adapter(task) => self
+                .collected
+                .is_some_and(|c| c.dropped.contains(task, number)),
         }
     }
 

@@ -249,9 +249,7 @@ impl Tenant<'_> {
             };
             let own = Subject::Adapter(task.clone());
             let key = self.sequences.key(&own, version);
-            let dropped = collected.and_then(|c| c.dropped.get(task));
-            let dropped = dropped
-                .is_some_and(|r| r.iter().any(|[from, to]| (*from..=*to).contains(&version)));
+            let dropped = collected.is_some_and(|c| c.dropped.contains(task, version));
             let known = self.sequences.numbers.get(&own);
             let known = known.is_some_and(|n| n.contains(&version));
             if known || dropped || moved.contains(&key) || self.is_there(&key)? {
