@@ -387,6 +387,11 @@ impl Backend {
         Ok(strays.unwrap_or_default())
     }
 
+    /// Whether listings go through the keys in their order, as those of object stores do.
+    pub(super) fn lists_in_order(&self) -> bool {
+        self.folder.is_none()
+    }
+
     /// An object as a message names it.
     pub fn show(&self, key: &str) -> String {
         format!("{}/{key}", self.address.trim_end_matches('/'))

@@ -5,10 +5,13 @@ use crate::format::{Digest, MAX_TENSOR_BYTES, pack_elements, unpack_elements};
 use crate::tensor::Bytes;
 
 const MAGIC: [u8; 4] = *b"TLB1";
-/// Magic, codec, width of an element, two zero bytes, length of the raw bytes.
+/// Magic, codec, width of an element, whether it replaced another one, a zero byte, length of the
+/// raw bytes.
 pub(super) const FRAME: usize = 16;
 const RAW: u8 = 0;
 const SHUFFLED: u8 = 1;
+/// Where an object says whether it replaced another one.
+const RESTORED_AT: usize = 6;
 
 /// The object that holds `raw`, whose elements are `width` bytes wide: byte-shuffled and packed
 /// with zstd where that is shorter.
@@ -24,6 +27,21 @@ pub(super) fn encode(width: usize, raw: &[u8]) -> Result<Vec<u8>> {
     object.extend((raw.len() as u64).to_le_bytes());
     object.extend(payload);
     Ok(object)
+}
+
+/// As [`encode`], for an object that is written in place of a damaged or missing one. Versions
+/// that name its key may read it; no further version may name it (`spec/tl-store-v1.md` §7).
+pub(super) fn encode_restored(width: usize, raw: &[u8]) -> Result<Vec<u8>> {
+    let mut object = encode(width, raw)?;
+    if let Some(mark) = object.get_mut(RESTORED_AT) {
+        *mark = 1;
+    }
+    Ok(object)
+}
+
+/// Whether an object was written in place of another one.
+pub(super) fn is_restored(object: &[u8]) -> bool {
+    object.get(RESTORED_AT) == Some(&1)
 }
 
 /// The length of the raw bytes, as an object says it.
@@ -42,7 +60,7 @@ pub(super) fn decode(object: &Bytes, digest: &Digest, len: u64) -> Result<Bytes>
     let Some((head, payload)) = object.split_first_chunk::<FRAME>() else {
         return Err(invalid("shorter than its frame"));
     };
-    let [m0, m1, m2, m3, codec, width, 0, 0, size @ ..] = *head else {
+    let [m0, m1, m2, m3, codec, width, 0 | 1, 0, size @ ..] = *head else {
         return Err(invalid("its frame has bytes that must be zero"));
     };
     if [m0, m1, m2, m3] != MAGIC {
@@ -97,7 +115,8 @@ mod tests {
             let place = at % object.len();
             object[place] ^= 1 << bit;
             let len = raw.len() as u64;
-            // The width is the one byte that may not matter: of raw bytes it says nothing.
+            // The width may not matter: of raw bytes it says nothing. Nor does the mark of a
+            // restored object to whom reads it.
             if let Ok(back) = decode(&object.clone().into(), &Digest::of(&raw), len) {
                 prop_assert_eq!(&*back, &raw[..]);
             }

@@ -136,6 +136,12 @@ pub struct TenantStat {
     pub damaged: u64,
 }
 
+/// A version that cannot be tagged, since it was collected.
+struct Lost {
+    /// What the tag named before.
+    before: Option<u64>,
+}
+
 impl Store {
     /// The adapters of one tenant, sorted by task. Reads nothing of other tenants.
     ///
@@ -324,15 +330,71 @@ impl Store {
         Ok(tags)
     }
 
-    /// Makes a tag name a version, and gives its number; a tag that exists moves. What a tag names
-    /// is not collected.
+    /// Makes a tag name a version, and gives its number; a tag that exists moves. When it returns,
+    /// the version is there, and stays while the tag names it.
     ///
     /// # Errors
-    /// Those of [`get`](Self::get); [`Code::StoreConflict`].
+    /// Those of [`get`](Self::get); [`Code::NotInStore`] where the version was collected meanwhile,
+    /// and the tag is what it was; [`Code::StoreConflict`].
     pub fn tag(&self, name: &AdapterName, tag: &Name) -> Result<u64> {
         let version = self.get(name)?.number;
-        self.set_tag(name, tag, Some(version))?;
-        Ok(version)
+        let before = self.point(name, tag, version)?;
+        let Some(Lost { before }) = before else {
+            return Ok(version);
+        };
+        let back = before.map(|before| self.point(name, tag, before));
+        match back.transpose() {
+            Ok(Some(None)) => {}
+            Ok(_) => self.set_tag(name, tag, None)?,
+            Err(e) if e.code() == Code::NotInStore => self.set_tag(name, tag, None)?,
+            Err(e) => return Err(e),
+        }
+        Err(self.collected(name, version))
+    }
+
+    /// Makes a tag name a version, where that is there to stay.
+    fn point(&self, name: &AdapterName, tag: &Name, version: u64) -> Result<Option<Lost>> {
+        let subject = Subject::Tag(name.task.clone(), tag.clone());
+        let folder = layout::records(&name.user);
+        let adapter = Subject::Adapter(name.task.clone());
+        let key = layout::record(&folder, &adapter, version);
+        let mut before = None;
+        let (seen, view) = self.append_surely(&folder, &subject, &mut |sequences| {
+            before = self.tagged(sequences, &name.task, tag)?;
+            // So that a tag which cannot move does not let go of what it names.
+            let state = self.state(sequences)?;
+            let gone = state.number > 0
+                && (state.collection()?.dead.contains(&key) || !self.exists(&key)?);
+            match gone {
+                true => Err(self.collected(name, version)),
+                false => Ok(Body::Tag(Some(version))),
+            }
+        })?;
+        let mut next = view;
+        for _ in 0..ATTEMPTS {
+            let Some(view) = next else {
+                return Ok(None);
+            };
+            if view.state.collection()?.dead.contains(&key) {
+                return Ok(Some(Lost { before }));
+            }
+            if self.rescue(&folder, &view.state, [&key].into_iter())? {
+                return Ok(match self.exists(&key)? {
+                    true => None,
+                    false => Some(Lost { before }),
+                });
+            }
+            next = self.view_after(&seen)?;
+        }
+        Err(conflict(&format!("the tag `{tag}`")))
+    }
+
+    fn collected(&self, name: &AdapterName, version: u64) -> Error {
+        let message = format!(
+            "version {version} of `{}/{}` was collected",
+            name.user, name.task
+        );
+        Error::new(Code::NotInStore, message).file(self.backend.address())
     }
 
     /// Takes a tag away.
@@ -350,16 +412,9 @@ impl Store {
 
     fn set_tag(&self, name: &AdapterName, tag: &Name, version: Option<u64>) -> Result<()> {
         let subject = Subject::Tag(name.task.clone(), tag.clone());
-        for _ in 0..ATTEMPTS {
-            let sequences = self.sequences(&layout::records(&name.user))?;
-            if self
-                .append(&sequences, &subject, Body::Tag(version))?
-                .is_some()
-            {
-                return Ok(());
-            }
-        }
-        Err(conflict(&format!("the tag `{tag}`")))
+        let folder = layout::records(&name.user);
+        self.append_surely(&folder, &subject, &mut |_| Ok(Body::Tag(version)))?;
+        Ok(())
     }
 
     /// Removes an adapter. Its versions stay until garbage collection finds that the removal is
@@ -370,22 +425,25 @@ impl Store {
     pub fn remove(&self, name: &AdapterName) -> Result<()> {
         name.latest_only()?;
         let subject = Subject::Adapter(name.task.clone());
-        for _ in 0..ATTEMPTS {
-            let sequences = self.sequences(&layout::records(&name.user))?;
+        let folder = layout::records(&name.user);
+        let mut again = false;
+        self.append_surely(&folder, &subject, &mut |sequences| {
+            // The removal that is there may be this one's.
+            if std::mem::replace(&mut again, true) {
+                return Ok(Body::Removed);
+            }
             // A damaged last version can be removed like any other.
-            let last = match self.last(&sequences, &subject) {
+            let last = match self.last(sequences, &subject) {
                 Err(e) if is_damage(&e) => true,
                 last => last?.is_some_and(|(_, read)| read.version().is_some()),
             };
-            if !last {
-                let message = format!("no adapter `{name}`");
-                return Err(Error::new(Code::NotInStore, message).file(self.backend.address()));
+            if last {
+                return Ok(Body::Removed);
             }
-            if self.append(&sequences, &subject, Body::Removed)?.is_some() {
-                return Ok(());
-            }
-        }
-        Err(conflict(&name.to_string()))
+            let message = format!("no adapter `{name}`");
+            Err(Error::new(Code::NotInStore, message).file(self.backend.address()))
+        })?;
+        Ok(())
     }
 
     /// Totals, tenant by tenant.

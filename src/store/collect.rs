@@ -1,15 +1,15 @@
-//! Garbage collection (`spec/tl-store-v1.md` §7): condemn first, delete a grace period later.
+//! Garbage collection (`spec/tl-store-v1.md` §7): condemn, look again, declare dead, delete.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::layout::Subject;
 use super::name::Name;
-use super::record::{Body, Collection, Place};
-use super::{Sequences, Skipped, Store, conflict, layout};
-use crate::error::{Code, Error, Result};
+use super::record::{Collection, Place};
+use super::{ATTEMPTS, Sequences, Skipped, Store, conflict, is_damage, layout};
+use crate::error::Result;
 
 /// What to collect.
 #[derive(Debug, Clone, Default)]
@@ -44,6 +44,10 @@ pub struct Collected {
 
 /// Objects that are read or deleted at a time.
 const AT_ONCE: usize = 256;
+/// How often a run condemns versions and deletes them, where more keep coming.
+const MAX_PASSES: usize = 4;
+/// Most keys that are condemned at a time, so that a state is never longer than a record may be.
+const MAX_CONDEMNED: usize = 30_000;
 
 /// A version of an adapter, or its removal.
 struct Seen {
@@ -54,6 +58,32 @@ struct Seen {
     removed: bool,
     /// The keys of the tenant's blobs that it names.
     names: Vec<String>,
+}
+
+/// What one pass of a collection goes by.
+struct Round<'a> {
+    user: &'a Name,
+    now: u64,
+    options: &'a CollectOptions,
+    fresh: &'a BTreeSet<String>,
+    collection: &'a Collection,
+}
+
+/// What one pass of a collection does.
+#[derive(Default)]
+struct Plan {
+    next: Collection,
+    /// What is dead and there.
+    delete: Vec<String>,
+    /// Whether versions were condemned, which the next pass deletes.
+    again: bool,
+    condemned_blobs: Vec<String>,
+    versions: u64,
+    records: u64,
+    blobs: u64,
+    bytes: u64,
+    condemned: u64,
+    condemned_bytes: u64,
 }
 
 impl Store {
@@ -84,85 +114,178 @@ impl Store {
 
     /// Collects what no version of one tenant names.
     ///
-    /// A blob is deleted only where it has been condemned for the grace period, and nothing names
-    /// it still. No writer that began after it was condemned names it, and one that began before
-    /// has ended, since writers begin again after half of the period.
+    /// What is deleted was condemned in the state that was read before the listing that shows that
+    /// nothing names it, and declared dead in the state that follows that one. So a writer that
+    /// named it meanwhile finds it condemned, takes it back, and this collection begins again.
     ///
     /// # Errors
-    /// [`Code::StoreConflict`] where another collection is under way; [`Code::StoreDamaged`],
-    /// [`Code::StoreRecord`]: what a damaged record names cannot be known, so nothing is deleted;
-    /// [`Code::StoreBackend`].
+    /// [`Code::StoreConflict`] where other writers kept changing what there is;
+    /// [`Code::StoreDamaged`], [`Code::StoreRecord`]: what a damaged record names cannot be known, so
+    /// nothing is deleted; [`Code::StoreBackend`].
     pub fn collect_tenant(&self, user: &Name, options: &CollectOptions) -> Result<Collected> {
         let now = (self.now)();
-        let mut sequences = self.sequences(&layout::records(user))?;
-        let state = self.running(&sequences, user, now)?;
+        let folder = layout::records(user);
         let mut done = Collected::default();
-        let seen = self.seen(&sequences, user)?;
-        let expired = self.expired(&sequences, &seen, now, options)?;
-        done.versions = expired.len() as u64;
-        if !options.dry_run {
-            self.delete_in_time(&sequences, &expired)?;
+        // Blobs that this run condemned: it does not take them too.
+        let mut fresh = BTreeSet::new();
+        let mut passes = 0;
+        for _ in 0..ATTEMPTS {
+            let mut sequences = self.sequences(&folder)?;
+            let state = self.state(&sequences)?;
+            let collection = state.collection()?;
+            if !collection.condemned.is_empty() || !collection.dead.is_empty() {
+                sequences = self.sequences(&folder)?;
+            }
+            let round = Round {
+                user,
+                now,
+                options,
+                fresh: &fresh,
+                collection,
+            };
+            let plan = self.plan(&round, &sequences)?;
+            if options.dry_run {
+                return Ok(plan.count(done));
+            }
+            let mut last = state.number;
+            if plan.next != *collection {
+                match self.advance(&folder, &state, plan.next.clone())? {
+                    None => continue,
+                    Some(number) => last = number,
+                }
+            }
+            for part in plan.delete.chunks(AT_ONCE) {
+                self.backend.delete_many(part)?;
+            }
+            done = plan.count(done);
+            passes += 1;
+            // Versions that were condemned now die in the next pass, unless a tag came.
+            if plan.again && passes < MAX_PASSES {
+                fresh.extend(plan.condemned_blobs);
+                continue;
+            }
+            done.records += self.drop_old_states(&sequences, last, now)?;
+            return Ok(done);
         }
-        let left = seen.iter().filter(|s| !expired.contains(&s.key));
-        let named: BTreeSet<&String> = left.flat_map(|s| &s.names).collect();
-        let blobs = self.backend.list(&layout::blobs(user))?;
-        let unnamed = blobs.iter().filter(|b| !named.contains(&b.key));
-        let (mut doomed, mut next) = (Vec::new(), Collection::default());
-        for blob in unnamed {
+        Err(conflict("the garbage"))
+    }
+
+    /// What a collection does, from one state and what was listed after it.
+    fn plan(&self, round: &Round<'_>, sequences: &Sequences) -> Result<Plan> {
+        let state = round.collection;
+        let seen = self.seen(sequences, round.user)?;
+        let mut plan = Plan::default();
+        let dying = self.condemn_versions(round, sequences, &seen, &mut plan)?;
+        let mut left: Vec<&Seen> = Vec::new();
+        for s in &seen {
+            let dead = state.dead.contains(&s.key) || plan.next.dead.contains(&s.key);
+            if !dead && !(round.options.dry_run && dying.contains(&s.key)) {
+                left.push(s);
+            }
+        }
+        let named: BTreeSet<&String> = left.iter().flat_map(|s| &s.names).collect();
+        let folder = layout::blobs(round.user);
+        let mut blobs = self.backend.list(&folder)?;
+        // What else lies there is none of a collection's business.
+        blobs.retain(|b| b.regular && layout::parse_blob(&folder, &b.key).is_some());
+        let mut there: BTreeSet<&String> = blobs.iter().map(|b| &b.key).collect();
+        let mut bytes = BTreeMap::new();
+        for blob in &blobs {
+            if state.dead.contains(&blob.key) || named.contains(&blob.key) {
+                continue;
+            }
             let since = state.condemned.get(&blob.key).copied();
             match since {
-                Some(since) if now >= since.saturating_add(self.grace) => doomed.push(blob),
+                Some(since)
+                    if round.now >= since.saturating_add(self.grace)
+                        && !round.fresh.contains(&blob.key) =>
+                {
+                    plan.next.dead.insert(blob.key.clone());
+                }
+                None if plan.next.condemned.len() >= MAX_CONDEMNED => {}
                 _ => {
-                    next.condemned
-                        .insert(blob.key.clone(), since.unwrap_or(now));
-                    done.condemned += 1;
-                    done.condemned_bytes += blob.bytes;
+                    let since = since.unwrap_or(round.now);
+                    plan.next.condemned.insert(blob.key.clone(), since);
+                    plan.condemned += 1;
+                    plan.condemned_bytes += blob.bytes;
+                    plan.condemned_blobs.push(blob.key.clone());
                 }
             }
         }
-        done.blobs = doomed.len() as u64;
-        done.bytes = doomed.iter().map(|b| b.bytes).sum();
-        if options.dry_run {
-            return Ok(done);
-        }
-        if !doomed.is_empty() {
-            // While it deletes, the keys stay condemned, and no other collection begins.
-            let mut deleting = Collection {
-                condemned: next.condemned.clone(),
-                deleting: true,
-                dropped: state.dropped.clone(),
-            };
-            let until = doomed.iter().map(|b| (b.key.clone(), now));
-            deleting.condemned.extend(until);
-            self.advance(&mut sequences, deleting)?;
-            let doomed: Vec<String> = doomed.into_iter().map(|b| b.key.clone()).collect();
-            self.delete_in_time(&sequences, &doomed)?;
-        }
-        if next != state || done.blobs > 0 {
-            self.advance(&mut sequences, next)?;
-        }
-        done.records = self.drop_superseded(&sequences, now)?;
-        Ok(done)
+        bytes.extend(blobs.iter().map(|b| (&b.key, b.bytes)));
+        let tags = self.superseded_tags(sequences, round.now)?;
+        plan.next.dead.extend(tags);
+        let records: BTreeSet<String> = sequences.keys().collect();
+        there.extend(&records);
+        // What was declared dead stays so until it is gone, and nothing names it.
+        let dead = state.dead.iter();
+        let dead = dead.filter(|k| there.contains(k) || named.contains(k));
+        plan.next.dead.extend(dead.cloned());
+        plan.delete = plan.next.dead.iter().cloned().collect();
+        plan.delete.retain(|k| there.contains(k));
+        plan.next.dropped = state.dropped.clone();
+        plan.next.dropped.extend(&sequences.folder, &plan.delete);
+        plan.blobs = bytes
+            .iter()
+            .filter(|(k, _)| plan.next.dead.contains(**k))
+            .count() as u64;
+        plan.bytes = bytes
+            .iter()
+            .filter(|(k, _)| plan.next.dead.contains(**k))
+            .map(|(_, n)| *n)
+            .sum();
+        plan.versions = match round.options.dry_run {
+            true => dying.len() as u64,
+            false => seen
+                .iter()
+                .filter(|s| plan.next.dead.contains(&s.key))
+                .count() as u64,
+        };
+        let tag = |k: &&String| records.contains(*k) && !seen.iter().any(|s| s.key == **k);
+        plan.records = plan.delete.iter().filter(tag).count() as u64;
+        Ok(plan)
     }
 
-    /// What was condemned before; an error where another collection is deleting.
-    fn running(&self, sequences: &Sequences, user: &Name, now: u64) -> Result<Collection> {
-        let Some((number, read)) = self.last(sequences, &Subject::Collection)? else {
-            return Ok(Collection::default());
-        };
-        let Body::Collection(state) = read.record.body else {
-            return Err(self.foreign(sequences, &Subject::Collection, number));
-        };
-        // One that has not ended within half of the grace period has stopped itself.
-        if state.deleting && now < read.record.time.saturating_add(self.grace) {
-            let message = format!("another collection of `{user}` is under way, or was killed");
-            return Err(Error::new(Code::StoreConflict, message)
-                .hint("one that was killed is taken over after the grace period"));
+    /// Condemns the versions that nothing needs, and declares those dead that were condemned
+    /// before; the keys of both.
+    fn condemn_versions(
+        &self,
+        round: &Round<'_>,
+        sequences: &Sequences,
+        seen: &[Seen],
+        plan: &mut Plan,
+    ) -> Result<BTreeSet<String>> {
+        let state = round.collection;
+        let mut dying = BTreeSet::new();
+        let expired = self.expired(seen, round.now, round.options);
+        for versions in seen.chunk_by(|a, b| a.task == b.task) {
+            let Some((last, older)) = versions.split_last() else {
+                continue;
+            };
+            let mut tagged = None;
+            for s in older.iter().filter(|s| !state.dead.contains(&s.key)) {
+                let since = state.condemned.get(&s.key).copied();
+                // A version that names what is dead came too late, and nobody was told of it.
+                let void = s.names.iter().any(|key| state.dead.contains(key));
+                if since.is_none() && !void && !expired.contains(&s.key) {
+                    continue;
+                }
+                if tagged.is_none() {
+                    tagged = Some(self.tags(sequences, &last.task)?);
+                }
+                if tagged.iter().flatten().any(|(_, n)| *n == s.number) {
+                    continue;
+                }
+                dying.insert(s.key.clone());
+                if since.is_some() {
+                    plan.next.dead.insert(s.key.clone());
+                } else if plan.next.condemned.len() < MAX_CONDEMNED {
+                    plan.next.condemned.insert(s.key.clone(), round.now);
+                    plan.again = true;
+                }
+            }
         }
-        Ok(Collection {
-            deleting: false,
-            ..state
-        })
+        Ok(dying)
     }
 
     /// Every version and removal of a tenant, each adapter's in order.
@@ -197,51 +320,34 @@ impl Store {
         Ok(seen)
     }
 
-    /// The keys of versions to delete: of adapters removed a grace period ago, and beyond those
-    /// to keep. The last record of a sequence always stays, and a younger one than the grace
-    /// period, so that no writer takes a number twice.
-    fn expired(
-        &self,
-        sequences: &Sequences,
-        seen: &[Seen],
-        now: u64,
-        options: &CollectOptions,
-    ) -> Result<BTreeSet<String>> {
+    /// The keys of the tenant's blobs that versions name.
+    #[cfg(test)]
+    pub(super) fn seen_names(&self, of: &Sequences, user: &Name) -> Result<BTreeSet<String>> {
+        let seen = self.seen(of, user)?;
+        Ok(seen.into_iter().flat_map(|s| s.names).collect())
+    }
+
+    /// The keys of versions that may go: of adapters removed a grace period ago, and beyond those to
+    /// keep. The last record of a sequence always stays, so that numbers only grow.
+    fn expired(&self, seen: &[Seen], now: u64, options: &CollectOptions) -> BTreeSet<String> {
         let mut keys = BTreeSet::new();
         for versions in seen.chunk_by(|a, b| a.task == b.task) {
-            let Some((last, older)) = versions.split_last().filter(|(_, o)| !o.is_empty()) else {
+            let Some((last, older)) = versions.split_last() else {
                 continue;
             };
-            let (surplus, tagged) = match (last.removed, options.keep) {
-                (true, _) if self.is_old(last.time, now) => (older.len(), Vec::new()),
+            let surplus = match (last.removed, options.keep) {
+                (true, _) if self.is_old(last.time, now) => older.len(),
                 (false, Some(keep)) => {
                     let kept = usize::try_from(keep.max(1) - 1).unwrap_or(usize::MAX);
-                    (
-                        older.len().saturating_sub(kept),
-                        self.tags(sequences, &last.task)?,
-                    )
+                    older.len().saturating_sub(kept)
                 }
                 _ => continue,
             };
-            let surplus = older.iter().take(surplus).filter(|s| {
-                self.is_old(s.time, now) && !tagged.iter().any(|(_, n)| *n == s.number)
-            });
+            let surplus = older.iter().take(surplus);
+            let surplus = surplus.filter(|s| self.is_old(s.time, now));
             keys.extend(surplus.map(|s| s.key.clone()));
         }
-        Ok(keys)
-    }
-
-    fn delete_in_time<'k>(
-        &self,
-        sequences: &Sequences,
-        keys: impl IntoIterator<Item = &'k String>,
-    ) -> Result<()> {
-        let keys: Vec<String> = keys.into_iter().cloned().collect();
-        for part in keys.chunks(AT_ONCE) {
-            self.must_be_in_time(sequences)?;
-            self.backend.delete_many(part)?;
-        }
-        Ok(())
+        keys
     }
 
     fn is_old(&self, time: u64, now: u64) -> bool {
@@ -253,48 +359,62 @@ impl Store {
         let mut old = Vec::new();
         let reads = self.records(&keys);
         for (key, read) in keys.into_iter().zip(reads) {
-            if read?.is_some_and(|r| self.is_old(r.record.time, now)) {
+            let age = match read {
+                Ok(read) => read.is_some_and(|r| self.is_old(r.record.time, now)),
+                // Nothing rests on it. It stays where it is, for `fsck` to report.
+                Err(e) if is_damage(&e) => false,
+                Err(e) => return Err(e),
+            };
+            if age {
                 old.push(key);
             }
         }
         Ok(old)
     }
 
-    fn advance(&self, sequences: &mut Sequences, state: Collection) -> Result<()> {
-        let appended = self.append(sequences, &Subject::Collection, Body::Collection(state))?;
-        let number = appended.ok_or_else(|| conflict("the garbage"))?.number;
-        sequences
-            .numbers
-            .entry(Subject::Collection)
-            .or_default()
-            .push(number);
-        Ok(())
-    }
-
-    /// Deletes records of tags and collections that a later one of their sequence has overruled
-    /// for the grace period.
-    fn drop_superseded(&self, sequences: &Sequences, now: u64) -> Result<u64> {
+    /// The keys of records of tags that a later one has overruled for the grace period.
+    fn superseded_tags(&self, sequences: &Sequences, now: u64) -> Result<Vec<String>> {
         let mut keys = Vec::new();
         for (subject, numbers) in &sequences.numbers {
-            let (Subject::Tag(..) | Subject::Collection) = subject else {
+            let Subject::Tag(..) = subject else {
                 continue;
             };
             let older = numbers.split_last().map_or(&[][..], |(_, older)| older);
             keys.extend(older.iter().map(|n| sequences.key(subject, *n)));
         }
-        let old = self.old_ones(keys, now)?;
-        self.delete_in_time(sequences, &old)?;
-        Ok(old.len() as u64)
+        keys.truncate(MAX_CONDEMNED / 4);
+        self.old_ones(keys, now)
     }
 
-    fn must_be_in_time(&self, sequences: &Sequences) -> Result<()> {
-        match self.in_time(sequences.listed) {
-            true => Ok(()),
-            false => Err(Error::new(
-                Code::StoreConflict,
-                "the collection took longer than half of the grace period, and stopped",
-            )
-            .hint("run it again; it goes on where it stopped")),
+    /// Deletes superseded collection records that are older than the grace period, but the first.
+    /// In the order of their numbers, each after the one before it: writers rely on it.
+    fn drop_old_states(&self, sequences: &Sequences, last: u64, now: u64) -> Result<u64> {
+        let subject = Subject::Collection;
+        let numbers = sequences.numbers.get(&subject).into_iter().flatten();
+        let keys = numbers.filter(|n| (2..last).contains(*n));
+        let keys: Vec<String> = keys.map(|n| sequences.key(&subject, *n)).collect();
+        let old = self.old_ones(keys.clone(), now)?;
+        // A damaged one in between goes too: none may go before one that is before it.
+        let until = keys.iter().rposition(|k| old.contains(k));
+        let gone = keys.get(..until.map_or(0, |n| n + 1)).unwrap_or_default();
+        for key in gone {
+            self.backend.delete(key)?;
+        }
+        Ok(gone.len() as u64)
+    }
+}
+
+impl Plan {
+    /// The totals with what this pass does.
+    fn count(&self, done: Collected) -> Collected {
+        Collected {
+            versions: done.versions + self.versions,
+            records: done.records + self.records,
+            blobs: done.blobs + self.blobs,
+            bytes: done.bytes + self.bytes,
+            condemned: self.condemned,
+            condemned_bytes: self.condemned_bytes,
+            ..done
         }
     }
 }

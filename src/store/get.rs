@@ -4,7 +4,7 @@ use super::layout::Subject;
 use super::name::{AdapterName, Name, Which};
 use super::record::{Body, Place, Read, StoredBlob, Version};
 use super::sign::{Trust, check};
-use super::{Sequences, Store, blob, layout};
+use super::{Sequences, Store, blob, is_damage, layout};
 use crate::error::{Code, Error, Result};
 use crate::format::{BlobSource, Digest};
 use crate::tensor::Bytes;
@@ -176,7 +176,18 @@ impl BlobSource for TenantBlobs<'_> {
         if self.store.published()?.contains_key(digest) {
             return self.store.read_blob(&layout::public(digest), digest, len);
         }
-        let key = layout::blob(self.user, digest, 0);
-        self.store.read_blob(&key, digest, len)
+        let copies = self.store.copies(self.user, &[*digest].into(), 0)?;
+        let mut damaged = None;
+        for generation in copies.get(digest).into_iter().flatten() {
+            let key = layout::blob(self.user, digest, *generation);
+            match self.store.read_blob(&key, digest, len) {
+                Ok(None) => {}
+                Err(e) if is_damage(&e) => {
+                    damaged = Some(e);
+                }
+                found => return found,
+            }
+        }
+        damaged.map_or(Ok(None), Err)
     }
 }

@@ -30,6 +30,7 @@ mod repair;
 mod sequence;
 mod settings;
 mod sign;
+mod state;
 pub mod testing;
 pub mod transfer;
 
@@ -37,7 +38,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -95,6 +96,9 @@ pub struct Store {
     cache: Mutex<Cache>,
     now: Arc<dyn Fn() -> u64 + Send + Sync>,
     random: Arc<dyn Fn() -> u64 + Send + Sync>,
+    /// A writer that does not look again after it wrote, to see that the tests notice.
+    #[cfg(test)]
+    careless: bool,
 }
 
 #[derive(Default)]
@@ -134,13 +138,10 @@ struct Sequences {
     foreign: Vec<String>,
     /// Bytes of all records as objects.
     bytes: u64,
-    /// When the listing began.
-    listed: Instant,
 }
 
 impl Store {
-    /// Makes a store, and opens it. What nothing names is kept for `grace` seconds; writers whose
-    /// work takes longer than half of that begin again.
+    /// Makes a store, and opens it. What nothing names is kept for `grace` seconds.
     ///
     /// # Errors
     /// [`Code::OutputExists`] where there is a store; those of [`Backend::open`].
@@ -214,6 +215,8 @@ impl Store {
             cache: Mutex::default(),
             now: Arc::new(unix_time),
             random: Arc::new(random),
+            #[cfg(test)]
+            careless: false,
         };
         store.known = store.read_settings()?;
         Ok(store)
@@ -232,6 +235,13 @@ impl Store {
     #[must_use]
     pub fn with_clock(mut self, now: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
         self.now = Arc::new(now);
+        self
+    }
+
+    /// With other random numbers, which must not repeat, for tests that do.
+    #[must_use]
+    pub fn with_random(mut self, random: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        self.random = Arc::new(random);
         self
     }
 
@@ -292,7 +302,6 @@ impl Store {
             numbers: BTreeMap::new(),
             foreign: Vec::new(),
             bytes: 0,
-            listed: Instant::now(),
         };
         for entry in self.backend.list(folder)? {
             found.bytes += entry.bytes;
@@ -348,13 +357,6 @@ impl Store {
     fn cache(&self) -> MutexGuard<'_, Cache> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// Whether a writer may still act on what it saw at `since`. What a collection takes has been
-    /// condemned, or superseded, for twice as long. A store without a grace period has writers
-    /// and collections at different times only.
-    fn in_time(&self, since: Instant) -> bool {
-        self.grace == 0 || since.elapsed() < Duration::from_secs(self.grace) / 2
-    }
 }
 
 impl Sequences {
@@ -364,6 +366,12 @@ impl Sequences {
 
     fn key(&self, subject: &Subject, number: u64) -> String {
         layout::record(&self.folder, subject, number)
+    }
+
+    /// The keys of all records.
+    fn keys(&self) -> impl Iterator<Item = String> {
+        let all = self.numbers.iter();
+        all.flat_map(|(subject, numbers)| numbers.iter().map(|n| self.key(subject, *n)))
     }
 
     /// The tasks that have, or had, an adapter.
@@ -409,5 +417,7 @@ fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
+#[cfg(test)]
+mod interleaved;
 #[cfg(test)]
 mod tests;

@@ -1,20 +1,19 @@
 //! Putting an adapter: blobs first, then the record that names them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
 use super::layout::Subject;
 use super::name::{AdapterName, Name};
-use super::record::{Body, Collection, MAX_INLINE_BYTES, Place, Read, StoredBlob, Version};
-use super::sign::Signer;
+use super::record::{Body, MAX_INLINE_BYTES, Place, Read, StoredBlob, Version};
+use super::sequence::Appended;
+use super::sign::{Signature, Signer};
+use super::state::{Claim, Outcome, State};
 use super::{ATTEMPTS, Sequences, Store, blob, conflict, is_damage, layout, record};
 use crate::error::{Code, Result};
 use crate::format::Digest;
 use crate::tensor::Bytes;
-
-/// Longest name of a blob's generation: a blob is condemned and comes back once in a grace period.
-const MAX_GENERATION: u32 = 10_000;
 
 /// An adapter as the store sees it: a manifest, and the blobs it names.
 #[derive(Debug, Clone)]
@@ -73,6 +72,48 @@ pub struct PutReport {
     pub mended: usize,
 }
 
+/// One attempt at a put, from one listing.
+struct Attempt<'a> {
+    name: &'a AdapterName,
+    package: &'a Package,
+    signer: Option<&'a Signer>,
+    sequences: Sequences,
+    state: State,
+    report: PutReport,
+}
+
+/// What earlier attempts of a put left.
+#[derive(Default)]
+struct Own {
+    /// The numbers of the versions that they wrote.
+    numbers: BTreeSet<u64>,
+    /// The keys of those that are none.
+    void: BTreeSet<String>,
+}
+
+/// What is at the key of a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Condition {
+    Good,
+    /// Good, and written in place of another one.
+    Restored,
+    /// Damaged or missing.
+    Bad,
+}
+
+impl Attempt<'_> {
+    /// The signature of the package as a version.
+    fn sign(&self, number: u64) -> Option<Signature> {
+        let (user, task) = (&self.name.user, &self.name.task);
+        let sign = |signer: &Signer| signer.sign(user, task, number, &self.package.root);
+        self.signer.map(sign)
+    }
+
+    fn subject(&self) -> Subject {
+        Subject::Adapter(self.name.task.clone())
+    }
+}
+
 impl Store {
     /// Puts an adapter under a name, as a new version. When it returns, the adapter is durable,
     /// and every byte of it was written or read back by this call; of published blobs, once for
@@ -88,109 +129,189 @@ impl Store {
         signer: Option<&Signer>,
     ) -> Result<PutReport> {
         name.latest_only()?;
-        let subject = Subject::Adapter(name.task.clone());
-        let sign = |n| signer.map(|s| s.sign(&name.user, &name.task, n, &package.root));
+        let folder = layout::records(&name.user);
+        let mut own = Own::default();
         for _ in 0..ATTEMPTS {
-            let sequences = self.sequences(&layout::records(&name.user))?;
-            let mut report = PutReport {
-                adapter: format!("{}/{}", name.user, name.task),
-                root: package.root.to_string(),
-                bytes: package.logical_bytes(),
-                ..PutReport::default()
+            let sequences = self.sequences(&folder)?;
+            let mut attempt = Attempt {
+                name,
+                package,
+                signer,
+                state: self.state(&sequences)?,
+                sequences,
+                report: PutReport {
+                    adapter: format!("{}/{}", name.user, name.task),
+                    root: package.root.to_string(),
+                    bytes: package.logical_bytes(),
+                    ..PutReport::default()
+                },
             };
-            if let Some(done) = self.put_again(&sequences, name, package, signer, &report)? {
-                return Ok(done);
-            }
-            self.check_quota(&sequences, name, package)?;
-            let condemned = self.collection(&sequences)?.condemned;
-            let condemned: BTreeSet<String> = condemned.into_keys().collect();
-            let mut version = Version {
-                root: package.root,
-                manifest: package.manifest.len() as u64,
-                method: package.method.clone(),
-                base: package.base.clone(),
-                bytes: package.logical_bytes(),
-                blobs: Vec::with_capacity(package.blobs.len()),
-                signature: sign(sequences.last(&subject).unwrap_or(0) + 1),
+            let done = match self.put_again(&mut attempt)? {
+                Some(done) => done,
+                None => {
+                    attempt.report.known_blobs = 0;
+                    self.check_quota(&attempt.sequences, name, package)?;
+                    self.put_version(&mut attempt, &mut own)?
+                }
             };
-            let mut inline = Vec::new();
-            for blob in &package.blobs {
-                let at = self.place(&name.user, blob, &condemned, &mut inline, &mut report)?;
-                version.blobs.push(StoredBlob {
-                    sha256: blob.digest,
-                    bytes: blob.bytes.len() as u64,
-                    at,
-                });
-            }
-            let body = Body::Adapter(version);
-            let manifest = &package.manifest;
-            let appended = self.append_with(&sequences, &subject, body, manifest, &inline)?;
-            if let Some(appended) = appended {
-                report.version = appended.number;
-                report.written += appended.bytes;
-                return Ok(report);
+            if done {
+                if !own.void.is_empty() {
+                    // What is left of them where this fails, the next collection finds.
+                    let _ = self.disown(&folder, &own.void);
+                }
+                attempt.report.unchanged &= !own.numbers.contains(&attempt.report.version);
+                return Ok(attempt.report);
             }
         }
         Err(conflict(&name.to_string()))
     }
 
-    /// The report where the last version is this adapter, all of it whole or mended; `None` where
-    /// a new version is needed.
-    fn put_again(
-        &self,
-        sequences: &Sequences,
-        name: &AdapterName,
-        package: &Package,
-        signer: Option<&Signer>,
-        report: &PutReport,
-    ) -> Result<Option<PutReport>> {
-        let subject = Subject::Adapter(name.task.clone());
+    /// Whether the last version is this adapter, all of it whole or mended, and stays; `None` where
+    /// a new version is needed, `false` where all has to be looked at again.
+    fn put_again(&self, attempt: &mut Attempt<'_>) -> Result<Option<bool>> {
+        let subject = attempt.subject();
         // A damaged record is no reason to refuse the good copy that replaces it.
-        let last = match self.last(sequences, &subject) {
+        let last = match self.last(&attempt.sequences, &subject) {
             Err(e) if is_damage(&e) => None,
             last => last?,
         };
         let Some((number, read)) = last else {
             return Ok(None);
         };
-        let Some(version) = read.version().filter(|v| v.root == package.root) else {
+        let Some(version) = read.version().filter(|v| v.root == attempt.package.root) else {
             return Ok(None);
         };
-        let signed = signer.map(|s| s.sign(&name.user, &name.task, number, &package.root));
-        if signed.is_some() && version.signature != signed {
+        if attempt.signer.is_some() && version.signature != attempt.sign(number) {
             return Ok(None);
         }
-        let mut report = PutReport {
-            version: number,
-            unchanged: true,
-            ..report.clone()
-        };
+        let mut names = BTreeSet::new();
+        let mut whole = true;
+        let package = attempt.package;
         for stored in &version.blobs {
             let Some(blob) = package.blobs.iter().find(|b| b.digest == stored.sha256) else {
                 return Ok(None);
             };
-            let key = match stored.at {
-                Place::Inline(_) => match read.inline(stored) {
-                    Ok(_) => continue,
-                    Err(_) => return Ok(None),
-                },
-                Place::Tenant(generation) => layout::blob(&name.user, &stored.sha256, generation),
-                Place::Public => layout::public(&stored.sha256),
-            };
-            self.mend(&key, blob, &mut report)?;
+            match stored.at {
+                Place::Inline(_) => {
+                    if read.inline(stored).is_err() {
+                        return Ok(None);
+                    }
+                }
+                Place::Public => {
+                    self.mend(&layout::public(&stored.sha256), blob, &mut attempt.report)?;
+                }
+                Place::Tenant(generation) => {
+                    let key = layout::blob(&attempt.name.user, &stored.sha256, generation);
+                    whole &= self.restore(&key, blob, attempt)?;
+                    names.insert(key);
+                }
+            }
         }
-        Ok(Some(report))
+        if !whole || (!names.is_empty() && attempt.state.collection().is_err()) {
+            return Ok(None);
+        }
+        let claim = Claim {
+            seen: &attempt.sequences,
+            subject: &subject,
+            record: Appended {
+                number,
+                bytes: read.bytes,
+                digest: read.digest(),
+            },
+            names: &names,
+        };
+        match self.confirm(&claim)? {
+            Outcome::Holds => {
+                attempt.report.version = number;
+                attempt.report.unchanged = true;
+                Ok(Some(true))
+            }
+            Outcome::Void | Outcome::Unknown => Ok(Some(false)),
+        }
     }
 
-    /// Makes sure that a blob's object is there and good.
-    pub(super) fn mend(&self, key: &str, blob: &PackageBlob, report: &mut PutReport) -> Result<()> {
-        match self.read_blob(key, &blob.digest, blob.bytes.len() as u64) {
-            Ok(Some(_)) => {
-                report.known_blobs += 1;
-                return Ok(());
+    /// Whether a further acknowledgement may rest on a blob that a version names. Where it is
+    /// damaged or missing it is written again, for whoever names it.
+    fn restore(&self, key: &str, blob: &PackageBlob, attempt: &mut Attempt<'_>) -> Result<bool> {
+        // Before the first collection record nothing was ever deleted, so nothing will be.
+        let never_dead = attempt.state.number == 0;
+        let gone = attempt
+            .state
+            .collection()
+            .is_ok_and(|c| c.dead.contains(key));
+        match self.condition(key, blob)? {
+            Condition::Good => {
+                attempt.report.known_blobs += 1;
+                Ok(!gone)
             }
-            Err(e) if !matches!(e.code(), Code::StoreDamaged | Code::StoreRecord) => return Err(e),
-            Ok(None) | Err(_) => {}
+            Condition::Restored => {
+                attempt.report.known_blobs += usize::from(never_dead);
+                Ok(never_dead)
+            }
+            Condition::Bad if gone => Ok(false),
+            Condition::Bad => {
+                let object = blob::encode_restored(blob.width, &blob.bytes)?;
+                attempt.report.written += object.len() as u64;
+                attempt.report.mended += 1;
+                self.backend.replace(key, object)?;
+                Ok(never_dead)
+            }
+        }
+    }
+
+    /// Whether a new version was written, and stays.
+    fn put_version(&self, attempt: &mut Attempt<'_>, own: &mut Own) -> Result<bool> {
+        let (package, user) = (attempt.package, &attempt.name.user);
+        let subject = attempt.subject();
+        let mut version = Version {
+            root: package.root,
+            manifest: package.manifest.len() as u64,
+            method: package.method.clone(),
+            base: package.base.clone(),
+            bytes: package.logical_bytes(),
+            blobs: Vec::with_capacity(package.blobs.len()),
+            signature: attempt.sign(attempt.sequences.last(&subject).unwrap_or(0) + 1),
+        };
+        let mut inline = Vec::new();
+        let mut copies = None;
+        let mut names = BTreeSet::new();
+        for blob in &package.blobs {
+            let at = self.place(blob, attempt, &mut copies, &mut inline)?;
+            if let Place::Tenant(generation) = at {
+                names.insert(layout::blob(user, &blob.digest, generation));
+            }
+            version.blobs.push(StoredBlob {
+                sha256: blob.digest,
+                bytes: blob.bytes.len() as u64,
+                at,
+            });
+        }
+        let (seen, body) = (&attempt.sequences, Body::Adapter(version));
+        let appended = self.append_with(seen, &subject, body, &package.manifest, &inline)?;
+        let Some(appended) = appended else {
+            return Ok(false);
+        };
+        own.numbers.insert(appended.number);
+        let claim = Claim {
+            seen,
+            subject: &subject,
+            record: appended,
+            names: &names,
+        };
+        let outcome = self.confirm(&claim)?;
+        if outcome == Outcome::Void {
+            own.void.insert(seen.key(&subject, appended.number));
+        }
+        attempt.report.version = appended.number;
+        attempt.report.written += appended.bytes;
+        Ok(outcome == Outcome::Holds)
+    }
+
+    /// Makes sure that an object that is never deleted is there and good.
+    pub(super) fn mend(&self, key: &str, blob: &PackageBlob, report: &mut PutReport) -> Result<()> {
+        if self.condition(key, blob)? != Condition::Bad {
+            report.known_blobs += 1;
+            return Ok(());
         }
         // The name is the digest of the bytes, so whoever else writes here writes the same.
         let object = blob::encode(blob.width, &blob.bytes)?;
@@ -199,19 +320,35 @@ impl Store {
         self.backend.replace(key, object)
     }
 
+    fn condition(&self, key: &str, blob: &PackageBlob) -> Result<Condition> {
+        let len = blob.bytes.len() as u64;
+        let object = match self.backend.read(key, len.saturating_add(1 << 20)) {
+            Ok(Some(object)) => object,
+            Ok(None) => return Ok(Condition::Bad),
+            Err(e) if is_damage(&e) => return Ok(Condition::Bad),
+            Err(e) => return Err(e),
+        };
+        Ok(match blob::decode(&object, &blob.digest, len) {
+            Ok(_) if blob::is_restored(&object) => Condition::Restored,
+            Ok(_) => Condition::Good,
+            Err(_) => Condition::Bad,
+        })
+    }
+
+    /// Where a blob of a new version lies: published, in the record, or as an object of the tenant,
+    /// one that is there and stays, or a new one.
     fn place(
         &self,
-        user: &Name,
         blob: &PackageBlob,
-        condemned: &BTreeSet<String>,
+        attempt: &mut Attempt<'_>,
+        copies: &mut Option<BTreeMap<Digest, Vec<u32>>>,
         inline: &mut Vec<Vec<u8>>,
-        report: &mut PutReport,
     ) -> Result<Place> {
         if self.published()?.contains_key(&blob.digest) {
             let known = self.cache().verified.contains(&blob.digest);
             match known {
-                true => report.known_blobs += 1,
-                false => self.mend(&layout::public(&blob.digest), blob, report)?,
+                true => attempt.report.known_blobs += 1,
+                false => self.mend(&layout::public(&blob.digest), blob, &mut attempt.report)?,
             }
             self.cache().verified.insert(blob.digest);
             return Ok(Place::Public);
@@ -222,19 +359,53 @@ impl Store {
             inline.push(object);
             return Ok(Place::Inline(len));
         }
-        // A condemned key may be deleted at any moment, so it is never named again.
-        let free = (0..MAX_GENERATION).find_map(|generation| {
-            let key = layout::blob(user, &blob.digest, generation);
-            (!condemned.contains(&key)).then_some((generation, key))
-        });
-        let (generation, key) = free.ok_or_else(|| conflict("a blob"))?;
-        let len = object.len() as u64;
-        if self.backend.create(&key, object)? {
-            report.written += len;
-        } else {
-            self.mend(&key, blob, report)?;
+        if copies.is_none() {
+            *copies = Some(self.find_copies(attempt)?);
         }
+        let user = &attempt.name.user;
+        let there = copies.as_ref().and_then(|c| c.get(&blob.digest));
+        for generation in there.into_iter().flatten() {
+            let key = layout::blob(user, &blob.digest, *generation);
+            // Of an unreadable state it is not known what it takes.
+            let stays = attempt
+                .state
+                .collection()
+                .is_ok_and(|c| !c.dead.contains(&key) && !c.condemned.contains_key(&key));
+            if stays && self.restore(&key, blob, attempt)? {
+                return Ok(Place::Tenant(*generation));
+            }
+        }
+        let generation = self.create_blob(user, &blob.digest, &object)?;
+        attempt.report.written += object.len() as u64;
         Ok(Place::Tenant(generation))
+    }
+
+    fn find_copies(&self, attempt: &Attempt<'_>) -> Result<BTreeMap<Digest, Vec<u32>>> {
+        let long = attempt.package.blobs.iter();
+        let long = long.filter(|b| b.bytes.len() > MAX_INLINE_BYTES);
+        let digests = long.map(|b| b.digest).collect();
+        let versions = attempt.sequences.tasks().map(|(_, n)| n.len() as u64).sum();
+        self.copies(&attempt.name.user, &digests, versions)
+    }
+
+    /// Writes a blob under a key that was never used. A request whose answer does not come may take
+    /// effect at any time, so the next one is for another key.
+    fn create_blob(&self, user: &Name, digest: &Digest, object: &[u8]) -> Result<u32> {
+        let mut failed = None;
+        for _ in 0..ATTEMPTS {
+            let generation = ((self.random)() >> 32) as u32;
+            if generation == 0 {
+                continue;
+            }
+            let key = layout::blob(user, digest, generation);
+            match self.backend.create(&key, object.to_vec()) {
+                Ok(true) => return Ok(generation),
+                Ok(false) => {}
+                Err(e) if e.code() == Code::StoreBackend && failed.is_none() => failed = Some(e),
+                Err(e) => return Err(e),
+            }
+        }
+        Err(failed.unwrap_or_else(|| conflict("a blob")))
     }
 
     /// The records at some keys, a few at a time.
@@ -245,16 +416,5 @@ impl Store {
             object.map(|o| self.decode(key, &o)).transpose()
         };
         keys.iter().zip(objects).map(decode).collect()
-    }
-
-    /// What garbage collection has condemned for a tenant.
-    pub(super) fn collection(&self, sequences: &Sequences) -> Result<Collection> {
-        match self.last(sequences, &Subject::Collection)? {
-            None => Ok(Collection::default()),
-            Some((n, read)) => match read.record.body {
-                Body::Collection(collection) => Ok(collection),
-                _ => Err(self.foreign(sequences, &Subject::Collection, n)),
-            },
-        }
     }
 }

@@ -1,6 +1,6 @@
 //! Records: the small immutable objects that say what a store holds (`spec/tl-store-v1.md` §4).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -154,10 +154,15 @@ pub enum Place {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Collection {
-    /// Keys that no version named, and since when; no writer may name them again.
+    /// Keys that a collection will take unless a writer takes them back, and since when: of blobs
+    /// that no version named, and of versions that nothing needs.
     pub(super) condemned: BTreeMap<String, u64>,
-    /// Whether the writer of this record is deleting some of them.
-    pub(super) deleting: bool,
+    /// Keys that are being deleted, and will never be used again.
+    #[serde(default)]
+    pub(super) dead: BTreeSet<String>,
+    /// What older builds wrote while they deleted some of the condemned.
+    #[serde(default, rename = "deleting", skip_serializing)]
+    _deleting: bool,
     /// Versions that collections took. Any other number that is missing is lost.
     #[serde(default, skip_serializing_if = "Dropped::is_empty")]
     pub(super) dropped: Dropped,

@@ -169,7 +169,7 @@ impl Work<'_> {
                 format!("set aside; the tag `{task}:{tag}` is taken away, set it again"),
             ),
             (Subject::Collection, true) => (
-                Some(Body::Collection(self.collection(sequences, good)?)),
+                Some(Body::Collection(Self::collection(good))),
                 "set aside; garbage is found anew".to_owned(),
             ),
         };
@@ -182,17 +182,13 @@ impl Work<'_> {
         self.set_aside(&key, e, &action)
     }
 
-    /// A state of garbage collection in place of one that cannot be read.
-    fn collection(&self, sequences: &Sequences, good: Option<&Body>) -> Result<Collection> {
-        let dropped = match good {
-            Some(Body::Collection(collection)) => collection.dropped.clone(),
-            _ => Default::default(),
-        };
-        let _ = sequences;
-        Ok(Collection {
-            dropped,
-            ..Collection::default()
-        })
+    /// A state of garbage collection in place of one that cannot be read: nothing is condemned.
+    fn collection(good: Option<&Body>) -> Collection {
+        let mut next = Collection::default();
+        if let Some(Body::Collection(collection)) = good {
+            next.dropped = collection.dropped.clone();
+        }
+        next
     }
 
     /// Sets aside what has a blob's name and is no file.

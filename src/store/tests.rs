@@ -104,8 +104,10 @@ fn any_operation_of_a_put_may_fail() {
                 assert!(k > 6, "a put has more operations than {k}");
                 break;
             }
-            let error = put.unwrap_err();
-            assert_eq!(error.code(), Code::StoreBackend, "{moment:?} {k}: {error}");
+            // A request that creates something is sent again, and the put goes on.
+            if let Err(error) = put {
+                assert_eq!(error.code(), Code::StoreBackend, "{moment:?} {k}: {error}");
+            }
             assert_sound(&store);
             assert_whole(&store, "u/t@1", &old);
             let report = store.put(&name("u/t"), &new, None).unwrap();

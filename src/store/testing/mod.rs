@@ -5,6 +5,8 @@
 
 mod checks;
 mod faults;
+#[cfg(test)]
+pub(crate) mod schedule;
 
 use super::{blob, record};
 use crate::format::Digest;
