@@ -474,3 +474,6 @@ pub(super) fn no_store(address: &str) -> Error {
         .file(shown_address(address))
         .hint("make one with `tlkit store init`")
 }
+
+#[cfg(test)]
+mod tests;

@@ -85,6 +85,13 @@ struct Marker {
     grace: u64,
 }
 
+impl Marker {
+    fn parse(json: &[u8]) -> Option<Self> {
+        let marker: Self = serde_json::from_slice(json).ok()?;
+        (marker.format == FORMAT).then_some(marker)
+    }
+}
+
 /// An open store. May be used by several threads.
 pub struct Store {
     backend: Backend,
@@ -185,13 +192,10 @@ impl Store {
     pub fn open_in(backend: Backend) -> Result<Self> {
         let json = backend.read(layout::MARKER, MAX_MARKER_BYTES)?;
         let json = json.ok_or_else(|| backend::no_store(backend.address()))?;
-        let marker: Marker = serde_json::from_slice(&json)
-            .ok()
-            .filter(|m: &Marker| m.format == FORMAT)
-            .ok_or_else(|| {
-                Error::new(Code::StoreRecord, "not the marker of a store")
-                    .file(backend.show(layout::MARKER))
-            })?;
+        let marker = Marker::parse(&json).ok_or_else(|| {
+            Error::new(Code::StoreRecord, "not the marker of a store")
+                .file(backend.show(layout::MARKER))
+        })?;
         let unknown = marker
             .requires
             .iter()

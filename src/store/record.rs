@@ -195,6 +195,17 @@ pub(super) struct Read {
 pub(super) fn encode(record: &Record, manifest: &[u8], inline: &[Vec<u8>]) -> Result<Vec<u8>> {
     let json = serde_json::to_vec(record)
         .map_err(|e| Error::new(Code::StoreRecord, format!("no JSON: {e}")))?;
+    let magic = if record.at.is_some() { MAGIC } else { UNBOUND };
+    object_of(magic, &json, manifest, inline)
+}
+
+/// The object around the JSON of a record.
+pub(super) fn object_of(
+    magic: [u8; 4],
+    json: &[u8],
+    manifest: &[u8],
+    inline: &[Vec<u8>],
+) -> Result<Vec<u8>> {
     let mut plain = (json.len() as u32).to_le_bytes().to_vec();
     plain.extend(json);
     plain.extend(manifest);
@@ -203,7 +214,6 @@ pub(super) fn encode(record: &Record, manifest: &[u8], inline: &[Vec<u8>]) -> Re
     rest.extend((plain.len() as u32).to_le_bytes());
     rest.extend(packed);
     rest.extend(inline.iter().flatten());
-    let magic = if record.at.is_some() { MAGIC } else { UNBOUND };
     Ok(framed_as(magic, &rest))
 }
 
@@ -489,6 +499,20 @@ mod tests {
                 Code::StoreRecord
             );
         }
+    }
+
+    /// Breaks where the seeds of the fuzzing are no records, so that it finds nothing.
+    #[test]
+    fn the_seeds_of_the_fuzzing_are_read() {
+        let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fuzz/seeds/store_json");
+        let mut count = 0;
+        for seed in std::fs::read_dir(seeds).unwrap() {
+            let path = seed.unwrap().path();
+            let json = std::fs::read(&path).unwrap();
+            assert!(crate::store::testing::decode_json(&json), "{path:?}");
+            count += 1;
+        }
+        assert!(count > 5);
     }
 
     proptest! {
