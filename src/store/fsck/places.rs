@@ -15,8 +15,10 @@ impl Store {
     ) -> Result<Vec<Name>> {
         for stray in self.backend.strays()? {
             let user = owner(&stray.path);
+            let aside = stray.path.strip_prefix(layout::DAMAGED);
+            let aside = aside.is_some_and(|rest| rest.starts_with('/'));
             let reported = is_reported_with_records(&stray.path);
-            if reported || only.is_some_and(|only| user.as_ref() != Some(only)) {
+            if aside || reported || only.is_some_and(|only| user.as_ref() != Some(only)) {
                 continue;
             }
             let e = Error::new(Code::StoreIrregular, stray.what);
