@@ -148,6 +148,15 @@ impl Backend {
         })
     }
 
+    /// The same threads over other objects, for tests that need many.
+    #[cfg(test)]
+    pub(super) fn over(&self, objects: Arc<dyn ObjectStore>) -> Self {
+        Self {
+            objects,
+            ..self.clone()
+        }
+    }
+
     /// The address as it was given.
     pub fn address(&self) -> &str {
         &self.address

@@ -10,6 +10,7 @@ use super::name::Name;
 use super::record::{Collection, Place};
 use super::{ATTEMPTS, Sequences, Skipped, Store, conflict, is_damage, layout};
 use crate::error::Result;
+use crate::format::Digest;
 
 /// What to collect.
 #[derive(Debug, Clone, Default)]
@@ -56,6 +57,9 @@ struct Seen {
     key: String,
     time: u64,
     removed: bool,
+    /// The record as an object, and the one that it says was before it.
+    digest: Digest,
+    before: Option<Digest>,
     /// The keys of the tenant's blobs that it names.
     names: Vec<String>,
 }
@@ -176,14 +180,14 @@ impl Store {
         let seen = self.seen(sequences, round.user)?;
         let mut plan = Plan::default();
         let dying = self.condemn_versions(round, sequences, &seen, &mut plan)?;
-        let mut left: Vec<&Seen> = Vec::new();
-        for s in &seen {
+        let (going, left): (Vec<&Seen>, Vec<&Seen>) = seen.iter().partition(|s| {
             let dead = state.dead.contains(&s.key) || plan.next.dead.contains(&s.key);
-            if !dead && !(round.options.dry_run && dying.contains(&s.key)) {
-                left.push(s);
-            }
-        }
-        let named: BTreeSet<&String> = left.iter().flat_map(|s| &s.names).collect();
+            dead || (round.options.dry_run && dying.contains(&s.key))
+        });
+        let names = |of: Vec<&'_ Seen>| -> BTreeSet<String> {
+            of.iter().flat_map(|s| s.names.iter().cloned()).collect()
+        };
+        let (going, named) = (names(going), names(left));
         let folder = layout::blobs(round.user);
         let mut blobs = self.backend.list(&folder)?;
         // What else lies there is none of a collection's business.
@@ -198,7 +202,9 @@ impl Store {
             match since {
                 Some(since)
                     if round.now >= since.saturating_add(self.grace)
-                        && !round.fresh.contains(&blob.key) =>
+                        && !round.fresh.contains(&blob.key)
+                        // A version that is there is whole, though it is on its way out.
+                        && !going.contains(&blob.key) =>
                 {
                     plan.next.dead.insert(blob.key.clone());
                 }
@@ -219,7 +225,7 @@ impl Store {
         there.extend(&records);
         // What was declared dead stays so until it is gone, and nothing names it.
         let dead = state.dead.iter();
-        let dead = dead.filter(|k| there.contains(k) || named.contains(k));
+        let dead = dead.filter(|k| there.contains(k) || named.contains(*k));
         plan.next.dead.extend(dead.cloned());
         plan.delete = plan.next.dead.iter().cloned().collect();
         plan.delete.retain(|k| there.contains(k));
@@ -263,10 +269,16 @@ impl Store {
                 continue;
             };
             let mut tagged = None;
-            for s in older.iter().filter(|s| !state.dead.contains(&s.key)) {
+            for (s, next) in older.iter().zip(versions.iter().skip(1)) {
+                if state.dead.contains(&s.key) {
+                    continue;
+                }
                 let since = state.condemned.get(&s.key).copied();
-                // A version that names what is dead came too late, and nobody was told of it.
-                let void = s.names.iter().any(|key| state.dead.contains(key));
+                // A version that names what is dead came too late, as did one that the next does
+                // not follow, and nobody was told of it.
+                let follows = next.number != s.number + 1
+                    || next.before.is_none_or(|before| before == s.digest);
+                let void = !follows || s.names.iter().any(|key| state.dead.contains(key));
                 if since.is_none() && !void && !expired.contains(&s.key) {
                     continue;
                 }
@@ -313,6 +325,8 @@ impl Store {
                     key: key.clone(),
                     time: read.record.time,
                     removed: read.version().is_none(),
+                    digest: read.digest(),
+                    before: read.record.at.as_ref().and_then(|at| at.before),
                     names: names.collect(),
                 });
             }

@@ -79,6 +79,8 @@ struct Attempt<'a> {
     signer: Option<&'a Signer>,
     sequences: Sequences,
     state: State,
+    /// The record that a new version follows, where it can be read.
+    before: Option<Digest>,
     report: PutReport,
 }
 
@@ -138,6 +140,7 @@ impl Store {
                 package,
                 signer,
                 state: self.state(&sequences)?,
+                before: None,
                 sequences,
                 report: PutReport {
                     adapter: format!("{}/{}", name.user, name.task),
@@ -178,6 +181,9 @@ impl Store {
         let Some((number, read)) = last else {
             return Ok(None);
         };
+        if attempt.sequences.last(&subject) == Some(number) {
+            attempt.before = Some(read.digest());
+        }
         let Some(version) = read.version().filter(|v| v.root == attempt.package.root) else {
             return Ok(None);
         };
@@ -287,7 +293,8 @@ impl Store {
             });
         }
         let (seen, body) = (&attempt.sequences, Body::Adapter(version));
-        let appended = self.append_with(seen, &subject, body, &package.manifest, &inline)?;
+        let (before, manifest) = (attempt.before, &package.manifest);
+        let appended = self.append_after(seen, &subject, before, body, manifest, &inline)?;
         let Some(appended) = appended else {
             return Ok(false);
         };

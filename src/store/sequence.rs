@@ -47,29 +47,34 @@ impl Store {
         subject: &Subject,
         body: Body,
     ) -> Result<Option<Appended>> {
-        self.append_with(to, subject, body, &[], &[])
+        let before = match self.last_digest(to, subject) {
+            Err(e) if is_damage(&e) => None,
+            before => before?,
+        };
+        self.append_after(to, subject, before, body, &[], &[])
     }
 
-    /// As [`append`](Self::append), for a version with its manifest and inline blobs.
-    pub(super) fn append_with(
+    /// As [`append`](Self::append), for a version with its manifest and inline blobs, after a record
+    /// that was read.
+    pub(super) fn append_after(
         &self,
         to: &Sequences,
         subject: &Subject,
+        before: Option<Digest>,
         body: Body,
         manifest: &[u8],
         inline: &[Vec<u8>],
     ) -> Result<Option<Appended>> {
         let last = to.last(subject).unwrap_or(0);
-        let before = match last {
-            0 => None,
-            last => match self.backend.read(&to.key(subject, last), MAX_RECORD_BYTES) {
-                Ok(there) => there.map(|o| Digest::of(&o)),
-                // Longer than any record, or a link: damage, which a new record puts right.
-                Err(e) if is_damage(&e) => None,
-                Err(e) => return Err(e),
-            },
-        };
         self.create_record((&to.folder, subject, last), before, body, manifest, inline)
+    }
+
+    fn last_digest(&self, of: &Sequences, subject: &Subject) -> Result<Option<Digest>> {
+        let Some(last) = of.last(subject) else {
+            return Ok(None);
+        };
+        let read = self.record(&of.key(subject, last))?;
+        Ok(read.map(|r| r.digest()))
     }
 
     /// Creates the record after number `last` of a sequence; `None` where there is one.

@@ -291,6 +291,200 @@ fn two_collections_and_a_put() {
     );
 }
 
+/// A clock for [`interrupted`], and a collection that runs again and again while it goes on.
+fn hours_of_collections(keep: Option<u64>) -> (impl Fn() -> u64 + Clone, impl Fn(&Store) + Clone) {
+    let time = Arc::new(AtomicU64::new(1000));
+    let clock = Arc::clone(&time);
+    let collect = move |store: &Store| {
+        let options = CollectOptions {
+            keep,
+            ..CollectOptions::default()
+        };
+        for _ in 0..4 {
+            store.collect(&options).unwrap();
+            time.fetch_add(200, Ordering::SeqCst);
+        }
+    };
+    (move || clock.load(Ordering::SeqCst), collect)
+}
+
+/// Breaks where a put is acknowledged that stood still at any of its steps for longer than the
+/// grace period, and whose blobs were collected meanwhile.
+#[test]
+fn a_put_that_takes_longer_than_the_grace_period() {
+    let package = sample(1, LENGTHS);
+    let (first, second) = (package.clone(), package.clone());
+    let (clock, collect) = hours_of_collections(None);
+    interrupted(
+        move |store| leave_garbage(store, &first),
+        move |store| store.put(&name("u/t"), &second, None).map(|_| ()),
+        collect,
+        |store, result| {
+            result.unwrap();
+            assert_whole(store, "u/t", &package);
+            // Nor is anything left of a record that came too late.
+            let collected = store.collect(&CollectOptions::default()).unwrap();
+            assert_eq!(collected.skipped, []);
+            assert_whole(store, "u/t", &package);
+        },
+        clock,
+    );
+}
+
+/// Breaks where a tag is acknowledged whose version a collection takes, which looked for tags before
+/// there was one: the whole collection runs at any step of tagging.
+#[test]
+fn a_collection_in_the_midst_of_tagging() {
+    let (old, new) = (sample(1, LENGTHS), sample(2, LENGTHS));
+    let (first, second) = (old.clone(), new.clone());
+    let (clock, collect) = hours_of_collections(Some(1));
+    interrupted(
+        move |store| {
+            store.put(&name("u/t"), &first, None).unwrap();
+            store.put(&name("u/t"), &second, None).unwrap();
+        },
+        |store| match store.tag(&name("u/t@1"), &"prod".parse().unwrap()) {
+            Err(e) if e.code() == Code::NotInStore => Ok(()),
+            other => other.map(|n| assert_whole(store, &format!("u/t@{n}"), &sample(1, LENGTHS))),
+        },
+        collect,
+        |store, result| {
+            result.unwrap();
+            match store.get(&name("u/t:prod")) {
+                Ok(_) => assert_whole(store, "u/t:prod", &old),
+                Err(e) => assert!(e.to_string().contains("no tag"), "{e}"),
+            }
+            assert_whole(store, "u/t", &new);
+        },
+        clock,
+    );
+}
+
+/// As above, the other way round: tagging runs whole at any step of a collection.
+#[test]
+fn tagging_in_the_midst_of_a_collection() {
+    let (old, new) = (sample(1, LENGTHS), sample(2, LENGTHS));
+    let (first, second) = (old.clone(), new.clone());
+    let tagged = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&tagged);
+    let tags = AtomicU64::new(0);
+    interrupted(
+        move |store| {
+            let before = open(store.backend().objects()).with_clock(|| 500);
+            before.put(&name("u/t"), &first, None).unwrap();
+            before.put(&name("u/t"), &second, None).unwrap();
+        },
+        |store| {
+            let keep = Some(1);
+            let options = CollectOptions {
+                keep,
+                ..CollectOptions::default()
+            };
+            store.collect(&options).map(|_| ())
+        },
+        move |store| match store.tag(&name("u/t@1"), &"prod".parse().unwrap()) {
+            Ok(_) => told.store(true, Ordering::SeqCst),
+            Err(e) => assert_eq!(e.code(), Code::NotInStore),
+        },
+        |store, result| {
+            result.unwrap();
+            if tagged.swap(false, Ordering::SeqCst) {
+                tags.fetch_add(1, Ordering::SeqCst);
+                assert_whole(store, "u/t:prod", &old);
+            }
+        },
+        || 1000,
+    );
+    assert!(
+        tags.into_inner() > 3,
+        "tagging came before the collection's end"
+    );
+}
+
+/// Breaks where a number wraps, or where a record with a huge number that somebody made stops more
+/// than its own sequence.
+#[test]
+fn numbers_end_before_they_overflow() {
+    let objects = memory();
+    let store = Store::init_in(backend(&objects), GRACE).unwrap();
+    let (old, new) = (sample(1, LENGTHS), sample(2, LENGTHS));
+    for task in ["u/t", "u/full"] {
+        store.put(&name(task), &old, None).unwrap();
+    }
+    let key = |task: &str, n: &str| format!("tenants/u/records/adapter={task}@{n}");
+    let copy = |from: String, to: String| {
+        let object = store.backend().read(&from, u64::MAX).unwrap().unwrap();
+        assert!(store.backend().create(&to, object.to_vec()).unwrap());
+    };
+    // No number of this layout: ignored.
+    for n in [
+        "18446744073709551615",
+        "10000000000",
+        "99999999999999999999",
+    ] {
+        copy(key("t", "0000000001"), key("t", n));
+    }
+    assert_eq!(store.put(&name("u/t"), &new, None).unwrap().version, 2);
+    // The last number there is, so none follows.
+    copy(key("full", "0000000001"), key("full", "9999999999"));
+    for _ in 0..2 {
+        let error = store.put(&name("u/full"), &new, None).unwrap_err();
+        assert_eq!(error.code(), Code::StoreRecord, "{error}");
+        assert!(error.to_string().contains("full@9999999999"), "{error}");
+    }
+    assert_eq!(store.put(&name("u/t"), &old, None).unwrap().version, 3);
+    assert_whole(&store, "u/full@1", &old);
+    store.collect(&CollectOptions::default()).unwrap();
+    store.backend().delete(&key("full", "9999999999")).unwrap();
+    assert_eq!(store.put(&name("u/full"), &new, None).unwrap().version, 2);
+}
+
+/// Breaks where a writer asks more of the storage than `spec/tl-store-v1.md` §9 says.
+#[test]
+fn what_the_commands_cost() {
+    let objects = memory();
+    let store = Store::init_in(backend(&objects), 0).unwrap();
+    let cost = |work: &dyn Fn(&Store)| {
+        let faults = Arc::new(Faults::new(objects.clone(), |_, _| Action::Go));
+        let counted: Arc<dyn ObjectStore> = faults.clone();
+        let store = open(&counted);
+        let before = faults.count();
+        work(&store);
+        faults.count() - before
+    };
+    let put = |at: &'static str, seed: u64, lengths: &'static [usize]| {
+        cost(&move |s: &Store| drop(s.put(&name(at), &sample(seed, lengths), None).unwrap()))
+    };
+    let tag = || {
+        cost(&|s: &Store| {
+            s.tag(&name("u/t"), &"x".parse().unwrap()).unwrap();
+        })
+    };
+    let small = [put("u/t", 1, &[24]), put("u/t", 2, &[24])];
+    let large = [put("u/t", 3, LENGTHS), put("u/t", 3, LENGTHS)];
+    let fresh = (small, large, tag());
+    store.remove(&name("u/t")).unwrap();
+    for _ in 0..3 {
+        store.collect(&CollectOptions::default()).unwrap();
+    }
+    let small = [put("u/t", 1, &[24]), put("u/t", 2, &[24])];
+    let large = [put("u/t", 3, LENGTHS), put("u/t", 3, LENGTHS)];
+    let later = (small, large, tag());
+    for _ in 0..4 {
+        store.collect(&CollectOptions::default()).unwrap();
+    }
+    let idle = cost(&|s: &Store| {
+        drop(
+            s.collect_tenant(&"u".parse().unwrap(), &CollectOptions::default())
+                .unwrap(),
+        )
+    });
+    assert_eq!(
+        (fresh, later, idle),
+        (([4, 5], [8, 5], 5), ([7, 7], [10, 7], 11), 8)
+    );
+}
+
 /// Breaks where listing one tenant costs more for every other one.
 #[test]
 fn one_tenants_list_does_not_read_the_others() {

@@ -7,6 +7,7 @@
 
 mod full;
 mod killed;
+mod store;
 
 use std::fs;
 use std::path::{Path, PathBuf};

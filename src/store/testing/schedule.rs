@@ -68,6 +68,10 @@ enum Request {
 struct Table {
     status: Vec<Status>,
     killed: Vec<bool>,
+    /// Whether the step that a process waits for changes something.
+    writes: Vec<bool>,
+    /// Until which step a process takes none, unless no other one does.
+    naps: Vec<u64>,
     late: Vec<Request>,
     chance: Chance,
     time: u64,
@@ -89,12 +93,14 @@ pub(crate) struct Odds {
     pub(crate) delays: u64,
     /// How long at most.
     pub(crate) delay: u64,
+    /// Those before which the process stops for long.
+    pub(crate) naps: u64,
 }
 
 /// The processes, their clock, and what lies in the store.
 pub(crate) struct Schedule {
     table: Mutex<Table>,
-    turn: Condvar,
+    turns: Vec<Condvar>,
     idle: Condvar,
     odds: Odds,
     objects: Arc<InMemory>,
@@ -105,6 +111,8 @@ impl Schedule {
         let table = Table {
             status: vec![Status::Running; processes],
             killed: vec![false; processes],
+            writes: vec![false; processes],
+            naps: vec![0; processes],
             late: Vec::new(),
             chance: Chance(seed),
             time: 1_000_000,
@@ -113,7 +121,7 @@ impl Schedule {
         };
         Self {
             table: Mutex::new(table),
-            turn: Condvar::new(),
+            turns: (0..processes).map(|_| Condvar::new()).collect(),
             idle: Condvar::new(),
             odds,
             objects,
@@ -157,20 +165,20 @@ impl Schedule {
     }
 
     /// Waits for a process's turn.
-    fn step(&self, process: usize) -> Fate {
+    fn step(&self, process: usize, writes: bool) -> Fate {
         let mut table = self.table();
         if table.killed[process] {
             return Fate::Killed;
         }
         table.status[process] = Status::Waiting;
+        table.writes[process] = writes;
         self.idle.notify_one();
         loop {
             if let Status::Go(fate) = table.status[process] {
                 table.status[process] = Status::Running;
                 return fate;
             }
-            table = self
-                .turn
+            table = self.turns[process]
                 .wait(table)
                 .unwrap_or_else(PoisonError::into_inner);
         }
@@ -205,6 +213,14 @@ impl Schedule {
             if !table.late.is_empty() && table.chance.hits(20) {
                 self.land_one(&mut table);
             }
+            // Most of all before it writes: by then it has seen what it goes by.
+            let naps = self.odds.naps * if table.writes[current] { 5 } else { 1 };
+            if table.chance.hits(naps) {
+                table.naps[current] = table.steps + table.chance.below(400);
+            }
+            let awake = waiting.iter().filter(|n| table.naps[**n] <= table.steps);
+            let awake: Vec<usize> = awake.copied().collect();
+            let waiting = if awake.is_empty() { waiting } else { awake };
             if !waiting.contains(&current) || table.chance.hits(self.odds.switches) {
                 current = waiting[table.chance.below(waiting.len() as u64) as usize];
             }
@@ -231,7 +247,7 @@ impl Schedule {
                 .wrapping_add(current as u64 * 8 + fate as u64);
             table.status[current] = Status::Go(fate);
             drop(table);
-            self.turn.notify_all();
+            self.turns[current].notify_one();
         }
     }
 
@@ -293,7 +309,7 @@ impl Port {
 
     /// A step that changes nothing.
     fn look(&self) -> Result<()> {
-        match self.schedule.step(self.process) {
+        match self.schedule.step(self.process, false) {
             Fate::Done => Ok(()),
             _ => Err(failed()),
         }
@@ -319,7 +335,7 @@ impl ObjectStore for Port {
         payload: PutPayload,
         options: PutOptions,
     ) -> Result<PutResult> {
-        match self.schedule.step(self.process) {
+        match self.schedule.step(self.process, true) {
             Fate::Done => self.objects().put_opts(to, payload, options).await,
             Fate::Unheard => {
                 let _ = self.objects().put_opts(to, payload, options).await;
@@ -360,7 +376,7 @@ impl ObjectStore for Port {
         let delete = move |path: Path| {
             let schedule = Arc::clone(&schedule);
             async move {
-                let fate = schedule.step(process);
+                let fate = schedule.step(process, true);
                 if matches!(fate, Fate::Done | Fate::Unheard) {
                     let _ = schedule.objects.delete(&path).await;
                 }
