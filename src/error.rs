@@ -317,6 +317,14 @@ codes! {
     BadKey = "TL0712", Malformed;
     /// The object store refused or failed an operation.
     StoreBackend = "TL0713", Io;
+    /// What has an object's place in a store's folder is a link, a device or a folder.
+    StoreIrregular = "TL0714", Malformed;
+    /// A variable of the environment that sets up the object store has a value that is not valid.
+    StoreSetting = "TL0715", Usage;
+    /// The store's settings are damaged, so that the tenant's quota is not known.
+    QuotaUnknown = "TL0716", Integrity;
+    /// Records of a sequence do not follow one another as they were written.
+    StoreSequence = "TL0717", Integrity;
 
     /// The template that finds user and task in a path is not valid.
     PathTemplate = "TL0801", Usage;

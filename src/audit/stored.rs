@@ -29,7 +29,17 @@ pub(super) fn rows(address: &str) -> Result<(Vec<Row>, Other)> {
     };
     let mut rows = Vec::new();
     for user in store.tenants()? {
-        let inventory = store.inventory(&user)?;
+        let inventory = match store.inventory(&user) {
+            // The tenant's part of the store, not the store.
+            Err(e) if e.code() != crate::Code::StoreBackend => {
+                let mut row = empty_row(format!("{address}#{user}"), Form::Store);
+                row.user = Some(user.to_string());
+                row.error = Some(Problem::from(&e));
+                rows.push(row);
+                continue;
+            }
+            inventory => inventory?,
+        };
         other.files += inventory.other_objects;
         other.bytes += inventory.other_bytes;
         other.disk_bytes += inventory.other_bytes;

@@ -5,21 +5,28 @@
 //! orders writers; no operation overwrites what another writer may be changing.
 
 use std::fmt;
-use std::path::{Path as FilePath, PathBuf};
+use std::io::ErrorKind;
+use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt};
-use object_store::local::LocalFileSystem;
+use object_store::client::{HttpError, HttpErrorKind};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 use tokio::runtime::Runtime;
 use url::Url;
 
+use super::folder::{Folder, IRREGULAR, Irregular, Stray};
+use super::redact::{Redact, shown_address};
+use super::{cloud, layout};
 use crate::error::{Code, Error, Result};
 use crate::tensor::Bytes;
 
+/// How often a request is sent again whose connection broke, and how long before the first time.
+const RETRIES: u32 = 4;
+const RETRY_AFTER: Duration = Duration::from_millis(100);
 /// Requests under way at once.
 const PARALLEL: usize = 32;
 /// Longest object that is read: a blob of the largest tensor, and its frame.
@@ -32,6 +39,8 @@ pub struct Entry {
     pub key: String,
     /// Its length in bytes.
     pub bytes: u64,
+    /// Whether it can be read: in a folder, a link or a device may have an object's name.
+    pub regular: bool,
 }
 
 /// The objects of one store.
@@ -42,7 +51,8 @@ pub struct Backend {
     prefix: Path,
     address: String,
     /// The folder, where the objects are files.
-    folder: Option<PathBuf>,
+    folder: Option<Folder>,
+    redact: Arc<Redact>,
 }
 
 impl fmt::Debug for Backend {
@@ -62,38 +72,37 @@ impl Backend {
     /// environment are not valid; [`Code::Io`].
     pub fn open(address: &str) -> Result<Self> {
         let bad = |message: String| {
-            Error::new(Code::StoreUrl, format!("`{address}`: {message}"))
+            let message = format!("`{}`: {message}", shown_address(address));
+            Error::new(Code::StoreUrl, message)
                 .hint("a folder, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or memory:")
         };
         if address == "memory:" {
             return Self::new(Arc::new(InMemory::new()), "", address);
         }
-        let url = match address.split_once("://") {
-            None => None,
-            Some(_) => Some(Url::parse(address).map_err(|e| bad(e.to_string()))?),
-        };
-        match url.as_ref().map(Url::scheme) {
-            None => Self::folder(FilePath::new(address), address),
-            Some("file") => {
-                let path = url.as_ref().and_then(|u| u.to_file_path().ok());
+        if !address.contains("://") {
+            return Self::folder(FilePath::new(address), address);
+        }
+        let url = Url::parse(address).map_err(|e| bad(e.to_string()))?;
+        match url.scheme() {
+            "file" => {
+                let path = url.to_file_path().ok();
                 let path = path.ok_or_else(|| bad("not a local path".into()))?;
                 Self::folder(&path, address)
             }
-            Some("s3" | "s3a" | "gs" | "az" | "abfs" | "abfss" | "azure") => {
-                let Some(url) = &url else {
-                    return Err(bad("not a URL".into()));
-                };
-                if !url.username().is_empty() || url.password().is_some() {
+            "s3" | "s3a" | "gs" | "az" | "abfs" | "abfss" | "azure" => {
+                let user = !url.username().is_empty() || url.password().is_some();
+                if user || url.query().is_some() || url.fragment().is_some() {
                     // Not the address itself: it must not get into logs.
-                    let message = "credentials do not belong into an address";
+                    let message = "credentials and queries do not belong into an address";
                     return Err(Error::new(Code::StoreUrl, message)
                         .hint("they come from the environment: AWS_ACCESS_KEY_ID and its like"));
                 }
-                let (objects, prefix) = object_store::parse_url_opts(url, environment())
-                    .map_err(|e| Error::new(Code::StoreBackend, one_line(&e)).file(address))?;
-                Self::new(objects.into(), prefix.as_ref(), address)
+                let (objects, prefix, redact) = cloud::open(&url, address, std::env::vars_os())?;
+                let mut backend = Self::new(objects, prefix.as_ref(), address)?;
+                backend.redact = Arc::new(redact);
+                Ok(backend)
             }
-            Some(other) => Err(bad(format!("unknown scheme `{other}`"))),
+            other => Err(bad(format!("unknown scheme `{other}`"))),
         }
     }
 
@@ -102,17 +111,17 @@ impl Backend {
         if !path.is_dir() {
             return Err(no_store(address));
         }
-        let objects = LocalFileSystem::new_with_prefix(path)
-            .map_err(|e| Error::new(Code::Io, one_line(&e)).file(path))?;
-        let mut backend = Self::new(Arc::new(objects.with_fsync(true)), "", address)?;
-        backend.folder = Some(path.to_owned());
+        let folder = Folder::open(path).map_err(|e| Error::io(path, "open", e))?;
+        let mut backend = Self::new(Arc::new(folder.clone()), "", address)?;
+        backend.folder = Some(folder);
         Ok(backend)
     }
 
     /// The backend for [`Store::init`](super::Store::init), which may make a folder.
     pub(super) fn create_at(address: &str) -> Result<Self> {
         if !address.contains("://") && address != "memory:" {
-            std::fs::create_dir_all(address).map_err(|e| Error::io(address, "create", e))?;
+            let failed = |e| Error::io(shown_address(address), "create", e);
+            std::fs::create_dir_all(address).map_err(failed)?;
         }
         Self::open(address)
     }
@@ -135,6 +144,7 @@ impl Backend {
             prefix,
             address: address.to_owned(),
             folder: None,
+            redact: Arc::default(),
         })
     }
 
@@ -159,34 +169,70 @@ impl Backend {
 
     /// Writes an object that must not exist; whole or not at all, and durably. `false`: it exists.
     ///
+    /// Where the connection breaks, what is there tells whether the request was carried out; where
+    /// nothing is, it is sent again.
+    ///
     /// # Errors
     /// [`Code::StoreBackend`], [`Code::NoSpace`].
     pub fn create(&self, key: &str, bytes: Vec<u8>) -> Result<bool> {
         let path = self.path(key)?;
-        let put = self
-            .objects
-            .put_opts(&path, PutPayload::from(bytes), PutMode::Create.into());
-        match self.runtime.block_on(put) {
-            Ok(_) => Ok(true),
-            Err(
-                object_store::Error::AlreadyExists { .. }
-                | object_store::Error::Precondition { .. },
-            ) => Ok(false),
-            Err(e) => Err(self.failed("create", key, &e)),
+        let bytes = bytes::Bytes::from(bytes);
+        let mut unsure = false;
+        for attempt in 0.. {
+            let payload = PutPayload::from(bytes.clone());
+            let put = self
+                .objects
+                .put_opts(&path, payload, PutMode::Create.into());
+            let e = match self.runtime.block_on(put) {
+                Ok(_) => return Ok(true),
+                Err(
+                    object_store::Error::AlreadyExists { .. }
+                    | object_store::Error::Precondition { .. },
+                ) if !unsure => return Ok(false),
+                Err(e) => e,
+            };
+            unsure |= broke(&e);
+            let there = match unsure {
+                true => self.read(key, bytes.len() as u64),
+                false => return Err(self.failed("create", key, &e)),
+            };
+            match there {
+                Ok(Some(there)) => return Ok(*there == *bytes),
+                Err(longer) if longer.code() == Code::StoreRecord => return Ok(false),
+                Ok(None) if attempt < RETRIES => self.pause(attempt),
+                Ok(None) | Err(_) => return Err(self.failed("create", key, &e)),
+            }
         }
+        Ok(false)
     }
 
     /// Writes an object whether it exists or not; whole or not at all, and durably.
     ///
     /// # Errors
-    /// As [`create`](Self::create).
+    /// As [`create`](Self::create); [`Code::StoreIrregular`] where a folder has something else there.
     pub fn replace(&self, key: &str, bytes: Vec<u8>) -> Result<()> {
         let path = self.path(key)?;
-        let put = self.objects.put(&path, PutPayload::from(bytes));
-        match self.runtime.block_on(put) {
+        let bytes = bytes::Bytes::from(bytes);
+        let put = || self.objects.put(&path, PutPayload::from(bytes.clone()));
+        match self.runtime.block_on(again(put)) {
             Ok(_) => Ok(()),
             Err(e) => Err(self.failed("write", key, &e)),
         }
+    }
+
+    /// Gives an object another key, which none has; what stands in a folder instead of one, too.
+    ///
+    /// # Errors
+    /// As [`replace`](Self::replace).
+    pub(super) fn rename(&self, from: &str, to: &str) -> Result<()> {
+        let (source, target) = (self.path(from)?, self.path(to)?);
+        let rename = self.objects.rename(&source, &target);
+        let renamed = self.runtime.block_on(rename);
+        renamed.map_err(|e| self.failed("move", from, &e))
+    }
+
+    fn pause(&self, attempt: u32) {
+        std::thread::sleep(RETRY_AFTER * 2u32.pow(attempt.min(RETRIES)));
     }
 
     /// The bytes of an object; `None` where there is none.
@@ -206,18 +252,21 @@ impl Backend {
 
     async fn fetch(&self, key: &str, limit: u64) -> Result<Option<Bytes>> {
         let path = self.path(key)?;
-        let found = match self.objects.get(&path).await {
-            Ok(found) => found,
-            Err(object_store::Error::NotFound { .. }) => return Ok(None),
-            Err(e) => return Err(self.failed("read", key, &e)),
-        };
         let limit = limit.min(MAX_OBJECT_BYTES);
-        if found.meta.size > limit {
-            let message = format!("{} bytes, the limit is {limit}", found.meta.size);
-            return Err(Error::new(Code::StoreRecord, message).file(self.show(key)));
-        }
-        match found.bytes().await {
-            Ok(bytes) => Ok(Some(Bytes::from_owner(bytes))),
+        let get = || async {
+            let found = self.objects.get(&path).await?;
+            match found.meta.size > limit {
+                true => Ok(Err(found.meta.size)),
+                false => found.bytes().await.map(Ok),
+            }
+        };
+        match again(get).await {
+            Ok(Ok(bytes)) => Ok(Some(Bytes::from_owner(bytes))),
+            Ok(Err(size)) => {
+                let message = format!("{size} bytes, the limit is {limit}");
+                Err(Error::new(Code::StoreRecord, message).file(self.show(key)))
+            }
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(e) => Err(self.failed("read", key, &e)),
         }
     }
@@ -228,29 +277,36 @@ impl Backend {
     /// [`Code::StoreBackend`].
     pub fn list(&self, folder: &str) -> Result<Vec<Entry>> {
         let path = self.path(folder)?;
-        let listing = self
-            .objects
-            .list(Some(&path))
-            .map_ok(|meta| (meta.location, meta.size));
-        let found: std::result::Result<Vec<_>, _> = self.runtime.block_on(listing.try_collect());
-        let found = match found {
+        let listing = || self.objects.list(Some(&path)).try_collect::<Vec<_>>();
+        let found = match self.runtime.block_on(again(listing)) {
             Ok(found) => found,
             Err(object_store::Error::NotFound { .. }) => Vec::new(),
             Err(e) => return Err(self.failed("list", folder, &e)),
         };
+        Ok(self.entries(found))
+    }
+
+    fn entries(&self, found: Vec<object_store::ObjectMeta>) -> Vec<Entry> {
         let mut entries: Vec<Entry> = found
             .into_iter()
-            .filter_map(|(location, bytes)| {
-                let parts = location.prefix_match(&self.prefix)?;
-                let parts: Vec<_> = parts.map(|p| p.as_ref().to_owned()).collect();
+            .filter_map(|meta| {
+                let key = self.key(&meta.location)?;
                 Some(Entry {
-                    key: parts.join("/"),
-                    bytes,
+                    key,
+                    bytes: meta.size,
+                    regular: meta.e_tag.as_deref() != Some(IRREGULAR),
                 })
             })
             .collect();
         entries.sort_unstable();
-        Ok(entries)
+        entries
+    }
+
+    /// The key of a path, relative to the store.
+    fn key(&self, path: &Path) -> Option<String> {
+        let parts = path.prefix_match(&self.prefix)?;
+        let parts: Vec<_> = parts.map(|p| p.as_ref().to_owned()).collect();
+        Some(parts.join("/"))
     }
 
     /// The names of the folders right below a folder, sorted.
@@ -258,21 +314,25 @@ impl Backend {
     /// # Errors
     /// [`Code::StoreBackend`].
     pub fn folders(&self, folder: &str) -> Result<Vec<String>> {
+        Ok(self.level(folder)?.0)
+    }
+
+    /// The names of the folders right below a folder, and the objects there; both sorted.
+    pub(super) fn level(&self, folder: &str) -> Result<(Vec<String>, Vec<Entry>)> {
         let path = self.path(folder)?;
-        let listing = self
-            .runtime
-            .block_on(self.objects.list_with_delimiter(Some(&path)));
-        let found = match listing {
-            Ok(found) => found.common_prefixes,
-            Err(object_store::Error::NotFound { .. }) => Vec::new(),
+        let list = || self.objects.list_with_delimiter(Some(&path));
+        let found = match self.runtime.block_on(again(list)) {
+            Ok(found) => found,
+            Err(object_store::Error::NotFound { .. }) => return Ok((Vec::new(), Vec::new())),
             Err(e) => return Err(self.failed("list", folder, &e)),
         };
         let mut names: Vec<String> = found
+            .common_prefixes
             .iter()
             .filter_map(|p| p.filename().map(str::to_owned))
             .collect();
         names.sort_unstable();
-        Ok(names)
+        Ok((names, self.entries(found.objects)))
     }
 
     /// Removes an object; one that is not there is no error.
@@ -281,7 +341,7 @@ impl Backend {
     /// [`Code::StoreBackend`].
     pub fn delete(&self, key: &str) -> Result<()> {
         let path = self.path(key)?;
-        match self.runtime.block_on(self.objects.delete(&path)) {
+        match self.runtime.block_on(again(|| self.objects.delete(&path))) {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(e) => Err(self.failed("delete", key, &e)),
         }
@@ -312,10 +372,28 @@ impl Backend {
     /// # Errors
     /// [`Code::Io`].
     pub fn sweep_temporary(&self, age: Duration) -> Result<u64> {
-        match &self.folder {
-            Some(folder) => sweep(folder, age),
-            None => Ok(0),
-        }
+        let Some(folder) = &self.folder else {
+            return Ok(0);
+        };
+        // Earlier versions named them after their object, with a `#` and a number.
+        let old = |path: &str| {
+            let parts = path.rsplit_once('#');
+            parts.is_some_and(|(key, number)| {
+                layout::is_key(key) && number.bytes().all(|b| b.is_ascii_digit())
+            })
+        };
+        let swept = folder.sweep(age, &old);
+        swept.map_err(|e| Error::io(&self.address, "clean", e))
+    }
+
+    /// What is in a folder and is no object: links, devices, names that no object has.
+    ///
+    /// # Errors
+    /// [`Code::Io`].
+    pub(super) fn strays(&self) -> Result<Vec<Stray>> {
+        let strays = self.folder.as_ref().map(Folder::strays).transpose();
+        let strays = strays.map_err(|e| Error::io(&self.address, "read", e))?;
+        Ok(strays.unwrap_or_default())
     }
 
     /// Whether listings go through the keys in their order, as those of object stores do.
@@ -333,74 +411,78 @@ impl Backend {
         Ok(self.prefix.parts().chain(below.parts()).collect())
     }
 
+    /// A failure of the object store as a message: the one way from there into an error.
     fn failed(&self, doing: &str, key: &str, e: &object_store::Error) -> Error {
-        let full = io_kind(e) == Some(std::io::ErrorKind::StorageFull);
-        let code = if full {
-            Code::NoSpace
-        } else {
-            Code::StoreBackend
+        if let Some(what) = cause::<Irregular>(e) {
+            return Error::new(Code::StoreIrregular, what.to_string())
+                .file(self.show(key))
+                .hint("`tlkit store fsck` lists what does not belong into a store");
+        }
+        let io = cause::<std::io::Error>(e);
+        let code = match io.map(std::io::Error::kind) {
+            Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => Code::NoSpace,
+            // One file or folder, not the whole store.
+            Some(_) if self.folder.is_some() => Code::Io,
+            _ => Code::StoreBackend,
         };
-        Error::new(code, format!("cannot {doing}: {}", one_line(e))).file(self.show(key))
+        let said = match (io, &self.folder) {
+            (Some(io), Some(_)) => io.to_string(),
+            _ => self.redact.text(&e.to_string()),
+        };
+        Error::new(code, format!("cannot {doing}: {said}")).file(self.show(key))
     }
 }
 
-/// Temporary files are named after their object, a `#` and a number; no key has a `#`.
-fn sweep(folder: &FilePath, age: Duration) -> Result<u64> {
-    let failed = |e| Error::io(folder, "clean", e);
-    let mut count = 0;
-    for entry in std::fs::read_dir(folder).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let kind = entry.file_type().map_err(failed)?;
-        if kind.is_dir() {
-            count += sweep(&entry.path(), age)?;
-            continue;
-        }
-        let name = entry.file_name();
-        let temporary = name.to_str().and_then(|n| n.rsplit_once('#'));
-        let temporary = temporary.is_some_and(|(_, n)| n.bytes().all(|b| b.is_ascii_digit()));
-        let modified = entry.metadata().and_then(|m| m.modified()).ok();
-        let old = modified
-            .and_then(|m| m.elapsed().ok())
-            .is_some_and(|e| e >= age);
-        if kind.is_file() && temporary && old {
-            std::fs::remove_file(entry.path()).map_err(failed)?;
-            count += 1;
+/// Sends a request that may be sent twice again where its connection broke.
+async fn again<T, F>(request: impl Fn() -> F) -> object_store::Result<T>
+where
+    F: Future<Output = object_store::Result<T>>,
+{
+    let mut attempt = 0;
+    loop {
+        match request().await {
+            Err(e) if attempt < RETRIES && broke(&e) => {
+                tokio::time::sleep(RETRY_AFTER * 2u32.pow(attempt)).await;
+                attempt += 1;
+            }
+            done => return done,
         }
     }
-    Ok(count)
 }
 
-/// What a failure of the operating system below it says.
-fn io_kind(e: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKind> {
+/// Whether the connection broke, so that it is not known whether the request was carried out.
+fn broke(e: &object_store::Error) -> bool {
+    // Where none was made, the library below has tried long enough.
+    let kind = cause::<HttpError>(e).map(HttpError::kind);
+    kind.is_some_and(|k| !matches!(k, HttpErrorKind::Connect))
+}
+
+/// The first failure of a kind among the causes of another.
+fn cause<'e, T: std::error::Error + 'static>(
+    e: &'e (dyn std::error::Error + 'static),
+) -> Option<&'e T> {
     let mut at = Some(e);
     while let Some(e) = at {
-        if let Some(io) = e.downcast_ref::<std::io::Error>() {
-            return Some(io.kind());
+        if let Some(found) = e.downcast_ref::<T>() {
+            return Some(found);
+        }
+        // One inside a failure of the system is not its source.
+        let inside = e
+            .downcast_ref::<std::io::Error>()
+            .and_then(|io| io.get_ref());
+        if let Some(found) = inside.and_then(|inside| inside.downcast_ref::<T>()) {
+            return Some(found);
         }
         at = e.source();
     }
     None
 }
 
-fn one_line(e: &object_store::Error) -> String {
-    let text = e.to_string();
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
 pub(super) fn no_store(address: &str) -> Error {
     Error::new(Code::NoStore, "there is no store here")
-        .file(address)
+        .file(shown_address(address))
         .hint("make one with `tlkit store init`")
 }
 
-/// The variables of the clouds, as far as they are text. The library below takes names without
-/// a cloud's prefix too (`TOKEN`, `ENDPOINT`), which mean other things in an environment.
-fn environment() -> impl Iterator<Item = (String, String)> {
-    std::env::vars_os().filter_map(|(key, value)| {
-        let key = key.into_string().ok()?.to_lowercase();
-        let known = ["aws_", "google_", "azure_"]
-            .iter()
-            .any(|p| key.starts_with(p));
-        known.then_some((key, value.into_string().ok()?))
-    })
-}
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,8 @@ use serde::Serialize;
 use super::layout::Subject;
 use super::name::{AdapterName, Name};
 use super::record::{Body, Place, Read, Version};
-use super::{ATTEMPTS, Sequences, Store, conflict, layout};
+use super::sign::Scope;
+use super::{ATTEMPTS, Sequences, Skipped, Store, conflict, is_damage, layout};
 use crate::error::{Code, Error, Result};
 
 /// An adapter in a listing: its last version.
@@ -42,10 +43,16 @@ pub struct VersionEntry {
     pub bytes: u64,
     /// Bytes of the record as an object, with the small tensors in it.
     pub record_bytes: u64,
-    /// Whether the root is signed.
+    /// Whether it is signed.
     pub signed: bool,
+    /// What its signature binds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signature: Option<Scope>,
     /// The tags that name it.
     pub tags: Vec<Name>,
+    /// What is wrong with its record, which says nothing else then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// What a tenant has, object by object.
@@ -91,6 +98,8 @@ pub struct Stat {
     pub versions: u64,
     /// Logical bytes of the last versions.
     pub logical_bytes: u64,
+    /// Logical bytes of all versions that were not collected.
+    pub kept_bytes: u64,
     /// Bytes of all objects.
     pub stored_bytes: u64,
     /// Number of published blobs.
@@ -101,6 +110,9 @@ pub struct Stat {
     pub damaged: u64,
     /// Each tenant.
     pub by_tenant: Vec<TenantStat>,
+    /// Tenants that could not be counted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<Skipped>,
 }
 
 /// Totals of a tenant.
@@ -114,6 +126,8 @@ pub struct TenantStat {
     pub versions: u64,
     /// Logical bytes of the last versions.
     pub logical_bytes: u64,
+    /// Logical bytes of all versions that were not collected: what the quota counts.
+    pub kept_bytes: u64,
     /// Bytes of the tenant's objects.
     pub stored_bytes: u64,
     /// Most logical bytes, where there is a quota.
@@ -140,8 +154,8 @@ impl Store {
             let (entry, error) = match read {
                 Ok(Some(read)) => (entry(version, &read), None),
                 Ok(None) => (None, None),
-                Err(e) if e.code() == Code::StoreBackend => return Err(e),
-                Err(e) => (None, Some(e.to_string())),
+                Err(e) if is_damage(&e) => (None, Some(e.to_string())),
+                Err(e) => return Err(e),
             };
             // Removed, or collected since the listing.
             if error.is_none() && entry.as_ref().is_none_or(|e| e.root.is_none()) {
@@ -201,8 +215,8 @@ impl Store {
             };
             let key = sequences.key(&Subject::Adapter(stored.task.clone()), number);
             match read {
-                Err(e) if e.code() == Code::StoreBackend => return Err(e),
-                Err(e) => stored.error = Some(e),
+                Err(e) if is_damage(&e) => stored.error = Some(e),
+                Err(e) => return Err(e),
                 Ok(Some(read)) if read.version().is_some() => {
                     stored.version = read.version().cloned();
                     stored.manifest = read.manifest;
@@ -245,10 +259,11 @@ impl Store {
         Ok((objects, bytes))
     }
 
-    /// Every version of an adapter that is still there, the first one first, with its tags.
+    /// Every version of an adapter that is still there, the first one first, with its tags. One
+    /// whose record is damaged says so; of a tag that is, [`take_warnings`](Self::take_warnings) does.
     ///
     /// # Errors
-    /// [`Code::NotInStore`]; [`Code::StoreDamaged`], [`Code::StoreRecord`]; [`Code::StoreBackend`].
+    /// [`Code::NotInStore`]; [`Code::StoreBackend`].
     pub fn history(&self, name: &AdapterName) -> Result<Vec<VersionEntry>> {
         name.latest_only()?;
         let sequences = self.sequences(&layout::records(&name.user))?;
@@ -257,21 +272,45 @@ impl Store {
             Error::new(Code::NotInStore, format!("no adapter `{name}`"))
                 .file(self.backend.address())
         })?;
-        let tags = self.tags(&sequences, &name.task)?;
+        let tags = self.readable_tags(&sequences, &name.task)?;
         let keys: Vec<String> = numbers
             .iter()
             .map(|n| sequences.key(&subject, *n))
             .collect();
         let mut entries = Vec::new();
         for (number, read) in numbers.iter().zip(self.records(&keys)) {
-            let Some(mut entry) = read?.and_then(|r| entry(*number, &r)) else {
-                continue;
+            let found = match read {
+                Ok(read) => read.and_then(|r| entry(*number, &r)),
+                Err(e) if is_damage(&e) => Some(damaged(*number, &e)),
+                Err(e) => return Err(e),
             };
+            let Some(mut entry) = found else { continue };
             let own = tags.iter().filter(|(_, n)| n == number);
             entry.tags = own.map(|(tag, _)| tag.clone()).collect();
             entries.push(entry);
         }
         Ok(entries)
+    }
+
+    /// As [`tags`](Self::tags), without those that cannot be read, of which a warning tells.
+    fn readable_tags(&self, sequences: &Sequences, task: &Name) -> Result<Vec<(Name, u64)>> {
+        let mut tags = Vec::new();
+        for subject in sequences.numbers.keys() {
+            let Subject::Tag(of, tag) = subject else {
+                continue;
+            };
+            if of != task {
+                continue;
+            }
+            match self.tagged(sequences, task, tag) {
+                Ok(version) => tags.extend(version.map(|v| (tag.clone(), v))),
+                Err(e) if is_damage(&e) => {
+                    self.warn(format!("{e}; what the tag `{tag}` names is not known"));
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(tags)
     }
 
     /// The tags of an adapter, and the versions they name.
@@ -395,7 +434,7 @@ impl Store {
             }
             // A damaged last version can be removed like any other.
             let last = match self.last(sequences, &subject) {
-                Err(e) if matches!(e.code(), Code::StoreDamaged | Code::StoreRecord) => true,
+                Err(e) if is_damage(&e) => true,
                 last => last?.is_some_and(|(_, read)| read.version().is_some()),
             };
             if last {
@@ -413,16 +452,17 @@ impl Store {
     /// [`Code::StoreBackend`].
     pub fn stat(&self) -> Result<Stat> {
         let mut stat = Stat::default();
-        for entry in self.backend.list(layout::PUBLIC)? {
-            stat.public_blobs += 1;
-            stat.public_bytes += entry.bytes;
-        }
-        for user in self.tenants()? {
-            let tenant = self.tenant_stat(&user)?;
+        let published = self.published()?;
+        stat.public_blobs = published.len() as u64;
+        stat.public_bytes = published.values().sum();
+        let (tenants, skipped) = self.each_tenant(|user| self.tenant_stat(user))?;
+        stat.skipped = skipped;
+        for tenant in tenants {
             stat.tenants += 1;
             stat.adapters += tenant.adapters;
             stat.versions += tenant.versions;
             stat.logical_bytes += tenant.logical_bytes;
+            stat.kept_bytes += tenant.kept_bytes;
             stat.stored_bytes += tenant.stored_bytes;
             stat.damaged += tenant.damaged;
             stat.by_tenant.push(tenant);
@@ -439,7 +479,8 @@ impl Store {
         let sequences = self.sequences(&layout::records(user))?;
         let blobs = self.backend.list(&layout::blobs(user))?;
         let listed = self.list(user)?;
-        let own = self.settings.quotas.get(user).copied();
+        let settings = self.settings();
+        let own = settings.quotas.get(user).copied();
         Ok(TenantStat {
             user: user.clone(),
             adapters: listed.len() as u64,
@@ -448,8 +489,9 @@ impl Store {
                 .iter()
                 .filter_map(|l| Some(l.entry.as_ref()?.bytes))
                 .sum(),
+            kept_bytes: self.kept_bytes(&sequences)?,
             stored_bytes: sequences.bytes + blobs.iter().map(|b| b.bytes).sum::<u64>(),
-            quota: own.or(self.settings.quota),
+            quota: own.or(settings.quota),
             damaged: listed.iter().filter(|l| l.error.is_some()).count() as u64,
         })
     }
@@ -470,6 +512,24 @@ fn entry(number: u64, read: &Read) -> Option<VersionEntry> {
         bytes: version.map_or(0, |v| v.bytes),
         record_bytes: read.bytes,
         signed: version.is_some_and(|v| v.signature.is_some()),
+        signature: version.and_then(|v| Some(v.signature.as_ref()?.scope)),
         tags: Vec::new(),
+        error: None,
     })
+}
+
+fn damaged(number: u64, e: &Error) -> VersionEntry {
+    VersionEntry {
+        version: number,
+        time: 0,
+        root: None,
+        method: None,
+        base: None,
+        bytes: 0,
+        record_bytes: 0,
+        signed: false,
+        signature: None,
+        tags: Vec::new(),
+        error: Some(e.to_string()),
+    }
 }

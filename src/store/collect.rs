@@ -8,8 +8,8 @@ use serde::Serialize;
 use super::layout::Subject;
 use super::name::Name;
 use super::record::{Collection, Place};
-use super::{ATTEMPTS, Sequences, Store, conflict, layout};
-use crate::error::{Code, Result};
+use super::{ATTEMPTS, Sequences, Skipped, Store, conflict, is_damage, layout};
+use crate::error::Result;
 use crate::format::Digest;
 
 /// What to collect.
@@ -40,7 +40,7 @@ pub struct Collected {
     /// Temporary files of killed writers that were deleted from a folder.
     pub temporary: u64,
     /// Tenants whose garbage could not be told, and why; nothing of theirs was deleted.
-    pub skipped: Vec<(Name, String)>,
+    pub skipped: Vec<Skipped>,
 }
 
 /// Objects that are read or deleted at a time.
@@ -98,15 +98,9 @@ impl Store {
     /// [`Code::StoreBackend`].
     pub fn collect(&self, options: &CollectOptions) -> Result<Collected> {
         let mut all = Collected::default();
-        for user in self.tenants()? {
-            let one = match self.collect_tenant(&user, options) {
-                Err(e) if e.code() == Code::StoreBackend => return Err(e),
-                Err(e) => {
-                    all.skipped.push((user, e.to_string()));
-                    continue;
-                }
-                Ok(one) => one,
-            };
+        let (each, skipped) = self.each_tenant(|user| self.collect_tenant(user, options))?;
+        all.skipped = skipped;
+        for one in each {
             all.versions += one.versions;
             all.records += one.records;
             all.blobs += one.blobs;
@@ -194,13 +188,14 @@ impl Store {
             of.iter().flat_map(|s| s.names.iter().cloned()).collect()
         };
         let (going, named) = (names(going), names(left));
-        let blobs = self.backend.list(&layout::blobs(round.user))?;
+        let folder = layout::blobs(round.user);
+        let mut blobs = self.backend.list(&folder)?;
+        // What else lies there is none of a collection's business.
+        blobs.retain(|b| b.regular && layout::parse_blob(&folder, &b.key).is_some());
         let mut there: BTreeSet<&String> = blobs.iter().map(|b| &b.key).collect();
         let mut bytes = BTreeMap::new();
         for blob in &blobs {
-            let own = layout::parse_blob(&blob.key)
-                .is_some_and(|(d, g)| layout::blob(round.user, &d, g) == blob.key);
-            if !own || state.dead.contains(&blob.key) || named.contains(&blob.key) {
+            if state.dead.contains(&blob.key) || named.contains(&blob.key) {
                 continue;
             }
             let since = state.condemned.get(&blob.key).copied();
@@ -234,6 +229,8 @@ impl Store {
         plan.next.dead.extend(dead.cloned());
         plan.delete = plan.next.dead.iter().cloned().collect();
         plan.delete.retain(|k| there.contains(k));
+        plan.next.dropped = state.dropped.clone();
+        plan.next.dropped.extend(&sequences.folder, &plan.delete);
         plan.blobs = bytes
             .iter()
             .filter(|(k, _)| plan.next.dead.contains(**k))
@@ -379,7 +376,7 @@ impl Store {
             let age = match read {
                 Ok(read) => read.is_some_and(|r| self.is_old(r.record.time, now)),
                 // Nothing rests on it. It stays where it is, for `fsck` to report.
-                Err(e) if matches!(e.code(), Code::StoreDamaged | Code::StoreRecord) => false,
+                Err(e) if is_damage(&e) => false,
                 Err(e) => return Err(e),
             };
             if age {

@@ -3,8 +3,8 @@
 use super::layout::Subject;
 use super::name::{AdapterName, Name, Which};
 use super::record::{Body, Place, Read, StoredBlob, Version};
-use super::sign::{TrustedKey, check};
-use super::{Sequences, Store, blob, layout};
+use super::sign::{Trust, check};
+use super::{Sequences, Store, blob, is_damage, layout};
 use crate::error::{Code, Error, Result};
 use crate::format::{BlobSource, Digest};
 use crate::tensor::Bytes;
@@ -15,6 +15,7 @@ use crate::tensor::Bytes;
 pub struct Fetched<'a> {
     store: &'a Store,
     user: Name,
+    task: Name,
     /// The number of the version.
     pub number: u64,
     /// Seconds of Unix time when it was put.
@@ -64,6 +65,7 @@ impl Store {
         Ok(Fetched {
             store: self,
             user: name.user.clone(),
+            task: name.task.clone(),
             number,
             time: read.record.time,
             read,
@@ -108,12 +110,18 @@ impl Fetched<'_> {
         &self.read.manifest
     }
 
-    /// Checks that a trusted key signed the root.
+    /// Checks that a trusted key signed this version, for the name and number that it has.
     ///
     /// # Errors
     /// [`Code::SignatureInvalid`].
-    pub fn require_signature(&self, trusted: &[TrustedKey]) -> Result<()> {
-        check(&self.version.root, self.version.signature.as_ref(), trusted)
+    pub fn require_signature(&self, trust: &Trust) -> Result<()> {
+        let place = (&self.user, &self.task, self.number);
+        check(
+            &self.version.root,
+            place,
+            self.version.signature.as_ref(),
+            trust,
+        )
     }
 
     fn blob(&self, stored: &StoredBlob) -> Result<Bytes> {
@@ -174,7 +182,7 @@ impl BlobSource for TenantBlobs<'_> {
             let key = layout::blob(self.user, digest, *generation);
             match self.store.read_blob(&key, digest, len) {
                 Ok(None) => {}
-                Err(e) if matches!(e.code(), Code::StoreDamaged | Code::StoreRecord) => {
+                Err(e) if is_damage(&e) => {
                     damaged = Some(e);
                 }
                 found => return found,

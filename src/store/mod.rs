@@ -12,15 +12,23 @@
 mod backend;
 mod blob;
 mod catalog;
+mod cloud;
 mod collect;
+mod dropped;
+mod folder;
 mod fsck;
 mod get;
 mod layout;
+mod mend;
 mod name;
 mod publish;
 mod put;
+mod quota;
 mod record;
+mod redact;
+mod repair;
 mod sequence;
+mod settings;
 mod sign;
 mod state;
 pub mod testing;
@@ -44,14 +52,15 @@ pub use name::{AdapterName, MAX_NAME_BYTES, Name, Which};
 pub use publish::Published;
 pub use put::{Package, PackageBlob, PutReport};
 pub use record::{Place, Settings, StoredBlob, Version};
-pub use sign::{Signature, Signer, TrustedKey, check as check_signature};
+pub use repair::{Repair, Repaired};
+pub use sign::{Scope, Signature, Signer, Trust, TrustedKey};
 
 use crate::error::{Code, Error, Result};
 use crate::format::Digest;
 use crate::safetensors::read_limited;
 use crate::tensor::Bytes;
 use layout::Subject;
-use record::{Body, MAX_RECORD_BYTES, Read, Record};
+use record::{MAX_RECORD_BYTES, Read};
 
 /// The version of the layout.
 pub const VERSION: u32 = 1;
@@ -76,6 +85,13 @@ struct Marker {
     grace: u64,
 }
 
+impl Marker {
+    fn parse(json: &[u8]) -> Option<Self> {
+        let marker: Self = serde_json::from_slice(json).ok()?;
+        (marker.format == FORMAT).then_some(marker)
+    }
+}
+
 /// An open store. May be used by several threads.
 pub struct Store {
     backend: Backend,
@@ -83,7 +99,7 @@ pub struct Store {
     grace: u64,
     /// Whether there are no records of builds that did not say where they lie.
     bound: bool,
-    settings: Settings,
+    known: settings::Known,
     cache: Mutex<Cache>,
     now: Arc<dyn Fn() -> u64 + Send + Sync>,
     random: Arc<dyn Fn() -> u64 + Send + Sync>,
@@ -98,12 +114,27 @@ struct Cache {
     public: Option<Arc<BTreeMap<Digest, u64>>>,
     /// Published blobs whose bytes were verified since the store was opened.
     verified: BTreeSet<Digest>,
+    /// What was found damaged and worked around.
+    warnings: Vec<String>,
 }
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Store({})", self.backend.address())
     }
+}
+
+/// A tenant that a walk over all of them left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Skipped {
+    /// The tenant.
+    pub user: Name,
+    /// The code of why.
+    pub code: &'static str,
+    /// Why.
+    pub message: String,
+    /// Whether something is damaged; else another writer was at work.
+    pub damaged: bool,
 }
 
 /// The records of one tenant, as a listing shows them.
@@ -161,13 +192,10 @@ impl Store {
     pub fn open_in(backend: Backend) -> Result<Self> {
         let json = backend.read(layout::MARKER, MAX_MARKER_BYTES)?;
         let json = json.ok_or_else(|| backend::no_store(backend.address()))?;
-        let marker: Marker = serde_json::from_slice(&json)
-            .ok()
-            .filter(|m: &Marker| m.format == FORMAT)
-            .ok_or_else(|| {
-                Error::new(Code::StoreRecord, "not the marker of a store")
-                    .file(backend.show(layout::MARKER))
-            })?;
+        let marker = Marker::parse(&json).ok_or_else(|| {
+            Error::new(Code::StoreRecord, "not the marker of a store")
+                .file(backend.show(layout::MARKER))
+        })?;
         let unknown = marker
             .requires
             .iter()
@@ -187,14 +215,14 @@ impl Store {
             marker_bytes: json.len() as u64,
             grace: marker.grace,
             bound: marker.requires.iter().any(|f| f == BOUND),
-            settings: Settings::default(),
+            known: settings::Known::default(),
             cache: Mutex::default(),
             now: Arc::new(unix_time),
             random: Arc::new(random),
             #[cfg(test)]
             careless: false,
         };
-        store.settings = store.read_settings()?;
+        store.known = store.read_settings()?;
         Ok(store)
     }
 
@@ -231,46 +259,9 @@ impl Store {
         self.grace
     }
 
-    /// The store's settings, as they were when it was opened.
+    /// The store's settings, as they were when it was opened: the last that can be read.
     pub fn settings(&self) -> &Settings {
-        &self.settings
-    }
-
-    /// Changes the settings.
-    ///
-    /// # Errors
-    /// [`Code::StoreConflict`]; [`Code::StoreBackend`].
-    pub fn configure(&mut self, change: impl Fn(&mut Settings)) -> Result<()> {
-        for _ in 0..ATTEMPTS {
-            let sequences = self.sequences(layout::STORE_RECORDS)?;
-            let mut settings = self.read_settings()?;
-            change(&mut settings);
-            let body = Body::Settings(settings.clone());
-            if self.append(&sequences, &Subject::Settings, body)?.is_some() {
-                self.settings = settings;
-                return Ok(());
-            }
-        }
-        Err(conflict("the settings"))
-    }
-
-    fn read_settings(&self) -> Result<Settings> {
-        let sequences = self.sequences(layout::STORE_RECORDS)?;
-        match self.last(&sequences, &Subject::Settings)? {
-            Some((
-                _,
-                Read {
-                    record:
-                        Record {
-                            body: Body::Settings(settings),
-                            ..
-                        },
-                    ..
-                },
-            )) => Ok(settings),
-            Some((n, _)) => Err(self.foreign(&sequences, &Subject::Settings, n)),
-            None => Ok(Settings::default()),
-        }
+        &self.known.settings
     }
 
     /// The names of the tenants, sorted.
@@ -282,6 +273,33 @@ impl Store {
         Ok(names.iter().filter_map(|n| n.parse().ok()).collect())
     }
 
+    /// Does something for each tenant. One whose part of the store is damaged, or whom another
+    /// writer is at work on, is left out and told.
+    ///
+    /// # Errors
+    /// [`Code::StoreBackend`], and every other that does not concern one tenant alone.
+    pub fn each_tenant<T>(
+        &self,
+        mut work: impl FnMut(&Name) -> Result<T>,
+    ) -> Result<(Vec<T>, Vec<Skipped>)> {
+        let (mut done, mut skipped) = (Vec::new(), Vec::new());
+        for user in self.tenants()? {
+            match work(&user) {
+                Ok(one) => done.push(one),
+                Err(e) if is_damage(&e) || e.code() == Code::StoreConflict => {
+                    skipped.push(Skipped {
+                        user,
+                        code: e.code().as_str(),
+                        message: e.to_string(),
+                        damaged: is_damage(&e),
+                    });
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok((done, skipped))
+    }
+
     fn sequences(&self, folder: &str) -> Result<Sequences> {
         let mut found = Sequences {
             folder: folder.to_owned(),
@@ -291,7 +309,7 @@ impl Store {
         };
         for entry in self.backend.list(folder)? {
             found.bytes += entry.bytes;
-            match layout::parse_record(&entry.key) {
+            match layout::parse_record(folder, &entry.key) {
                 Some((subject, number)) => found.numbers.entry(subject).or_default().push(number),
                 None => found.foreign.push(entry.key),
             }
@@ -369,6 +387,19 @@ impl Sequences {
                 _ => None,
             })
     }
+}
+
+/// Whether a failure is of one object, which is not what it should be, and not of the whole store.
+fn is_damage(e: &Error) -> bool {
+    let codes = [
+        Code::StoreDamaged,
+        Code::StoreRecord,
+        Code::StoreIrregular,
+        Code::BlobMissing,
+        // One file that cannot be read; a service that fails has a code of its own.
+        Code::Io,
+    ];
+    codes.contains(&e.code())
 }
 
 fn conflict(what: &str) -> Error {

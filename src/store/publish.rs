@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::put::{Package, PutReport};
-use super::{Store, blob, layout};
+use super::{Store, blob, is_damage, layout};
 use crate::error::Result;
 use crate::format::Digest;
 
@@ -57,10 +57,17 @@ impl Store {
         if let Some(known) = &self.cache().public {
             return Ok(Arc::clone(known));
         }
-        let found = self.backend.list(layout::PUBLIC)?;
+        let found = match self.backend.list(layout::PUBLIC) {
+            Err(e) if is_damage(&e) => {
+                self.warn(format!("{e}; nothing that was published is used"));
+                Vec::new()
+            }
+            found => found?,
+        };
         let found = found
             .iter()
-            .filter_map(|e| Some((layout::parse_blob(&e.key)?.0, e.bytes)));
+            .filter(|e| e.regular)
+            .filter_map(|e| Some((layout::parse_blob(layout::PUBLIC, &e.key)?.0, e.bytes)));
         let found = Arc::new(found.collect());
         self.cache().public = Some(Arc::clone(&found));
         Ok(found)

@@ -8,10 +8,10 @@ use super::layout::Subject;
 use super::name::{AdapterName, Name};
 use super::record::{Body, MAX_INLINE_BYTES, Place, Read, StoredBlob, Version};
 use super::sequence::Appended;
-use super::sign::Signature;
+use super::sign::{Signature, Signer};
 use super::state::{Claim, Outcome, State};
-use super::{ATTEMPTS, Sequences, Store, blob, conflict, layout, record};
-use crate::error::{Code, Error, Result};
+use super::{ATTEMPTS, Sequences, Store, blob, conflict, is_damage, layout, record};
+use crate::error::{Code, Result};
 use crate::format::Digest;
 use crate::tensor::Bytes;
 
@@ -76,7 +76,7 @@ pub struct PutReport {
 struct Attempt<'a> {
     name: &'a AdapterName,
     package: &'a Package,
-    signature: Option<&'a Signature>,
+    signer: Option<&'a Signer>,
     sequences: Sequences,
     state: State,
     /// The record that a new version follows, where it can be read.
@@ -104,6 +104,13 @@ enum Condition {
 }
 
 impl Attempt<'_> {
+    /// The signature of the package as a version.
+    fn sign(&self, number: u64) -> Option<Signature> {
+        let (user, task) = (&self.name.user, &self.name.task);
+        let sign = |signer: &Signer| signer.sign(user, task, number, &self.package.root);
+        self.signer.map(sign)
+    }
+
     fn subject(&self) -> Subject {
         Subject::Adapter(self.name.task.clone())
     }
@@ -121,7 +128,7 @@ impl Store {
         &self,
         name: &AdapterName,
         package: &Package,
-        signature: Option<&Signature>,
+        signer: Option<&Signer>,
     ) -> Result<PutReport> {
         name.latest_only()?;
         let folder = layout::records(&name.user);
@@ -131,7 +138,7 @@ impl Store {
             let mut attempt = Attempt {
                 name,
                 package,
-                signature,
+                signer,
                 state: self.state(&sequences)?,
                 before: None,
                 sequences,
@@ -168,7 +175,7 @@ impl Store {
         let subject = attempt.subject();
         // A damaged record is no reason to refuse the good copy that replaces it.
         let last = match self.last(&attempt.sequences, &subject) {
-            Err(e) if matches!(e.code(), Code::StoreDamaged | Code::StoreRecord) => None,
+            Err(e) if is_damage(&e) => None,
             last => last?,
         };
         let Some((number, read)) = last else {
@@ -180,7 +187,7 @@ impl Store {
         let Some(version) = read.version().filter(|v| v.root == attempt.package.root) else {
             return Ok(None);
         };
-        if attempt.signature.is_some() && version.signature.as_ref() != attempt.signature {
+        if attempt.signer.is_some() && version.signature != attempt.sign(number) {
             return Ok(None);
         }
         let mut names = BTreeSet::new();
@@ -269,7 +276,7 @@ impl Store {
             base: package.base.clone(),
             bytes: package.logical_bytes(),
             blobs: Vec::with_capacity(package.blobs.len()),
-            signature: attempt.signature.cloned(),
+            signature: attempt.sign(attempt.sequences.last(&subject).unwrap_or(0) + 1),
         };
         let mut inline = Vec::new();
         let mut copies = None;
@@ -325,7 +332,7 @@ impl Store {
         let object = match self.backend.read(key, len.saturating_add(1 << 20)) {
             Ok(Some(object)) => object,
             Ok(None) => return Ok(Condition::Bad),
-            Err(e) if e.code() == Code::StoreRecord => return Ok(Condition::Bad),
+            Err(e) if is_damage(&e) => return Ok(Condition::Bad),
             Err(e) => return Err(e),
         };
         Ok(match blob::decode(&object, &blob.digest, len) {
@@ -406,40 +413,6 @@ impl Store {
             }
         }
         Err(failed.unwrap_or_else(|| conflict("a blob")))
-    }
-
-    fn check_quota(
-        &self,
-        sequences: &Sequences,
-        name: &AdapterName,
-        package: &Package,
-    ) -> Result<()> {
-        let own = self.settings.quotas.get(&name.user).copied();
-        let Some(quota) = own.or(self.settings.quota) else {
-            return Ok(());
-        };
-        let mut used: u64 = 0;
-        let others = sequences.tasks().filter(|(task, _)| **task != name.task);
-        let keys: Vec<String> = others
-            .filter_map(|(task, numbers)| {
-                let subject = Subject::Adapter(task.clone());
-                Some(sequences.key(&subject, *numbers.last()?))
-            })
-            .collect();
-        for read in self.records(&keys) {
-            let bytes = read?.and_then(|r| r.version().map(|v| v.bytes));
-            used = used.saturating_add(bytes.unwrap_or(0));
-        }
-        let need = package.logical_bytes();
-        if used.saturating_add(need) > quota {
-            let message = format!(
-                "{} has {used} of {quota} bytes, the adapter needs {need}",
-                name.user
-            );
-            return Err(Error::new(Code::QuotaExceeded, message)
-                .hint("remove an adapter, or raise the quota with `tlkit store quota`"));
-        }
-        Ok(())
     }
 
     /// The records at some keys, a few at a time.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::blob;
+use super::dropped::Dropped;
 use super::layout::{self, Subject};
 use super::name::Name;
 use super::sign::Signature;
@@ -13,9 +14,9 @@ use crate::format::{Digest, MAX_MANIFEST_BYTES, pack_elements, unpack_elements};
 use crate::tensor::Bytes;
 
 /// A record that says where it lies.
-const MAGIC: [u8; 4] = *b"TLR2";
+pub(super) const MAGIC: [u8; 4] = *b"TLR2";
 /// One of an older build, which does not.
-const UNBOUND: [u8; 4] = *b"TLR1";
+pub(super) const UNBOUND: [u8; 4] = *b"TLR1";
 /// Magic, SHA-256 of what follows, length of the packed part, its length unpacked.
 const FRAME: usize = 44;
 /// Longest JSON of a record.
@@ -58,7 +59,7 @@ impl At {
     /// What a key says of the record there; `None` where it is no record's.
     pub(super) fn of(key: &str) -> Option<Self> {
         let (folder, _) = key.rsplit_once('/')?;
-        let (subject, number) = layout::parse_record(key)?;
+        let (subject, number) = layout::parse_record(folder, key)?;
         let tenant = match folder {
             layout::STORE_RECORDS => None,
             _ => {
@@ -162,6 +163,9 @@ pub(super) struct Collection {
     /// What older builds wrote while they deleted some of the condemned.
     #[serde(default, rename = "deleting", skip_serializing)]
     _deleting: bool,
+    /// Versions that collections took. Any other number that is missing is lost.
+    #[serde(default, skip_serializing_if = "Dropped::is_empty")]
+    pub(super) dropped: Dropped,
 }
 
 /// The settings of a store, all of which its operator may change.
@@ -191,6 +195,17 @@ pub(super) struct Read {
 pub(super) fn encode(record: &Record, manifest: &[u8], inline: &[Vec<u8>]) -> Result<Vec<u8>> {
     let json = serde_json::to_vec(record)
         .map_err(|e| Error::new(Code::StoreRecord, format!("no JSON: {e}")))?;
+    let magic = if record.at.is_some() { MAGIC } else { UNBOUND };
+    object_of(magic, &json, manifest, inline)
+}
+
+/// The object around the JSON of a record.
+pub(super) fn object_of(
+    magic: [u8; 4],
+    json: &[u8],
+    manifest: &[u8],
+    inline: &[Vec<u8>],
+) -> Result<Vec<u8>> {
     let mut plain = (json.len() as u32).to_le_bytes().to_vec();
     plain.extend(json);
     plain.extend(manifest);
@@ -199,7 +214,6 @@ pub(super) fn encode(record: &Record, manifest: &[u8], inline: &[Vec<u8>]) -> Re
     rest.extend((plain.len() as u32).to_le_bytes());
     rest.extend(packed);
     rest.extend(inline.iter().flatten());
-    let magic = if record.at.is_some() { MAGIC } else { UNBOUND };
     Ok(framed_as(magic, &rest))
 }
 
@@ -485,6 +499,20 @@ mod tests {
                 Code::StoreRecord
             );
         }
+    }
+
+    /// Breaks where the seeds of the fuzzing are no records, so that it finds nothing.
+    #[test]
+    fn the_seeds_of_the_fuzzing_are_read() {
+        let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fuzz/seeds/store_json");
+        let mut count = 0;
+        for seed in std::fs::read_dir(seeds).unwrap() {
+            let path = seed.unwrap().path();
+            let json = std::fs::read(&path).unwrap();
+            assert!(crate::store::testing::decode_json(&json), "{path:?}");
+            count += 1;
+        }
+        assert!(count > 5);
     }
 
     proptest! {

@@ -4,7 +4,7 @@
 use super::layout::{self, Subject};
 use super::record::{self, At, Body, MAX_RECORD_BYTES, Record};
 use super::state::State;
-use super::{ATTEMPTS, Sequences, Store, conflict};
+use super::{ATTEMPTS, Sequences, Store, conflict, is_damage};
 use crate::error::{Code, Error, Result};
 use crate::format::Digest;
 
@@ -48,7 +48,7 @@ impl Store {
         body: Body,
     ) -> Result<Option<Appended>> {
         let before = match self.last_digest(to, subject) {
-            Err(e) if matches!(e.code(), Code::StoreDamaged | Code::StoreRecord) => None,
+            Err(e) if is_damage(&e) => None,
             before => before?,
         };
         self.append_after(to, subject, before, body, &[], &[])
@@ -202,7 +202,7 @@ impl Store {
         let next = view.sequences.key(subject, record.number + 1);
         let next = match self.record(&next) {
             Ok(next) => next,
-            Err(e) if matches!(e.code(), Code::StoreDamaged | Code::StoreRecord) => None,
+            Err(e) if is_damage(&e) => None,
             Err(e) => return Err(e),
         };
         let before = next.and_then(|n| n.record.at).map(|at| at.before);
@@ -240,7 +240,7 @@ impl Store {
     pub(super) fn exists(&self, key: &str) -> Result<bool> {
         match self.backend.read(key, MAX_RECORD_BYTES) {
             Ok(there) => Ok(there.is_some()),
-            Err(e) if e.code() == Code::StoreRecord => Ok(true),
+            Err(e) if is_damage(&e) => Ok(true),
             Err(e) => Err(e),
         }
     }

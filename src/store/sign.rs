@@ -1,4 +1,4 @@
-//! Ed25519 signatures of roots.
+//! Ed25519 signatures of versions: which adapter, and where it belongs.
 
 use std::path::Path;
 
@@ -6,15 +6,35 @@ use ed25519_dalek::pkcs8::{DecodePrivateKey, DecodePublicKey};
 use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 
+use super::name::Name;
 use crate::error::{Code, Error, Result};
 use crate::format::Digest;
 use crate::safetensors::read_limited;
 
 const MAX_KEY_BYTES: u64 = 64 << 10;
-/// Put before the root, so that the signature of a root is one of nothing else.
-const CONTEXT: &str = "tlkit adapter root v1\n";
+/// Put before what is signed, so that the signature of a version is one of nothing else.
+const CONTEXT: &str = "tlkit adapter v2\n";
+/// Of older signatures, which bind the root alone.
+const ROOT_CONTEXT: &str = "tlkit adapter root v1\n";
 
-/// A signature of an adapter's root, and the key that it is by.
+/// What a signature binds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scope {
+    /// The root alone, as older builds signed: the adapter may lie under any name and number.
+    #[default]
+    Root,
+    /// Tenant, task, number of the version, and root.
+    Version,
+}
+
+impl Scope {
+    fn is_root(&self) -> bool {
+        *self == Self::Root
+    }
+}
+
+/// A signature of a version, and the key that it is by.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Signature {
@@ -22,7 +42,13 @@ pub struct Signature {
     pub key: String,
     /// The signature: 128 hex digits.
     pub value: String,
+    /// What it binds.
+    #[serde(default, skip_serializing_if = "Scope::is_root")]
+    pub scope: Scope,
 }
+
+/// Where a version belongs: tenant, task, number.
+pub(super) type Place<'a> = (&'a Name, &'a Name, u64);
 
 /// A private key.
 #[derive(Clone)]
@@ -44,11 +70,13 @@ impl Signer {
         Ok(Self(key))
     }
 
-    /// Signs a root.
-    pub fn sign(&self, root: &Digest) -> Signature {
+    /// Signs an adapter as a version of a task.
+    pub fn sign(&self, user: &Name, task: &Name, version: u64, root: &Digest) -> Signature {
+        let text = version_text((user, task, version), root);
         Signature {
             key: hex(self.0.verifying_key().as_bytes()),
-            value: hex(&self.0.sign(&message(root)).to_bytes()),
+            value: hex(&self.0.sign(&text).to_bytes()),
+            scope: Scope::Version,
         }
     }
 }
@@ -68,36 +96,71 @@ impl TrustedKey {
     }
 }
 
-/// Checks that a root was signed by one of the trusted keys.
+/// Which signatures count.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Trust {
+    /// Keys one of which must have signed; where there are none, no signature is asked for.
+    pub keys: Vec<TrustedKey>,
+    /// Whether a signature that binds the root alone is enough.
+    pub root_only: bool,
+}
+
+/// Checks that a version was signed by one of the trusted keys, for the place where it lies.
 ///
 /// # Errors
 /// [`Code::SignatureInvalid`].
-pub fn check(root: &Digest, signature: Option<&Signature>, trusted: &[TrustedKey]) -> Result<()> {
-    let refuse = |message: String| Err(Error::new(Code::SignatureInvalid, message));
-    let Some(signature) = signature else {
-        return refuse(format!("{root} is not signed"));
-    };
-    let by = trusted
-        .iter()
-        .find(|k| hex(k.0.as_bytes()) == signature.key);
-    let Some(TrustedKey(key)) = by else {
-        return refuse(format!(
-            "{root} is signed by {}, which is not trusted",
+pub(super) fn check(
+    root: &Digest,
+    place: Place<'_>,
+    signature: Option<&Signature>,
+    trust: &Trust,
+) -> Result<()> {
+    let refuse = |message: String| Error::new(Code::SignatureInvalid, message);
+    let (user, task, number) = place;
+    let what = format!("{user}/{task}@{number}, {root},");
+    let signature = signature.ok_or_else(|| refuse(format!("{what} is not signed")))?;
+    let by = |k: &TrustedKey| hex(k.0.as_bytes()) == signature.key;
+    if !trust.keys.iter().any(by) {
+        let message = format!(
+            "{what} is signed by {}, which is not trusted",
             signature.key
-        ));
-    };
-    let valid = unhex(&signature.value)
-        .and_then(|bytes| ed25519_dalek::Signature::from_slice(&bytes).ok())
-        // Strict: no signature that another implementation could judge otherwise.
-        .is_some_and(|s| key.verify_strict(&message(root), &s).is_ok());
-    match valid {
-        true => Ok(()),
-        false => refuse(format!("{root} has a signature that is not valid")),
+        );
+        return Err(refuse(message));
     }
+    if !is_valid(root, Some(place), signature) {
+        return Err(refuse(format!(
+            "{what} has a signature that is not valid here"
+        )));
+    }
+    if signature.scope == Scope::Root && !trust.root_only {
+        let message = format!("{what} has a signature of the root only");
+        return Err(refuse(message).hint(
+            "it does not say for which name and version; put it again with --sign, or pass --allow-root-signature",
+        ));
+    }
+    Ok(())
 }
 
-fn message(root: &Digest) -> Vec<u8> {
-    format!("{CONTEXT}{root}\n").into_bytes()
+/// Whether a signature is one by the key that it names, for a root in its place.
+pub(super) fn is_valid(root: &Digest, place: Option<Place<'_>>, signature: &Signature) -> bool {
+    let text = match (signature.scope, place) {
+        (Scope::Root, _) => format!("{ROOT_CONTEXT}{root}\n").into_bytes(),
+        (Scope::Version, Some(place)) => version_text(place, root),
+        (Scope::Version, None) => return false,
+    };
+    let key = unhex(&signature.key).and_then(|bytes| {
+        let bytes: [u8; 32] = bytes.try_into().ok()?;
+        VerifyingKey::from_bytes(&bytes).ok()
+    });
+    let value = unhex(&signature.value);
+    let value = value.and_then(|bytes| ed25519_dalek::Signature::from_slice(&bytes).ok());
+    // Strict: no signature that another implementation could judge otherwise.
+    key.zip(value)
+        .is_some_and(|(key, s)| key.verify_strict(&text, &s).is_ok())
+}
+
+fn version_text((user, task, number): Place<'_>, root: &Digest) -> Vec<u8> {
+    format!("{CONTEXT}{user}/{task}@{number}\n{root}\n").into_bytes()
 }
 
 fn pem(path: &Path) -> Result<String> {
@@ -130,27 +193,38 @@ mod tests {
         (Signer(key.clone()), TrustedKey(key.verifying_key()))
     }
 
+    fn name(text: &str) -> Name {
+        text.parse().unwrap()
+    }
+
+    fn trust(keys: &[&TrustedKey]) -> Trust {
+        Trust {
+            keys: keys.iter().map(|k| (*k).clone()).collect(),
+            root_only: false,
+        }
+    }
+
+    /// Breaks where a signature counts for another adapter, name, version or key.
     #[test]
-    fn only_a_trusted_keys_signature_of_this_root_passes() {
+    fn a_signature_counts_for_one_version_of_one_name() {
         let ((signer, own), (_, other)) = (key(1), key(2));
         let root = Digest::of(b"root");
-        let good = signer.sign(&root);
-        assert!(check(&root, Some(&good), &[other.clone(), own.clone()]).is_ok());
-        fn code(root: &Digest, s: Option<&Signature>, keys: &[TrustedKey]) -> Code {
-            check(root, s, keys).unwrap_err().code()
-        }
-        let bad = Code::SignatureInvalid;
-        assert_eq!(code(&root, None, std::slice::from_ref(&own)), bad);
-        assert_eq!(code(&root, Some(&good), &[other]), bad);
-        assert_eq!(code(&root, Some(&good), &[]), bad);
-        assert_eq!(
-            code(
-                &Digest::of(b"another"),
-                Some(&good),
-                std::slice::from_ref(&own)
-            ),
-            bad
-        );
+        let (user, task, elsewhere) = (name("alice"), name("chat"), name("bob"));
+        let good = signer.sign(&user, &task, 3, &root);
+        let place = (&user, &task, 3);
+        let trusted = trust(&[&other, &own]);
+        check(&root, place, Some(&good), &trusted).unwrap();
+        let refused = |root: &Digest, place: Place<'_>, s: Option<&Signature>, trust: &Trust| {
+            let e = check(root, place, s, trust).unwrap_err();
+            assert_eq!(e.code(), Code::SignatureInvalid);
+        };
+        refused(&root, place, None, &trusted);
+        refused(&root, place, Some(&good), &trust(&[&other]));
+        refused(&root, place, Some(&good), &trust(&[]));
+        refused(&Digest::of(b"another"), place, Some(&good), &trusted);
+        refused(&root, (&elsewhere, &task, 3), Some(&good), &trusted);
+        refused(&root, (&user, &elsewhere, 3), Some(&good), &trusted);
+        refused(&root, (&user, &task, 4), Some(&good), &trusted);
         for value in [
             String::new(),
             "é".into(),
@@ -161,8 +235,39 @@ mod tests {
                 value,
                 ..good.clone()
             };
-            assert_eq!(code(&root, Some(&forged), std::slice::from_ref(&own)), bad);
+            refused(&root, place, Some(&forged), &trusted);
         }
+        let claimed = Signature {
+            scope: Scope::Root,
+            ..good
+        };
+        let accepting = Trust {
+            root_only: true,
+            ..trusted
+        };
+        refused(&root, place, Some(&claimed), &accepting);
+    }
+
+    /// Breaks where what older builds signed is no longer read, or counts for a name.
+    #[test]
+    fn a_signature_of_the_root_alone_counts_where_asked() {
+        let (signer, own) = key(1);
+        let root = Digest::of(b"root");
+        let text = format!("tlkit adapter root v1\n{root}\n");
+        let old = Signature {
+            key: hex(signer.0.verifying_key().as_bytes()),
+            value: hex(&signer.0.sign(text.as_bytes()).to_bytes()),
+            scope: Scope::Root,
+        };
+        let json = format!("{{\"key\":\"{}\",\"value\":\"{}\"}}", old.key, old.value);
+        assert_eq!(serde_json::to_string(&old).unwrap(), json);
+        assert_eq!(serde_json::from_str::<Signature>(&json).unwrap(), old);
+        let (user, task) = (name("alice"), name("chat"));
+        let mut trusted = trust(&[&own]);
+        let refused = check(&root, (&user, &task, 1), Some(&old), &trusted);
+        assert!(refused.unwrap_err().message().contains("root only"));
+        trusted.root_only = true;
+        check(&root, (&user, &task, 1), Some(&old), &trusted).unwrap();
     }
 
     #[test]
@@ -184,7 +289,15 @@ mod tests {
         .unwrap();
         let trusted = TrustedKey::open(&public).unwrap();
         let root = Digest::of(b"root");
-        check(&root, Some(&signer.sign(&root)), &[trusted]).unwrap();
+        let (user, task) = (name("alice"), name("chat"));
+        let signature = signer.sign(&user, &task, 1, &root);
+        check(
+            &root,
+            (&user, &task, 1),
+            Some(&signature),
+            &trust(&[&trusted]),
+        )
+        .unwrap();
         assert_eq!(Signer::open(&public).unwrap_err().code(), Code::BadKey);
         std::fs::write(&path, "no key").unwrap();
         assert_eq!(TrustedKey::open(&path).unwrap_err().code(), Code::BadKey);

@@ -7,8 +7,8 @@ use super::layout::{self, Subject};
 use super::name::Name;
 use super::record::{Body, Collection, MAX_RECORD_BYTES, Read};
 use super::sequence::{Appended, Standing};
-use super::{ATTEMPTS, Sequences, Store, blob, conflict};
-use crate::error::{Code, Error, Result};
+use super::{ATTEMPTS, Sequences, Store, blob, conflict, is_damage};
+use crate::error::{Error, Result};
 use crate::format::Digest;
 
 /// The last collection record of a tenant, as it was read.
@@ -74,7 +74,7 @@ impl Store {
                     last = self.sequences(&sequences.folder)?.last(&subject);
                     continue;
                 }
-                Err(e) if e.code() == Code::StoreRecord => (None, Err(e)),
+                Err(e) if is_damage(&e) => (None, Err(e)),
                 Err(e) => return Err(e),
             };
             let collection = read.and_then(|read: Read| match read.record.body {
@@ -98,7 +98,7 @@ impl Store {
         let key = layout::record(folder, &Subject::Collection, state.number);
         match self.backend.read(&key, MAX_RECORD_BYTES) {
             Ok(there) => Ok(there.map(|o| Digest::of(&o)) == state.digest),
-            Err(e) if e.code() == Code::StoreRecord => Ok(state.digest.is_none()),
+            Err(e) if is_damage(&e) => Ok(state.digest.is_none()),
             Err(e) => Err(e),
         }
     }
@@ -246,7 +246,7 @@ impl Store {
         let all = layout::blobs(user);
         let small = digests.len() > 1 && versions.saturating_mul(digests.len() as u64) <= PAGE;
         let folders: BTreeSet<String> = match small {
-            true => [all].into(),
+            true => [all.clone()].into(),
             false => digests
                 .iter()
                 .map(|d| format!("{all}/{}", d.hex().get(..2).unwrap_or_default()))
@@ -255,11 +255,10 @@ impl Store {
         let mut copies: BTreeMap<Digest, Vec<u32>> = BTreeMap::new();
         for folder in folders {
             for entry in self.backend.list(&folder)? {
-                let Some((digest, generation)) = layout::parse_blob(&entry.key) else {
+                let Some((digest, generation)) = layout::parse_blob(&all, &entry.key) else {
                     continue;
                 };
-                let own = layout::blob(user, &digest, generation) == entry.key;
-                if own && digests.contains(&digest) {
+                if entry.regular && digests.contains(&digest) {
                     copies.entry(digest).or_default().push(generation);
                 }
             }

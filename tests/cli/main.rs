@@ -18,6 +18,7 @@ mod outputs;
 mod params;
 mod run;
 mod store;
+mod store_faults;
 mod sweep;
 mod text;
 mod train;
@@ -182,7 +183,9 @@ fn redact(text: &str, dir: &Path) -> String {
     }
     for (pattern, with) in [
         (r"sha256:[0-9a-f]{64}", "sha256:[digest]"),
-        (r"\b[0-9a-f]{64}\b(\.\d+)?", "[digest]"),
+        (r"\b[0-9a-f]{64}\b", "[digest]"),
+        // A blob's generation, which is a random number.
+        (r"\[digest\]\.\d+", "[digest].[n]"),
         (r"\b(?=[a-f]*[0-9])[0-9a-f]{16}\b", "[digest]"),
         (r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "[time]"),
         (r"\b[1-9][\d.]* k?B written", "[bytes] written"),

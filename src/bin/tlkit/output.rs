@@ -85,6 +85,16 @@ impl Output {
         let _ = writeln!(io::stderr().lock(), "note: {}", sanitize(text));
     }
 
+    /// Tells the user something that needs attention, though the work goes on.
+    pub(crate) fn warn(&self, text: &str) {
+        let label = if colour() {
+            "\x1b[1;33mwarning\x1b[0m"
+        } else {
+            "warning"
+        };
+        let _ = writeln!(io::stderr().lock(), "{label}: {}", sanitize(text));
+    }
+
     /// Reports a failure and gives the exit code.
     pub(crate) fn finish(&self, outcome: Result<Outcome>) -> ExitCode {
         ending::begun();

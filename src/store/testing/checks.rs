@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::error::{Code, Error, Result};
 use crate::format::{BlobSource, Digest};
 use crate::store::{
-    AdapterName, Backend, CollectOptions, Name, Package, PackageBlob, Place, Store,
+    AdapterName, Backend, CollectOptions, Name, Package, PackageBlob, Place, Store, unix_time,
 };
 
 /// A check of one backend, which nothing else uses.
@@ -457,11 +457,17 @@ fn quota(backend: Backend) -> Result<()> {
     }
     let third = store.put(&"u/c".parse()?, &package, None);
     refused(third, Code::QuotaExceeded, "a third adapter")?;
-    store.put(&"u/a".parse()?, &sample(2, &[10_000]), None)?;
+    let newer = store.put(&"u/a".parse()?, &sample(2, &[10_000]), None);
+    refused(newer, Code::QuotaExceeded, "older versions count")?;
     for task in ["a", "b", "c"] {
         store.put(&format!("big/{task}").parse()?, &package, None)?;
     }
     store.remove(&"u/b".parse()?)?;
+    let early = store.put(&"u/c".parse()?, &package, None);
+    refused(early, Code::QuotaExceeded, "it may come back")?;
+    let later = unix_time().saturating_add(2000);
+    let store = store.with_clock(move || later);
+    store.collect(&CollectOptions::default())?;
     store.put(&"u/c".parse()?, &package, None)?;
     sound(&store)
 }

@@ -45,7 +45,7 @@ pub struct Exported {
 /// An adapter that could not be exported.
 #[derive(Debug, Clone, Serialize)]
 pub struct NotExported {
-    /// `USER/TASK`.
+    /// `USER/TASK`, or `USER` whose adapters could not be listed.
     pub adapter: String,
     /// The code of what is wrong.
     #[serde(serialize_with = "as_str")]
@@ -82,7 +82,18 @@ pub fn export(
     };
     let mut same = Vec::new();
     for user in &tenants {
-        let listed = store.list(user)?;
+        let listed = match store.list(user) {
+            // The tenant's part of the store, not the store.
+            Err(e) if e.code() != Code::StoreBackend => {
+                done.failed.push(NotExported {
+                    adapter: user.to_string(),
+                    code: e.code(),
+                    message: e.to_string(),
+                });
+                continue;
+            }
+            listed => listed?,
+        };
         let folder = dir.join(user.as_str());
         if !listed.is_empty() {
             fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, "create", e))?;

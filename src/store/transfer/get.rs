@@ -9,7 +9,7 @@ use crate::error::{Code, Error, Result};
 use crate::format::{Digest, Encoded, Packing, WriteOptions, encode, write_blobs, write_encoded};
 use crate::peft::export;
 use crate::safetensors::{AtomicFile, Existing};
-use crate::store::{AdapterName, Store, TrustedKey};
+use crate::store::{AdapterName, Store, Trust};
 
 /// What an adapter is written as.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -33,8 +33,8 @@ pub struct GetOptions {
     pub zstd: bool,
     /// What to do with an existing output.
     pub existing: Existing,
-    /// Keys of which one must have signed the root; any root will do where there are none.
-    pub trusted: Vec<TrustedKey>,
+    /// Whose signature is asked for; none where there are no keys.
+    pub trust: Trust,
 }
 
 impl Default for GetOptions {
@@ -43,7 +43,7 @@ impl Default for GetOptions {
             form: Form::Fat,
             zstd: false,
             existing: Existing::Refuse,
-            trusted: Vec::new(),
+            trust: Trust::default(),
         }
     }
 }
@@ -75,8 +75,8 @@ pub struct Got {
 /// [`Code::OutputExists`], [`Code::NoSpace`], [`Code::Io`]; those of [`export::export`].
 pub fn get(store: &Store, name: &AdapterName, output: &Path, options: &GetOptions) -> Result<Got> {
     let fetched = store.get(name)?;
-    if !options.trusted.is_empty() {
-        fetched.require_signature(&options.trusted)?;
+    if !options.trust.keys.is_empty() {
+        fetched.require_signature(&options.trust)?;
     }
     let adapter = super::adapter(&fetched)?;
     let encoded = encode(&adapter)?;

@@ -64,7 +64,7 @@ pub(crate) struct Put {
     /// The base model of a PEFT directory, as in convert peft-to-tied
     #[arg(long, value_hint = ValueHint::AnyPath)]
     pub(crate) base: Option<PathBuf>,
-    /// Sign the root with this Ed25519 key (PKCS#8 PEM)
+    /// Sign adapter, name and version with this Ed25519 key (PKCS#8 PEM)
     #[arg(long, value_name = "KEY.pem", value_hint = ValueHint::FilePath)]
     pub(crate) sign: Option<PathBuf>,
     #[command(flatten)]
@@ -94,9 +94,12 @@ pub(crate) struct Get {
     /// Write a PEFT directory
     #[arg(long, conflicts_with_all = ["thin", "zstd"])]
     pub(crate) peft: bool,
-    /// Refuse an adapter that none of these Ed25519 keys signed; may be given several times
+    /// Refuse a version that none of these Ed25519 keys signed; may be given several times
     #[arg(long, value_name = "PUBLIC.pem", value_hint = ValueHint::FilePath)]
     pub(crate) require_signature: Vec<PathBuf>,
+    /// Take signatures of the root alone too, as older builds made them: they bind neither name nor version
+    #[arg(long, requires = "require_signature")]
+    pub(crate) allow_root_signature: bool,
     /// Replace an existing output: a file, or a PEFT directory without other files; links and devices
     /// never are
     #[arg(long)]
@@ -151,13 +154,20 @@ pub(crate) struct Stat {
     pub(crate) user: Option<String>,
 }
 
-/// Exit code 4 where something is damaged. Putting a good copy of an adapter again mends it.
+/// Exit code 4 where something is damaged. Putting a good copy of an adapter again mends it; --repair does what
+/// can be done without one, and deletes nothing.
 #[derive(Debug, Args)]
 pub(crate) struct Fsck {
     /// The store
     pub(crate) url: String,
     /// Only of this user, and what is published
     pub(crate) user: Option<String>,
+    /// Restore what follows from other bytes, and set damaged records aside in STORE/damaged
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// Show what --repair would do, and change nothing
+    #[arg(long, requires = "repair")]
+    pub(crate) dry_run: bool,
 }
 
 /// Blobs that nothing names are condemned first, and deleted by a collection after the grace period.
@@ -187,7 +197,7 @@ pub(crate) struct Publish {
     pub(crate) blobs: Blobs,
 }
 
-/// Bytes are those of the last versions, unpacked, with published blobs.
+/// Bytes are those of all versions that were not collected, unpacked, with published blobs.
 #[derive(Debug, Args)]
 pub(crate) struct Quota {
     /// The store

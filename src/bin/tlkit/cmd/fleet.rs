@@ -6,10 +6,12 @@ use serde::Serialize;
 use tlkit::fs::check_outside;
 use tlkit::store::transfer::{self, ExportOptions, Exported};
 use tlkit::store::{
-    Checked, CollectOptions, Collected, Name, Published, Settings, Stat, Store, TenantStat,
+    Checked, CollectOptions, Collected, Name, Published, Repair, Repaired, Settings, Stat,
+    TenantStat,
 };
 use tlkit::{Code, Error, Result};
 
+use super::opened::Opened;
 use super::store::{tenant, user};
 use super::{blob_source, existing, show};
 use crate::args;
@@ -18,18 +20,19 @@ use crate::progress::{with_bytes, with_counter};
 
 pub(crate) fn stat(args: &args::Stat, output: &Output) -> Result<Outcome> {
     let only = user(args.user.as_ref())?;
-    let store = Store::open(&args.url)?;
+    let mut store = Opened::open(&args.url, output)?;
     match tenant(&store, only)? {
         Some(user) => {
             let stat = store.tenant_stat(&user)?;
-            output.report(&stat, || tenants_text([&stat]))?;
+            store.report(&stat, || tenants_text([&stat]))?;
+            Ok(Outcome::Success)
         }
         None => {
             let stat = store.stat()?;
-            output.report(&stat, || stat_text(&stat))?;
+            store.report(&stat, || stat_text(&stat))?;
+            Ok(store.skipped(&args.url, &stat.skipped))
         }
     }
-    Ok(Outcome::Success)
 }
 
 fn stat_text(s: &Stat) -> String {
@@ -43,6 +46,7 @@ fn stat_text(s: &Stat) -> String {
         ("adapters", count(s.adapters)),
         ("versions", count(s.versions)),
         ("bytes of last versions", bytes(s.logical_bytes)),
+        ("bytes of all versions", bytes(s.kept_bytes)),
         ("bytes stored", bytes(s.stored_bytes)),
         ("of them published", published),
         ("damaged records", count(s.damaged)),
@@ -57,23 +61,42 @@ fn tenants_text<'a>(tenants: impl IntoIterator<Item = &'a TenantStat>) -> String
             count(t.adapters),
             count(t.versions),
             bytes(t.logical_bytes),
+            bytes(t.kept_bytes),
             t.quota.map_or_else(|| "-".into(), bytes),
             bytes(t.stored_bytes),
             count(t.damaged),
         ]
     });
     let header = [
-        "user", "adapters", "versions", "bytes", "quota", "stored", "damaged",
+        "user", "adapters", "versions", "bytes", "kept", "quota", "stored", "damaged",
     ];
-    table(&header, &[1, 2, 3, 4, 5, 6], rows)
+    table(&header, &[1, 2, 3, 4, 5, 6, 7], rows)
 }
 
 pub(crate) fn fsck(args: &args::Fsck, output: &Output) -> Result<Outcome> {
     let only = user(args.user.as_ref())?;
-    let store = Store::open(&args.url)?;
+    let mut store = Opened::open(&args.url, output)?;
     let only = tenant(&store, only)?;
+    let repaired = match args.repair {
+        true => Some(store.repair(only.as_ref(), args.dry_run)?),
+        false => None,
+    };
     let checked = with_bytes("checking", |progress| store.fsck(only.as_ref(), progress))?;
-    output.report(&checked, || fsck_text(&checked))?;
+    #[derive(Serialize)]
+    struct Report<'a> {
+        #[serde(flatten)]
+        checked: &'a Checked,
+        #[serde(flatten, skip_serializing_if = "Option::is_none")]
+        repaired: Option<&'a Repaired>,
+    }
+    let report = Report {
+        checked: &checked,
+        repaired: repaired.as_ref(),
+    };
+    store.report(&report, || {
+        let repairs = repaired.as_ref().map(|r| repairs_text(r, args.dry_run));
+        repairs.unwrap_or_default() + &fsck_text(&checked)
+    })?;
     if checked.problems.is_empty() {
         return Ok(Outcome::Success);
     }
@@ -81,11 +104,34 @@ pub(crate) fn fsck(args: &args::Fsck, output: &Output) -> Result<Outcome> {
         Code::StoreDamaged,
         plural(checked.problems.len(), "problem"),
     );
-    Ok(Outcome::Reported(
-        error
-            .file(&args.url)
-            .hint("put a good copy of each adapter again"),
-    ))
+    Ok(Outcome::Reported(error.file(&args.url).hint(
+        match args.repair {
+            true => "put a good copy of each adapter again",
+            false => {
+                "put a good copy of each adapter again; `--repair` restores or sets aside the rest"
+            }
+        },
+    )))
+}
+
+/// What a repair did, one thing after another.
+fn repairs_text(r: &Repaired, dry_run: bool) -> String {
+    let label = if dry_run { "would repair" } else { "repaired" };
+    let mut text = String::new();
+    for (label, repairs) in [(label, &r.repairs), ("left", &r.left)] {
+        for repair in repairs {
+            let Repair {
+                key, why, action, ..
+            } = repair;
+            let line = tlkit::error::sanitize(&format!("{label} {key}: {why}: {action}"));
+            text.push_str(&line);
+            text.push('\n');
+        }
+    }
+    if !text.is_empty() {
+        text.push('\n');
+    }
+    text
 }
 
 fn fsck_text(c: &Checked) -> String {
@@ -97,6 +143,7 @@ fn fsck_text(c: &Checked) -> String {
             format!("{}, {} unnamed", count(c.blobs), c.unnamed),
         ),
         ("bytes read", bytes(c.bytes)),
+        ("set aside", count(c.set_aside)),
         ("problems", c.problems.len().to_string()),
     ]);
     // By tenant and adapter, as the library has sorted them.
@@ -124,13 +171,13 @@ pub(crate) fn gc(args: &args::Gc, output: &Output) -> Result<Outcome> {
         keep: args.keep,
         dry_run: args.dry_run,
     };
-    let store = Store::open(&args.url)?;
+    let mut store = Opened::open(&args.url, output)?;
     let done = match tenant(&store, only)? {
         Some(user) => store.collect_tenant(&user, &options)?,
         None => store.collect(&options)?,
     };
-    output.report(&done, || gc_text(&done, args.dry_run))?;
-    Ok(Outcome::Success)
+    store.report(&done, || gc_text(&done, args.dry_run))?;
+    Ok(store.skipped(&args.url, &done.skipped))
 }
 
 fn gc_text(c: &Collected, dry_run: bool) -> String {
@@ -146,11 +193,14 @@ fn gc_text(c: &Collected, dry_run: bool) -> String {
         bytes(c.condemned_bytes)
     );
     let label = if dry_run { "would delete" } else { "deleted" };
-    fields(&[(label, deleted), ("condemned", condemned)])
+    let mut rows = vec![(label, deleted), ("condemned", condemned)];
+    let skipped = c.skipped.iter();
+    rows.extend(skipped.map(|s| ("left out", format!("{}: {}", s.user, s.message))));
+    fields(&rows)
 }
 
 pub(crate) fn publish(args: &args::Publish, output: &Output) -> Result<Outcome> {
-    let store = Store::open(&args.url)?;
+    let store = Opened::open(&args.url, output)?;
     let blobs = blob_source(&args.blobs);
     // All of them are read before the first blob is written, which stays for good.
     let mut packages = Vec::new();
@@ -181,7 +231,7 @@ pub(crate) fn publish(args: &args::Publish, output: &Output) -> Result<Outcome> 
 
 pub(crate) fn quota(args: &args::Quota, output: &Output) -> Result<Outcome> {
     let only = user(args.user.as_ref())?;
-    let mut store = Store::open(&args.url)?;
+    let mut store = Opened::open(&args.url, output)?;
     if let Some(args::Limit(limit)) = args.default {
         store.configure(|settings| settings.quota = limit)?;
     }
@@ -236,7 +286,7 @@ pub(crate) fn export(args: &args::Export, output: &Output) -> Result<Outcome> {
         existing: existing(args.force),
     };
     check_outside(&args.output, Path::new(&args.url), "the store")?;
-    let store = Store::open(&args.url)?;
+    let mut store = Opened::open(&args.url, output)?;
     let users = match options.user {
         Some(_) => 1,
         None => store.tenants()?.len() as u64,
@@ -244,7 +294,7 @@ pub(crate) fn export(args: &args::Export, output: &Output) -> Result<Outcome> {
     let done = with_counter("exporting users", users, |progress| {
         transfer::export(&store, &args.output, &options, progress)
     })?;
-    output.report(&done, || export_text(&done, args.thin))?;
+    store.report(&done, || export_text(&done, args.thin))?;
     let Some(first) = done.failed.first() else {
         return Ok(Outcome::Success);
     };

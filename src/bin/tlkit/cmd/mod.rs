@@ -11,6 +11,7 @@ pub(crate) mod fleet;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod merge;
+mod opened;
 pub(crate) mod pack;
 pub(crate) mod params;
 pub(crate) mod plan;

@@ -6,9 +6,12 @@ use serde::Serialize;
 use tlkit::format::Digest;
 use tlkit::fs::{Output as Kind, check_outside};
 use tlkit::store::transfer::{self, Chain, Form, GetOptions, Got};
-use tlkit::store::{AdapterName, Listed, Name, PutReport, Signer, Store, TrustedKey, VersionEntry};
+use tlkit::store::{
+    AdapterName, Listed, Name, PutReport, Scope, Signer, Store, Trust, TrustedKey, VersionEntry,
+};
 use tlkit::{Code, Error, Result};
 
+use super::opened::Opened;
 use super::{blob_source, check_output, existing, open_base, show};
 use crate::args;
 use crate::output::{Outcome, Output, bytes, fields, plural, table, time};
@@ -39,7 +42,7 @@ pub(crate) fn init(args: &args::Init, output: &Output) -> Result<Outcome> {
 pub(crate) fn put(args: &args::Put, output: &Output) -> Result<Outcome> {
     let name: AdapterName = args.name.parse()?;
     let signer = args.sign.as_deref().map(Signer::open).transpose()?;
-    let store = Store::open(&args.url)?;
+    let mut store = Opened::open(&args.url, output)?;
     let base = open_base(args.base.as_ref())?;
     let folder = blob_source(&args.blobs);
     let own = store.blobs(&name.user);
@@ -48,9 +51,8 @@ pub(crate) fn put(args: &args::Put, output: &Output) -> Result<Outcome> {
     for note in &notes {
         output.note(note);
     }
-    let signature = signer.map(|s| s.sign(&package.root));
-    let report = store.put(&name, &package, signature.as_ref())?;
-    output.report(&report, || put_text(&report))?;
+    let report = store.put(&name, &package, signer.as_ref())?;
+    store.report(&report, || put_text(&report))?;
     Ok(Outcome::Success)
 }
 
@@ -85,7 +87,10 @@ pub(crate) fn get(args: &args::Get, output: &Output) -> Result<Outcome> {
         },
         zstd: args.zstd,
         existing: existing(args.force),
-        trusted: trusted.collect::<Result<_>>()?,
+        trust: Trust {
+            keys: trusted.collect::<Result<_>>()?,
+            root_only: args.allow_root_signature,
+        },
     };
     let kind = match args.peft {
         true => Kind::Adapter,
@@ -93,9 +98,9 @@ pub(crate) fn get(args: &args::Get, output: &Output) -> Result<Outcome> {
     };
     check_output(&args.output, kind, args.force, &[])?;
     check_outside(&args.output, Path::new(&args.url), "the store")?;
-    let store = Store::open(&args.url)?;
+    let mut store = Opened::open(&args.url, output)?;
     let got = transfer::get(&store, &name, &args.output, &options)?;
-    output.report(&got, || got_text(&got, args))?;
+    store.report(&got, || got_text(&got, args))?;
     Ok(Outcome::Success)
 }
 
@@ -118,22 +123,30 @@ fn got_text(got: &Got, args: &args::Get) -> String {
 
 pub(crate) fn list(args: &args::List, output: &Output) -> Result<Outcome> {
     let only = user(args.user.as_ref())?;
-    let store = Store::open(&args.url)?;
-    let users = match only {
-        Some(user) => vec![user],
-        None => store.tenants()?,
+    let mut store = Opened::open(&args.url, output)?;
+    let (listed, skipped) = match only {
+        Some(user) => (store.list(&user)?, Vec::new()),
+        None => {
+            let (each, skipped) = store.each_tenant(|user| store.list(user))?;
+            (each.concat(), skipped)
+        }
     };
-    let mut listed = Vec::new();
-    for user in &users {
-        listed.extend(store.list(user)?);
-    }
-    let damaged = listed.iter().filter(|l| l.error.is_some()).count();
-    if damaged > 0 {
-        let records = plural(damaged, "damaged record");
-        output.note(&format!("{records}; `tlkit store fsck` says more"));
-    }
     output.report(&listed, || list_text(&listed))?;
-    Ok(Outcome::Success)
+    store.tell();
+    let damaged = listed.iter().filter(|l| l.error.is_some()).count();
+    Ok(match damaged {
+        0 => store.skipped(&args.url, &skipped),
+        _ => {
+            store.skipped(&args.url, &skipped);
+            damaged_records(damaged, &args.url)
+        }
+    })
+}
+
+/// How a command ends that showed damaged records among others.
+fn damaged_records(count: usize, url: &str) -> Outcome {
+    let error = Error::new(Code::StoreDamaged, plural(count, "damaged record"));
+    Outcome::Reported(error.file(url).hint("`tlkit store fsck` says more"))
 }
 
 fn list_text(listed: &[Listed]) -> String {
@@ -161,31 +174,48 @@ fn list_text(listed: &[Listed]) -> String {
 
 pub(crate) fn history(args: &args::History, output: &Output) -> Result<Outcome> {
     let name: AdapterName = args.name.parse()?;
-    let entries = Store::open(&args.url)?.history(&name)?;
-    output.report(&entries, || {
-        let rows = entries.iter().map(|e| {
-            let method = e.method.clone().unwrap_or_else(|| "removed".into());
-            let tags: Vec<&str> = e.tags.iter().map(Name::as_str).collect();
-            vec![
-                e.version.to_string(),
+    let mut store = Opened::open(&args.url, output)?;
+    let before = store.told().len();
+    let entries = store.history(&name)?;
+    store.tell();
+    output.report(&entries, || history_text(&entries))?;
+    let tags = store.told().len() - before;
+    match tags + entries.iter().filter(|e| e.error.is_some()).count() {
+        0 => Ok(Outcome::Success),
+        damaged => Ok(damaged_records(damaged, &args.url)),
+    }
+}
+
+fn history_text(entries: &[VersionEntry]) -> String {
+    let rows = entries.iter().map(|e| {
+        let tags: Vec<&str> = e.tags.iter().map(Name::as_str).collect();
+        let mut row = vec![e.version.to_string()];
+        match e.error {
+            Some(_) => row.extend(["-", "damaged", "-", "-", "-"].map(str::to_owned)),
+            None => row.extend([
                 time(e.time),
-                method,
+                e.method.clone().unwrap_or_else(|| "removed".into()),
                 bytes(e.bytes),
                 signed(e),
                 root(e),
-                tags.join(", "),
-            ]
-        });
-        let header = [
-            "version", "put", "method", "bytes", "signed", "root", "tags",
-        ];
-        table(&header, &[0, 3], rows)
-    })?;
-    Ok(Outcome::Success)
+            ]),
+        }
+        row.push(tags.join(", "));
+        row
+    });
+    let header = [
+        "version", "put", "method", "bytes", "signed", "root", "tags",
+    ];
+    table(&header, &[0, 3], rows)
 }
 
 fn signed(entry: &VersionEntry) -> String {
-    if entry.signed { "yes" } else { "no" }.to_owned()
+    match entry.signature {
+        Some(Scope::Version) => "yes",
+        Some(Scope::Root) => "root only",
+        None => "no",
+    }
+    .to_owned()
 }
 
 /// The first digits of a root, as tables show it.
@@ -208,7 +238,7 @@ pub(crate) fn tag(args: &args::Tag, output: &Output) -> Result<Outcome> {
     if args.delete {
         name.latest_only()?;
     }
-    let store = Store::open(&args.url)?;
+    let mut store = Opened::open(&args.url, output)?;
     let version = match args.delete {
         true => store.untag(&name, &tag).map(|()| None)?,
         false => Some(store.tag(&name, &tag)?),
@@ -218,7 +248,7 @@ pub(crate) fn tag(args: &args::Tag, output: &Output) -> Result<Outcome> {
         tag,
         version,
     };
-    output.report(&report, || {
+    store.report(&report, || {
         let (adapter, tag) = (&report.adapter, &report.tag);
         match report.version {
             Some(version) => format!("{adapter}:{tag} is version {version}"),
@@ -230,7 +260,8 @@ pub(crate) fn tag(args: &args::Tag, output: &Output) -> Result<Outcome> {
 
 pub(crate) fn rm(args: &args::Rm, output: &Output) -> Result<Outcome> {
     let name: AdapterName = args.name.parse()?;
-    Store::open(&args.url)?.remove(&name)?;
+    let mut store = Opened::open(&args.url, output)?;
+    store.remove(&name)?;
     #[derive(Serialize)]
     struct Report {
         removed: String,
@@ -238,7 +269,7 @@ pub(crate) fn rm(args: &args::Rm, output: &Output) -> Result<Outcome> {
     let report = Report {
         removed: name.to_string(),
     };
-    output.report(&report, || format!("{name} is removed"))?;
+    store.report(&report, || format!("{name} is removed"))?;
     Ok(Outcome::Success)
 }
 
