@@ -375,7 +375,10 @@ impl Store {
             let Some(view) = next else {
                 return Ok(None);
             };
-            if view.state.collection()?.dead.contains(&key) {
+            let state = view.state.collection()?;
+            // One that its own writer condemned may name what is no longer there.
+            let void = state.condemned.contains_key(&key) && !self.is_whole(&name.user, &key)?;
+            if void || state.dead.contains(&key) {
                 return Ok(Some(Lost { before }));
             }
             if self.rescue(&folder, &view.state, [&key].into_iter())? {
@@ -387,6 +390,23 @@ impl Store {
             next = self.view_after(&seen)?;
         }
         Err(conflict(&format!("the tag `{tag}`")))
+    }
+
+    /// Whether a version is there with every blob of the tenant's that it names.
+    fn is_whole(&self, user: &Name, key: &str) -> Result<bool> {
+        let read = self.record(key)?;
+        let Some(version) = read.as_ref().and_then(Read::version) else {
+            return Ok(false);
+        };
+        for blob in &version.blobs {
+            if let Place::Tenant(generation) = blob.at {
+                let key = layout::blob(user, &blob.sha256, generation);
+                if self.backend.read(&key, u64::MAX)?.is_none() {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
     }
 
     fn collected(&self, name: &AdapterName, version: u64) -> Error {

@@ -147,7 +147,9 @@ impl World {
                     _ => self.schedule.steps(),
                 },
                 record: match (&deed, &came) {
-                    (Deed::Put(at, _), Came::Done(number, _)) => self.record(*at, *number),
+                    (Deed::Put(at, package), Came::Done(number, _)) => {
+                        self.record(*at, *number, &self.packages[*package].root)
+                    }
                     _ => None,
                 },
                 deed,
@@ -160,13 +162,15 @@ impl World {
         }
     }
 
-    /// The digest of a version's record, as it is now.
-    fn record(&self, at: usize, number: u64) -> Option<Digest> {
+    /// The digest of a version's record, as it is now; none where it is another adapter's.
+    fn record(&self, at: usize, number: u64, root: &Digest) -> Option<Digest> {
         let subject = Subject::Adapter(task(at).task);
         let key = layout::record("tenants/u/records", &subject, number);
         let path = object_store::path::Path::parse(key).ok()?;
         let got = self.objects.get(&path).now_or_never()?.ok()?;
-        Some(Digest::of(&got.bytes().now_or_never()?.ok()?))
+        let object = Bytes::from_owner(got.bytes().now_or_never()?.ok()?);
+        let read = record::decode(&object).ok()?;
+        (read.version()?.root == *root).then(|| read.digest())
     }
 
     fn come(&self, store: &mut Store, deed: &Deed) -> Came {
@@ -284,7 +288,7 @@ impl World {
             let subject = Subject::Adapter(task(*at).task);
             let last = sequences.last(&subject) == Some(*number);
             // Gone, or a record in its place of which nobody was told: one that was late.
-            let now = self.record(*at, *number);
+            let now = self.record(*at, *number, root);
             if expires(*at) && !last && (now.is_none() || now != event.record) {
                 continue;
             }
