@@ -48,7 +48,7 @@ const AT_ONCE: usize = 256;
 /// How often a run condemns versions and deletes them, where more keep coming.
 const MAX_PASSES: usize = 4;
 /// Most keys that are condemned at a time, so that a state is never longer than a record may be.
-const MAX_CONDEMNED: usize = 30_000;
+pub(super) const MAX_CONDEMNED: usize = 30_000;
 
 /// A version of an adapter, or its removal.
 struct Seen {
@@ -335,7 +335,6 @@ impl Store {
     }
 
     /// The keys of the tenant's blobs that versions name.
-    #[cfg(test)]
     pub(super) fn seen_names(&self, of: &Sequences, user: &Name) -> Result<BTreeSet<String>> {
         let seen = self.seen(of, user)?;
         Ok(seen.into_iter().flat_map(|s| s.names).collect())

@@ -5,6 +5,7 @@
 
 use serde::Serialize;
 
+use super::collect::MAX_CONDEMNED;
 use super::layout::{self, Subject};
 use super::name::Name;
 use super::record::{Body, Collection, MAX_RECORD_BYTES};
@@ -47,7 +48,7 @@ impl Store {
     ///
     /// - A record of which one bit has changed is restored; its digest tells which one.
     /// - Damaged settings, and damaged states of garbage collection, are superseded by what the last
-    ///   good ones say. After that, nothing is collected that was not found unnamed anew.
+    ///   good ones say; what no version names then is not used again, and goes with the next collection.
     /// - A damaged tag is taken away: what it named is not known.
     /// - A damaged version is set aside where a later one exists. The last one stays where it is, so
     ///   that no older one is taken for it: a good copy put again supersedes it.
@@ -67,11 +68,11 @@ impl Store {
             None => self.tenants()?,
         };
         if only.is_none() {
-            work.folder(layout::STORE_RECORDS)?;
+            work.folder(None)?;
             work.blobs(layout::PUBLIC)?;
         }
         for user in users {
-            work.folder(&layout::records(&user))?;
+            work.folder(Some(&user))?;
             work.blobs(&layout::blobs(&user))?;
         }
         Ok(work.done)
@@ -79,8 +80,9 @@ impl Store {
 }
 
 impl Work<'_> {
-    /// Repairs the records in a folder.
-    fn folder(&mut self, folder: &str) -> Result<()> {
+    /// Repairs the records of a tenant, or of the store itself.
+    fn folder(&mut self, user: Option<&Name>) -> Result<()> {
+        let folder = &user.map_or_else(|| layout::STORE_RECORDS.to_owned(), layout::records);
         let sequences = match self.store.sequences(folder) {
             Err(e) if is_damage(&e) => {
                 self.leave(folder, &e, "put a folder in its place");
@@ -102,14 +104,8 @@ impl Work<'_> {
                 };
                 let last = numbers.last() == Some(number);
                 if !self.restore(&key, &e)? {
-                    self.replace(
-                        &sequences,
-                        subject,
-                        *number,
-                        good.as_ref().filter(|_| last),
-                        last,
-                        &e,
-                    )?;
+                    let last_good = good.as_ref().filter(|_| last);
+                    self.replace((user, &sequences), subject, *number, last_good, last, &e)?;
                 }
             }
         }
@@ -136,7 +132,7 @@ impl Work<'_> {
 
     fn replace(
         &mut self,
-        sequences: &Sequences,
+        (user, sequences): (Option<&Name>, &Sequences),
         subject: &Subject,
         number: u64,
         good: Option<&Body>,
@@ -169,8 +165,8 @@ impl Work<'_> {
                 format!("set aside; the tag `{task}:{tag}` is taken away, set it again"),
             ),
             (Subject::Collection, true) => (
-                Some(Body::Collection(Self::collection(good))),
-                "set aside; garbage is found anew".to_owned(),
+                Some(Body::Collection(self.collection(user, sequences, good)?)),
+                "set aside; what nothing names now goes with the next collection".to_owned(),
             ),
         };
         if let (Some(body), false) = (body, self.dry_run) {
@@ -182,13 +178,33 @@ impl Work<'_> {
         self.set_aside(&key, e, &action)
     }
 
-    /// A state of garbage collection in place of one that cannot be read: nothing is condemned.
-    fn collection(good: Option<&Body>) -> Collection {
+    /// A state of garbage collection in place of one that cannot be read. That one may have declared
+    /// dead what nothing named, and a request to delete it may yet take effect: so no writer may use
+    /// it again. What a version names is not dead, since its writer was told that it stays.
+    fn collection(
+        &self,
+        user: Option<&Name>,
+        sequences: &Sequences,
+        good: Option<&Body>,
+    ) -> Result<Collection> {
         let mut next = Collection::default();
-        if let Some(Body::Collection(collection)) = good {
-            next.dropped = collection.dropped.clone();
+        if let Some(Body::Collection(good)) = good {
+            next.dropped = good.dropped.clone();
+            next.dead = good.dead.clone();
         }
-        next
+        let Some(user) = user else { return Ok(next) };
+        let named = match self.store.seen_names(sequences, user) {
+            // What a damaged version names is not known. Its tenant is not collected either.
+            Err(e) if is_damage(&e) => return Ok(next),
+            named => named?,
+        };
+        let folder = layout::blobs(user);
+        let blobs = self.store.backend.list(&folder)?.into_iter();
+        let unnamed = blobs.filter(|b| {
+            b.regular && layout::parse_blob(&folder, &b.key).is_some() && !named.contains(&b.key)
+        });
+        next.dead.extend(unnamed.map(|b| b.key).take(MAX_CONDEMNED));
+        Ok(next)
     }
 
     /// Sets aside what has a blob's name and is no file.
@@ -237,5 +253,50 @@ impl Work<'_> {
             action: action.to_owned(),
             moved_to: None,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::sample;
+    use super::super::{Backend, CollectOptions};
+    use super::*;
+
+    /// Breaks where a repair brings back what a lost state may have declared dead: a put would name
+    /// it, be acknowledged, and lose it to a request that was under way.
+    #[test]
+    fn what_a_lost_state_may_have_declared_dead_is_not_used_again() {
+        let backend = Backend::open("memory:").unwrap();
+        let store = Store::init_in(backend, 100).unwrap();
+        let mut store = store.with_clock(|| 1_000);
+        let (kept, gone) = (sample(1, &[20_000]), sample(2, &[20_000, 30_000]));
+        store.put(&"u/kept".parse().unwrap(), &kept, None).unwrap();
+        store.put(&"u/gone".parse().unwrap(), &gone, None).unwrap();
+        store.remove(&"u/gone".parse().unwrap()).unwrap();
+        store = store.with_clock(|| 2_000);
+        let collected = store.collect(&CollectOptions::default()).unwrap();
+        assert_eq!((collected.versions, collected.condemned), (1, 2));
+        let user: Name = "u".parse().unwrap();
+        let sequences = store.sequences(&layout::records(&user)).unwrap();
+        let last = sequences.last(&Subject::Collection).unwrap();
+        let key = sequences.key(&Subject::Collection, last);
+        let object = store.backend.read(&key, MAX_RECORD_BYTES).unwrap().unwrap();
+        let mut damaged = object.to_vec();
+        damaged[40..60].fill(7);
+        store.backend.replace(&key, damaged).unwrap();
+        let repaired = store.repair(None, false).unwrap();
+        assert_eq!((repaired.repairs.len(), repaired.left.len()), (1, 0));
+
+        let back = store.put(&"u/back".parse().unwrap(), &gone, None).unwrap();
+        assert_eq!((back.known_blobs, back.version), (0, 1));
+        let collected = store.collect(&CollectOptions::default()).unwrap();
+        assert_eq!((collected.blobs, collected.condemned), (2, 0));
+        for name in ["u/kept", "u/back"] {
+            let fetched = store.get(&name.parse().unwrap()).unwrap();
+            for blob in &fetched.version().blobs {
+                use crate::format::BlobSource;
+                assert!(fetched.get(&blob.sha256, blob.bytes).unwrap().is_some());
+            }
+        }
     }
 }
