@@ -231,7 +231,8 @@ impl Folder {
         Ok(found)
     }
 
-    /// Deletes the temporary files of writers that were killed, where they are older than `age`.
+    /// Deletes the temporary files of writers that were killed, where they are older than `age`. Those
+    /// of living ones are locked, and stay.
     ///
     /// `old` says of a name whether it is one that writers of earlier versions gave such files.
     pub(super) fn sweep(&self, age: Duration, old: &dyn Fn(&str) -> bool) -> io::Result<u64> {
@@ -240,10 +241,12 @@ impl Folder {
     }
 }
 
-/// The temporary file of a write; gone with this value.
+/// The temporary file of a write; gone with this value. It is locked as long as it is there, which
+/// tells it from one that a killed writer left, however old it is.
 struct Temporary<'a> {
     dir: &'a OwnedFd,
     name: String,
+    file: File,
 }
 
 impl<'a> Temporary<'a> {
@@ -252,18 +255,23 @@ impl<'a> Temporary<'a> {
         let mode = Mode::from_raw_mode(0o666);
         let (name, file) = loop {
             let name = format!("{TEMPORARY}{:016x}", super::random());
-            match rustix::fs::openat(dir, &name, flags | OFlags::NOFOLLOW, mode) {
-                Ok(file) => break (name, file),
-                Err(Errno::EXIST) => {}
+            let file = match rustix::fs::openat(dir, &name, flags | OFlags::NOFOLLOW, mode) {
+                Ok(file) => File::from(file),
+                Err(Errno::EXIST) => continue,
                 Err(e) => return Err(e.into()),
+            };
+            // Without locks (some network file systems) the age alone protects it.
+            let _ = file.lock();
+            // A sweep may have come before the lock.
+            if rustix::fs::fstat(&file)?.st_nlink > 0 {
+                break (name, file);
             }
         };
-        let temporary = Self { dir, name };
-        let mut file = File::from(file);
+        let mut temporary = Self { dir, name, file };
         for part in payload {
-            file.write_all(part)?;
+            temporary.file.write_all(part)?;
         }
-        file.sync_all()?;
+        temporary.file.sync_all()?;
         Ok(temporary)
     }
 }
@@ -459,12 +467,24 @@ fn sweep(
             continue;
         };
         let elapsed = Utc::now().signed_duration_since(modified(&stat)).to_std();
-        if elapsed.is_ok_and(|e| e >= age) {
+        if elapsed.is_ok_and(|e| e >= age)
+            && let Ok(_locked) = lock(dir, name)
+        {
             rustix::fs::unlinkat(dir, name, AtFlags::empty())?;
             count += 1;
         }
     }
     Ok(count)
+}
+
+/// A temporary file that no living writer holds.
+fn lock(dir: &OwnedFd, name: &std::ffi::OsStr) -> io::Result<File> {
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::openat(dir, name, flags, Mode::empty())?);
+    match file.try_lock() {
+        Err(std::fs::TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
+        Ok(()) | Err(std::fs::TryLockError::Error(_)) => Ok(file),
+    }
 }
 
 #[cfg(test)]

@@ -75,10 +75,11 @@ fn a_store_beside_killed_collections() {
             .iter()
             .map(|task| scope.spawn(|| write(&site, task)))
             .collect();
-        let told = writers.into_iter().map(|w| w.join().unwrap()).collect();
+        let told: Vec<_> = writers.into_iter().map(|w| w.join()).collect();
+        // Before a writer that failed ends the test, which waits for the collector.
         done.store(true, Ordering::SeqCst);
         collector.join().unwrap();
-        told
+        told.into_iter().map(|t| t.unwrap()).collect()
     });
     for _ in 0..4 {
         site.ok("store gc store --keep 1");

@@ -20,6 +20,10 @@ const WITHOUT_FILE: &[(Code, &str)] = &[
         Code::TensorNotFound,
         "a caller asks for a name that is not there; the file is valid",
     ),
+    (
+        Code::LinkOutside,
+        "needs a symbolic link, which not every copy of a repository keeps; `tests/hostile` makes one",
+    ),
 ];
 
 fn refusal(path: &Path) -> Option<Error> {

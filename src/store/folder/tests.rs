@@ -113,3 +113,20 @@ fn temporary_files_are_known_by_name_and_kind() {
     );
     assert!(folder.write("r/../x", &"x".into(), false).is_err());
 }
+
+/// Breaks where a sweep takes the file of a write that is under way, however short the time is
+/// after which it takes what was left.
+#[test]
+fn a_sweep_leaves_the_file_of_a_living_writer() {
+    let (dir, folder) = folder();
+    folder.write("r/x@1", &"one".into(), false).unwrap();
+    let r: OwnedFd = std::fs::File::open(dir.path().join("r")).unwrap().into();
+    let living = Temporary::write(&r, &"two".into()).unwrap();
+    assert_eq!(folder.sweep(Duration::ZERO, &|_| false).unwrap(), 0);
+    let path = dir.path().join("r").join(&living.name);
+    assert_eq!(std::fs::read(&path).unwrap(), b"two");
+    // As a writer that is killed leaves it.
+    living.file.unlock().unwrap();
+    assert_eq!(folder.sweep(Duration::ZERO, &|_| false).unwrap(), 1);
+    assert!(!path.exists());
+}
