@@ -1,6 +1,6 @@
 //! What a merge writes beside the weights, for whoever compares with it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::others::Others;
 use super::plan::Plan;
@@ -20,11 +20,7 @@ pub(crate) struct WrittenFile {
 /// # Errors
 /// [`crate::Code::Io`] where the base cannot be listed.
 pub(crate) fn written_files(plan: &Plan<'_>) -> Result<Vec<WrittenFile>> {
-    let is_shard = |path: &PathBuf| {
-        plan.shards()
-            .iter()
-            .any(|s| *path == PathBuf::from(&s.name))
-    };
+    let is_shard = |path: &PathBuf| plan.shards().iter().any(|s| path == Path::new(&s.name));
     let content = |path: &PathBuf| {
         let new = plan
             .rewritten

@@ -191,7 +191,7 @@ impl World {
                 .map(|()| Came::Done(0, false)),
             Deed::Remove(at) => store.remove(&task(*at)).map(|()| Came::Done(0, false)),
             Deed::Collect(keep) => {
-                if self.schedule.random() % 4 != 0 {
+                if !self.schedule.random().is_multiple_of(4) {
                     self.schedule.pass(GRACE_PERIOD);
                 }
                 let options = CollectOptions {
@@ -328,7 +328,10 @@ impl World {
             let mut values = BTreeSet::new();
             let all_tags = !last.is_empty()
                 && last.iter().all(|e| match (&e.deed, &e.came) {
-                    (Deed::Tag(..), Came::Done(number, _)) => values.insert(*number) || true,
+                    (Deed::Tag(..), Came::Done(number, _)) => {
+                        values.insert(*number);
+                        true
+                    }
                     _ => false,
                 });
             if !all_tags {
