@@ -95,7 +95,7 @@ impl Store {
     /// with a damaged record, or whose collection is under way, is skipped and reported.
     ///
     /// # Errors
-    /// [`Code::StoreBackend`].
+    /// [`crate::Code::StoreBackend`].
     pub fn collect(&self, options: &CollectOptions) -> Result<Collected> {
         let mut all = Collected::default();
         let (each, skipped) = self.each_tenant(|user| self.collect_tenant(user, options))?;
@@ -123,9 +123,9 @@ impl Store {
     /// named it meanwhile finds it condemned, takes it back, and this collection begins again.
     ///
     /// # Errors
-    /// [`Code::StoreConflict`] where other writers kept changing what there is;
-    /// [`Code::StoreDamaged`], [`Code::StoreRecord`]: what a damaged record names cannot be known, so
-    /// nothing is deleted; [`Code::StoreBackend`].
+    /// [`crate::Code::StoreConflict`] where other writers kept changing what there is;
+    /// [`crate::Code::StoreDamaged`], [`crate::Code::StoreRecord`]: what a damaged record names cannot be known, so
+    /// nothing is deleted; [`crate::Code::StoreBackend`].
     pub fn collect_tenant(&self, user: &Name, options: &CollectOptions) -> Result<Collected> {
         let now = (self.now)();
         let folder = layout::records(user);
