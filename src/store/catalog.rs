@@ -295,13 +295,7 @@ impl Store {
     /// As [`tags`](Self::tags), without those that cannot be read, of which a warning tells.
     fn readable_tags(&self, sequences: &Sequences, task: &Name) -> Result<Vec<(Name, u64)>> {
         let mut tags = Vec::new();
-        for subject in sequences.numbers.keys() {
-            let Subject::Tag(of, tag) = subject else {
-                continue;
-            };
-            if of != task {
-                continue;
-            }
+        for tag in sequences.tags_of(task) {
             match self.tagged(sequences, task, tag) {
                 Ok(version) => tags.extend(version.map(|v| (tag.clone(), v))),
                 Err(e) if is_damage(&e) => {
@@ -316,13 +310,7 @@ impl Store {
     /// The tags of an adapter, and the versions they name.
     pub(super) fn tags(&self, sequences: &Sequences, task: &Name) -> Result<Vec<(Name, u64)>> {
         let mut tags = Vec::new();
-        for subject in sequences.numbers.keys() {
-            let Subject::Tag(of, tag) = subject else {
-                continue;
-            };
-            if of != task {
-                continue;
-            }
+        for tag in sequences.tags_of(task) {
             if let Some(version) = self.tagged(sequences, task, tag)? {
                 tags.push((tag.clone(), version));
             }

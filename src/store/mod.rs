@@ -378,6 +378,16 @@ impl Sequences {
         all.flat_map(|(subject, numbers)| numbers.iter().map(|n| self.key(subject, *n)))
     }
 
+    /// The tags that a task has, or had.
+    fn tags_of(&self, task: &Name) -> impl Iterator<Item = &Name> {
+        self.numbers
+            .keys()
+            .filter_map(move |subject| match subject {
+                Subject::Tag(of, tag) if of == task => Some(tag),
+                _ => None,
+            })
+    }
+
     /// The tasks that have, or had, an adapter.
     fn tasks(&self) -> impl Iterator<Item = (&Name, &[u64])> {
         self.numbers
