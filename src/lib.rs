@@ -54,6 +54,7 @@ pub mod merge;
 pub mod model;
 pub mod open;
 pub mod peft;
+pub mod progress;
 pub mod safetensors;
 mod sheet;
 pub mod store;
