@@ -37,25 +37,19 @@ pub(super) fn extra_entries(adapter: &Adapter, modules: &[Module]) -> Result<Ext
     };
     for extra in &adapter.extras {
         let (module, parameter) = extra.name.rsplit_once('.').unwrap_or(("", &extra.name));
-        let wrapped = if adapted.contains(module) {
-            ".base_layer"
-        } else {
-            ""
-        };
+        let is_adapted = adapted.contains(module);
         match extra.role {
             ExtraRole::Replace => {
                 push(format!("{PREFIX}{}", extra.name), &extra.tensor);
                 out.saved.push(module.to_owned());
             }
             ExtraRole::Bias => {
-                push(
-                    format!("{PREFIX}{module}{wrapped}.{parameter}"),
-                    &extra.tensor,
-                );
-                out.bias = if wrapped.is_empty() || out.bias == Bias::All {
-                    Bias::All
-                } else {
-                    Bias::Adapted
+                let wrapper = if is_adapted { ".base_layer" } else { "" };
+                let name = format!("{PREFIX}{module}{wrapper}.{parameter}");
+                push(name, &extra.tensor);
+                out.bias = match out.bias {
+                    Bias::None | Bias::Adapted if is_adapted => Bias::Adapted,
+                    _ => Bias::All,
                 };
             }
             ExtraRole::BaseLayer => push(
@@ -63,14 +57,11 @@ pub(super) fn extra_entries(adapter: &Adapter, modules: &[Module]) -> Result<Ext
                 &extra.tensor,
             ),
             ExtraRole::AddBias(scaling, rank) => {
-                let own = modules
-                    .iter()
-                    .find(|m| m.path == module)
-                    .map(|m| &adapter.groups[m.group]);
+                let own = modules.iter().find(|m| m.path == module);
+                let own = own.map(|m| &adapter.groups[m.group]);
                 if own.is_none_or(|g| g.scaling != scaling || g.rank != rank) {
-                    return Err(impossible(format!(
-                        "the bias of `{module}` is not scaled as its update is"
-                    )));
+                    let message = format!("the bias of `{module}` is not scaled as its update is");
+                    return Err(impossible(message));
                 }
                 push(format!("{PREFIX}{module}.lora_B.bias"), &extra.tensor);
                 with_bias.insert(module);
@@ -80,15 +71,11 @@ pub(super) fn extra_entries(adapter: &Adapter, modules: &[Module]) -> Result<Ext
     if !with_bias.is_empty() {
         out.lora_bias = true;
         // PEFT knows lora_bias for all modules or none: the others get zeros.
-        for m in modules
-            .iter()
-            .filter(|m| !with_bias.contains(m.path.as_str()))
-        {
+        let others = modules.iter();
+        for m in others.filter(|m| !with_bias.contains(m.path.as_str())) {
             let n = adapter.groups[m.group].targets[m.target].out;
-            push(
-                format!("{PREFIX}{}.lora_B.bias", m.path),
-                &Tensor::from_f32(vec![n], &vec![0.0; n])?,
-            );
+            let zeros = Tensor::from_f32(vec![n], &vec![0.0; n])?;
+            push(format!("{PREFIX}{}.lora_B.bias", m.path), &zeros);
         }
     }
     out.saved.sort();

@@ -2,6 +2,7 @@
 
 use crate::base::shapes::BaseModules;
 use crate::tensor::Dtype;
+use serde::{Serialize, Serializer};
 
 /// What to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -13,6 +14,23 @@ pub enum Form {
     Portable,
     /// VeRA, where one A and one B serve every module.
     Vera,
+}
+
+impl Form {
+    /// `lora`, `lora-portable` or `vera`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Faithful => "lora",
+            Self::Portable => "lora-portable",
+            Self::Vera => "vera",
+        }
+    }
+}
+
+impl Serialize for Form {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(self.name())
+    }
 }
 
 /// How to write it.

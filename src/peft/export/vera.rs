@@ -3,6 +3,7 @@
 use super::content::{Entry, PeftContent, Values, common_keys, has_conv1d, impossible};
 use super::extras::extra_entries;
 use super::form::ExportOptions;
+use crate::adapter::provenance::VERA_KEY;
 use crate::adapter::{Adapter, ExtraRole, FactorName, Module, ModuleKind, TieGroup};
 use crate::error::Result;
 use crate::peft::config::VeraConfig;
@@ -35,7 +36,7 @@ pub(super) fn plan_vera(
     config.fan_in_fan_out = has_conv1d(adapter);
     let key = adapter
         .provenance
-        .get("vera.projection_prng_key")
+        .get(VERA_KEY)
         .and_then(|k| k.parse().ok());
     config.projection_prng_key = key.unwrap_or(0);
     common_keys(adapter, &mut config.common);

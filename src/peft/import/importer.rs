@@ -17,6 +17,19 @@ pub(super) struct Importer<'a> {
     pub(super) magnitudes: BTreeMap<String, Tensor>,
 }
 
+/// The update of one module.
+pub(super) struct Update<'t> {
+    pub(super) kind: ModuleKind,
+    pub(super) rank: usize,
+    pub(super) in_features: usize,
+    pub(super) out: usize,
+    pub(super) scaling: Scaling,
+    pub(super) a: Factor,
+    pub(super) b: Factor,
+    /// VeRA's `lambda_d` and `lambda_b`.
+    pub(super) vectors: Option<(&'t Tensor, &'t Tensor)>,
+}
+
 impl Importer<'_> {
     /// How the base stores this module. PEFT decides by the module's class and corrects the
     /// config's flag; without the base, names decide where the flag is set.
@@ -55,18 +68,8 @@ impl Importer<'_> {
         ModuleKind::Linear
     }
 
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn push_group(
-        &mut self,
-        path: &str,
-        kind: ModuleKind,
-        rank: usize,
-        [n, out]: [usize; 2],
-        scaling: Scaling,
-        a: Factor,
-        b: Factor,
-        vectors: Option<(Tensor, Tensor)>,
-    ) -> Result<()> {
+    /// Adds the update of one module.
+    pub(super) fn push_group(&mut self, path: &str, update: Update<'_>) -> Result<()> {
         let (module, layer) = split_layer(path);
         let vector = |t: &Tensor| -> Result<Factor> {
             let mut shape = t.shape().to_vec();
@@ -75,21 +78,25 @@ impl Importer<'_> {
             }
             Tensor::new(t.dtype(), shape, t.data().clone()).map(Factor::trained)
         };
-        let (u, v) = match &vectors {
+        let (u, v) = match update.vectors {
             Some((d, b)) => (Some(vector(d)?), Some(vector(b)?)),
             None => (None, None),
         };
         self.adapter.groups.push(TieGroup {
             layers: layer.map(|l| vec![l]),
-            rank,
-            in_features: n,
-            scaling,
-            a,
-            b,
+            rank: update.rank,
+            in_features: update.in_features,
+            scaling: update.scaling,
+            a: update.a,
+            b: update.b,
             core: None,
             u,
             v,
-            targets: vec![Target { module, out, kind }],
+            targets: vec![Target {
+                module,
+                out: update.out,
+                kind: update.kind,
+            }],
         });
         Ok(())
     }

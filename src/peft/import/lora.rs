@@ -1,7 +1,7 @@
 //! LoRA and DoRA: pairs with the ranks and alphas that the config's patterns give.
 
 use super::imported::PeftKind;
-use super::importer::{Importer, check_target};
+use super::importer::{Importer, Update, check_target};
 use crate::adapter::{Extra, ExtraRole, Factor, Scaling, ScalingRule};
 use crate::error::{Code, Error, Result};
 use crate::peft::config::LoraConfig;
@@ -38,16 +38,17 @@ impl Importer<'_> {
             };
             let (n, m) = (a.shape()[1], b.shape()[0]);
             let kind = self.kind(path, module.embedding, config.fan_in_fan_out, m, n);
-            self.push_group(
-                path,
+            let update = Update {
                 kind,
                 rank,
-                [n, m],
+                in_features: n,
+                out: m,
                 scaling,
-                Factor::trained(a.clone()),
-                Factor::trained(b.clone()),
-                None,
-            )?;
+                a: Factor::trained(a.clone()),
+                b: Factor::trained(b.clone()),
+                vectors: None,
+            };
+            self.push_group(path, update)?;
             if let Some(bias) = &module.bias {
                 let role = ExtraRole::AddBias(scaling, rank);
                 self.adapter.extras.push(Extra {

@@ -1,7 +1,8 @@
 //! VeRA: two vectors for each module over one pair of projections, stored or made anew.
 
 use super::imported::PeftKind;
-use super::importer::{Importer, check_target};
+use super::importer::{Importer, Update, check_target};
+use crate::adapter::provenance::{VERA_KEY, VERA_REGENERATED};
 use crate::adapter::{Factor, Scaling};
 use crate::error::{Code, Error, Result};
 use crate::peft::config::VeraConfig;
@@ -23,29 +24,13 @@ impl Importer<'_> {
         let rank = config.r as usize;
         let mut modules = Vec::new();
         for (path, module) in &sorted.vera {
-            let (d, b) = match (&module.lambda_d, &module.lambda_b) {
-                (Some(d), Some(b)) => (d, b),
-                _ => {
-                    return Err(Error::new(
-                        Code::MissingFactor,
-                        "lacks vera_lambda_d or vera_lambda_b",
-                    )
-                    .tensor(path));
-                }
-            };
-            let ([r], [out]) = (d.shape(), b.shape()) else {
-                return Err(Error::new(
-                    Code::FactorShape,
-                    "vera_lambda_d and vera_lambda_b have one axis",
-                )
-                .tensor(path));
-            };
+            let (d, b) = module.vectors().map_err(|e| e.tensor(path))?;
             check_target(&rules, path)?;
-            if *r != rank {
-                let message = format!("`{path}` has rank {r}, the config says {rank}");
+            if d.len() != rank {
+                let message = format!("`{path}` has rank {}, the config says {rank}", d.len());
                 return Err(Error::new(Code::RankMismatch, message));
             }
-            modules.push((path, d, b, *out));
+            modules.push((path, d, b, b.len()));
         }
         let paths: Vec<(&str, usize)> = modules
             .iter()
@@ -61,17 +46,17 @@ impl Importer<'_> {
         let (a, b, kind) = self.projections(config, sorted, rank, [max_in, max_out])?;
         for ((path, d, lambda_b, out), n) in modules.into_iter().zip(inputs) {
             let kind = self.kind(path, false, config.fan_in_fan_out, out, n);
-            let vectors = Some((d.clone(), lambda_b.clone()));
-            self.push_group(
-                path,
+            let update = Update {
                 kind,
                 rank,
-                [n, out],
-                Scaling::one(rank),
-                a.clone(),
-                b.clone(),
-                vectors,
-            )?;
+                in_features: n,
+                out,
+                scaling: Scaling::one(rank),
+                a: a.clone(),
+                b: b.clone(),
+                vectors: Some((d, lambda_b)),
+            };
+            self.push_group(path, update)?;
         }
         Ok(kind)
     }
@@ -83,10 +68,9 @@ impl Importer<'_> {
         rank: usize,
         [max_in, max_out]: [usize; 2],
     ) -> Result<(Factor, Factor, PeftKind)> {
-        let fits = |t: &Tensor, want: [usize; 2]| t.shape() == want;
         match (&sorted.projection, config.save_projection) {
             (Some((a, b)), true) => {
-                if !fits(a, [rank, max_in]) || !fits(b, [max_out, rank]) {
+                if a.shape() != [rank, max_in] || b.shape() != [max_out, rank] {
                     let message = format!(
                         "vera_A {:?} and vera_B {:?} do not fit rank {rank}, inputs up to {max_in}, outputs up to {max_out}",
                         a.shape(),
@@ -94,15 +78,9 @@ impl Importer<'_> {
                     );
                     return Err(Error::new(Code::FactorShape, message));
                 }
-                let key = config.projection_prng_key.to_string();
-                self.adapter
-                    .provenance
-                    .insert("vera.projection_prng_key".into(), key);
-                Ok((
-                    Factor::frozen(a.clone()),
-                    Factor::frozen(b.clone()),
-                    PeftKind::Vera,
-                ))
+                self.record(VERA_KEY, config.projection_prng_key.to_string());
+                let (a, b) = (Factor::frozen(a.clone()), Factor::frozen(b.clone()));
+                Ok((a, b, PeftKind::Vera))
             }
             (None, true) => Err(Error::new(
                 Code::NoProjection,
@@ -113,41 +91,45 @@ impl Importer<'_> {
                 if stored.is_some() {
                     self.notes.push("save_projection is false: the stored projections are ignored, as PEFT does".into());
                 }
-                let (a, b) = regenerate(
-                    config.projection_prng_key,
-                    rank,
-                    max_in,
-                    max_out,
-                    self.options.fma,
-                )?;
-                let dtype = self.options.projection_dtype.unwrap_or(Dtype::F32);
-                // PEFT casts the f32 values to the base's dtype and back before it uses them.
-                let effective = |shape: [usize; 2], values: &[f32]| {
-                    let narrow = Tensor::narrowed(dtype, shape.to_vec(), values)?;
-                    Tensor::from_f32(shape.to_vec(), &narrow.to_f32()?).map(Factor::frozen)
-                };
-                let key = config.projection_prng_key;
-                let rounding = if self.options.fma == Fma::Fused {
-                    "fused"
-                } else {
-                    "separate"
-                };
-                let how = format!("mt19937 key {key}, {rounding} multiply-add, {dtype} base");
-                self.notes.push(format!(
-                    "the projections are not stored; they were regenerated ({how}), which is exact only if training computed them so"
-                ));
-                self.adapter
-                    .provenance
-                    .insert("vera.projection_regenerated".into(), how);
-                self.adapter
-                    .provenance
-                    .insert("vera.projection_prng_key".into(), key.to_string());
-                Ok((
-                    effective([rank, max_in], &a)?,
-                    effective([max_out, rank], &b)?,
-                    PeftKind::VeraRegenerated,
-                ))
+                let (a, b) = self.regenerated(config, rank, [max_in, max_out])?;
+                Ok((a, b, PeftKind::VeraRegenerated))
             }
         }
+    }
+
+    /// The projections that the config's key makes.
+    fn regenerated(
+        &mut self,
+        config: &VeraConfig,
+        rank: usize,
+        [max_in, max_out]: [usize; 2],
+    ) -> Result<(Factor, Factor)> {
+        let (key, fma) = (config.projection_prng_key, self.options.fma);
+        let (a, b) = regenerate(key, rank, max_in, max_out, fma)?;
+        let dtype = self.options.projection_dtype.unwrap_or(Dtype::F32);
+        // PEFT casts the f32 values to the base's dtype and back before it uses them.
+        let effective = |shape: [usize; 2], values: &[f32]| {
+            let narrow = Tensor::narrowed(dtype, shape.to_vec(), values)?;
+            Tensor::from_f32(shape.to_vec(), &narrow.to_f32()?).map(Factor::frozen)
+        };
+        let rounding = match fma {
+            Fma::Fused => "fused",
+            Fma::Separate => "separate",
+        };
+        let how = format!("mt19937 key {key}, {rounding} multiply-add, {dtype} base");
+        self.notes.push(format!(
+            "the projections are not stored; they were regenerated ({how}), which is exact only if training computed them so"
+        ));
+        self.record(VERA_REGENERATED, how);
+        self.record(VERA_KEY, key.to_string());
+        let (a, b) = (
+            effective([rank, max_in], &a),
+            effective([max_out, rank], &b),
+        );
+        Ok((a?, b?))
+    }
+
+    fn record(&mut self, key: &str, value: String) {
+        self.adapter.provenance.insert(key.to_owned(), value);
     }
 }
