@@ -133,11 +133,9 @@ fn main() {
         .map(|x| x.digest)
         .collect();
     let files = dir.path().join("files");
-    let options = WriteOptions {
-        packing: Packing::External(digests),
-        zstd: false,
-        existing: Existing::Replace,
-    };
+    let mut options = WriteOptions::default();
+    options.packing = Packing::External(digests);
+    options.existing = Existing::Replace;
     let started = Instant::now();
     (0..users).into_par_iter().for_each(|user| {
         let folder = files.join(format!("user-{user:04}"));

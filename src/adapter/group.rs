@@ -66,7 +66,7 @@ impl TieGroup {
     }
 
     /// As [`factors`](Self::factors), to change them.
-    pub fn factors_mut(&mut self) -> impl Iterator<Item = (FactorName, &mut Factor)> {
+    pub(crate) fn factors_mut(&mut self) -> impl Iterator<Item = (FactorName, &mut Factor)> {
         let core = self.core.as_mut().map(|f| (FactorName::C, f));
         let u = self.u.as_mut().map(|f| (FactorName::U, f));
         let v = self.v.as_mut().map(|f| (FactorName::V, f));

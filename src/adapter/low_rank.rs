@@ -68,13 +68,13 @@ impl TieGroup {
         if (left.len(), right.len()) != (t.out * r, r * n) {
             return Err(range());
         }
-        if let Some(core) = self.own(self.core.as_ref(), 3, layer)? {
+        if let Some(core) = self.of_layer(self.core.as_ref(), 3, layer)? {
             right = product(core.get(..r * r).ok_or_else(range)?, &right, r, n);
         }
-        if let Some(u) = self.own(self.u.as_ref(), 2, layer)? {
+        if let Some(u) = self.of_layer(self.u.as_ref(), 2, layer)? {
             scale_rows(&mut right, n, u.get(..r).ok_or_else(range)?);
         }
-        if let Some(v) = self.own(self.v.as_ref(), 2, layer)? {
+        if let Some(v) = self.of_layer(self.v.as_ref(), 2, layer)? {
             scale_rows(
                 &mut left,
                 r,
@@ -93,7 +93,7 @@ impl TieGroup {
     }
 
     /// What a layer has of a factor that has `stacked_rank` axes with the layers'.
-    fn own(
+    fn of_layer(
         &self,
         factor: Option<&Factor>,
         stacked_rank: usize,

@@ -10,7 +10,7 @@ pub const MAX_NAME_BYTES: usize = 512;
 pub const LAYER_PLACE: &str = "{}";
 
 /// The name of `template` in the layer of this number: the first [`LAYER_PLACE`] becomes the number.
-pub fn in_layer(template: &str, number: u32) -> String {
+pub(super) fn in_layer(template: &str, number: u32) -> String {
     template.replacen(LAYER_PLACE, &number.to_string(), 1)
 }
 
@@ -54,7 +54,7 @@ fn is_number(segment: &str) -> bool {
 ///
 /// # Errors
 /// [`Code::BadName`].
-pub fn check_name(name: &str, layered: bool) -> Result<()> {
+pub(crate) fn check_name(name: &str, layered: bool) -> Result<()> {
     let plain = name.replacen(LAYER_PLACE, "0", usize::from(layered));
     let segments_ok = plain.split('.').all(|s| {
         !s.is_empty()

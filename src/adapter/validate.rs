@@ -111,16 +111,18 @@ impl TieGroup {
             if !factor.tensor.is_real() {
                 return Err(not_float(factor.tensor.dtype()).tensor(part.name()));
             }
-            let (own, stacked) = match (shape, part) {
-                ([l, own @ ..], FactorName::A | FactorName::B) if own.len() == 2 => (own, Some(*l)),
-                ([l, own @ ..], FactorName::C | FactorName::U | FactorName::V)
+            let (extents, stacked) = match (shape, part) {
+                ([l, extents @ ..], FactorName::A | FactorName::B) if extents.len() == 2 => {
+                    (extents, Some(*l))
+                }
+                ([l, extents @ ..], FactorName::C | FactorName::U | FactorName::V)
                     if layers.is_some() =>
                 {
-                    (own, Some(*l))
+                    (extents, Some(*l))
                 }
                 _ => (shape, None),
             };
-            let fits = match (part, own) {
+            let fits = match (part, extents) {
                 (FactorName::A, [rows, columns]) => *rows == r && *columns >= n,
                 (FactorName::B, [rows, columns]) => *rows >= m && *columns == r,
                 (FactorName::C, [rows, columns]) => *rows == r && *columns == r,

@@ -17,6 +17,7 @@ const MAX_SHIFT: usize = 3;
 /// Names that fit no rewrite after which [`Finder`] looks for none: each costs a look at all of the base.
 const MOST_SEARCHES: usize = 64;
 
+/// What to do where several places could be meant.
 const WHICH: &str = "merge it, and say by a rename which is meant";
 
 /// The names there are.
@@ -153,7 +154,7 @@ pub(crate) fn resolve<K: Known>(
 #[derive(Debug, Default)]
 pub(crate) struct Finder {
     rule: OnceLock<Rule>,
-    fruitless: AtomicUsize,
+    failed_searches: AtomicUsize,
 }
 
 impl Finder {
@@ -167,14 +168,14 @@ impl Finder {
         if let Some(rule) = self.rule.get() {
             return rewritten(rule);
         }
-        if self.fruitless.load(Ordering::Relaxed) >= MOST_SEARCHES {
+        if self.failed_searches.load(Ordering::Relaxed) >= MOST_SEARCHES {
             return None;
         }
         let mut rules = candidate_rules(base, name).into_iter();
         match (rules.next(), rules.next()) {
             (Some(rule), None) => rewritten(self.rule.get_or_init(|| rule)),
             _ => {
-                self.fruitless.fetch_add(1, Ordering::Relaxed);
+                self.failed_searches.fetch_add(1, Ordering::Relaxed);
                 None
             }
         }

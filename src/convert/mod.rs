@@ -117,7 +117,7 @@ pub struct Tied {
 /// Reads a PEFT adapter directory and brings it into tie groups, in memory.
 ///
 /// # Errors
-/// Those of [`import`]; [`Code::UnsupportedDora`].
+/// Those of [`import`](crate::peft::import::import); [`Code::UnsupportedDora`].
 pub fn import_tied(dir: &Path, options: &ToTiedOptions<'_>) -> Result<Tied> {
     let mut tied = import_unbound(dir, options)?;
     if let Some(base) = options.base {

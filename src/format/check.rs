@@ -26,13 +26,13 @@ impl TlFile {
     /// make; [`Code::ManifestLimit`] beyond [`MAX_MADE_BYTES`].
     pub fn check(&self, blobs: &dyn BlobSource) -> Result<()> {
         self.refuse_beyond(MAX_MADE_BYTES)?;
-        let mut steep = false;
+        let mut may_overflow = false;
         for (name, stored) in self.storage() {
             let checked = self.check_tensor(name, stored, blobs);
-            steep |= checked.map_err(|e| e.tensor(name).file(self.file().path()))?;
+            may_overflow |= checked.map_err(|e| e.tensor(name).file(self.file().path()))?;
         }
         // Scales so large that it depends on the code whether a product is finite.
-        if steep {
+        if may_overflow {
             self.load(blobs)?;
         }
         Ok(())
@@ -93,12 +93,12 @@ impl TlFile {
                 bytes.chunks(PIECE).try_for_each(sink)?;
             }
         }
-        let steep = checker.finish(entry)?;
+        let may_overflow = checker.finish(entry)?;
         // What it made is compared already where it is all there is.
         if stored != Stored::Seeded {
             entry.check_seed()?;
         }
-        Ok(steep)
+        Ok(may_overflow)
     }
 
     fn pieces(&self, name: &str, sink: Sink<'_>) -> Result<()> {

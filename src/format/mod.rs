@@ -4,6 +4,21 @@
 //! canonical manifest in its metadata lists groups, targets and tensors with their SHA-256; the
 //! adapter's identity, its **root**, is the SHA-256 of the manifest. Which tensors are inside the
 //! file (fat), left out (thin) or packed with zstd is not part of the identity.
+//!
+//! ```no_run
+//! use tlkit::format::{NoBlobs, TlFile};
+//!
+//! # fn main() -> tlkit::Result<()> {
+//! // Opening checks header, manifest and root; loading reads and verifies every tensor.
+//! let file = TlFile::open("my-lora.tl")?;
+//! let adapter = file.load(&NoBlobs)?;
+//! println!("{}: {} modules", file.root(), adapter.modules().len());
+//! for group in &adapter.groups {
+//!     println!("rank {}, A is {:?}", group.rank, group.a.tensor.shape());
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 mod assemble;
 mod blobs;
@@ -37,9 +52,8 @@ pub(crate) use pack::{pack_elements, packed_name, unpack_elements};
 pub use read::{Stored, TlFile};
 pub(crate) use seeded::chacha20_block;
 pub use seeded::{GENERATOR, MAX_SEEDED_ELEMENTS, generate, seeded_tensor};
-pub use write::{
-    Packing, WriteOptions, Written, encoded_len, write_blobs, write_encoded, write_tl,
-};
+pub(crate) use write::encoded_len;
+pub use write::{Packing, WriteOptions, Written, write_blobs, write_encoded, write_tl};
 
 #[cfg(test)]
 mod tests;

@@ -27,7 +27,8 @@ pub enum Packing {
 }
 
 /// How to write a `.tl`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct WriteOptions {
     /// What goes in.
     pub packing: Packing,
@@ -37,18 +38,9 @@ pub struct WriteOptions {
     pub existing: Existing,
 }
 
-impl Default for WriteOptions {
-    fn default() -> Self {
-        Self {
-            packing: Packing::Fat,
-            zstd: false,
-            existing: Existing::Refuse,
-        }
-    }
-}
-
 /// What was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Written {
     /// The adapter's identity.
     pub root: Digest,
@@ -68,7 +60,7 @@ pub fn write_tl(path: &Path, adapter: &Adapter, options: &WriteOptions) -> Resul
 ///
 /// # Errors
 /// Those of [`encode`]; [`crate::Code::SeedInvalid`] as [`write_tl`].
-pub fn encoded_len(adapter: &Adapter, options: &WriteOptions) -> Result<u64> {
+pub(crate) fn encoded_len(adapter: &Adapter, options: &WriteOptions) -> Result<u64> {
     let pieces = assemble(&encode(adapter)?, options)?;
     Ok(pieces.iter().map(|piece| piece.len() as u64).sum())
 }

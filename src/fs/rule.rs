@@ -20,9 +20,10 @@ use crate::error::{Code, Error, Result};
 const MAX_DEPTH: usize = 8;
 
 /// What to do where the output exists already.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Existing {
     /// Fail with [`Code::OutputExists`].
+    #[default]
     Refuse,
     /// Leave a file that has the very bytes that would be written, and fail with
     /// [`Code::OutputExists`] on any other: for commands with several outputs, of which an earlier

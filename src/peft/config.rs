@@ -119,7 +119,7 @@ pub struct VeraConfig {
     pub selection: Selection,
     /// Rank, at least 1; PEFT's default 256 where absent.
     pub r: u32,
-    /// Seed of the projections, see [`super::projection::regenerate`].
+    /// Seed of the projections: of torch's generator, which PEFT draws them from.
     pub projection_prng_key: u64,
     /// Whether the projections are stored with the adapter (PEFT's default: true).
     pub save_projection: bool,
@@ -346,7 +346,7 @@ impl LoraConfig {
     }
 
     /// Whether the adapter is DoRA: mergeable, but with no form in `.tl` v1.
-    pub fn is_dora(&self) -> bool {
+    pub(crate) fn is_dora(&self) -> bool {
         self.use_dora
     }
 
@@ -358,7 +358,7 @@ impl LoraConfig {
     /// # Errors
     /// An `Unsupported…` code for the first one found: the initialisation, then the features in
     /// alphabetical order of their keys.
-    pub fn refuse_unrepresentable(&self) -> Result<()> {
+    pub(crate) fn refuse_unrepresentable(&self) -> Result<()> {
         if let Some(init) = &self.init_lora_weights {
             refuse_init(init)?;
         }
@@ -373,7 +373,7 @@ impl LoraConfig {
     /// their order, because their first match wins; name lists are sorted.
     ///
     /// # Errors
-    /// [`Code::BadAlpha`], or as [`LoraConfig::refuse_unrepresentable`]: such keys are not written.
+    /// [`Code::BadAlpha`], or the code of a variant that tlkit cannot say: such keys are not written.
     pub fn to_json_pretty(&self) -> Result<String> {
         self.refuse_unrepresentable()?;
         let mut keys = common_keys(&self.common, &self.selection);

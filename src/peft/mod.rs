@@ -1,4 +1,18 @@
 //! What PEFT writes: its config, its rules for names, its old pickles, VeRA's random projections.
+//!
+//! ```no_run
+//! use tlkit::peft::import::{ImportOptions, import};
+//!
+//! # fn main() -> tlkit::Result<()> {
+//! // One tie group for each module, over the bytes of the files.
+//! let imported = import("my-lora".as_ref(), &ImportOptions::default())?;
+//! println!("{:?}, {} modules", imported.kind, imported.adapter.groups.len());
+//! for note in &imported.notes {
+//!     println!("note: {note}");
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod config;
 pub mod export;

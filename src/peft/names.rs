@@ -7,15 +7,15 @@ use std::collections::{BTreeSet, HashSet};
 
 use super::config::{LoraConfig, Names, Selection, check_alpha};
 use super::json::cut;
-pub use super::patterns::Patterns;
+pub(crate) use super::patterns::Patterns;
 use super::patterns::check_count;
 use super::pyre::{Clock, Pattern};
 use crate::error::Result;
 
 /// What PEFT puts before the name of every adapted module.
-pub const PREFIX: &str = "base_model.model.";
+pub(crate) const PREFIX: &str = "base_model.model.";
 
-/// A name without [`PREFIX`], which nested or re-saved PEFT models repeat.
+/// A name without `base_model.model.`, which nested or re-saved PEFT models repeat.
 pub fn strip_prefix(mut name: &str) -> &str {
     while let Some(rest) = name.strip_prefix(PREFIX) {
         name = rest;

@@ -9,7 +9,7 @@ const MAX_PATTERNS: usize = 1000;
 
 /// A compiled `rank_pattern` or `alpha_pattern`.
 #[derive(Debug, Clone)]
-pub struct Patterns<T> {
+pub(crate) struct Patterns<T> {
     /// The values, in the order of the file.
     values: Vec<T>,
     /// Names in which only the dots are special, and the places of their values.
@@ -24,7 +24,8 @@ impl<T: Clone> Patterns<T> {
     ///
     /// # Errors
     /// [`crate::Code::BadPattern`].
-    pub fn new(patterns: &[(String, T)]) -> Result<Self> {
+    #[cfg(test)]
+    fn new(patterns: &[(String, T)]) -> Result<Self> {
         Self::on_clock(patterns, &Clock::default())
     }
 
@@ -51,7 +52,7 @@ impl<T: Clone> Patterns<T> {
     ///
     /// # Errors
     /// [`crate::Code::BadPattern`] where matching is too costly.
-    pub fn value(&self, module: &str) -> Result<Option<&T>> {
+    pub(super) fn value(&self, module: &str) -> Result<Option<&T>> {
         let mut first = self.clock.charge(module, || self.names.first(module))?;
         for (at, regex) in &self.regexes {
             if first.is_some_and(|first| first < *at) {

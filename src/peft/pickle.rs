@@ -66,7 +66,7 @@ pub fn read_torch_archive(path: &Path, limits: Limits) -> Result<BTreeMap<String
 ///
 /// # Errors
 /// As [`read_torch_archive`], for all that shows without the bytes.
-pub fn read_torch_shapes(
+pub(crate) fn read_torch_shapes(
     path: &Path,
     limits: Limits,
 ) -> Result<BTreeMap<String, (Dtype, Vec<usize>)>> {

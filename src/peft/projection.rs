@@ -21,7 +21,7 @@ pub enum Fma {
 }
 
 /// Elements of one projection beyond which nothing is generated (2 GiB of f32).
-pub const MAX_ELEMENTS: u64 = 1 << 29;
+pub(crate) const MAX_ELEMENTS: u64 = 1 << 29;
 
 /// PEFT's `vera_A` (`rank × max_in`) and `vera_B` (`max_out × rank`), row-major f32.
 ///
@@ -31,7 +31,7 @@ pub const MAX_ELEMENTS: u64 = 1 << 29;
 ///
 /// # Errors
 /// [`Code::ConfigInvalid`] where a dimension is zero, or a matrix has more than [`MAX_ELEMENTS`].
-pub fn regenerate(
+pub(crate) fn regenerate(
     key: u64,
     rank: usize,
     max_in: usize,

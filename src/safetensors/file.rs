@@ -39,7 +39,7 @@ impl SafetensorsFile {
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn open_limited(path: &Path, limit: u64) -> Result<Self> {
+    pub(crate) fn open_limited(path: &Path, limit: u64) -> Result<Self> {
         let (file, len) = open_regular(path)?;
         let mut prefix = [0; 8];
         let have = len.min(8) as usize;
@@ -81,7 +81,7 @@ impl SafetensorsFile {
     }
 
     /// The header as it is in the file, length prefix included.
-    pub fn raw_header(&self) -> &[u8] {
+    pub(crate) fn raw_header(&self) -> &[u8] {
         &self.raw_header
     }
 
@@ -118,7 +118,7 @@ impl SafetensorsFile {
     ///
     /// # Errors
     /// [`Code::Io`].
-    pub fn mapped(&self, info: &TensorInfo) -> Result<Tensor> {
+    pub(crate) fn mapped(&self, info: &TensorInfo) -> Result<Tensor> {
         let range = self.file_range(info);
         let bytes = self
             .map()?

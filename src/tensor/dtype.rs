@@ -95,7 +95,7 @@ impl Dtype {
     }
 
     /// Unit roundoff of F32, F16, BF16 (2⁻²⁴, 2⁻¹¹, 2⁻⁸); zero for the others.
-    pub fn unit_roundoff(self) -> f64 {
+    pub(crate) fn unit_roundoff(self) -> f64 {
         match self {
             Self::F32 => f64::powi(2.0, -24),
             Self::F16 => f64::powi(2.0, -11),

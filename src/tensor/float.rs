@@ -10,7 +10,7 @@ use crate::error::Result;
 ///
 /// # Errors
 /// [`crate::Code::DtypeNotAllowed`] for any other dtype.
-pub fn widen(dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>> {
+pub(crate) fn widen(dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>> {
     if !dtype.is_float() {
         return Err(not_float(dtype));
     }
@@ -22,7 +22,7 @@ pub fn widen(dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>> {
 /// As [`widen`], into `out`, which has one place for each element of `bytes`.
 ///
 /// Other dtypes than F32, F16 and BF16 leave `out` as it is: callers check the dtype first.
-pub fn widen_into(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
+pub(crate) fn widen_into(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     debug_assert!(dtype.is_float() && bytes.len() * 8 == out.len() * dtype.bits());
     match dtype {
         Dtype::F32 => {

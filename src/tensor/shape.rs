@@ -38,7 +38,7 @@ pub fn byte_len(dtype: Dtype, shape: &[usize]) -> Result<u64> {
 }
 
 /// A shape as people write it: `[8, 64]`.
-pub fn shape_text(shape: &[usize]) -> String {
+pub(crate) fn shape_text(shape: &[usize]) -> String {
     format!("{shape:?}")
 }
 

@@ -256,7 +256,7 @@ impl Job {
                 form,
                 dtype: Some(self.config.dtype),
                 base: None,
-                replace: self.options.existing == Existing::Replace,
+                existing: self.options.existing,
             };
             convert::tied_to_peft(&self.config.output, dir, &NoBlobs, Some(base), &options)
         };

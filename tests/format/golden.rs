@@ -104,10 +104,8 @@ fn canonical_files_are_written_again_byte_for_byte() {
             () if has(Stored::Seeded) => Packing::Thin,
             () => Packing::Fat,
         };
-        let options = WriteOptions {
-            packing,
-            ..WriteOptions::default()
-        };
+        let mut options = WriteOptions::default();
+        options.packing = packing;
         let again = dir.path().join(&name);
         write_tl(&again, &file.load(&blobs()).unwrap(), &options).unwrap();
         let (old, new) = (fs::read(fixture(&name)).unwrap(), fs::read(again).unwrap());

@@ -103,10 +103,8 @@ fn to_tl(adapter: &Path, out: &Path, base: &Path) -> Result<PathBuf> {
 
 fn to_peft(tl: &Path, out: &Path, base: &Path, form: Form) -> Result<PathBuf> {
     let base = Checkpoint::open(base)?;
-    let options = ExportOptions {
-        form,
-        ..ExportOptions::default()
-    };
+    let mut options = ExportOptions::default();
+    options.form = form;
     tied_to_peft(tl, out, &NoBlobs, Some(&base), &options)?;
     Ok(out.to_owned())
 }

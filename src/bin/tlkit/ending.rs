@@ -41,7 +41,7 @@ pub(crate) fn remedy(text: String) {
 }
 
 /// From here on the outcome is being told, and no other one is.
-pub(crate) fn begun() {
+pub(crate) fn outcome_is_told() {
     TOLD.store(true, Ordering::Relaxed);
 }
 
@@ -73,7 +73,7 @@ fn interrupt() -> ! {
     let hint = known.unwrap_or_else(|| {
         "what can be resumed goes on when the same command runs again".to_owned()
     });
-    now(&error.hint(hint))
+    end_process(&error.hint(hint))
 }
 
 /// Makes a panic of any thread one line with a code, and so what else ends the process early.
@@ -88,7 +88,7 @@ pub(crate) fn watch_panics() {
             let trace = std::backtrace::Backtrace::force_capture().to_string();
             last_word(io::stderr().as_fd(), trace.into_bytes());
         }
-        now(&error)
+        end_process(&error)
     }));
 }
 
@@ -109,7 +109,7 @@ fn message(info: &PanicHookInfo<'_>) -> String {
 }
 
 /// Ends the process with an error, from whatever thread; the temporary files go.
-pub(crate) fn now(error: &Error) -> ! {
+pub(crate) fn end_process(error: &Error) -> ! {
     let code = i32::from(output::exit_code(error.kind()));
     if !TOLD.swap(true, Ordering::Relaxed) {
         last_word(io::stderr().as_fd(), output::lines(error).into_bytes());
@@ -133,7 +133,7 @@ fn clean() {
     }
 }
 
-/// As [`now`] where the system refused so many bytes of memory: it takes none until all is said.
+/// As [`end_process`] where the system refused so many bytes of memory: it takes none until all is said.
 pub(crate) fn without_memory(size: usize) -> ! {
     static FAILING: AtomicBool = AtomicBool::new(false);
     const CODE: i32 = 3;

@@ -27,7 +27,7 @@ fn given(at: *mut u8, size: usize) -> *mut u8 {
 /// Ends the command where the work on this thread holds more than it may.
 fn count(given: usize, taken: usize) {
     if let Some(error) = budget::note(given, taken) {
-        ending::now(&error);
+        ending::end_process(&error);
     }
 }
 

@@ -1,6 +1,7 @@
 //! What an export is told, and what it tells.
 
 use crate::base::shapes::BaseModules;
+use crate::fs::Existing;
 use crate::tensor::Dtype;
 use serde::{Serialize, Serializer};
 
@@ -35,6 +36,7 @@ impl Serialize for Form {
 
 /// How to write it.
 #[derive(Clone, Copy, Default)]
+#[non_exhaustive]
 pub struct ExportOptions<'a> {
     /// LoRA or VeRA.
     pub form: Form,
@@ -43,11 +45,12 @@ pub struct ExportOptions<'a> {
     /// The modules of the base, to name targets by suffix only where that means the same.
     pub base: Option<&'a dyn BaseModules>,
     /// What to do with an existing directory.
-    pub replace: bool,
+    pub existing: Existing,
 }
 
 /// What was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Exported {
     /// Bytes of config and weights.
     pub bytes: u64,

@@ -30,14 +30,9 @@ pub fn export(adapter: &Adapter, dir: &Path, options: &ExportOptions<'_>) -> Res
         Form::Faithful | Form::Portable => plan_lora(adapter, &modules, options)?,
         Form::Vera => plan_vera(adapter, &modules, options)?,
     };
-    let existing = if options.replace {
-        Existing::Replace
-    } else {
-        Existing::Refuse
-    };
     let tensors = plan.entries.len();
     let mut bytes = plan.config.len() as u64;
-    write_dir(dir, Output::Adapter, existing, |folder| {
+    write_dir(dir, Output::Adapter, options.existing, |folder| {
         let mut config = AtomicFile::create(folder.join(CONFIG_FILE), Existing::Refuse)?;
         config.write_all(plan.config.as_bytes())?;
         config.commit(true)?;

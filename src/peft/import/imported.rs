@@ -23,6 +23,7 @@ pub enum PeftKind {
 
 /// An adapter read from a PEFT directory.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Imported {
     /// Groups of one layer each; nothing is tied yet but VeRA's shared pair.
     pub adapter: Adapter,
@@ -40,6 +41,7 @@ pub struct Imported {
 
 /// How to read.
 #[derive(Default)]
+#[non_exhaustive]
 pub struct ImportOptions<'a> {
     /// The base model, where it is at hand.
     pub base: Option<&'a dyn BaseShapes>,

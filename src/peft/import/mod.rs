@@ -1,4 +1,4 @@
-//! PEFT adapters as [`Adapter`]s: the tensors say which modules are adapted and with which rank,
+//! PEFT adapters as [`Adapter`](crate::adapter::Adapter)s: the tensors say which modules are adapted and with which rank,
 //! the config says alpha, rsLoRA and what the rest means, and both must agree.
 //!
 //! Every module becomes a tie group of one layer over the bytes of the file, nothing is copied;

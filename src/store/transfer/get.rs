@@ -96,7 +96,7 @@ pub fn get(store: &Store, name: &AdapterName, output: &Path, options: &GetOption
     let packing = match &options.form {
         Form::Peft => {
             let peft = export::ExportOptions {
-                replace: options.existing == Existing::Replace,
+                existing: options.existing,
                 ..export::ExportOptions::default()
             };
             got.bytes = export::export(&adapter, output, &peft)?.bytes;

@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use tlkit::convert::{self, Found, ToPeft, ToTied, ToTiedOptions};
-use tlkit::format::{Packing, WriteOptions};
+use tlkit::format::WriteOptions;
 use tlkit::fs::Output as Kind;
 use tlkit::peft::export::{ExportOptions, Form};
 use tlkit::peft::projection::Fma;
@@ -14,13 +14,12 @@ use crate::output::{Outcome, Output, bytes, count, fields, number, plural};
 pub(crate) fn peft_to_tied(args: &PeftToTied, output: &Output) -> Result<Outcome> {
     check_tied(args)?;
     let base = open_base(args.base.as_ref())?;
+    let mut write = WriteOptions::default();
+    write.zstd = args.zstd;
+    write.existing = existing(args.force);
     let options = ToTiedOptions {
         base: base.as_ref(),
-        write: WriteOptions {
-            packing: Packing::Fat,
-            zstd: args.zstd,
-            existing: existing(args.force),
-        },
+        write,
         fma: match args.projection_rounding {
             ProjectionRounding::Fused => Fma::Fused,
             ProjectionRounding::Separate => Fma::Separate,
@@ -140,12 +139,10 @@ pub(crate) fn tied_to_peft(args: &TiedToPeft, output: &Output) -> Result<Outcome
         (PeftForm::Lora, true) => Form::Portable,
         (PeftForm::Lora, false) => Form::Faithful,
     };
-    let options = ExportOptions {
-        form,
-        dtype: Some(args.dtype),
-        base: None,
-        replace: args.force,
-    };
+    let mut options = ExportOptions::default();
+    options.form = form;
+    options.dtype = Some(args.dtype);
+    options.existing = existing(args.force);
     let blobs = blob_source(&args.blobs);
     let report = convert::tied_to_peft(&args.file, &args.output, &*blobs, base.as_ref(), &options)?;
     output.report(&report, || peft_text(&report))?;

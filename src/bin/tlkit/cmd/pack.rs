@@ -65,11 +65,10 @@ pub(crate) fn pack(args: &Pack, output: &Output) -> Result<Outcome> {
             Packing::External(projections)
         }
     };
-    let options = WriteOptions {
-        packing,
-        zstd: args.zstd,
-        existing: existing(args.force),
-    };
+    let mut options = WriteOptions::default();
+    options.packing = packing;
+    options.zstd = args.zstd;
+    options.existing = existing(args.force);
     let written = write_tl(&args.output, &adapter, &options)?;
     let report = Report {
         root: written.root.to_string(),

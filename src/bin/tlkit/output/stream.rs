@@ -95,7 +95,7 @@ impl Output {
 
     /// Reports a failure and gives the exit code.
     pub(crate) fn finish(&self, outcome: Result<Outcome>) -> ExitCode {
-        ending::begun();
+        ending::outcome_is_told();
         let (error, reported) = match outcome {
             Ok(Outcome::Success) => return ExitCode::SUCCESS,
             Ok(Outcome::Different) => return ExitCode::from(1),
