@@ -12,7 +12,7 @@ use minijinja::{Environment, Value, escape_formatter};
 use super::page::page;
 use super::report::Report;
 use crate::error::{Code, Error, Result, sanitize};
-use crate::safetensors::{AtomicFile, Existing};
+use crate::fs::{AtomicFile, Existing};
 
 /// Writes [`html`] to a file, atomically.
 ///

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use crate::error::{Code, Error, Result};
-use crate::safetensors::read_limited;
+use crate::fs::read_limited;
 use crate::sheet;
 
 /// Bytes of a table of owners beyond which it is not read.

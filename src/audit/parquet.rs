@@ -16,7 +16,7 @@ use super::read::empty_row;
 use super::row::{Form, Row};
 use super::table::{COLUMNS, Cell, Column};
 use crate::error::{Code, Error, Result};
-use crate::safetensors::{AtomicFile, Existing};
+use crate::fs::{AtomicFile, Existing};
 use crate::store::Backend;
 
 /// Rows of a row group: what is held in memory as columns at a time, one column at a time.

@@ -13,10 +13,11 @@ use crate::error::{Code, Error, Result};
 use crate::format::{
     Digest, Hasher, MAX_TENSOR_BYTES, ManifestTensor, Stored, TlFile, pack_tensor,
 };
+use crate::fs::read_limited;
 use crate::peft::config::MAX_CONFIG_BYTES;
 use crate::peft::pickle::{Limits, read_torch_archive, read_torch_shapes};
 use crate::peft::{CONFIG_FILE, PICKLE_FILE, PeftConfig, WEIGHTS_FILE, names::strip_prefix};
-use crate::safetensors::{SafetensorsFile, TensorInfo, read_limited};
+use crate::safetensors::{SafetensorsFile, TensorInfo};
 use crate::tensor::Dtype;
 
 /// What of the tensors' own bytes is read, beyond headers.

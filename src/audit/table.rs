@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::row::Row;
 use crate::error::{Error, Result};
-use crate::safetensors::{AtomicFile, Existing};
+use crate::fs::{AtomicFile, Existing};
 use crate::sheet;
 
 /// A value of a column.

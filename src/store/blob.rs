@@ -79,7 +79,7 @@ pub(super) fn decode(object: &Bytes, digest: &Digest, len: u64) -> Result<Bytes>
         }
         RAW => return Err(invalid("its payload has another length than it says")),
         SHUFFLED => unpack_elements(usize::from(width), payload, size)
-            .map_err(|e| Error::new(Code::StoreDamaged, e.message()))?
+            .map_err(|e| Error::new(Code::StoreDamaged, e.message()).cause(e))?
             .into(),
         other => return Err(invalid(&format!("unknown codec {other}"))),
     };

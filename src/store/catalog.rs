@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::failure::{ATTEMPTS, conflict, is_damage};
+use super::handle::Store;
+use super::layout;
 use super::layout::Subject;
+use super::listing::Sequences;
 use super::name::{AdapterName, Name};
 use super::record::{Body, Place, Read, Version};
 use super::sign::Scope;
-use super::{ATTEMPTS, Sequences, Skipped, Store, conflict, is_damage, layout};
+use super::tenants::Skipped;
 use crate::error::{Code, Error, Result};
 
 /// An adapter in a listing: its last version.

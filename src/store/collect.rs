@@ -5,10 +5,14 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::failure::{ATTEMPTS, conflict, is_damage};
+use super::handle::Store;
+use super::layout;
 use super::layout::Subject;
+use super::listing::Sequences;
 use super::name::Name;
 use super::record::{Collection, Place};
-use super::{ATTEMPTS, Sequences, Skipped, Store, conflict, is_damage, layout};
+use super::tenants::Skipped;
 use crate::error::Result;
 use crate::format::Digest;
 

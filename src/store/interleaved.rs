@@ -9,10 +9,13 @@ use futures_util::FutureExt;
 use object_store::ObjectStoreExt;
 use object_store::memory::InMemory;
 
+use super::layout::Subject;
 use super::testing::sample;
 use super::testing::schedule::{Chance, Odds, Port, Schedule};
 use super::*;
-use crate::format::BlobSource;
+use crate::error::{Code, Result};
+use crate::format::Digest;
+use crate::tensor::Bytes;
 
 const GRACE_PERIOD: u64 = 100;
 /// Of the processes' numbers, that of whoever prepares and judges.
@@ -231,7 +234,7 @@ impl World {
         let package = self.packages.iter();
         let package = package.clone().find(|p| p.root == fetched.version().root);
         for blob in &package.unwrap().blobs {
-            if let Ok(Some(bytes)) = fetched.get(&blob.digest, blob.bytes.len() as u64) {
+            if let Ok(Some(bytes)) = fetched.blob(&blob.digest, blob.bytes.len() as u64) {
                 assert!(*bytes == *blob.bytes);
             }
         }
@@ -256,7 +259,7 @@ impl World {
         let package = self.packages.iter();
         let package = package.clone().find(|p| p.root == fetched.version().root);
         for blob in &package.unwrap().blobs {
-            match fetched.get(&blob.digest, blob.bytes.len() as u64) {
+            match fetched.blob(&blob.digest, blob.bytes.len() as u64) {
                 Ok(Some(bytes)) if *bytes == *blob.bytes => {}
                 Ok(_) => return Some(format!("{name} has other bytes")),
                 Err(e) => return Some(format!("{name}: {e}")),

@@ -8,8 +8,10 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::failure::is_damage;
+use super::handle::Store;
 use super::put::{Package, PutReport};
-use super::{Store, blob, is_damage, layout};
+use super::{blob, layout};
 use crate::error::Result;
 use crate::format::Digest;
 

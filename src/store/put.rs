@@ -4,13 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
+use super::confirm::{Claim, Outcome};
+use super::failure::{ATTEMPTS, conflict, is_damage};
+use super::handle::Store;
 use super::layout::Subject;
+use super::listing::Sequences;
 use super::name::{AdapterName, Name};
-use super::record::{Body, MAX_INLINE_BYTES, Place, Read, StoredBlob, Version};
+use super::record::{Body, MAX_INLINE_BYTES, Place, StoredBlob, Version};
 use super::sequence::Appended;
 use super::sign::{Signature, Signer};
-use super::state::{Claim, Outcome, State};
-use super::{ATTEMPTS, Sequences, Store, blob, conflict, is_damage, layout, record};
+use super::state::State;
+use super::{blob, layout};
 use crate::error::{Code, Result};
 use crate::format::Digest;
 use crate::tensor::Bytes;
@@ -413,15 +417,5 @@ impl Store {
             }
         }
         Err(failed.unwrap_or_else(|| conflict("a blob")))
-    }
-
-    /// The records at some keys, a few at a time.
-    pub(super) fn records(&self, keys: &[String]) -> Vec<Result<Option<Read>>> {
-        let objects = self.backend.read_many(keys, record::MAX_RECORD_BYTES);
-        let decode = |(key, object): (&String, Result<Option<Bytes>>)| {
-            let object = object?;
-            object.map(|o| self.decode(key, &o)).transpose()
-        };
-        keys.iter().zip(objects).map(decode).collect()
     }
 }

@@ -194,7 +194,7 @@ pub(super) struct Read {
 /// The object of a record; `manifest` and `inline` belong to a version.
 pub(super) fn encode(record: &Record, manifest: &[u8], inline: &[Vec<u8>]) -> Result<Vec<u8>> {
     let json = serde_json::to_vec(record)
-        .map_err(|e| Error::new(Code::StoreRecord, format!("no JSON: {e}")))?;
+        .map_err(|e| Error::new(Code::StoreRecord, format!("no JSON: {e}")).cause(e))?;
     let magic = if record.at.is_some() { MAGIC } else { UNBOUND };
     object_of(magic, &json, manifest, inline)
 }
@@ -287,7 +287,7 @@ pub(super) fn decode(object: &Bytes) -> Result<Read> {
     let packed = object.get(FRAME..FRAME.saturating_add(packed_len));
     let packed = packed.ok_or_else(|| invalid("shorter than it says"))?;
     let plain = unpack_elements(1, packed, plain_len as u64)
-        .map_err(|e| Error::new(Code::StoreRecord, e.message()))?;
+        .map_err(|e| Error::new(Code::StoreRecord, e.message()).cause(e))?;
     let (size, plain) = plain
         .split_first_chunk()
         .ok_or_else(|| invalid("shorter than its frame"))?;
@@ -295,7 +295,7 @@ pub(super) fn decode(object: &Bytes) -> Result<Read> {
         .split_at_checked(u32::from_le_bytes(*size) as usize)
         .ok_or_else(|| invalid("its JSON is shorter than it says"))?;
     let record: Record =
-        serde_json::from_slice(json).map_err(|e| invalid(&format!("its JSON: {e}")))?;
+        serde_json::from_slice(json).map_err(|e| invalid(&format!("its JSON: {e}")).cause(e))?;
     if record.at.is_some() != (magic == MAGIC) {
         return Err(invalid("its first bytes and its JSON are of two forms"));
     }

@@ -5,11 +5,14 @@
 
 use serde::Serialize;
 
+use super::bitflip;
 use super::collect::MAX_CONDEMNED;
+use super::failure::{conflict, is_damage};
+use super::handle::Store;
 use super::layout::{self, Subject};
+use super::listing::Sequences;
 use super::name::Name;
 use super::record::{Body, Collection, MAX_RECORD_BYTES};
-use super::{Sequences, Store, conflict, is_damage, mend};
 use crate::error::{Error, Result};
 
 /// One thing that a repair does.
@@ -118,7 +121,7 @@ impl Work<'_> {
             Err(e) if is_damage(&e) => return Ok(false),
             object => object?,
         };
-        let object = object.map(|o| mend::candidates(&o)).unwrap_or_default();
+        let object = object.map(|o| bitflip::candidates(&o)).unwrap_or_default();
         let good = |o: &Vec<u8>| self.store.decode(key, &o.clone().into()).is_ok();
         let Some(whole) = object.into_iter().find(good) else {
             return Ok(false);
@@ -294,8 +297,7 @@ mod tests {
         for name in ["u/kept", "u/back"] {
             let fetched = store.get(&name.parse().unwrap()).unwrap();
             for blob in &fetched.version().blobs {
-                use crate::format::BlobSource;
-                assert!(fetched.get(&blob.sha256, blob.bytes).unwrap().is_some());
+                assert!(fetched.blob(&blob.sha256, blob.bytes).unwrap().is_some());
             }
         }
     }

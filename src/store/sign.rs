@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::name::Name;
 use crate::error::{Code, Error, Result};
 use crate::format::Digest;
-use crate::safetensors::read_limited;
+use crate::fs::read_limited;
 
 const MAX_KEY_BYTES: u64 = 64 << 10;
 /// Put before what is signed, so that the signature of a version is one of nothing else.

@@ -4,8 +4,8 @@
 mod limits;
 
 use std::process::Command;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use super::testing::{Action, Faults, Moment, conformance, sample};
 use super::*;
-use crate::format::BlobSource;
+use crate::error::{Code, Result};
 
 fn memory() -> Arc<dyn ObjectStore> {
     Arc::new(InMemory::new())
@@ -41,7 +41,7 @@ fn assert_whole(store: &Store, at: &str, package: &Package) {
     let fetched = store.get(&name(at)).unwrap_or_else(|e| panic!("{at}: {e}"));
     assert_eq!(fetched.version().root, package.root, "{at}");
     for blob in &package.blobs {
-        let bytes = fetched.get(&blob.digest, blob.bytes.len() as u64).unwrap();
+        let bytes = fetched.blob(&blob.digest, blob.bytes.len() as u64).unwrap();
         assert_eq!(&*bytes.unwrap(), &*blob.bytes, "{at}");
     }
 }

@@ -1,8 +1,9 @@
 //! Stores in an audit.
 
 use super::*;
+use crate::fleet;
 use crate::format::NoBlobs;
-use crate::store::{CollectOptions, Store, transfer};
+use crate::store::{CollectOptions, Store};
 
 /// Breaks where an object of a store is counted twice or not at all, or a store is taken for files.
 #[test]
@@ -11,10 +12,10 @@ fn a_store_is_counted_object_by_object() {
     let fleet = dir.path().join("fleet");
     let store = Store::init(fleet.to_str().unwrap(), 0).unwrap();
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/adapters");
-    let whole = transfer::package_any(&fixtures.join("lora"), None, &NoBlobs)
+    let whole = fleet::package_any(&fixtures.join("lora"), None, &NoBlobs)
         .unwrap()
         .0;
-    let tl6 = transfer::package(&fixtures.join("style-tl6.tl"), &NoBlobs).unwrap();
+    let tl6 = fleet::package(&fixtures.join("style-tl6.tl"), &NoBlobs).unwrap();
     store.publish(&tl6).unwrap();
     for (name, package) in [
         ("ann/a", &whole),

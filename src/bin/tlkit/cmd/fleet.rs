@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use serde::Serialize;
+use tlkit::fleet::{self, ExportOptions, Exported};
 use tlkit::fs::check_outside;
-use tlkit::store::transfer::{self, ExportOptions, Exported};
 use tlkit::store::{
     Checked, CollectOptions, Collected, Name, Published, Repair, Repaired, Settings, Stat,
     TenantStat,
@@ -205,7 +205,7 @@ pub(crate) fn publish(args: &args::Publish, output: &Output) -> Result<Outcome> 
     // All of them are read before the first blob is written, which stays for good.
     let mut packages = Vec::new();
     for adapter in &args.adapters {
-        let (package, notes) = transfer::package_any(adapter, None, &*blobs)?;
+        let (package, notes) = fleet::package_any(adapter, None, &*blobs)?;
         for note in &notes {
             output.note(note);
         }
@@ -292,7 +292,7 @@ pub(crate) fn export(args: &args::Export, output: &Output) -> Result<Outcome> {
         None => store.tenants()?.len() as u64,
     };
     let done = with_counter("exporting users", users, |progress| {
-        transfer::export(&store, &args.output, &options, progress)
+        fleet::export(&store, &args.output, &options, progress)
     })?;
     store.report(&done, || export_text(&done, args.thin))?;
     let Some(first) = done.failed.first() else {

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use serde::Serialize;
+use tlkit::fleet::{self, Chain, Form, GetOptions, Got};
 use tlkit::format::Digest;
 use tlkit::fs::{Output as Kind, check_outside};
-use tlkit::store::transfer::{self, Chain, Form, GetOptions, Got};
 use tlkit::store::{
     AdapterName, Listed, Name, PutReport, Scope, Signer, Store, Trust, TrustedKey, VersionEntry,
 };
@@ -47,7 +47,7 @@ pub(crate) fn put(args: &args::Put, output: &Output) -> Result<Outcome> {
     let folder = blob_source(&args.blobs);
     let own = store.blobs(&name.user);
     let (package, notes) =
-        transfer::package_any(&args.adapter, base.as_ref(), &Chain(&*folder, &own))?;
+        fleet::package_any(&args.adapter, base.as_ref(), &Chain(&*folder, &own))?;
     for note in &notes {
         output.note(note);
     }
@@ -99,7 +99,7 @@ pub(crate) fn get(args: &args::Get, output: &Output) -> Result<Outcome> {
     check_output(&args.output, kind, args.force, &[])?;
     check_outside(&args.output, Path::new(&args.url), "the store")?;
     let mut store = Opened::open(&args.url, output)?;
-    let got = transfer::get(&store, &name, &args.output, &options)?;
+    let got = fleet::get(&store, &name, &args.output, &options)?;
     store.report(&got, || got_text(&got, args))?;
     Ok(Outcome::Success)
 }

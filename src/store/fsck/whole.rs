@@ -1,60 +1,15 @@
-//! Checking a store: every record and blob is read, and compared with what names it.
-//!
-//! Others may write meanwhile. What seems wrong is looked at again, with the record that says what
-//! should be there, before it is reported.
-
-mod places;
-mod sequence;
-mod tenant;
+//! The check of a whole store: its places, its settings, what was published, then each tenant.
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
-
-use super::layout::{self, Subject};
-use super::name::Name;
-use super::{Store, blob, is_damage};
-use crate::error::{Code, Error, Result};
-
-/// Records that are held at a time.
-const AT_ONCE: usize = 256;
-
-/// Something that is not as it should be.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct Problem {
-    /// The tenant that it concerns; none for what is of no tenant.
-    pub user: Option<Name>,
-    /// The adapter, as `TASK@VERSION`.
-    pub adapter: Option<String>,
-    /// The object.
-    pub key: String,
-    /// The code of what is wrong with it.
-    pub code: &'static str,
-    /// What is wrong with it.
-    pub message: String,
-}
-
-/// What a check found.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Checked {
-    /// Number of tenants.
-    pub tenants: u64,
-    /// Number of versions read.
-    pub versions: u64,
-    /// Number of blobs read, published ones too.
-    pub blobs: u64,
-    /// Bytes of all objects read.
-    pub bytes: u64,
-    /// Blobs that nothing names; no problem, since garbage collection deletes them.
-    pub unnamed: u64,
-    /// Objects that a repair set aside; no problem either.
-    pub set_aside: u64,
-    /// What is not as it should be, by tenant and adapter.
-    pub problems: Vec<Problem>,
-}
-
-/// A published blob: what is wrong with it, and whether a version names it.
-type Public = BTreeMap<String, (Option<Error>, bool)>;
+use super::finding::{Checked, Finding, Problem, Published};
+use super::sequence::SequenceCheck;
+use crate::error::{Code, Result};
+use crate::store::blob;
+use crate::store::failure::is_damage;
+use crate::store::handle::Store;
+use crate::store::layout::{self, Subject};
+use crate::store::name::Name;
 
 impl Store {
     /// Reads everything in the store, or of one tenant, and compares every byte with its digest,
@@ -75,15 +30,15 @@ impl Store {
             match self.check_tenant(&user, &mut public, &moved, &mut checked, progress) {
                 Err(e) if is_damage(&e) => {
                     let key = layout::records(&user);
-                    checked.problems.push(problem(Some(&user), None, &key, &e));
+                    checked.report(Some(&user), None, &key, &Finding::from(&e));
                 }
                 done => done?,
             }
             checked.tenants += 1;
         }
         for (key, (wrong, named)) in public {
-            if let (Some(e), false) = (wrong, named) {
-                checked.problems.push(problem(None, None, &key, &e));
+            if let (Some(wrong), false) = (wrong, named) {
+                checked.report(None, None, &key, &wrong);
             }
         }
         let place = |p: &Problem| (p.user.clone(), p.adapter.clone(), p.key.clone());
@@ -94,8 +49,7 @@ impl Store {
     fn check_settings(&self, moved: &layout::Moved, checked: &mut Checked) -> Result<()> {
         let sequences = match self.sequences(layout::STORE_RECORDS) {
             Err(e) if is_damage(&e) => {
-                let found = problem(None, None, layout::STORE_RECORDS, &e);
-                checked.problems.push(found);
+                checked.report(None, None, layout::STORE_RECORDS, &Finding::from(&e));
                 return Ok(());
             }
             sequences => sequences?,
@@ -103,7 +57,7 @@ impl Store {
         for numbers in sequences.numbers.values() {
             let keys = |n: &u64| sequences.key(&Subject::Settings, *n);
             let keys: Vec<String> = numbers.iter().map(keys).collect();
-            let mut sequence = sequence::Check::new(&sequences, &Subject::Settings, None, moved);
+            let mut sequence = SequenceCheck::new(&sequences, &Subject::Settings, None, moved);
             for (number, read) in numbers.iter().zip(self.records(&keys)) {
                 let wrong = sequence.next(*number, &read);
                 match read {
@@ -112,14 +66,19 @@ impl Store {
                     Err(e) => return Err(e),
                 }
                 let key = sequences.key(&Subject::Settings, *number);
-                let found = wrong.iter().map(|e| problem(None, None, &key, e));
-                checked.problems.extend(found);
+                for found in &wrong {
+                    checked.report(None, None, &key, found);
+                }
             }
         }
         Ok(())
     }
 
-    fn check_public(&self, checked: &mut Checked, progress: &mut dyn FnMut(u64)) -> Result<Public> {
+    fn check_public(
+        &self,
+        checked: &mut Checked,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Published> {
         let mut public = BTreeMap::new();
         let listed = match self.backend.list(layout::PUBLIC) {
             // Its place is reported.
@@ -128,7 +87,7 @@ impl Store {
         };
         for entry in listed {
             if layout::parse_blob(layout::PUBLIC, &entry.key).is_none() {
-                checked.problems.push(foreign(None, &entry));
+                checked.report_foreign(None, &entry);
                 continue;
             }
             let wrong = self.check_blob(layout::PUBLIC, &entry.key, None)?;
@@ -141,40 +100,24 @@ impl Store {
     }
 
     /// What is wrong with a blob's object; nothing where it is gone.
-    fn check_blob(&self, folder: &str, key: &str, len: Option<u64>) -> Result<Option<Error>> {
+    pub(super) fn check_blob(
+        &self,
+        folder: &str,
+        key: &str,
+        len: Option<u64>,
+    ) -> Result<Option<Finding>> {
         let Some((digest, _)) = layout::parse_blob(folder, key) else {
-            return Ok(Some(Error::new(
-                Code::StoreRecord,
-                "no blob has such a name",
-            )));
+            let message = "no blob has such a name";
+            return Ok(Some(Finding::new(Code::StoreRecord, message)));
         };
         let object = match self.backend.read(key, u64::MAX) {
             Ok(Some(object)) => object,
             Ok(None) => return Ok(None),
-            Err(e) if is_damage(&e) => return Ok(Some(e)),
+            Err(e) if is_damage(&e) => return Ok(Some(Finding::from(&e))),
             Err(e) => return Err(e),
         };
         let len = len.or_else(|| blob::announced(&object)).unwrap_or(0);
-        Ok(blob::decode(&object, &digest, len).err())
+        let decoded = blob::decode(&object, &digest, len);
+        Ok(decoded.err().map(|e| Finding::from(&e)))
     }
-}
-
-fn problem(user: Option<&Name>, adapter: Option<String>, key: &str, e: &Error) -> Problem {
-    Problem {
-        user: user.cloned(),
-        adapter,
-        key: key.to_owned(),
-        code: e.code().as_str(),
-        message: e.message().to_owned(),
-    }
-}
-
-/// An object whose key is none of a store's.
-fn foreign(user: Option<&Name>, entry: &super::Entry) -> Problem {
-    let code = match entry.regular {
-        true => Code::StoreRecord,
-        false => Code::StoreIrregular,
-    };
-    let message = "no object of a store has such a name; it is left alone";
-    problem(user, None, &entry.key, &Error::new(code, message))
 }

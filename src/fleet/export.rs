@@ -7,9 +7,8 @@ use serde::Serialize;
 
 use super::get::{Form, GetOptions, get};
 use crate::error::{Code, Error, Result};
-use crate::safetensors::Existing;
-use crate::store::name::Which;
-use crate::store::{AdapterName, Listed, Name, Store};
+use crate::fs::Existing;
+use crate::store::{AdapterName, Listed, Name, Store, Which};
 
 /// The folder of an export that holds published blobs.
 const BLOBS: &str = "blobs";
@@ -175,8 +174,8 @@ fn as_str<S: serde::Serializer>(code: &Code, to: S) -> std::result::Result<S::Ok
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::package;
     use crate::format::NoBlobs;
-    use crate::store::transfer::package;
 
     /// Breaks where a user who stops an export waits for its end, or finds half a file.
     #[test]
