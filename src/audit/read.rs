@@ -9,10 +9,9 @@ use super::leftover::{Leftover, leftover};
 use super::row::{Facts, Form, Piece, Problem, Projection, Recipe, Row, Target, add};
 use super::scan::{File, Found};
 use crate::adapter::{Adapter, Method};
+use crate::digest::{Digest, Hasher};
 use crate::error::{Code, Error, Result};
-use crate::format::{
-    Digest, Hasher, MAX_TENSOR_BYTES, ManifestTensor, Stored, TlFile, pack_tensor,
-};
+use crate::format::{MAX_TENSOR_BYTES, ManifestTensor, Stored, TlFile, pack_tensor};
 use crate::fs::read_limited;
 use crate::peft::config::MAX_CONFIG_BYTES;
 use crate::peft::pickle::{Limits, read_torch_archive, read_torch_shapes};

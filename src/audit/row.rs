@@ -4,8 +4,8 @@ use serde::Serialize;
 
 use super::fitted::Fit;
 use super::whatif::Scenario;
+use crate::digest::Digest;
 use crate::error::Error;
-use crate::format::Digest;
 
 /// Adds, and stays at the end of the type: sparse files may claim any length.
 pub(super) fn add(sum: &mut u64, more: u64) {

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::row::{Recipe, Row, add};
-use crate::format::Digest;
+use crate::digest::Digest;
 use crate::peft::projection::{Fma, regenerate};
 use crate::tensor::{Dtype, Tensor};
 

@@ -1,7 +1,8 @@
 //! What a store holds, as the tensors that a thin `.tl` leaves out.
 
+use crate::digest::Digest;
 use crate::error::Result;
-use crate::format::{BlobSource, Digest};
+use crate::format::BlobSource;
 use crate::store::{Fetched, TenantBlobs};
 use crate::tensor::Bytes;
 

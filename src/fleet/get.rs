@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::adapter::Adapter;
+use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
-use crate::format::{
-    Digest, Encoded, Manifest, Packing, WriteOptions, encode, write_blobs, write_encoded,
-};
+use crate::format::{Encoded, Manifest, Packing, WriteOptions, encode, write_blobs, write_encoded};
 use crate::fs::{AtomicFile, Existing};
 use crate::peft::export;
 use crate::store::{AdapterName, Fetched, Store, Trust};

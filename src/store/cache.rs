@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::record::Settings;
-use crate::format::Digest;
+use crate::digest::Digest;
 
 /// What was read, verified and found damaged since the store was opened.
 #[derive(Default)]

@@ -13,8 +13,8 @@ use super::listing::Sequences;
 use super::name::Name;
 use super::record::{Collection, Place};
 use super::tenants::Skipped;
+use crate::digest::Digest;
 use crate::error::Result;
-use crate::format::Digest;
 
 /// What to collect.
 #[derive(Debug, Clone, Default)]

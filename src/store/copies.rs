@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::handle::Store;
 use super::layout;
 use super::name::Name;
+use crate::digest::Digest;
 use crate::error::Result;
-use crate::format::Digest;
 
 /// Objects that a service lists in one answer.
 const PAGE: u64 = 1000;

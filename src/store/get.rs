@@ -8,8 +8,8 @@ use super::name::{AdapterName, Name, Which};
 use super::record::{Body, Place, Read, StoredBlob, Version};
 use super::sign::{self, Trust};
 use super::{blob, layout};
+use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
-use crate::format::Digest;
 use crate::tensor::Bytes;
 
 /// A version of an adapter whose record was read and verified. Its blobs are read on demand.

@@ -13,8 +13,8 @@ use super::layout::Subject;
 use super::testing::sample;
 use super::testing::schedule::{Chance, Odds, Port, Schedule};
 use super::*;
+use crate::digest::Digest;
 use crate::error::{Code, Result};
-use crate::format::Digest;
 use crate::tensor::Bytes;
 
 const GRACE_PERIOD: u64 = 100;

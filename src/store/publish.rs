@@ -12,8 +12,8 @@ use super::failure::is_damage;
 use super::handle::Store;
 use super::put::{Package, PutReport};
 use super::{blob, layout};
+use crate::digest::Digest;
 use crate::error::Result;
-use crate::format::Digest;
 
 /// A published blob.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -15,8 +15,8 @@ use super::sequence::Appended;
 use super::sign::{Signature, Signer};
 use super::state::State;
 use super::{blob, layout};
+use crate::digest::Digest;
 use crate::error::{Code, Result};
-use crate::format::Digest;
 use crate::tensor::Bytes;
 
 /// An adapter as the store sees it: a manifest, and the blobs it names.

@@ -9,8 +9,9 @@ use super::dropped::Dropped;
 use super::layout::{self, Subject};
 use super::name::Name;
 use super::sign::Signature;
+use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
-use crate::format::{Digest, MAX_MANIFEST_BYTES, pack_elements, unpack_elements};
+use crate::format::{MAX_MANIFEST_BYTES, pack_elements, unpack_elements};
 use crate::tensor::Bytes;
 
 /// A record that says where it lies.

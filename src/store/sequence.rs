@@ -6,8 +6,8 @@ use super::handle::Store;
 use super::layout::{self, Subject};
 use super::listing::Sequences;
 use super::record::{self, At, Body, MAX_RECORD_BYTES, Record};
+use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
-use crate::format::Digest;
 
 /// How often a request is sent whose answer did not come.
 const TRIES: u32 = 3;

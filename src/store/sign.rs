@@ -7,8 +7,8 @@ use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 
 use super::name::Name;
+use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
-use crate::format::Digest;
 use crate::fs::read_limited;
 
 const MAX_KEY_BYTES: u64 = 64 << 10;

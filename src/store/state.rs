@@ -8,8 +8,8 @@ use super::handle::Store;
 use super::layout::{self, Subject};
 use super::listing::Sequences;
 use super::record::{Body, Collection, MAX_RECORD_BYTES, Read};
+use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::format::Digest;
 
 /// The last collection record of a tenant, as it was read.
 pub(super) struct State {

@@ -13,9 +13,10 @@ use std::path::{Path, PathBuf};
 
 use tlkit::Result;
 use tlkit::adapter::Method;
-use tlkit::convert::{Source, ToTiedOptions, open_adapter, peft_to_tied, tied_to_peft};
+use tlkit::convert::{ToTiedOptions, peft_to_tied, tied_to_peft};
 use tlkit::format::NoBlobs;
 use tlkit::merge::{self, Control, ExecOptions, MergeInput, PlanOptions, Rounding, TiedPolicy};
+use tlkit::open::{Source, open_adapter};
 use tlkit::peft::export::{ExportOptions, Form};
 use tlkit::peft::import::PeftKind;
 use tlkit::safetensors::Checkpoint;

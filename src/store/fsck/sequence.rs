@@ -1,8 +1,8 @@
 //! Whether the records of a sequence follow one another as they were written.
 
 use super::finding::Finding;
+use crate::digest::Digest;
 use crate::error::{Code, Result};
-use crate::format::Digest;
 use crate::store::layout::{Moved, Subject};
 use crate::store::listing::Sequences;
 use crate::store::record::{Body, Collection, Read};

@@ -1,8 +1,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
-use crate::format::Digest;
 use crate::store::system::unix_time;
 use crate::store::{
     AdapterName, Backend, CollectOptions, Name, Package, PackageBlob, Place, Store,

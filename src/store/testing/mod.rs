@@ -10,7 +10,7 @@ pub(crate) mod schedule;
 
 use super::marker::Marker;
 use super::{blob, record};
-use crate::format::Digest;
+use crate::digest::Digest;
 use crate::tensor::Bytes;
 
 pub use checks::{CHECKS, conformance, sample};

@@ -131,7 +131,7 @@ impl Tour<'_> {
             resume: false,
             peft: None,
             existing: Existing::Refuse,
-            device: tlkit::train::device(None)?,
+            device: tlkit::model::device(None)?,
         };
         let report = Job::open(settings.resolve()?, options)?.run(&mut ())?;
         let loss = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{x:.3}"));
@@ -184,7 +184,7 @@ impl Tour<'_> {
     }
 
     fn inputs(&self, path: &Path) -> Result<Vec<MergeInput>> {
-        let opened = tlkit::convert::open_adapter(path, None, &NoBlobs)?;
+        let opened = tlkit::open::open_adapter(path, None, &NoBlobs)?;
         Ok(vec![MergeInput::new(
             show(path),
             opened.adapter,

@@ -1,12 +1,12 @@
 use std::path::{Path, PathBuf};
 
 use tlkit::compute::Gpu;
-use tlkit::convert::{Source, open_adapter};
 use tlkit::format::BlobSource;
 use tlkit::fs::check_inputs;
 use tlkit::merge::{
     self, Control, ExecOptions, MergeInput, MergeReport, Plan, PlanOptions, PlanSummary, TiedPolicy,
 };
+use tlkit::open::{Source, open_adapter};
 use tlkit::peft::import::PeftKind;
 use tlkit::safetensors::Checkpoint;
 use tlkit::{Code, Error, Result};

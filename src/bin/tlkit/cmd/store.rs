@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use serde::Serialize;
+use tlkit::digest::Digest;
 use tlkit::fleet::{self, Chain, Form, GetOptions, Got};
-use tlkit::format::Digest;
 use tlkit::fs::{Output as Kind, check_outside};
 use tlkit::store::{
     AdapterName, Listed, Name, PutReport, Scope, Signer, Store, Trust, TrustedKey, VersionEntry,

@@ -1,16 +1,15 @@
 use tlkit::Result;
 use tlkit::compute::DeviceChoice;
-use tlkit::convert::open_adapter;
 use tlkit::error::sanitize;
 use tlkit::merge::{self, Control, PlanOptions, Rounding, TiedPolicy};
+use tlkit::open::open_adapter;
 use tlkit::safetensors::Checkpoint;
 use tlkit::tensor::Dtype;
 use tlkit::verify::{self, AdaptersReport, FileReport, MergedReport};
 
-use tlkit::train::compare::{LogitsReport, compare_logits, rounding_share};
-use tlkit::train::data::{DataOptions, Dataset, Vocabulary};
-use tlkit::train::model::Model;
-use tlkit::train::{self, branches_of};
+use tlkit::eval::{LogitsReport, compare_logits, rounding_share};
+use tlkit::model::{Model, branches_of, device};
+use tlkit::text::{DataOptions, Dataset, Vocabulary};
 
 use super::merge::open_inputs;
 use super::{blob_source, open_base, show};
@@ -320,7 +319,7 @@ fn listed<'n>(names: impl ExactSizeIterator<Item = &'n str>) -> String {
 }
 
 pub(crate) fn logits(args: &VerifyLogits, output: &Output) -> Result<Outcome> {
-    let device = train::device(Some(&args.device))?;
+    let device = device(Some(&args.device))?;
     let blobs = blob_source(&args.blobs);
     let base = Model::open(&args.base, &device, Some(Dtype::F32))?;
     let (branches, notes) = branches_of(&args.adapter, &base, &*blobs)?;
