@@ -14,7 +14,8 @@ use rayon::prelude::*;
 use tlkit::adapter::{Adapter, Factor, ModuleKind, Scaling, Seed, Target, TieGroup};
 use tlkit::fleet::{self, package_adapter};
 use tlkit::format::{Packing, WriteOptions, encode, seeded_tensor, write_encoded};
-use tlkit::safetensors::Existing;
+use tlkit::fs::Existing;
+use tlkit::progress::Progress;
 use tlkit::store::{AdapterName, CollectOptions, Store};
 use tlkit::tensor::{Dtype, Tensor};
 
@@ -192,7 +193,7 @@ fn main() {
     });
     row("get at random, verified", picks, started.elapsed());
     let started = Instant::now();
-    let checked = store.fsck(None, &mut |_| ()).unwrap();
+    let checked = store.fsck(None, Progress::new()).unwrap();
     assert_eq!((checked.versions, checked.problems.len()), (all, 0));
     row("fsck", all, started.elapsed());
     let started = Instant::now();

@@ -8,6 +8,7 @@
 mod count;
 pub(crate) mod error;
 mod group;
+pub(crate) mod joint;
 mod method;
 mod stored;
 

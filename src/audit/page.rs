@@ -3,11 +3,12 @@
 use minijinja::{Value, context};
 use serde::Serialize;
 
-use super::charts::{Part, bar, bytes, count, percent, plural, signed_bytes};
+use super::charts::{Segment, bar, bytes, count, percent, plural, signed_bytes};
 use super::money::usd;
+use super::problem::Problem;
 use super::report::{FleetScenario, Group, Marginal, Report};
-use super::row::{Problem, Row, Waste};
-use super::whatif::Quality;
+use super::row::{Kind, Row, Waste};
+use super::scenario::Quality;
 use crate::tensor::Dtype;
 
 /// Lines of a table; the rest is counted.
@@ -218,12 +219,12 @@ fn places(report: &Report) -> Value {
             "",
         ),
     ];
-    let part = |line: &(&'static str, &'static str, &str, u64, &str)| Part {
+    let part = |line: &(&'static str, &'static str, &str, u64, &str)| Segment {
         class: line.0,
         label: line.1,
         bytes: line.3,
     };
-    let parts: Vec<Part<'_>> = lines.iter().map(part).collect();
+    let parts: Vec<Segment<'_>> = lines.iter().map(part).collect();
     let row = |(class, label, field, n, advice): (&str, &str, &str, u64, &str)| {
         let n_bytes = match field.is_empty() {
             true => text(bytes(n), true),
@@ -246,7 +247,7 @@ fn places(report: &Report) -> Value {
 
 /// What of a row's or a group's bytes is in use, as long as its share of the longest.
 fn split(title: &str, all: u64, waste: &Waste, max: u64) -> Value {
-    let part = |class, label, bytes| Part {
+    let part = |class, label, bytes| Segment {
         class,
         label,
         bytes,
@@ -318,7 +319,7 @@ fn largest(report: &Report) -> Value {
         let waste = &row.waste;
         vec![
             name(Some(&row.path)),
-            text(row.kind.as_deref().unwrap_or("–"), false),
+            text(row.kind.as_ref().map_or("–", Kind::name), false),
             optional(at("rank"), row.rank),
             text(row.dtype.as_deref().unwrap_or("–"), false),
             optional(at("parameters"), row.parameters),
@@ -344,7 +345,7 @@ fn largest(report: &Report) -> Value {
 
 fn form(scenario: &FleetScenario) -> String {
     let joint = if scenario.joint { " joint" } else { "" };
-    format!("{}{joint}", scenario.name)
+    format!("{}{joint}", scenario.form.name())
 }
 
 /// What a form costs in quality, and how its bar is drawn: a saving is never told without it.
@@ -386,7 +387,7 @@ fn forms(report: &Report) -> Vec<Value> {
     let fleets = report.scenarios.iter().map(|s| s.fleet_bytes);
     let max = fleets.max().unwrap_or(0).max(report.bytes);
     let line = |label: String, class, n: u64, field: String, quality: String| {
-        let part = Part {
+        let part = Segment {
             class,
             label: &quality,
             bytes: n,

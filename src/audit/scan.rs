@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::row::{Problem, add};
+use super::problem::Problem;
+use super::sum::add;
 use crate::error::{Code, Error, Result};
 use crate::fs::check_inside;
 use crate::peft::{CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE};

@@ -2,75 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
-
-use super::row::{Row, Target};
+use super::facts::TargetModule;
+use super::row::Row;
+use super::scenario::{Form, Quality, Scenario};
+use crate::adapter::joint;
 use crate::adapter::{Method, Part, Shape};
-use crate::tensor::{Dtype, larger};
-
-/// What a form does to the adapter's quality.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[serde(rename_all = "lowercase", tag = "kind")]
-pub enum Quality {
-    /// Every number stays what it is.
-    Exact,
-    /// Every number is rounded to nearest; `bound` is the largest relative error of one that
-    /// neither overflows nor is subnormal in the new type.
-    Rounded {
-        /// Unit roundoff.
-        bound: f64,
-    },
-    /// The closest tied adapter at the same rank, found by fitting.
-    Fitted {
-        /// ‖ΔW − ΔW'‖_F / ‖ΔW‖_F over the fitted modules; of several adapters the largest.
-        error: f64,
-    },
-    /// The adapter has to be trained anew.
-    Retrain {
-        /// Error against the present adapter; `None`: not measured.
-        error: Option<f64>,
-    },
-}
-
-impl Quality {
-    /// What is known of both.
-    pub(super) fn worst(self, other: Self) -> Self {
-        match (self, other) {
-            (Self::Fitted { error: a }, Self::Fitted { error: b }) => Self::Fitted {
-                error: larger(a, b),
-            },
-            _ => self,
-        }
-    }
-}
-
-/// What one adapter takes in one form.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Scenario {
-    /// `thin`, `zstd`, `fp16`, `bf16`, `fit`, or a method: `vera`, `tl1` … `tl6`.
-    pub name: &'static str,
-    /// Whether q, k and v share one A, as in the paper.
-    pub joint: bool,
-    /// Bytes of the adapter and of what stays beside it.
-    pub bytes: u64,
-    /// Bytes that it takes less than now; negative where it takes more.
-    pub saving: i64,
-    /// Of the saving, what rests on the presumption that projections are what their seed makes.
-    pub presumed: u64,
-    /// Numbers trained (retraining only).
-    pub parameters: Option<u64>,
-    /// What it does to the adapter's quality.
-    pub quality: Quality,
-}
-
-/// Names of the three attention projections that share an input, by architecture.
-const QKV: [[&str; 3]; 5] = [
-    ["q_proj", "k_proj", "v_proj"],
-    ["query", "key", "value"],
-    ["query_proj", "key_proj", "value_proj"],
-    ["q", "k", "v"],
-    ["q_lin", "k_lin", "v_lin"],
-];
+use crate::tensor::Dtype;
 
 /// Bytes that the header of a `.tl` with so many tensors takes at most, about.
 pub fn header_bytes(tensors: u64) -> u64 {
@@ -80,9 +17,9 @@ pub fn header_bytes(tensors: u64) -> u64 {
 /// Every scenario that applies to a row whose waste is known.
 pub(super) fn scenarios(row: &Row) -> Vec<Scenario> {
     let mut found = Vec::new();
-    let mut add = |name, joint, bytes: u64, presumed, parameters, quality| {
+    let mut add = |form, joint, bytes: u64, presumed, parameters, quality| {
         found.push(Scenario {
-            name,
+            form,
             joint,
             bytes,
             saving: signed(row.bytes, bytes),
@@ -96,24 +33,31 @@ pub(super) fn scenarios(row: &Row) -> Vec<Scenario> {
     }
     let waste = row.waste;
     let thin = row.bytes.saturating_sub(waste.lossless());
-    add("thin", false, thin, waste.presumed, None, Quality::Exact);
+    add(
+        Form::Thin,
+        false,
+        thin,
+        waste.presumed,
+        None,
+        Quality::Exact,
+    );
     if let Some((raw, packed)) = row.facts.packed {
         let bytes = row.bytes.saturating_sub(raw).saturating_add(packed);
-        add("zstd", false, bytes, 0, None, Quality::Exact);
+        add(Form::Zstd, false, bytes, 0, None, Quality::Exact);
     }
     if waste.dtype > 0 {
-        for (name, dtype) in [("fp16", Dtype::F16), ("bf16", Dtype::BF16)] {
+        for (form, dtype) in [(Form::Fp16, Dtype::F16), (Form::Bf16, Dtype::BF16)] {
             let bound = dtype.unit_roundoff();
             let bytes = thin.saturating_sub(waste.dtype);
             let quality = Quality::Rounded { bound };
-            add(name, false, bytes, waste.presumed, None, quality);
+            add(form, false, bytes, waste.presumed, None, quality);
         }
     }
     let facts = &row.facts;
     for fit in &facts.fits {
         let bytes = fit.bytes.saturating_add(facts.kept);
         let quality = Quality::Fitted { error: fit.error };
-        add("fit", fit.joint, bytes, 0, None, quality);
+        add(Form::Fit, fit.joint, bytes, 0, None, quality);
     }
     let error = None;
     for joint in [false, true] {
@@ -134,7 +78,7 @@ pub(super) fn scenarios(row: &Row) -> Vec<Scenario> {
             .fold(0u64, u64::saturating_add);
             let parameters = Some(retrained.parameters);
             let quality = Quality::Retrain { error };
-            add(method.name(), joint, bytes, 0, parameters, quality);
+            add(Form::Method(method), joint, bytes, 0, parameters, quality);
         }
     }
     found
@@ -158,7 +102,7 @@ pub struct Retrained {
 /// Numbers that `method` would train on these targets, each at its own rank, A and B tied over its
 /// layers; with `joint`, q, k and v of the same input and layers share one A. `None` where there
 /// is no target, or a count is beyond the limits of an adapter.
-pub fn retrained(targets: &[Target], method: Method, joint: bool) -> Option<Retrained> {
+pub fn retrained(targets: &[TargetModule], method: Method, joint: bool) -> Option<Retrained> {
     let mut total = Retrained {
         parameters: 0,
         tensors: 0,
@@ -176,7 +120,7 @@ pub fn retrained(targets: &[Target], method: Method, joint: bool) -> Option<Retr
     (!groups.is_empty()).then_some(total)
 }
 
-fn alone(target: &Target) -> (Shape, u64) {
+fn alone(target: &TargetModule) -> (Shape, u64) {
     let shape = Shape {
         layers: target.layers,
         input: target.input,
@@ -187,17 +131,17 @@ fn alone(target: &Target) -> (Shape, u64) {
 
 /// Targets with q, k and v of one parent, input and number of layers put together; their rank is
 /// the largest of the three.
-fn joined(targets: &[Target]) -> Vec<(Shape, u64)> {
+fn joined(targets: &[TargetModule]) -> Vec<(Shape, u64)> {
     let mut together: BTreeMap<_, Vec<(Shape, u64)>> = BTreeMap::new();
     let mut groups = Vec::new();
     for target in targets {
         let (mut shape, rank) = alone(target);
-        let Some((parent, family, slot)) = role(&target.module) else {
+        let Some((parent, set, slot)) = role(&target.module) else {
             groups.push((shape, rank));
             continue;
         };
         shape.outs = [0; 3];
-        let key = (parent, family, target.input, target.layers);
+        let key = (parent, set, target.input, target.layers);
         let alike = together.entry(key).or_default();
         // Layers of two widths give two of a kind, which are two groups.
         match alike.iter_mut().find(|(shape, _)| shape.outs[slot] == 0) {
@@ -215,11 +159,9 @@ fn joined(targets: &[Target]) -> Vec<(Shape, u64)> {
     groups
 }
 
-/// Parent, architecture and place among q, k, v of a module that is one of them.
+/// Parent, set of names and place among q, k, v of a module that is one of them.
 fn role(module: &str) -> Option<(&str, usize, usize)> {
     let (parent, last) = module.rsplit_once('.').unwrap_or(("", module));
-    QKV.iter().enumerate().find_map(|(family, names)| {
-        let slot = names.iter().position(|n| *n == last)?;
-        Some((parent, family, slot))
-    })
+    let (set, slot) = joint::find(last)?;
+    Some((parent, set, slot))
 }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::get::{Form, GetOptions, get};
 use crate::error::{Code, Error, Result};
 use crate::fs::Existing;
+use crate::progress::Progress;
 use crate::store::{AdapterName, Listed, Name, Store, Which};
 
 /// The folder of an export that holds published blobs.
@@ -54,17 +55,18 @@ pub struct NotExported {
 }
 
 /// Writes the last version of every adapter as `dir/USER/TASK.tl`, each whole or not at all, and
-/// holds one at a time. One that fails is reported, and the others go on. `progress` is told the
-/// number of tenants done, 0 before each adapter; an error from it ends the export.
+/// holds one at a time. One that fails is reported, and the others go on. `progress` counts tenants,
+/// and may end the export before each adapter.
 ///
 /// # Errors
 /// [`Code::StoreBackend`] where the store cannot be listed, [`Code::NoSpace`]; [`Code::Io`] where
-/// `dir` cannot be made; [`Code::NotInStore`] where there is no such tenant; those of `progress`.
+/// `dir` cannot be made; [`Code::NotInStore`] where there is no such tenant;
+/// [`Code::Interrupted`] by `progress`.
 pub fn export(
     store: &Store,
     dir: &Path,
     options: &ExportOptions,
-    progress: &mut dyn FnMut(usize) -> Result<()>,
+    progress: Progress<'_>,
 ) -> Result<Exported> {
     let mut tenants = store.tenants()?;
     if let Some(user) = &options.user {
@@ -98,7 +100,7 @@ pub fn export(
             fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, "create", e))?;
         }
         for adapter in &listed {
-            progress(0)?;
+            progress.advance(0)?;
             let output = folder.join(format!("{}.tl", adapter.task));
             let there = output.symlink_metadata().is_ok();
             match one(store, dir, &folder, adapter, options) {
@@ -120,7 +122,7 @@ pub fn export(
                 }),
             }
         }
-        progress(1)?;
+        progress.advance(1)?;
     }
     if same.len() == done.adapters {
         // None was missing: the files exist, as those of any other command.
@@ -173,6 +175,8 @@ fn as_str<S: serde::Serializer>(code: &Code, to: S) -> std::result::Result<S::Ok
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
     use super::*;
     use crate::fleet::package;
     use crate::format::NoBlobs;
@@ -196,15 +200,15 @@ mod tests {
             thin: false,
             existing: Existing::Refuse,
         };
-        let mut calls = 0;
-        let out = dir.path().join("out");
-        let stopped = export(&store, &out, &options, &mut |_| {
-            calls += 1;
-            match calls {
-                2 => Err(Error::new(Code::Interrupted, "stopped")),
-                _ => Ok(()),
+        let (calls, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+        let second = |_| {
+            if calls.fetch_add(1, Ordering::Relaxed) == 1 {
+                stop.store(true, Ordering::Relaxed);
             }
-        });
+        };
+        let progress = Progress::new().counted_by(&second).stopped_by(&stop);
+        let out = dir.path().join("out");
+        let stopped = export(&store, &out, &options, progress);
         assert_eq!(stopped.unwrap_err().code(), Code::Interrupted);
         let names = |folder: &Path| -> Vec<_> {
             let entries = fs::read_dir(folder).unwrap();

@@ -15,6 +15,7 @@ use super::testing::schedule::{Chance, Odds, Port, Schedule};
 use super::*;
 use crate::digest::Digest;
 use crate::error::{Code, Result};
+use crate::progress::Progress;
 use crate::tensor::Bytes;
 
 const GRACE_PERIOD: u64 = 100;
@@ -203,7 +204,9 @@ impl World {
                 };
                 store.collect(&options).map(|_| Came::Done(0, false))
             }
-            Deed::Check => store.fsck(None, &mut |_| ()).map(|_| Came::Done(0, false)),
+            Deed::Check => store
+                .fsck(None, Progress::new())
+                .map(|_| Came::Done(0, false)),
             Deed::Get(at) => match store.get(&task(*at)) {
                 Ok(fetched) => {
                     self.judge_bytes(&fetched);
@@ -489,7 +492,7 @@ fn judge(world: &World) -> Option<String> {
         .unwrap()
         .iter()
         .any(|e| e.came == Came::Unclear);
-    let problems = store.fsck(None, &mut |_| ()).unwrap().problems;
+    let problems = store.fsck(None, Progress::new()).unwrap().problems;
     if !unclear && !problems.is_empty() {
         return Some(format!("{problems:?}"));
     }

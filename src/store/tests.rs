@@ -15,6 +15,7 @@ use tempfile::TempDir;
 use super::testing::{Action, Faults, Moment, conformance, sample};
 use super::*;
 use crate::error::{Code, Result};
+use crate::progress::Progress;
 
 fn memory() -> Arc<dyn ObjectStore> {
     Arc::new(InMemory::new())
@@ -49,7 +50,7 @@ fn assert_whole(store: &Store, at: &str, package: &Package) {
 /// The invariants: a record names only blobs that are there, and all bytes have their digests.
 #[track_caller]
 fn assert_sound(store: &Store) {
-    assert_eq!(store.fsck(None, &mut |_| ()).unwrap().problems, []);
+    assert_eq!(store.fsck(None, Progress::new()).unwrap().problems, []);
 }
 
 #[test]
@@ -545,7 +546,7 @@ fn temporary_files_of_killed_writers() {
     let collected = store.collect(&CollectOptions::default()).unwrap();
     assert_eq!((collected.temporary, collected.skipped), (1, vec![]));
     assert!(records.join("notes#draft").exists() && records.join("x").exists());
-    let problems = store.fsck(None, &mut |_| ()).unwrap().problems;
+    let problems = store.fsck(None, Progress::new()).unwrap().problems;
     let foreign: Vec<_> = problems.iter().map(|p| p.key.as_str()).collect();
     assert_eq!(
         foreign,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::finding::{Checked, Finding, Published};
 use super::sequence::SequenceCheck;
 use crate::error::{Code, Result};
+use crate::progress::Progress;
 use crate::store::failure::is_damage;
 use crate::store::handle::Store;
 use crate::store::layout::{self, Moved, Subject};
@@ -33,7 +34,7 @@ impl Store {
         public: &mut Published,
         moved: &Moved,
         checked: &mut Checked,
-        progress: &mut dyn FnMut(u64),
+        progress: Progress<'_>,
     ) -> Result<()> {
         let sequences = self.sequences(&layout::records(user))?;
         for key in &sequences.foreign {
@@ -58,7 +59,7 @@ impl Store {
                     tenant.confirm(subject, *number, wrong, checked)?;
                     match read {
                         Ok(Some(read)) => {
-                            progress(read.bytes);
+                            progress.advance(read.bytes)?;
                             tenant.check_record(subject, *number, &read, public, checked)?;
                         }
                         Ok(None) => {}

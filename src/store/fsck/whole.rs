@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::finding::{Checked, Finding, Problem, Published};
 use super::sequence::SequenceCheck;
 use crate::error::{Code, Result};
+use crate::progress::Progress;
 use crate::store::blob;
 use crate::store::failure::is_damage;
 use crate::store::handle::Store;
@@ -18,8 +19,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Code::StoreBackend`] where the store cannot be read; what is read and wrong is a
-    /// [`Problem`].
-    pub fn fsck(&self, only: Option<&Name>, progress: &mut dyn FnMut(u64)) -> Result<Checked> {
+    /// [`Problem`]. [`Code::Interrupted`] by `progress`, which counts bytes.
+    pub fn fsck(&self, only: Option<&Name>, progress: Progress<'_>) -> Result<Checked> {
         let mut checked = Checked::default();
         let tenants = self.check_places(only, &mut checked)?;
         let moved = self.set_aside()?;
@@ -74,11 +75,7 @@ impl Store {
         Ok(())
     }
 
-    fn check_public(
-        &self,
-        checked: &mut Checked,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<Published> {
+    fn check_public(&self, checked: &mut Checked, progress: Progress<'_>) -> Result<Published> {
         let mut public = BTreeMap::new();
         let listed = match self.backend.list(layout::PUBLIC) {
             // Its place is reported.
@@ -93,7 +90,7 @@ impl Store {
             let wrong = self.check_blob(layout::PUBLIC, &entry.key, None)?;
             checked.blobs += 1;
             checked.bytes += entry.bytes;
-            progress(entry.bytes);
+            progress.advance(entry.bytes)?;
             public.insert(entry.key, (wrong, false));
         }
         Ok(public)

@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
+use crate::progress::Progress;
 use crate::store::system::unix_time;
 use crate::store::{
     AdapterName, Backend, CollectOptions, Name, Package, PackageBlob, Place, Store,
@@ -119,7 +120,7 @@ fn holds(store: &Store, name: &str, package: &Package) -> Result<()> {
 }
 
 fn sound(store: &Store) -> Result<()> {
-    match store.fsck(None, &mut |_| ())?.problems.first() {
+    match store.fsck(None, Progress::new())?.problems.first() {
         None => Ok(()),
         Some(p) => Err(failed(&format!("fsck: {}: {}", p.key, p.message))),
     }
@@ -419,7 +420,7 @@ fn damage_is_mended(backend: Backend) -> Result<()> {
     }
     backend.replace(&key(0), damaged)?;
     backend.delete(&key(1))?;
-    let checked = store.fsck(None, &mut |_| ())?;
+    let checked = store.fsck(None, Progress::new())?;
     let codes: Vec<&str> = checked.problems.iter().map(|p| p.code).collect();
     let named = checked
         .problems

@@ -321,10 +321,13 @@ impl Tour<'_> {
 
     fn audit(&mut self, tl: &Path) -> Result<()> {
         let paths = ["adapters", "words-exported", "fleet"].map(|name| self.dir.join(name));
-        let report = audit::audit(&paths, &audit::Options::default())?;
+        let report = audit::audit(&paths, &audit::AuditOptions::default())?;
         let total = &report.total;
         expect(total.broken == 0, "an adapter could not be audited")?;
-        let tl6 = report.scenarios.iter().find(|s| s.name == "tl6" && s.joint);
+        let tl6 = report
+            .scenarios
+            .iter()
+            .find(|s| s.form.name() == "tl6" && s.joint);
         let tl6 = tl6.ok_or_else(|| Error::new(Code::Io, "the demo failed: no LoRA was found"))?;
         let in_tl = fs::metadata(tl)
             .map_err(|e| Error::io(tl, "stat", e))?

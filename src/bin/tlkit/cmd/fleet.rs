@@ -16,7 +16,7 @@ use super::store::{tenant, user};
 use super::{blob_source, existing, show};
 use crate::args;
 use crate::output::{Outcome, Output, bytes, count, fields, plural, table};
-use crate::progress::{with_bytes, with_counter};
+use crate::progress::{Work, with_progress};
 
 pub(crate) fn stat(args: &args::Stat, output: &Output) -> Result<Outcome> {
     let only = user(args.user.as_ref())?;
@@ -81,7 +81,9 @@ pub(crate) fn fsck(args: &args::Fsck, output: &Output) -> Result<Outcome> {
         true => Some(store.repair(only.as_ref(), args.dry_run)?),
         false => None,
     };
-    let checked = with_bytes("checking", |progress| store.fsck(only.as_ref(), progress))?;
+    let checked = with_progress("checking", Work::SomeBytes, |progress| {
+        store.fsck(only.as_ref(), progress)
+    })?;
     #[derive(Serialize)]
     struct Report<'a> {
         #[serde(flatten)]
@@ -291,7 +293,7 @@ pub(crate) fn export(args: &args::Export, output: &Output) -> Result<Outcome> {
         Some(_) => 1,
         None => store.tenants()?.len() as u64,
     };
-    let done = with_counter("exporting users", users, |progress| {
+    let done = with_progress("exporting users", Work::Items(users), |progress| {
         fleet::export(&store, &args.output, &options, progress)
     })?;
     store.report(&done, || export_text(&done, args.thin))?;

@@ -1,5 +1,5 @@
 use tlkit::Result;
-use tlkit::audit::{Plan as Report, PlanOptions, plan as project, usd};
+use tlkit::audit::{FleetPlan, PlanOptions, plan as project, usd};
 
 use super::params::shape;
 use crate::args::Plan;
@@ -19,7 +19,7 @@ pub(crate) fn plan(args: &Plan, output: &Output) -> Result<Outcome> {
     Ok(Outcome::Success)
 }
 
-fn text(plan: &Report) -> String {
+fn text(plan: &FleetPlan) -> String {
     let prices = &plan.prices;
     let head = fields(&[
         ("users", count(plan.users)),
