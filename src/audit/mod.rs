@@ -5,6 +5,7 @@
 //! go, and what other forms would take. [`plan()`] computes the same from numbers alone.
 //! `spec/audit-v1.md` defines every number.
 
+mod cells;
 mod charts;
 mod describe;
 mod facts;

@@ -51,6 +51,7 @@ pub fn model_shape(name: &str) -> Result<Shape> {
 
 /// The fleet that is planned.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct PlanOptions {
     /// Users.
     pub users: u64,
@@ -64,6 +65,20 @@ pub struct PlanOptions {
     pub dtype: Dtype,
     /// What bytes and requests cost.
     pub prices: Prices,
+}
+
+impl PlanOptions {
+    /// A fleet of one adapter for each user, of rank 8 in BF16, at the default prices.
+    pub fn new(users: u64, shape: Shape) -> Self {
+        Self {
+            users,
+            tasks: 1,
+            shape,
+            rank: 8,
+            dtype: Dtype::BF16,
+            prices: Prices::default(),
+        }
+    }
 }
 
 /// One method in a plan.

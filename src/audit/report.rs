@@ -160,6 +160,7 @@ pub struct Report {
 
 /// What a report says beside its rows.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct Context {
     /// The paths or addresses that were audited.
     pub roots: Vec<String>,

@@ -42,6 +42,7 @@ pub(super) struct Found {
 
 /// Files that belong to no adapter.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
 pub struct Other {
     /// How many.
     pub files: u64,

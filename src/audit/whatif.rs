@@ -16,50 +16,59 @@ pub fn header_bytes(tensors: u64) -> u64 {
 
 /// Every scenario that applies to a row whose waste is known.
 pub(super) fn scenarios(row: &Row) -> Vec<Scenario> {
-    let mut found = Vec::new();
-    let mut add = |form, joint, bytes: u64, presumed, parameters, quality| {
-        found.push(Scenario {
-            form,
-            joint,
-            bytes,
-            saving: signed(row.bytes, bytes),
-            presumed,
-            parameters,
-            quality,
-        });
-    };
     if row.error.is_some() || row.parameters.is_none() || row.adapter_bytes > row.bytes {
-        return found;
+        return Vec::new();
     }
+    let mut found = exact_and_rounded(row);
+    for fit in &row.facts.fits {
+        let bytes = fit.bytes.saturating_add(row.facts.kept);
+        let quality = Quality::Fitted { error: fit.error };
+        found.push(scenario(row, Form::Fit, fit.joint, bytes, quality));
+    }
+    found.extend(trained_anew(row));
+    found
+}
+
+/// A form that rests on no presumption.
+fn scenario(row: &Row, form: Form, joint: bool, bytes: u64, quality: Quality) -> Scenario {
+    Scenario {
+        form,
+        joint,
+        bytes,
+        saving: signed(row.bytes, bytes),
+        presumed: 0,
+        parameters: None,
+        quality,
+    }
+}
+
+/// What keeps the adapter, or rounds it.
+fn exact_and_rounded(row: &Row) -> Vec<Scenario> {
     let waste = row.waste;
     let thin = row.bytes.saturating_sub(waste.lossless());
-    add(
-        Form::Thin,
-        false,
-        thin,
-        waste.presumed,
-        None,
-        Quality::Exact,
-    );
+    let with_waste = |form, bytes, quality| Scenario {
+        presumed: waste.presumed,
+        ..scenario(row, form, false, bytes, quality)
+    };
+    let mut found = vec![with_waste(Form::Thin, thin, Quality::Exact)];
     if let Some((raw, packed)) = row.facts.packed {
         let bytes = row.bytes.saturating_sub(raw).saturating_add(packed);
-        add(Form::Zstd, false, bytes, 0, None, Quality::Exact);
+        found.push(scenario(row, Form::Zstd, false, bytes, Quality::Exact));
     }
     if waste.dtype > 0 {
         for (form, dtype) in [(Form::Fp16, Dtype::F16), (Form::Bf16, Dtype::BF16)] {
-            let bound = dtype.unit_roundoff();
             let bytes = thin.saturating_sub(waste.dtype);
-            let quality = Quality::Rounded { bound };
-            add(form, false, bytes, waste.presumed, None, quality);
+            let bound = dtype.unit_roundoff();
+            found.push(with_waste(form, bytes, Quality::Rounded { bound }));
         }
     }
+    found
+}
+
+/// What another method would train on the same modules.
+fn trained_anew(row: &Row) -> Vec<Scenario> {
     let facts = &row.facts;
-    for fit in &facts.fits {
-        let bytes = fit.bytes.saturating_add(facts.kept);
-        let quality = Quality::Fitted { error: fit.error };
-        add(Form::Fit, fit.joint, bytes, 0, None, quality);
-    }
-    let error = None;
+    let mut found = Vec::new();
     for joint in [false, true] {
         // A LoRA is another adapter only where q, k and v then share A.
         let methods = Method::PRESETS.into_iter();
@@ -68,17 +77,15 @@ pub(super) fn scenarios(row: &Row) -> Vec<Scenario> {
                 continue;
             };
             let weights = retrained.parameters.saturating_mul(facts.bits) / 8;
-            let bytes = [
-                weights,
-                header_bytes(retrained.tensors),
-                facts.extra_bytes,
-                facts.kept,
-            ]
-            .into_iter()
-            .fold(0u64, u64::saturating_add);
-            let parameters = Some(retrained.parameters);
-            let quality = Quality::Retrain { error };
-            add(Form::Method(method), joint, bytes, 0, parameters, quality);
+            let header = header_bytes(retrained.tensors);
+            let bytes = [weights, header, facts.extra_bytes, facts.kept]
+                .into_iter()
+                .fold(0u64, u64::saturating_add);
+            let quality = Quality::Retrain { error: None };
+            found.push(Scenario {
+                parameters: Some(retrained.parameters),
+                ..scenario(row, Form::Method(method), joint, bytes, quality)
+            });
         }
     }
     found
@@ -92,6 +99,7 @@ pub(super) fn signed(before: u64, after: u64) -> i64 {
 
 /// What a method would train on the modules of an adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Retrained {
     /// Numbers trained, each tied tensor once.
     pub parameters: u64,

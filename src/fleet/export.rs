@@ -16,6 +16,7 @@ const BLOBS: &str = "blobs";
 
 /// What to export, and how.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct ExportOptions {
     /// One tenant; all of them where not given.
     pub user: Option<Name>,
@@ -25,8 +26,20 @@ pub struct ExportOptions {
     pub existing: Existing,
 }
 
+impl Default for ExportOptions {
+    /// Everything, in fat files, over no existing ones.
+    fn default() -> Self {
+        Self {
+            user: None,
+            thin: false,
+            existing: Existing::Refuse,
+        }
+    }
+}
+
 /// What was exported.
 #[derive(Debug, Clone, Default, Serialize)]
+#[non_exhaustive]
 pub struct Exported {
     /// Number of tenants.
     pub tenants: usize,
@@ -44,6 +57,7 @@ pub struct Exported {
 
 /// An adapter that could not be exported.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct NotExported {
     /// `USER/TASK`, or `USER` whose adapters could not be listed.
     pub adapter: String,
@@ -68,14 +82,7 @@ pub fn export(
     options: &ExportOptions,
     progress: Progress<'_>,
 ) -> Result<Exported> {
-    let mut tenants = store.tenants()?;
-    if let Some(user) = &options.user {
-        tenants.retain(|t| t == user);
-        if tenants.is_empty() {
-            let message = format!("no tenant `{user}`");
-            return Err(Error::new(Code::NotInStore, message).file(store.backend().address()));
-        }
-    }
+    let tenants = tenants(store, options)?;
     let mut done = Exported {
         tenants: tenants.len(),
         output: dir.to_owned(),
@@ -86,11 +93,7 @@ pub fn export(
         let listed = match store.list(user) {
             // The tenant's part of the store, not the store.
             Err(e) if e.code() != Code::StoreBackend => {
-                done.failed.push(NotExported {
-                    adapter: user.to_string(),
-                    code: e.code(),
-                    message: e.to_string(),
-                });
+                done.fail(user.to_string(), &e);
                 continue;
             }
             listed => listed?,
@@ -101,25 +104,22 @@ pub fn export(
         }
         for adapter in &listed {
             progress.advance(0)?;
+            let name = format!("{user}/{}", adapter.task);
             let output = folder.join(format!("{}.tl", adapter.task));
-            let there = output.symlink_metadata().is_ok();
-            match one(store, dir, &folder, adapter, options) {
+            let was_there = output.symlink_metadata().is_ok();
+            match one(store, dir, &output, adapter, options) {
                 Ok((bytes, blobs)) => {
                     done.adapters += 1;
                     done.bytes += bytes;
                     done.blobs += blobs;
-                    if there && options.existing == Existing::Refuse {
-                        same.push((format!("{user}/{}", adapter.task), output));
+                    if was_there && options.existing == Existing::Refuse {
+                        same.push((name, output));
                     }
                 }
                 Err(e) if e.code() == Code::NoSpace => return Err(e),
                 // Removed since it was listed.
                 Err(e) if e.code() == Code::NotInStore => {}
-                Err(e) => done.failed.push(NotExported {
-                    adapter: format!("{user}/{}", adapter.task),
-                    code: e.code(),
-                    message: e.to_string(),
-                }),
+                Err(e) => done.fail(name, &e),
             }
         }
         progress.advance(1)?;
@@ -127,23 +127,40 @@ pub fn export(
     if same.len() == done.adapters {
         // None was missing: the files exist, as those of any other command.
         (done.adapters, done.bytes, done.blobs) = (0, 0, 0);
-        done.failed
-            .extend(same.into_iter().map(|(adapter, output)| {
-                let e = Error::output_exists(output);
-                NotExported {
-                    adapter,
-                    code: e.code(),
-                    message: e.to_string(),
-                }
-            }));
+        for (adapter, output) in same {
+            done.fail(adapter, &Error::output_exists(output));
+        }
     }
     Ok(done)
+}
+
+/// The tenants to export.
+fn tenants(store: &Store, options: &ExportOptions) -> Result<Vec<Name>> {
+    let mut tenants = store.tenants()?;
+    if let Some(user) = &options.user {
+        tenants.retain(|t| t == user);
+        if tenants.is_empty() {
+            let message = format!("no tenant `{user}`");
+            return Err(Error::new(Code::NotInStore, message).file(store.backend().address()));
+        }
+    }
+    Ok(tenants)
+}
+
+impl Exported {
+    fn fail(&mut self, adapter: String, e: &Error) {
+        self.failed.push(NotExported {
+            adapter,
+            code: e.code(),
+            message: e.to_string(),
+        });
+    }
 }
 
 fn one(
     store: &Store,
     dir: &Path,
-    folder: &Path,
+    output: &Path,
     adapter: &Listed,
     options: &ExportOptions,
 ) -> Result<(u64, usize)> {
@@ -164,8 +181,7 @@ fn one(
         },
         ..GetOptions::default()
     };
-    let output = folder.join(format!("{}.tl", adapter.task));
-    let got = get(store, &name, &output, &get_options)?;
+    let got = get(store, &name, output, &get_options)?;
     Ok((got.bytes, got.blobs_written))
 }
 

@@ -28,6 +28,7 @@ pub enum Form {
 
 /// How to get an adapter.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct GetOptions {
     /// What to write.
     pub form: Form,
@@ -52,6 +53,7 @@ impl Default for GetOptions {
 
 /// What was written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Got {
     /// `USER/TASK`.
     pub adapter: String,

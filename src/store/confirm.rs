@@ -209,7 +209,7 @@ impl Store {
     }
 
     /// Condemns records of which nobody was told, so that a collection deletes them.
-    pub(super) fn disown(&self, folder: &str, keys: &BTreeSet<String>) -> Result<()> {
+    pub(super) fn condemn_records(&self, folder: &str, keys: &BTreeSet<String>) -> Result<()> {
         for _ in 0..ATTEMPTS {
             let state = self.state(&self.sequences(folder)?)?;
             let mut next = state.collection()?.clone();

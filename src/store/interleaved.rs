@@ -367,7 +367,7 @@ impl World {
     fn leaked(&self, store: &Store) -> Option<String> {
         let user: Name = "u".parse().unwrap();
         let sequences = store.sequences("tenants/u/records").unwrap();
-        let seen = store.seen_names(&sequences, &user).unwrap();
+        let seen = store.named_blobs(&sequences, &user).unwrap();
         for entry in store.backend().list("tenants/u/blobs").unwrap() {
             if !seen.contains(&entry.key) {
                 return Some(format!("{} stays for ever", entry.key));

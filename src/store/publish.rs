@@ -17,6 +17,7 @@ use crate::error::Result;
 
 /// A published blob.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Published {
     /// Its digest.
     pub digest: String,
@@ -39,7 +40,7 @@ impl Store {
                 .backend
                 .create(&key, blob::encode(blob.width, &blob.bytes)?)?;
             if !created {
-                self.mend(&key, blob, &mut PutReport::default())?;
+                self.ensure_published(&key, blob, &mut PutReport::default())?;
             }
             published.push(Published {
                 digest: blob.digest.hex(),

@@ -172,6 +172,7 @@ pub(super) struct Collection {
 /// The settings of a store, all of which its operator may change.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Settings {
     /// Most logical bytes of a tenant that has no quota of its own.
     pub quota: Option<u64>,
@@ -261,7 +262,6 @@ pub(super) fn decode_at(key: &str, object: &Bytes, bound: bool) -> Result<Read> 
 /// [`Code::StoreDamaged`] where the bytes are not those that were written, [`Code::StoreRecord`]
 /// where they are and are no record of version 1.
 pub(super) fn decode(object: &Bytes) -> Result<Read> {
-    let invalid = |m: &str| Error::new(Code::StoreRecord, format!("not a record: {m}"));
     let (Some(&magic), Some(digest)) = (object.first_chunk(), object.get(4..36)) else {
         return Err(invalid("it begins with other bytes"));
     };
@@ -300,28 +300,18 @@ pub(super) fn decode(object: &Bytes) -> Result<Read> {
     if record.at.is_some() != (magic == MAGIC) {
         return Err(invalid("its first bytes and its JSON are of two forms"));
     }
-    let mut at = FRAME + packed_len;
-    let mut inline = Vec::new();
-    if let Body::Adapter(version) = &record.body {
-        for stored in &version.blobs {
-            let Place::Inline(len) = stored.at else {
-                continue;
-            };
-            let end = usize::try_from(len)
-                .ok()
-                .and_then(|len| at.checked_add(len));
-            let slice = end.and_then(|end| object.slice(at..end));
-            let slice = slice.ok_or_else(|| invalid("shorter than its blobs"))?;
-            at += slice.len();
-            inline.push(slice);
+    let manifest_is_named = match &record.body {
+        Body::Adapter(version) => {
+            manifest.len() as u64 == version.manifest && Digest::of(manifest) == version.root
         }
-        if manifest.len() as u64 != version.manifest || Digest::of(manifest) != version.root {
-            return Err(invalid("its manifest is not the one that its root names"));
-        }
-    } else if !manifest.is_empty() {
-        return Err(invalid("bytes follow its JSON"));
+        _ if !manifest.is_empty() => return Err(invalid("bytes follow its JSON")),
+        _ => true,
+    };
+    let inline = inline_blobs(&record, object, FRAME + packed_len)?;
+    if !manifest_is_named {
+        return Err(invalid("its manifest is not the one that its root names"));
     }
-    if at != object.len() {
+    if FRAME + packed_len + inline.iter().map(|b| b.len()).sum::<usize>() != object.len() {
         return Err(invalid("bytes follow its blobs"));
     }
     Ok(Read {
@@ -331,6 +321,31 @@ pub(super) fn decode(object: &Bytes) -> Result<Read> {
         bytes: object.len() as u64,
         object: object.clone(),
     })
+}
+
+fn invalid(message: &str) -> Error {
+    Error::new(Code::StoreRecord, format!("not a record: {message}"))
+}
+
+/// The blobs that lie in the object of a record from a place on, one after another.
+fn inline_blobs(record: &Record, object: &Bytes, mut at: usize) -> Result<Vec<Bytes>> {
+    let mut inline = Vec::new();
+    let Body::Adapter(version) = &record.body else {
+        return Ok(inline);
+    };
+    for stored in &version.blobs {
+        let Place::Inline(len) = stored.at else {
+            continue;
+        };
+        let end = usize::try_from(len)
+            .ok()
+            .and_then(|len| at.checked_add(len));
+        let slice = end.and_then(|end| object.slice(at..end));
+        let slice = slice.ok_or_else(|| invalid("shorter than its blobs"))?;
+        at += slice.len();
+        inline.push(slice);
+    }
+    Ok(inline)
 }
 
 impl Read {

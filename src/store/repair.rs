@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 
 /// One thing that a repair does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Repair {
     /// The object that is wrong.
     pub key: String,
@@ -30,6 +31,7 @@ pub struct Repair {
 
 /// What a repair did, or would do.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Repaired {
     /// What was done, in this order.
     pub repairs: Vec<Repair>,
@@ -196,7 +198,7 @@ impl Work<'_> {
             next.dead = good.dead.clone();
         }
         let Some(user) = user else { return Ok(next) };
-        let named = match self.store.seen_names(sequences, user) {
+        let named = match self.store.named_blobs(sequences, user) {
             // What a damaged version names is not known. Its tenant is not collected either.
             Err(e) if is_damage(&e) => return Ok(next),
             named => named?,

@@ -98,6 +98,7 @@ impl TrustedKey {
 
 /// Which signatures count.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Trust {
     /// Keys one of which must have signed; where there are none, no signature is asked for.
     pub keys: Vec<TrustedKey>,

@@ -10,6 +10,7 @@ use crate::error::{Code, Result};
 
 /// A tenant that a walk over all of them left out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Skipped {
     /// The tenant.
     pub user: Name,

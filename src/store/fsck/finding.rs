@@ -10,6 +10,7 @@ use crate::store::name::Name;
 
 /// Something that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[non_exhaustive]
 pub struct Problem {
     /// The tenant that it concerns; none for what is of no tenant.
     pub user: Option<Name>,
@@ -25,6 +26,7 @@ pub struct Problem {
 
 /// What a check found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Checked {
     /// Number of tenants.
     pub tenants: u64,

@@ -169,10 +169,9 @@ fn fsck_text(c: &Checked) -> String {
 
 pub(crate) fn gc(args: &args::Gc, output: &Output) -> Result<Outcome> {
     let only = user(args.user.as_ref())?;
-    let options = CollectOptions {
-        keep: args.keep,
-        dry_run: args.dry_run,
-    };
+    let mut options = CollectOptions::default();
+    options.keep = args.keep;
+    options.dry_run = args.dry_run;
     let mut store = Opened::open(&args.url, output)?;
     let done = match tenant(&store, only)? {
         Some(user) => store.collect_tenant(&user, &options)?,
@@ -282,11 +281,10 @@ fn shown(quota: Option<u64>) -> String {
 }
 
 pub(crate) fn export(args: &args::Export, output: &Output) -> Result<Outcome> {
-    let options = ExportOptions {
-        user: user(args.user.as_ref())?,
-        thin: args.thin,
-        existing: existing(args.force),
-    };
+    let mut options = ExportOptions::default();
+    options.user = user(args.user.as_ref())?;
+    options.thin = args.thin;
+    options.existing = existing(args.force);
     check_outside(&args.output, Path::new(&args.url), "the store")?;
     let mut store = Opened::open(&args.url, output)?;
     let users = match options.user {

@@ -7,14 +7,12 @@ use crate::output::{Outcome, Output, bytes, count, fields, percent, table};
 
 pub(crate) fn plan(args: &Plan, output: &Output) -> Result<Outcome> {
     let shape = shape(&args.model)?;
-    let report = project(&PlanOptions {
-        users: args.users,
-        tasks: args.tasks,
-        shape,
-        rank: args.rank,
-        dtype: args.dtype,
-        prices: args.prices.prices(),
-    })?;
+    let mut options = PlanOptions::new(args.users, shape);
+    options.tasks = args.tasks;
+    options.rank = args.rank;
+    options.dtype = args.dtype;
+    options.prices = args.prices.prices();
+    let report = project(&options)?;
     output.report(&report, || text(&report))?;
     Ok(Outcome::Success)
 }

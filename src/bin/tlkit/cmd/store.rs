@@ -79,19 +79,18 @@ fn put_text(r: &PutReport) -> String {
 pub(crate) fn get(args: &args::Get, output: &Output) -> Result<Outcome> {
     let name: AdapterName = args.name.parse()?;
     let trusted = args.require_signature.iter().map(|p| TrustedKey::open(p));
-    let options = GetOptions {
-        form: match (args.peft, args.thin) {
-            (true, _) => Form::Peft,
-            (_, true) => Form::Thin(args.blobs.clone()),
-            _ => Form::Fat,
-        },
-        zstd: args.zstd,
-        existing: existing(args.force),
-        trust: Trust {
-            keys: trusted.collect::<Result<_>>()?,
-            root_only: args.allow_root_signature,
-        },
+    let mut trust = Trust::default();
+    trust.keys = trusted.collect::<Result<_>>()?;
+    trust.root_only = args.allow_root_signature;
+    let mut options = GetOptions::default();
+    options.form = match (args.peft, args.thin) {
+        (true, _) => Form::Peft,
+        (_, true) => Form::Thin(args.blobs.clone()),
+        _ => Form::Fat,
     };
+    options.zstd = args.zstd;
+    options.existing = existing(args.force);
+    options.trust = trust;
     let kind = match args.peft {
         true => Kind::Adapter,
         false => Kind::File,
