@@ -6,8 +6,9 @@ use super::facts::{Recipe, TargetModule};
 use super::row::Kind;
 use super::sum::add;
 use super::tensors::{Contents, StoredTensor, TensorSums};
-use crate::adapter::{Adapter, Method};
+use crate::adapter::{Adapter, LAYER_PLACE, Method, split_digits};
 use crate::peft::names::strip_prefix;
+use crate::peft::slot::Slot;
 
 /// What is known of an adapter beside its bytes.
 #[derive(Debug, Default)]
@@ -160,45 +161,27 @@ fn is_projection(name: &str) -> bool {
     matches!(name, "base_model.vera_A" | "base_model.vera_B")
 }
 
-/// What ends the name of a factor, and which it is: 0 for A, 1 for B, 2 for others of a module.
-const FACTORS: [(&str, usize); 7] = [
-    (".lora_A.weight", 0),
-    (".lora_B.weight", 1),
-    (".lora_embedding_A", 0),
-    (".lora_embedding_B", 1),
-    (".vera_lambda_b", 2),
-    (".lora_A.default.weight", 0),
-    (".lora_B.default.weight", 1),
-];
-
-/// The module that a tensor is a factor of, and which.
+/// The module that a tensor is a factor of, and which: 0 for A, 1 for B, 2 for VeRA's outputs.
 fn factor(name: &str) -> Option<(&str, usize)> {
-    let name = strip_prefix(name);
-    FACTORS
-        .iter()
-        .find_map(|(end, slot)| Some((name.strip_suffix(end)?, *slot)))
-}
-
-/// A module path with `{}` for its first number, and that number.
-fn template(module: &str) -> (String, Option<&str>) {
-    let mut layer = None;
-    let segments = module.split('.').map(|segment| {
-        let number = !segment.is_empty() && segment.bytes().all(|b| b.is_ascii_digit());
-        if number && layer.is_none() {
-            layer = Some(segment);
-            return "{}";
-        }
-        segment
-    });
-    let path: Vec<&str> = segments.collect();
-    (path.join("."), layer)
+    let (module, slot) = Slot::split_saved(strip_prefix(name))?;
+    let which = match slot {
+        Slot::A | Slot::EmbeddingA => 0,
+        Slot::B | Slot::EmbeddingB => 1,
+        Slot::LambdaB => 2,
+        Slot::Bias | Slot::Magnitude | Slot::LambdaD => return None,
+    };
+    Some((module, which))
 }
 
 /// How many layers these modules are in; the same number in two lists of layers is two.
 fn layers<'m>(modules: impl Iterator<Item = &'m str>) -> u64 {
     let layer = |module: &'m str| {
-        let (path, layer) = template(module);
-        let list = path.split("{}").next().unwrap_or_default().to_owned();
+        let (path, layer) = split_digits(module);
+        let list = path
+            .split(LAYER_PLACE)
+            .next()
+            .unwrap_or_default()
+            .to_owned();
         layer.map(|layer| (list, layer))
     };
     modules.filter_map(layer).collect::<BTreeSet<_>>().len() as u64
@@ -211,7 +194,7 @@ struct Targets(BTreeMap<(String, u64, u64), (u64, u64)>);
 impl Targets {
     /// Adds a module with its input, output and rank.
     fn add(&mut self, module: &str, [input, out, rank]: [u64; 3]) {
-        let key = (template(module).0, input, out);
+        let key = (split_digits(module).0, input, out);
         let (layers, largest) = self.0.entry(key).or_default();
         *layers += 1;
         *largest = rank.max(*largest);

@@ -19,7 +19,7 @@ use super::tensors::{
 };
 use crate::adapter::Method;
 use crate::error::{Code, Error, Result};
-use crate::format::{Stored, TlFile};
+use crate::format::{Stored, TlFile, packed_name};
 use crate::fs::read_limited;
 use crate::peft::config::MAX_CONFIG_BYTES;
 use crate::peft::{CONFIG_FILE, PICKLE_FILE, PeftConfig, WEIGHTS_FILE};
@@ -137,7 +137,7 @@ fn stored_tensors(file: &TlFile) -> Result<(Vec<StoredTensor>, BTreeSet<String>)
     for (name, tensor) in file.manifest().tensors() {
         let info = match storage.get(name.as_str()) {
             Some(Stored::Raw) => header.get(name),
-            Some(Stored::Packed) => header.get(&format!("z.{name}")),
+            Some(Stored::Packed) => header.get(&packed_name(name)),
             _ => None,
         };
         let Some(info) = info else { continue };

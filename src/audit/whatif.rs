@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::facts::TargetModule;
 use super::row::Row;
 use super::scenario::{Form, Quality, Scenario};
-use crate::adapter::joint;
 use crate::adapter::{Method, Part, Shape};
+use crate::base::modules::in_joint_set;
 use crate::tensor::Dtype;
 
 /// Bytes that the header of a `.tl` with so many tensors takes at most, about.
@@ -170,6 +170,6 @@ fn joined(targets: &[TargetModule]) -> Vec<(Shape, u64)> {
 /// Parent, set of names and place among q, k, v of a module that is one of them.
 fn role(module: &str) -> Option<(&str, usize, usize)> {
     let (parent, last) = module.rsplit_once('.').unwrap_or(("", module));
-    let (set, slot) = joint::find(last)?;
+    let (set, slot) = in_joint_set(last)?;
     Some((parent, set, slot))
 }

@@ -17,7 +17,7 @@ const MAX_SHIFT: usize = 3;
 /// Names that fit no rewrite after which [`Finder`] looks for none: each costs a look at all of the base.
 const MOST_SEARCHES: usize = 64;
 
-const WHICH: &str = "merge it, and say which: tlkit merge … --rename FROM=TO";
+const WHICH: &str = "merge it, and say by a rename which is meant";
 
 /// The names there are.
 pub(crate) trait Known {
@@ -249,7 +249,7 @@ fn unmatched(base: &impl Known, missing: &[&String]) -> Error {
         .find(|s| base.locate(&format!("{module}.{s}")).is_some())
     {
         let message = format!("the base holds it quantised, as `{module}.{suffix}`");
-        return about(base, quantised(Error::new(Code::BaseDtype, message))).tensor(*first);
+        return in_base(base, quantised(Error::new(Code::BaseDtype, message))).tensor(*first);
     }
     let message = if missing.len() == 1 {
         "the base has no such tensor".to_owned()
@@ -278,12 +278,12 @@ fn unmatched(base: &impl Known, missing: &[&String]) -> Error {
             near.join(", ")
         )
     };
-    about(base, Error::new(Code::UnmatchedModule, message))
+    in_base(base, Error::new(Code::UnmatchedModule, message))
         .tensor(*first)
         .hint(hint)
 }
 
-fn about(base: &impl Known, error: Error) -> Error {
+fn in_base(base: &impl Known, error: Error) -> Error {
     match base.path() {
         Some(path) => error.file(path),
         None => error,
