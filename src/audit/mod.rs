@@ -4,6 +4,21 @@
 //! gives a [`Report`]: one [`Row`] for each adapter, sums by user, task, base and kind, what could
 //! go, and what other forms would take. [`plan()`] computes the same from numbers alone.
 //! `spec/audit-v1.md` defines every number.
+//!
+//! ```no_run
+//! use tlkit::audit::{AuditOptions, audit, write_csv};
+//! use tlkit::fs::Existing;
+//!
+//! # fn main() -> tlkit::Result<()> {
+//! let mut options = AuditOptions::default();
+//! options.owners = "{user}/{task}".parse()?;
+//! let report = audit(&["fleet".into()], &options)?;
+//! let waste = report.total.waste.lossless();
+//! println!("{} adapters, {waste} of {} bytes could go", report.total.adapters, report.bytes);
+//! write_csv("fleet.csv".as_ref(), &report.rows, Existing::Refuse)?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod cells;
 mod charts;

@@ -108,3 +108,16 @@ pub fn package_adapter(adapter: &Adapter) -> Result<Package> {
         blobs: distinct(kept),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::format::{MAX_MANIFEST_BYTES, MAX_TENSOR_BYTES};
+    use crate::store::{MAX_BLOB_BYTES, MAX_RECORDED_MANIFEST_BYTES};
+
+    /// Breaks where an adapter that is valid could not be put.
+    #[test]
+    fn a_store_takes_what_the_format_allows() {
+        assert!(MAX_TENSOR_BYTES <= MAX_BLOB_BYTES);
+        assert!(MAX_MANIFEST_BYTES <= MAX_RECORDED_MANIFEST_BYTES);
+    }
+}

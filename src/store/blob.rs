@@ -2,9 +2,11 @@
 
 use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
-use crate::format::{MAX_TENSOR_BYTES, pack_elements, unpack_elements};
+use crate::format::{pack_elements, unpack_elements};
 use crate::tensor::Bytes;
 
+/// Longest blob, in raw bytes.
+pub const MAX_BLOB_BYTES: u64 = 4 << 30;
 const MAGIC: [u8; 4] = *b"TLB1";
 /// Magic, codec, width of an element, whether it replaced another one, a zero byte, length of the
 /// raw bytes.
@@ -68,7 +70,7 @@ pub(super) fn decode(object: &Bytes, digest: &Digest, len: u64) -> Result<Bytes>
         return Err(invalid("it begins with other bytes"));
     }
     let size = u64::from_le_bytes(size);
-    if size != len || size > MAX_TENSOR_BYTES {
+    if size != len || size > MAX_BLOB_BYTES {
         return Err(invalid(&format!(
             "it says {size} bytes, {len} are expected"
         )));

@@ -6,6 +6,24 @@
 //! every backend is atomic, a crash leaves at worst blobs that nothing names, and two writers
 //! of one name are ordered by the store itself.
 //!
+//! ```no_run
+//! use tlkit::fleet::{self, GetOptions};
+//! use tlkit::format::NoBlobs;
+//! use tlkit::store::{GRACE, Store};
+//!
+//! # fn main() -> tlkit::Result<()> {
+//! let store = Store::init("fleet", GRACE)?;
+//! let name = "alice/summaries".parse()?;
+//! let package = fleet::package("summaries.tl".as_ref(), &NoBlobs)?;
+//! let put = store.put(&name, &package, None)?;
+//! assert_eq!(put.version, 1);
+//!
+//! let got = fleet::get(&store, &name, "again.tl".as_ref(), &GetOptions::default())?;
+//! assert_eq!(got.root, put.root);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! The store knows blobs and digests, not tensors; [`fleet`](crate::fleet) is where adapters become
 //! packages of blobs and back.
 
@@ -40,6 +58,7 @@ mod sign;
 mod state;
 mod system;
 mod tenants;
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
 #[cfg(test)]
@@ -48,6 +67,7 @@ mod interleaved;
 mod tests;
 
 pub use backend::{Backend, Entry};
+pub use blob::MAX_BLOB_BYTES;
 pub use catalog::{Inventory, Listed, Stat, StoredAdapter, TenantStat, VersionEntry};
 pub use collect::{CollectOptions, Collected};
 pub use fsck::{Checked, Problem};
@@ -57,7 +77,7 @@ pub use marker::{FEATURES, GRACE, VERSION};
 pub use name::{AdapterName, MAX_NAME_BYTES, Name, Which};
 pub use publish::Published;
 pub use put::{Package, PackageBlob, PutReport};
-pub use record::{Place, Settings, StoredBlob, Version};
+pub use record::{MAX_RECORDED_MANIFEST_BYTES, Place, Settings, StoredBlob, Version};
 pub use repair::{Repair, Repaired};
 pub use sign::{Scope, Signature, Signer, Trust, TrustedKey};
 pub use tenants::Skipped;

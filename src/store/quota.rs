@@ -33,7 +33,8 @@ impl Store {
             "{} keeps {kept} of {quota} bytes, the adapter needs {need}",
             name.user
         );
-        let hint = "all versions count until they are collected: `tlkit store gc --keep N` drops older ones, `tlkit store quota` raises the quota";
+        let hint =
+            "all versions count until they are collected: keep fewer of them, or raise the quota";
         Err(Error::new(Code::QuotaExceeded, message).hint(hint))
     }
 

@@ -11,7 +11,7 @@ use super::name::Name;
 use super::sign::Signature;
 use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
-use crate::format::{MAX_MANIFEST_BYTES, pack_elements, unpack_elements};
+use crate::format::{pack_elements, unpack_elements};
 use crate::tensor::Bytes;
 
 /// A record that says where it lies.
@@ -20,6 +20,8 @@ pub(super) const MAGIC: [u8; 4] = *b"TLR2";
 pub(super) const UNBOUND: [u8; 4] = *b"TLR1";
 /// Magic, SHA-256 of what follows, length of the packed part, its length unpacked.
 const FRAME: usize = 44;
+/// Longest manifest that lies in a record.
+pub const MAX_RECORDED_MANIFEST_BYTES: usize = 8 << 20;
 /// Longest JSON of a record.
 const MAX_JSON_BYTES: usize = 16 << 20;
 /// Longest record as an object.
@@ -282,7 +284,7 @@ pub(super) fn decode(object: &Bytes) -> Result<Read> {
     let (Some(packed_len), Some(plain_len)) = (number(36), number(40)) else {
         return Err(invalid("shorter than its frame"));
     };
-    if plain_len > MAX_JSON_BYTES + MAX_MANIFEST_BYTES + 4 {
+    if plain_len > MAX_JSON_BYTES + MAX_RECORDED_MANIFEST_BYTES + 4 {
         return Err(invalid("longer than the limit"));
     }
     let packed = object.get(FRAME..FRAME.saturating_add(packed_len));

@@ -87,9 +87,7 @@ impl Store {
             let message = "the settings are damaged, so the quota is not known";
             return Err(Error::new(Code::QuotaUnknown, message)
                 .file(self.backend.address())
-                .hint(
-                    "set quotas anew with `tlkit store quota`, or see `tlkit store fsck --repair`",
-                ));
+                .hint("set the quotas anew, or repair the store"));
         }
         let settings = &self.known.settings;
         let own = settings.quotas.get(user).copied();

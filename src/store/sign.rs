@@ -136,7 +136,7 @@ pub(super) fn check(
     if signature.scope == Scope::Root && !trust.root_only {
         let message = format!("{what} has a signature of the root only");
         return Err(refuse(message).hint(
-            "it does not say for which name and version; put it again with --sign, or pass --allow-root-signature",
+            "it does not say for which name and version; sign it anew, or let root signatures count",
         ));
     }
     Ok(())
