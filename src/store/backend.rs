@@ -18,6 +18,8 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 use tokio::runtime::Runtime;
 use url::Url;
 
+use super::blob::MAX_BLOB_BYTES;
+use super::failure::no_store;
 use super::folder::{Folder, IRREGULAR, Irregular, Stray};
 use super::redact::{Redact, shown_address};
 use super::{cloud, layout};
@@ -30,7 +32,7 @@ const RETRY_AFTER: Duration = Duration::from_millis(100);
 /// Requests under way at once.
 const PARALLEL: usize = 32;
 /// Longest object that is read: a blob of the largest tensor, and its frame.
-const MAX_OBJECT_BYTES: u64 = crate::format::MAX_TENSOR_BYTES + (1 << 20);
+const MAX_OBJECT_BYTES: u64 = MAX_BLOB_BYTES + (1 << 20);
 
 /// An object in a listing.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -82,7 +84,7 @@ impl Backend {
         if !address.contains("://") {
             return Self::folder(FilePath::new(address), address);
         }
-        let url = Url::parse(address).map_err(|e| bad(e.to_string()))?;
+        let url = Url::parse(address).map_err(|e| bad(e.to_string()).cause(e))?;
         match url.scheme() {
             "file" => {
                 let path = url.to_file_path().ok();
@@ -131,13 +133,14 @@ impl Backend {
     /// # Errors
     /// [`Code::StoreUrl`] where the prefix is no valid path, [`Code::Io`] without threads.
     pub fn new(objects: Arc<dyn ObjectStore>, prefix: &str, address: &str) -> Result<Self> {
-        let prefix = Path::parse(prefix).map_err(|e| Error::new(Code::StoreUrl, e.to_string()))?;
+        let prefix =
+            Path::parse(prefix).map_err(|e| Error::new(Code::StoreUrl, e.to_string()).cause(e))?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("tlkit-store")
             .enable_all()
             .build()
-            .map_err(|e| Error::new(Code::Io, format!("cannot start threads: {e}")))?;
+            .map_err(|e| Error::new(Code::Io, format!("cannot start threads: {e}")).cause(e))?;
         Ok(Self {
             objects,
             runtime: Arc::new(runtime),
@@ -194,13 +197,13 @@ impl Backend {
             unsure |= broke(&e);
             let there = match unsure {
                 true => self.read(key, bytes.len() as u64),
-                false => return Err(self.failed("create", key, &e)),
+                false => return Err(self.failed("create", key, e)),
             };
             match there {
                 Ok(Some(there)) => return Ok(*there == *bytes),
                 Err(longer) if longer.code() == Code::StoreRecord => return Ok(false),
                 Ok(None) if attempt < RETRIES => self.pause(attempt),
-                Ok(None) | Err(_) => return Err(self.failed("create", key, &e)),
+                Ok(None) | Err(_) => return Err(self.failed("create", key, e)),
             }
         }
         Ok(false)
@@ -216,7 +219,7 @@ impl Backend {
         let put = || self.objects.put(&path, PutPayload::from(bytes.clone()));
         match self.runtime.block_on(again(put)) {
             Ok(_) => Ok(()),
-            Err(e) => Err(self.failed("write", key, &e)),
+            Err(e) => Err(self.failed("write", key, e)),
         }
     }
 
@@ -228,7 +231,7 @@ impl Backend {
         let (source, target) = (self.path(from)?, self.path(to)?);
         let rename = self.objects.rename(&source, &target);
         let renamed = self.runtime.block_on(rename);
-        renamed.map_err(|e| self.failed("move", from, &e))
+        renamed.map_err(|e| self.failed("move", from, e))
     }
 
     fn pause(&self, attempt: u32) {
@@ -267,7 +270,7 @@ impl Backend {
                 Err(Error::new(Code::StoreRecord, message).file(self.show(key)))
             }
             Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(e) => Err(self.failed("read", key, &e)),
+            Err(e) => Err(self.failed("read", key, e)),
         }
     }
 
@@ -281,7 +284,7 @@ impl Backend {
         let found = match self.runtime.block_on(again(listing)) {
             Ok(found) => found,
             Err(object_store::Error::NotFound { .. }) => Vec::new(),
-            Err(e) => return Err(self.failed("list", folder, &e)),
+            Err(e) => return Err(self.failed("list", folder, e)),
         };
         Ok(self.entries(found))
     }
@@ -324,7 +327,7 @@ impl Backend {
         let found = match self.runtime.block_on(again(list)) {
             Ok(found) => found,
             Err(object_store::Error::NotFound { .. }) => return Ok((Vec::new(), Vec::new())),
-            Err(e) => return Err(self.failed("list", folder, &e)),
+            Err(e) => return Err(self.failed("list", folder, e)),
         };
         let mut names: Vec<String> = found
             .common_prefixes
@@ -343,7 +346,7 @@ impl Backend {
         let path = self.path(key)?;
         match self.runtime.block_on(again(|| self.objects.delete(&path))) {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(e) => Err(self.failed("delete", key, &e)),
+            Err(e) => Err(self.failed("delete", key, e)),
         }
     }
 
@@ -359,7 +362,7 @@ impl Backend {
             while let Some(result) = deleted.next().await {
                 match result {
                     Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
-                    Err(e) => return Err(self.failed("delete", "", &e)),
+                    Err(e) => return Err(self.failed("delete", "", e)),
                 }
             }
             Ok(())
@@ -407,29 +410,35 @@ impl Backend {
     }
 
     fn path(&self, key: &str) -> Result<Path> {
-        let below = Path::parse(key).map_err(|e| Error::new(Code::StoreName, e.to_string()))?;
+        let below =
+            Path::parse(key).map_err(|e| Error::new(Code::StoreName, e.to_string()).cause(e))?;
         Ok(self.prefix.parts().chain(below.parts()).collect())
     }
 
-    /// A failure of the object store as a message: the one way from there into an error.
-    fn failed(&self, doing: &str, key: &str, e: &object_store::Error) -> Error {
-        if let Some(what) = cause::<Irregular>(e) {
+    /// A failure of the object store as a message: the one way from there into an error. Only that of a
+    /// folder becomes its source; that of a service may quote secrets.
+    fn failed(&self, doing: &str, key: &str, e: object_store::Error) -> Error {
+        if let Some(what) = cause::<Irregular>(&e) {
             return Error::new(Code::StoreIrregular, what.to_string())
                 .file(self.show(key))
                 .hint("`tlkit store fsck` lists what does not belong into a store");
         }
-        let io = cause::<std::io::Error>(e);
+        let io = cause::<std::io::Error>(&e);
         let code = match io.map(std::io::Error::kind) {
             Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => Code::NoSpace,
             // One file or folder, not the whole store.
             Some(_) if self.folder.is_some() => Code::Io,
             _ => Code::StoreBackend,
         };
-        let said = match (io, &self.folder) {
+        let text = match (io, &self.folder) {
             (Some(io), Some(_)) => io.to_string(),
             _ => self.redact.text(&e.to_string()),
         };
-        Error::new(code, format!("cannot {doing}: {said}")).file(self.show(key))
+        let error = Error::new(code, format!("cannot {doing}: {text}")).file(self.show(key));
+        match self.folder {
+            Some(_) => error.cause(e),
+            None => error,
+        }
     }
 }
 
@@ -476,12 +485,6 @@ fn cause<'e, T: std::error::Error + 'static>(
         at = e.source();
     }
     None
-}
-
-pub(super) fn no_store(address: &str) -> Error {
-    Error::new(Code::NoStore, "there is no store here")
-        .file(shown_address(address))
-        .hint("make one with `tlkit store init`")
 }
 
 #[cfg(test)]

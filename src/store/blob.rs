@@ -1,9 +1,12 @@
 //! A blob as an object: a frame around the bytes of one tensor (`spec/tl-store-v1.md` §3).
 
+use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
-use crate::format::{Digest, MAX_TENSOR_BYTES, pack_elements, unpack_elements};
+use crate::format::{pack_elements, unpack_elements};
 use crate::tensor::Bytes;
 
+/// Longest blob, in raw bytes.
+pub const MAX_BLOB_BYTES: u64 = 4 << 30;
 const MAGIC: [u8; 4] = *b"TLB1";
 /// Magic, codec, width of an element, whether it replaced another one, a zero byte, length of the
 /// raw bytes.
@@ -67,7 +70,7 @@ pub(super) fn decode(object: &Bytes, digest: &Digest, len: u64) -> Result<Bytes>
         return Err(invalid("it begins with other bytes"));
     }
     let size = u64::from_le_bytes(size);
-    if size != len || size > MAX_TENSOR_BYTES {
+    if size != len || size > MAX_BLOB_BYTES {
         return Err(invalid(&format!(
             "it says {size} bytes, {len} are expected"
         )));
@@ -79,7 +82,7 @@ pub(super) fn decode(object: &Bytes, digest: &Digest, len: u64) -> Result<Bytes>
         }
         RAW => return Err(invalid("its payload has another length than it says")),
         SHUFFLED => unpack_elements(usize::from(width), payload, size)
-            .map_err(|e| Error::new(Code::StoreDamaged, e.message()))?
+            .map_err(|e| Error::new(Code::StoreDamaged, e.message()).cause(e))?
             .into(),
         other => return Err(invalid(&format!("unknown codec {other}"))),
     };

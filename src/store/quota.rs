@@ -1,9 +1,11 @@
 //! Quotas: how many bytes a tenant keeps, and may keep.
 
+use super::failure::is_damage;
+use super::handle::Store;
 use super::layout::Subject;
+use super::listing::Sequences;
 use super::name::AdapterName;
 use super::put::Package;
-use super::{Sequences, Store, is_damage};
 use crate::error::{Code, Error, Result};
 
 /// Records that are held at a time.
@@ -31,7 +33,8 @@ impl Store {
             "{} keeps {kept} of {quota} bytes, the adapter needs {need}",
             name.user
         );
-        let hint = "all versions count until they are collected: `tlkit store gc --keep N` drops older ones, `tlkit store quota` raises the quota";
+        let hint =
+            "all versions count until they are collected: keep fewer of them, or raise the quota";
         Err(Error::new(Code::QuotaExceeded, message).hint(hint))
     }
 

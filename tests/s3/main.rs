@@ -15,6 +15,7 @@ use object_store::aws::AmazonS3Builder;
 use serde_json::Value;
 use tempfile::TempDir;
 use tlkit::store::Backend;
+#[cfg(feature = "testing")]
 use tlkit::store::testing::conformance;
 
 const BUCKET: &str = "fleet";
@@ -251,6 +252,7 @@ fn writers_of_one_name_lose_nothing() {
 }
 
 /// Breaks where S3 over HTTP is not what the store needs of an object store.
+#[cfg(feature = "testing")]
 #[test]
 fn the_service_conforms() {
     let Some(server) = Server::start() else {

@@ -25,6 +25,18 @@ const HINTS: &[(&str, &str)] = &[
         "merge it, and say by a rename which is meant",
         "merge it, and say which: tlkit merge … --rename FROM=TO",
     ),
+    (
+        "all versions count until they are collected: keep fewer of them, or raise the quota",
+        "all versions count until they are collected: `tlkit store gc --keep N` drops older ones, `tlkit store quota` raises the quota",
+    ),
+    (
+        "set the quotas anew, or repair the store",
+        "set quotas anew with `tlkit store quota`, or see `tlkit store fsck --repair`",
+    ),
+    (
+        "it does not say for which name and version; sign it anew, or let root signatures count",
+        "it does not say for which name and version; put it again with --sign, or pass --allow-root-signature",
+    ),
 ];
 
 /// What the user of the command is to do about an error.

@@ -1,7 +1,7 @@
 //! Finding the one bit of a record that has changed.
 
 use super::record::{MAGIC, UNBOUND};
-use crate::format::Digest;
+use crate::digest::Digest;
 
 /// Longest record of which every bit is tried.
 const MAX_TRIED_BYTES: usize = 4 << 10;
@@ -12,7 +12,7 @@ pub(super) fn candidates(object: &[u8]) -> Vec<Vec<u8>> {
     let Some((head, rest)) = object.split_at_checked(36) else {
         return Vec::new();
     };
-    let (magic, said) = head.split_at(4);
+    let (magic, claimed) = head.split_at(4);
     let with = |at: usize, bytes: &[u8]| {
         let mut whole = object.to_vec();
         whole[at..at + bytes.len()].copy_from_slice(bytes);
@@ -20,7 +20,7 @@ pub(super) fn candidates(object: &[u8]) -> Vec<Vec<u8>> {
     };
     let digest = Digest::of(rest);
     let known = [MAGIC, UNBOUND].iter().any(|m| m == magic);
-    match (distance(digest.as_bytes(), said), known) {
+    match (distance(digest.as_bytes(), claimed), known) {
         // Which form it has shows in what follows.
         (0, false) => {
             let near = [MAGIC, UNBOUND]
@@ -30,7 +30,7 @@ pub(super) fn candidates(object: &[u8]) -> Vec<Vec<u8>> {
         }
         (1, true) => vec![with(4, digest.as_bytes())],
         (2.., true) if rest.len() <= MAX_TRIED_BYTES => {
-            let found = bit_that_gives(rest, said);
+            let found = bit_that_gives(rest, claimed);
             found.map(|rest| with(36, &rest)).into_iter().collect()
         }
         _ => Vec::new(),
@@ -38,11 +38,11 @@ pub(super) fn candidates(object: &[u8]) -> Vec<Vec<u8>> {
 }
 
 /// The bytes with the one bit changed that gives them a digest.
-fn bit_that_gives(bytes: &[u8], said: &[u8]) -> Option<Vec<u8>> {
+fn bit_that_gives(bytes: &[u8], claimed: &[u8]) -> Option<Vec<u8>> {
     let mut tried = bytes.to_vec();
     for bit in 0..8 * bytes.len() {
         tried[bit / 8] ^= 1 << (bit % 8);
-        if Digest::of(&tried).as_bytes() == said {
+        if Digest::of(&tried).as_bytes() == claimed {
             return Some(tried);
         }
         tried[bit / 8] ^= 1 << (bit % 8);
