@@ -409,6 +409,13 @@ impl Error {
         self
     }
 
+    /// Says what the failure is about, before its message; all else stays as it is.
+    #[must_use]
+    pub fn context(mut self, about: impl fmt::Display) -> Self {
+        self.0.message = format!("{about}: {}", self.0.message);
+        self
+    }
+
     /// Attaches the cause.
     #[must_use]
     pub fn cause(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
@@ -537,6 +544,17 @@ mod tests {
             "x.tl: tensor `a\\u{1b}[31m`: begin 9 > end 3"
         );
         assert_eq!(e.kind(), ErrorKind::Malformed);
+    }
+
+    #[test]
+    fn context_keeps_all_but_the_message() {
+        let cause = std::io::Error::from(std::io::ErrorKind::TimedOut);
+        let e = Error::io("f", "read", cause).tensor("t").hint("h");
+        let e = e.context("a.tl");
+        assert!(e.message().starts_with("a.tl: cannot read"));
+        assert!(std::error::Error::source(&e).is_some());
+        let all = (e.path(), e.tensor_name(), e.hint_text());
+        assert_eq!(all, (Some(Path::new("f")), Some("t"), Some("h")));
     }
 
     #[test]

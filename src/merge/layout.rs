@@ -1,45 +1,9 @@
-use std::ops::Range;
+//! Where the parts of an output shard come from and go to.
 
-use super::plan::TensorPlan;
+use super::plan::{Segment, ShardPlan, TensorPlan};
 use crate::error::Result;
 use crate::safetensors::{Header, SafetensorsFile};
 use crate::tensor::shape_text;
-
-/// A part of an output shard, in file order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Segment {
-    /// Bytes of the base's shard, as they are: the header too, unless it is rewritten.
-    Copy {
-        /// Where they are in the base's shard.
-        source: Range<u64>,
-        /// Where they go.
-        at: u64,
-    },
-    /// A merged tensor.
-    Merge {
-        /// Index into [`Plan::tensors`](super::Plan::tensors).
-        tensor: usize,
-        /// Where it goes.
-        at: u64,
-    },
-}
-
-/// How one shard comes to be.
-#[derive(Debug, Clone)]
-pub struct ShardPlan {
-    /// Index into [`Checkpoint::shards`](crate::safetensors::Checkpoint::shards), and file name.
-    pub index: usize,
-    /// File name, the same in base and output.
-    pub name: String,
-    /// Header with length prefix, where it is not the base's.
-    pub new_header: Option<Vec<u8>>,
-    /// What follows (or, without a new header, includes) the header.
-    pub segments: Vec<Segment>,
-    /// Bytes of the output shard.
-    pub bytes_out: u64,
-    /// Bytes of merged tensors among them.
-    pub bytes_merged: u64,
-}
 
 /// Cuts one shard into copied and merged parts; neighbouring copies are one.
 pub(super) fn lay_out(

@@ -1,11 +1,11 @@
+//! What a merge is going to do: the types that [`plan`](super::plan()) fills.
+
 use std::ops::Range;
 
-use serde::Serialize;
-
-use super::layout::{Segment, ShardPlan};
-use super::{MergeInput, PlanOptions, Rounding, job};
+use super::input::MergeInput;
+use super::options::PlanOptions;
 use crate::adapter::Module;
-use crate::compute::Weight;
+use crate::compute::{Rounding, Weight};
 use crate::safetensors::{Checkpoint, Location, SafetensorsFile};
 use crate::tensor::Dtype;
 
@@ -39,6 +39,7 @@ pub enum Addition {
 
 /// What happens to one tensor.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct TensorPlan {
     /// Its name in the output.
     pub name: String,
@@ -80,9 +81,46 @@ impl TensorPlan {
     }
 }
 
+/// A part of an output shard, in file order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Segment {
+    /// Bytes of the base's shard, as they are: the header too, unless it is rewritten.
+    Copy {
+        /// Where they are in the base's shard.
+        source: Range<u64>,
+        /// Where they go.
+        at: u64,
+    },
+    /// A merged tensor.
+    Merge {
+        /// Index into [`MergePlan::tensors`].
+        tensor: usize,
+        /// Where it goes.
+        at: u64,
+    },
+}
+
+/// How one shard comes to be.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ShardPlan {
+    /// Index into [`Checkpoint::shards`](crate::safetensors::Checkpoint::shards), and file name.
+    pub index: usize,
+    /// File name, the same in base and output.
+    pub name: String,
+    /// Header with length prefix, where it is not the base's.
+    pub new_header: Option<Vec<u8>>,
+    /// What follows (or, without a new header, includes) the header.
+    pub segments: Vec<Segment>,
+    /// Bytes of the output shard.
+    pub bytes_out: u64,
+    /// Bytes of merged tensors among them.
+    pub bytes_merged: u64,
+}
+
 /// What a merge is going to do.
 #[derive(Debug)]
-pub struct Plan<'a> {
+pub struct MergePlan<'a> {
     pub(super) base: &'a Checkpoint,
     pub(super) inputs: &'a [MergeInput],
     pub(super) options: PlanOptions,
@@ -94,45 +132,7 @@ pub struct Plan<'a> {
     pub(super) notes: Vec<String>,
 }
 
-/// A plan as `--dry-run` shows it.
-#[derive(Debug, Serialize)]
-pub struct PlanSummary {
-    /// Adapted and replaced tensors.
-    pub tensors_merged: usize,
-    /// All tensors of the base.
-    pub tensors_total: usize,
-    /// Bytes of the outputs' shards.
-    pub bytes_out: u64,
-    /// Bytes of them that are merged.
-    pub bytes_merged: u64,
-    /// Bytes of them that are copied.
-    pub bytes_copied: u64,
-    /// Free space that the outputs need where the file system cannot share extents.
-    pub disk_needed: u64,
-    /// Estimate of the peak memory in bytes, without the pages of mapped adapters.
-    pub memory: u64,
-    /// Per output file.
-    pub shards: Vec<ShardSummary>,
-    /// What the user should know.
-    pub notes: Vec<String>,
-}
-
-/// One shard of a [`PlanSummary`].
-#[derive(Debug, Serialize)]
-pub struct ShardSummary {
-    /// File name.
-    pub name: String,
-    /// Bytes.
-    pub bytes_out: u64,
-    /// Bytes that are merged.
-    pub bytes_merged: u64,
-    /// Parts that are copied inside the kernel.
-    pub copies: usize,
-    /// Names of the tensors that are merged.
-    pub tensors: Vec<String>,
-}
-
-impl<'a> Plan<'a> {
+impl<'a> MergePlan<'a> {
     /// The base model.
     pub fn base(&self) -> &'a Checkpoint {
         self.base
@@ -172,44 +172,5 @@ impl<'a> Plan<'a> {
     pub fn source(&self, tensor: &TensorPlan) -> (&'a SafetensorsFile, Range<u64>) {
         let (file, info) = self.base.at(tensor.source);
         (file, file.file_range(info))
-    }
-
-    /// What `--dry-run` shows.
-    pub fn summary(&self) -> PlanSummary {
-        let shard = |s: &ShardPlan| {
-            let names = s.segments.iter().filter_map(|segment| match segment {
-                Segment::Merge { tensor, .. } => self.tensors.get(*tensor),
-                Segment::Copy { .. } => None,
-            });
-            let tensors: Vec<String> = names.map(|t| t.name.clone()).collect();
-            ShardSummary {
-                name: s.name.clone(),
-                bytes_out: s.bytes_out,
-                bytes_merged: s.bytes_merged,
-                copies: s.segments.len() - tensors.len(),
-                tensors,
-            }
-        };
-        let shards: Vec<ShardSummary> = self.shards.iter().map(shard).collect();
-        let bytes_out = self.bytes_out();
-        let bytes_merged = shards.iter().map(|s| s.bytes_merged).sum();
-        let headers: usize = self
-            .base
-            .shards()
-            .iter()
-            .map(|s| s.raw_header().len())
-            .sum();
-        let factors = self.tensors.iter().map(|t| job::memory(self.inputs, t));
-        PlanSummary {
-            tensors_merged: self.tensors.iter().filter(|t| t.is_touched()).count(),
-            tensors_total: self.base.tensors().len(),
-            bytes_out,
-            bytes_merged,
-            bytes_copied: bytes_out - bytes_merged,
-            disk_needed: bytes_out,
-            memory: factors.max().unwrap_or(0) + 4 * headers as u64,
-            shards,
-            notes: self.notes.clone(),
-        }
     }
 }

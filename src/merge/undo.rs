@@ -16,8 +16,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::Control;
-use super::exec::write_at;
+use super::control::Control;
+use super::files::write_at;
+use super::options::UnmergeOptions;
 use crate::error::{Code, Error, Result};
 use crate::format::{Digest, Hasher};
 use crate::safetensors::{SafetensorsFile, TensorInfo, parent, rename_new, sync_dir};
@@ -66,6 +67,7 @@ pub(super) struct Patch {
 
 /// What [`unmerge`] did; serialises for `--json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct UnmergeReport {
     /// The base.
     pub base: PathBuf,
@@ -80,13 +82,6 @@ pub struct UnmergeReport {
     /// Whether the undo file has the digest of what it says. Then every range that was merged has
     /// been compared with its original digest; without, only those that the file still names.
     pub proved: bool,
-}
-
-/// What [`unmerge_with`] accepts.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct UnmergeOptions {
-    /// An undo file of version 1, which has no digest of what it says.
-    pub undigested: bool,
 }
 
 /// The name of an undo file while the base is being written.
@@ -188,9 +183,7 @@ impl Undo {
                 let message = "the undo file has no digest: it is of an older tlkit, or was edited";
                 return Err(Error::new(Code::UndoMismatch, message)
                     .file(stored.path())
-                    .hint(
-                        "keep a copy of the base, and pass --undigested to restore what it names",
-                    ));
+                    .hint("keep a copy of the base, and accept the file as undigested to restore what it names"));
             }
             (version, _) => {
                 let message = format!("undo version {version} is not known, or lacks its digest");
@@ -235,12 +228,12 @@ impl Undo {
 
 /// A base file, open for writing and locked.
 #[derive(Debug)]
-pub(super) struct Target {
+pub(super) struct LockedFile {
     pub path: PathBuf,
     pub file: File,
 }
 
-impl Target {
+impl LockedFile {
     /// Opens a file that is to be changed in place.
     ///
     /// # Errors
@@ -277,7 +270,7 @@ impl Target {
     }
 }
 
-fn open_targets(base: &Path, undo: &Undo) -> Result<Vec<Target>> {
+fn open_targets(base: &Path, undo: &Undo) -> Result<Vec<LockedFile>> {
     let mut targets = Vec::with_capacity(undo.files.len());
     for f in &undo.files {
         let path = if base.is_dir() {
@@ -299,7 +292,7 @@ fn open_targets(base: &Path, undo: &Undo) -> Result<Vec<Target>> {
                 return Err(mismatch(&path, message).tensor(&r.tensor));
             }
         }
-        targets.push(Target::open(&path)?);
+        targets.push(LockedFile::open(&path)?);
     }
     Ok(targets)
 }
@@ -312,7 +305,7 @@ fn mismatch(path: &Path, message: &str) -> Error {
 fn check_ranges<'u>(
     undo: &'u Undo,
     stored: &SafetensorsFile,
-    targets: &[Target],
+    targets: &[LockedFile],
     was_interrupted: bool,
     control: &Control<'_>,
 ) -> Result<Vec<&'u Patch>> {
@@ -344,7 +337,7 @@ fn check_ranges<'u>(
 fn restore(
     undo: &Undo,
     stored: &SafetensorsFile,
-    targets: &[Target],
+    targets: &[LockedFile],
     pending: &[&Patch],
     control: &Control<'_>,
 ) -> Result<u64> {

@@ -28,11 +28,8 @@ pub(crate) fn with_bar<T>(label: &str, total: u64, work: impl FnOnce(Control<'_>
         "{prefix} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}";
     let bar = bar(label, total, STYLE);
     let advance = |n: u64| bar.inc(n);
-    let result = work(Control {
-        gpu: None,
-        cancel: Some(&INTERRUPTED),
-        progress: Some(&advance),
-    });
+    let control = Control::default();
+    let result = work(control.cancelled_by(&INTERRUPTED).watched_by(&advance));
     bar.finish_and_clear();
     result
 }

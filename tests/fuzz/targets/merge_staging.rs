@@ -68,15 +68,10 @@ impl Bench {
         let plan = plan(&base, &self.inputs, &PlanOptions::default())?;
         let cancel = AtomicBool::new(false);
         let progress = |_| cancel.store(stop(), Ordering::Relaxed);
-        let control = Control {
-            gpu: None,
-            cancel: Some(&cancel),
-            progress: Some(&progress),
-        };
-        let options = ExecOptions {
-            durable: false,
-            ..ExecOptions::default()
-        };
+        let control = Control::default();
+        let control = control.cancelled_by(&cancel).watched_by(&progress);
+        let mut options = ExecOptions::default();
+        options.durable = false;
         execute(&plan, &self.out(), &options, &control).map(drop)
     }
 

@@ -29,7 +29,8 @@ fuzz_target!(|undo: &[u8]| {
         assert!(after.is_none_or(|after| after == original));
     }
     for undo in [Some(undo.to_owned()), repair(undo)].into_iter().flatten() {
-        let options = UnmergeOptions { undigested: true };
+        let mut options = UnmergeOptions::default();
+        options.undigested = true;
         if let Some(after) = run(&undo, &merged, "undo", options) {
             let pairs = after.iter().zip(original.iter().zip(&merged));
             assert!(pairs.clone().all(|(a, (o, m))| a == o || a == m));

@@ -1,19 +1,21 @@
+//! `verify`: files, adapters, merged models, and what models predict.
+
 use tlkit::Result;
 use tlkit::compute::DeviceChoice;
 use tlkit::convert::open_adapter;
 use tlkit::error::sanitize;
-use tlkit::merge::{self, Control, PlanOptions, Rounding, TiedPolicy};
+use tlkit::merge::{self, PlanOptions, TiedPolicy, Workload};
 use tlkit::safetensors::Checkpoint;
 use tlkit::tensor::Dtype;
-use tlkit::verify::{self, AdaptersReport, FileReport, MergedReport};
+use tlkit::verify::{self, AdaptersReport, FileReport, MergedReport, Obeyed};
 
 use tlkit::train::compare::{LogitsReport, compare_logits, rounding_share};
 use tlkit::train::data::{DataOptions, Dataset, Vocabulary};
 use tlkit::train::model::Model;
 use tlkit::train::{self, branches_of};
 
-use super::merge::open_inputs;
-use super::{blob_source, open_base, show};
+use super::inputs::{blob_source, open_base, open_inputs};
+use super::paths::show;
 use crate::args::{VerifyAdapters, VerifyFile, VerifyLogits, VerifyMerged};
 use crate::output::{Outcome, Output, bytes, count, fields, number, percent, plural, table};
 use crate::progress::{with_bar, with_counter};
@@ -158,11 +160,9 @@ pub(crate) fn merged(args: &VerifyMerged, output: &Output) -> Result<Outcome> {
     let merged = Checkpoint::open(&args.merged)?;
     let blobs = blob_source(&args.blobs);
     let inputs = open_inputs(&args.adapters, &base, &*blobs, output)?;
-    let options = PlanOptions {
-        rounding: Rounding::Peft,
-        tied: args.tied.unwrap_or(TiedPolicy::Refuse),
-        renames: args.rename.clone(),
-    };
+    let mut options = PlanOptions::default();
+    options.tied = args.tied.unwrap_or(TiedPolicy::Refuse);
+    options.renames = args.rename.clone();
     let device = &args.device;
     // Only `auto` asks how much there is to do; the verification plans for itself.
     let plan = match device.device {
@@ -170,12 +170,14 @@ pub(crate) fn merged(args: &VerifyMerged, output: &Output) -> Result<Outcome> {
         _ => None,
     };
     let plans: Vec<_> = plan.iter().collect();
-    let gpu = merge::open_device(device.device, device.device_memory, &plans, false)?;
+    let gpu = merge::open_device(
+        device.device,
+        device.device_memory,
+        &plans,
+        Workload::Verifying,
+    )?;
     let report = with_bar("verifying", merged.byte_len(), |control| {
-        let control = Control {
-            gpu: gpu.as_ref(),
-            ..control
-        };
+        let control = control.on(gpu.as_ref());
         let verify = match args.weights_only {
             true => verify::verify_merged_weights,
             false => verify::verify_merged,
@@ -197,7 +199,7 @@ pub(crate) fn merged(args: &VerifyMerged, output: &Output) -> Result<Outcome> {
 
 fn merged_text(r: &MergedReport, equal: bool, args: &VerifyMerged) -> String {
     let rounding = match r.obeys {
-        Some("both") => "both peft and peft-safe (they agree here), in every bit".to_owned(),
+        Some(Obeyed::Both) => "both peft and peft-safe (they agree here), in every bit".to_owned(),
         Some(name) => format!("{name}, in every bit"),
         None => format!("neither in every bit; closest to {}", r.closest),
     };
