@@ -6,10 +6,12 @@
 //! (one A or B for each layer) make it plain LoRA.
 
 mod count;
+pub(crate) mod error;
 mod group;
 mod method;
 mod stored;
 
+pub use self::error::{DeltaError, delta_error};
 pub use count::{Shape, percent_tenths};
 pub use group::{Factor, LowRank, ModuleKind, Scaling, ScalingRule, Seed, Target, TieGroup};
 pub use method::{Method, Part};

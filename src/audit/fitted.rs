@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use super::row::{Form, Problem, Row};
-use crate::convert::fit::{Budget, FitOptions, fit_adapter};
 use crate::convert::{Found, Tied, ToTiedOptions, import_tied};
 use crate::error::Result;
+use crate::fit::{Budget, FitOptions, fit_adapter};
 use crate::format::{WriteOptions, encoded_len};
 
 /// A measured conversion.

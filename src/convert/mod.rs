@@ -2,13 +2,10 @@
 //!
 //! [`peft_to_tied`] looks at the tensors, not at a hint: VeRA is tied already; LoRA whose factors
 //! are those of a tied adapter is recovered up to rounding; any other LoRA is kept as it is.
-//! [`tied_to_peft`] goes back. Two lose, and say how much: [`fit`], the closest tied adapter of any LoRA, or
+//! [`tied_to_peft`] goes back. Two lose, and say how much: [`crate::fit`], the closest tied adapter of any LoRA, or
 //! the closest smaller LoRA, and [`store_as`], an adapter in a smaller type.
 
-mod checkpoint;
 mod coalesce;
-pub mod fit;
-mod open;
 mod storage;
 mod ties;
 
@@ -18,23 +15,24 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde::Serialize;
 
+pub use crate::open::{Opened, Source, import_with_base, open_adapter};
 pub use coalesce::coalesce;
-pub use open::{Opened, Source, open_adapter};
 pub use storage::store_as;
 pub use ties::recover_ties;
 
-use self::checkpoint::CheckpointModules;
 use crate::adapter::{Adapter, BaseModel, Method, Module, TieGroup};
+use crate::adapter::{DeltaError, delta_error};
 use crate::base::names::resolve;
 use crate::base::ties::{Ties, is_output};
+use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
-use crate::format::{BlobSource, Digest, TlFile, WriteOptions, fingerprint, write_tl};
+use crate::format::{BlobSource, TlFile, WriteOptions, fingerprint, write_tl};
+use crate::open::CheckpointModules;
 use crate::peft::export::{ExportOptions, Form, export};
-use crate::peft::import::{ImportOptions, Imported, PeftKind, import};
+use crate::peft::import::{Imported, PeftKind};
 use crate::peft::projection::Fma;
 use crate::safetensors::Checkpoint;
 use crate::tensor::Dtype;
-use crate::verify::{DeltaError, delta_error};
 
 /// What the tensors of a PEFT adapter turned out to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -129,7 +127,7 @@ pub fn import_tied(dir: &Path, options: &ToTiedOptions<'_>) -> Result<Tied> {
 }
 
 /// As [`import_tied`], without the base's fingerprint, which takes reading all weights that are changed.
-fn import_unbound(dir: &Path, options: &ToTiedOptions<'_>) -> Result<Tied> {
+pub(crate) fn import_unbound(dir: &Path, options: &ToTiedOptions<'_>) -> Result<Tied> {
     let imported = import_with_base(dir, options.base, options.fma, options.projection_dtype)?;
     if imported.kind == PeftKind::Dora {
         return Err(Error::new(
@@ -181,32 +179,6 @@ pub fn peft_to_tied(dir: &Path, output: &Path, options: &ToTiedOptions<'_>) -> R
         notes: tied.notes,
         output: output.to_owned(),
     })
-}
-
-/// Reads a PEFT adapter, with what the base says where it is at hand.
-///
-/// # Errors
-/// Those of [`import`].
-pub fn import_with_base(
-    dir: &Path,
-    base: Option<&Checkpoint>,
-    fma: Fma,
-    projection_dtype: Option<Dtype>,
-) -> Result<Imported> {
-    let known = base.map(CheckpointModules::new).transpose()?;
-    let projection_dtype =
-        projection_dtype.or_else(|| known.as_ref().and_then(CheckpointModules::weight_dtype));
-    let base = known
-        .as_ref()
-        .map(|k| k as &dyn crate::peft::import::BaseShapes);
-    import(
-        dir,
-        &ImportOptions {
-            base,
-            fma,
-            projection_dtype,
-        },
-    )
 }
 
 /// Brings an imported adapter (groups of one layer) into tie groups.
@@ -261,7 +233,7 @@ pub fn check_fingerprint(
 }
 
 /// What an adapter says of its base, with the fingerprint of this one.
-fn fingerprinted(adapter: &Adapter, base: &Checkpoint) -> Result<BaseModel> {
+pub(crate) fn fingerprinted(adapter: &Adapter, base: &Checkpoint) -> Result<BaseModel> {
     let names = touched_tensors(adapter, base, &[])?;
     Ok(BaseModel {
         weights: Some(fingerprint(base, names)?.hex()),
@@ -271,7 +243,7 @@ fn fingerprinted(adapter: &Adapter, base: &Checkpoint) -> Result<BaseModel> {
 
 /// The base tensors that an adapter changes, under the base's names: those that a merge finds. An
 /// output projection that the base leaves out, being its embedding, is that embedding (spec §11).
-fn touched_tensors<'b>(
+pub(crate) fn touched_tensors<'b>(
     adapter: &Adapter,
     base: &'b Checkpoint,
     renames: &[(String, String)],

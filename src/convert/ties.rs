@@ -8,8 +8,8 @@
 use std::collections::BTreeMap;
 
 use crate::adapter::{Adapter, Factor, ModuleKind, Scaling, TieGroup};
+use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
-use crate::format::Digest;
 use crate::tensor::worst::is_within;
 use crate::tensor::{Dtype, Tensor};
 

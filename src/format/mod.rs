@@ -6,7 +6,6 @@
 //! file (fat), left out (thin) or packed with zstd is not part of the identity.
 
 mod check;
-mod digest;
 mod encode;
 mod fingerprint;
 mod manifest;
@@ -16,7 +15,8 @@ mod read;
 mod seeded;
 mod write;
 
-pub use digest::{Digest, Hasher};
+use crate::digest;
+pub use crate::digest::{Digest, Hasher};
 pub use encode::{Encoded, EncodedTensor, encode};
 pub use fingerprint::fingerprint;
 pub use manifest::{FEATURES, MAX_MANIFEST_BYTES, MAX_TENSOR_BYTES, Manifest, VERSION};

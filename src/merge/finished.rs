@@ -53,7 +53,7 @@ pub(super) fn finished(
     }
     let groups = merged_tensors(plan, shard);
     let quiet = Control {
-        progress: None,
+        progress: control.progress.uncounted(),
         ..*control
     };
     let reports = with_blocks(&groups, &quiet, |blocks| {

@@ -15,8 +15,8 @@ use super::undo::{
     BaseFile, DIGEST_KEY, LockedFile, METADATA_KEY, Patch, Undo, VERSION, incomplete, unmerge,
 };
 use crate::compute::Stats;
+use crate::digest::{Digest, Hasher};
 use crate::error::{Code, Error, Result};
-use crate::format::{Digest, Hasher};
 use crate::safetensors::{AtomicFile, Existing, encode_header, parent, rename_new, sync_dir};
 use crate::tensor::Dtype;
 
@@ -177,7 +177,7 @@ fn write_undo(
 fn apply(plan: &MergePlan<'_>, files: &Files, record: &Undo, control: &Control<'_>) -> Result<()> {
     // Once writing has begun, it is not cancelled.
     let uncancelled = Control {
-        cancel: None,
+        progress: control.progress.unstoppable(),
         ..*control
     };
     let mut merger = Merger::new(&uncancelled, false, 0);

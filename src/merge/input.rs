@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::adapter::{Adapter, Method};
-use crate::convert::{Source, open_adapter};
+use crate::digest::Digest;
 use crate::error::Result;
-use crate::format::{BlobSource, Digest};
+use crate::format::BlobSource;
+use crate::open::{Source, open_adapter};
 use crate::peft::import::PeftKind;
 use crate::safetensors::Checkpoint;
 use crate::tensor::Tensor;

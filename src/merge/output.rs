@@ -24,8 +24,8 @@ use super::other_files::OtherFiles;
 use super::plan::{MergePlan, ShardPlan};
 use super::report::{Outcome, TensorReport, check_changed};
 use super::shard::ShardOutput;
+use crate::digest::{Digest, Hasher};
 use crate::error::{Code, Error, Result};
-use crate::format::{Digest, Hasher};
 use crate::fs::{
     AtomicFile, Existing, Output, Parent, Staging, check_inputs, make_dir, parent, sync_dir,
 };

@@ -8,8 +8,8 @@ use super::control::Control;
 use super::input::MergeInput;
 use super::plan::{MergePlan, TensorPlan};
 use crate::compute::{Rounding, Stats, survived};
+use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
-use crate::format::Digest;
 
 /// What a merge did; serialises for `--json`.
 #[derive(Debug, Clone, Serialize)]

@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 use super::control::Control;
 use super::files::write_at;
 use super::options::UnmergeOptions;
+use crate::digest::{Digest, Hasher};
 use crate::error::{Code, Error, Result};
-use crate::format::{Digest, Hasher};
 use crate::safetensors::{SafetensorsFile, TensorInfo, parent, rename_new, sync_dir};
 use crate::tensor::Dtype;
 

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Param;
 use super::optim::{AdamW, AdamWOptions};
+use crate::digest::{Digest, Hasher};
 use crate::error::{Code, Error, Result};
-use crate::format::{Digest, Hasher};
 use crate::safetensors::{Existing, SafetensorsFile, write_tensors};
 use crate::tensor::{Dtype, Tensor};
 

@@ -11,7 +11,7 @@ use crate::error::Result;
 /// Most points of a line: more could not be told apart on a picture this wide.
 const MAX_POINTS: usize = 1000;
 /// Largest value that is drawn; the difference of two f64 may be infinite.
-pub(super) const MAX_DRAWN: f64 = 1e12;
+pub(crate) const MAX_DRAWN: f64 = 1e12;
 const TRAINING: RGBColor = RGBColor(120, 160, 200);
 const VALIDATION: RGBColor = RGBColor(200, 80, 20);
 
@@ -107,7 +107,7 @@ fn thinned(points: &[Point]) -> Vec<Point> {
 /// The range of `values`, wider on both sides by a part `margin` of it. It is never empty, nor so
 /// narrow that the ticks of an axis could not be told apart in f64, which plotters would look for
 /// without end.
-pub(super) fn range(values: impl Iterator<Item = f64>, margin: f64) -> Range<f64> {
+pub(crate) fn range(values: impl Iterator<Item = f64>, margin: f64) -> Range<f64> {
     let start = (f64::INFINITY, f64::NEG_INFINITY);
     let (min, max) = values.fold(start, |(a, b), v| (a.min(v), b.max(v)));
     if min > max {

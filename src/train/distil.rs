@@ -2,19 +2,17 @@
 
 use serde::Serialize;
 
-use super::attach;
-use super::data::{Batch, Example};
-use super::model::{Branches, Keep, Model};
 use super::optim::{AdamWOptions, Schedule};
-use super::params::{LossSum, Objective, Param};
+use super::params::{Objective, Param};
 use super::run::{Data, LoopConfig, Observer, train};
-use super::template::Trainable;
 use crate::adapter::{Adapter, TieGroup};
 use crate::error::{Code, Error, Result};
+use crate::model::LossSum;
+use crate::model::attach;
+use crate::model::{Branches, Keep, Model};
 use crate::tensor::Dtype;
-
-/// Positions that go through the model at once in a comparison.
-const POSITIONS: usize = 2048;
+use crate::text::{Batch, Example, batches};
+use crate::train::trainable::Trainable;
 
 /// How a distillation runs.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -44,7 +42,7 @@ impl Default for DistilOptions {
 }
 
 impl DistilOptions {
-    pub(super) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         if self.lr.is_finite() && self.lr > 0.0 {
             return Ok(());
         }
@@ -216,20 +214,4 @@ pub fn nearness_of(
     watch: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Nearness> {
     nearness(model, teacher, &attach(student, model)?, texts, watch)
-}
-
-/// Texts in their order, as many at a time as fit.
-pub(super) fn batches(texts: &[Example]) -> impl Iterator<Item = Batch> + '_ {
-    let mut rest = texts;
-    std::iter::from_fn(move || {
-        let mut positions = 0;
-        let within = |e: &&Example| {
-            positions += e.tokens.len();
-            positions <= POSITIONS
-        };
-        let count = rest.iter().take_while(within).count().max(1);
-        let (now, later) = rest.split_at(count.min(rest.len()));
-        rest = later;
-        (!now.is_empty()).then(|| Batch::new(now))
-    })
 }

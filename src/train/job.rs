@@ -6,24 +6,25 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device};
 use serde::Serialize;
 
-use super::data::{DataOptions, DataStats, Dataset, Vocabulary};
-use super::model::Model;
 use super::run::{Data, Observer, RunDir, STATE_FILE, StopReason, train};
 use super::settings::RunConfig;
-use super::template::{Template, Trainable};
 use super::trainer::TrainingModel;
 use crate::adapter::{Adapter, BaseModel, Method, Part};
 use crate::base::{hub_name, read_config};
 use crate::convert;
+use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
-use crate::format::{Digest, NoBlobs, Packing, WriteOptions, fingerprint, write_tl};
+use crate::format::{NoBlobs, Packing, WriteOptions, fingerprint, write_tl};
 use crate::fs::{Existing, Output, check_inputs, check_output};
+use crate::model::Model;
 use crate::peft::export::{ExportOptions, Form};
+use crate::text::{DataOptions, DataStats, Dataset, Vocabulary};
+use crate::train::trainable::{Template, Trainable};
 
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 /// The files that a run reads, besides the weights, by the names of their digests.
 const FILES: [&str; 4] = ["config.json", "data", "tokenizer.json", "valid"];
-pub(super) const MAX_DATA_BYTES: u64 = 1 << 36;
+pub(crate) const MAX_DATA_BYTES: u64 = 1 << 36;
 
 /// What a run is told besides its config.
 #[derive(Debug, Clone)]

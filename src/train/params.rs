@@ -1,7 +1,8 @@
 //! The trained tensors of a run, and the one thing the training loop asks of a model.
 
-use super::data::Batch;
 use crate::error::Result;
+use crate::model::LossSum;
+use crate::text::Batch;
 
 /// One trained tensor: each tied tensor is one `Param`, however many layers use it.
 #[derive(Debug, Clone, PartialEq)]
@@ -12,29 +13,6 @@ pub struct Param {
     pub shape: Vec<usize>,
     /// Its values in row-major order.
     pub values: Vec<f32>,
-}
-
-/// A loss summed over target tokens, so that sums over batches of unequal length stay exact.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct LossSum {
-    /// Sum of −ln p(target), in nats.
-    pub nats: f64,
-    /// Number of target tokens.
-    pub tokens: usize,
-}
-
-impl LossSum {
-    /// Nats per target token; NaN without targets.
-    pub fn mean(&self) -> f64 {
-        self.nats / self.tokens as f64
-    }
-}
-
-impl std::ops::AddAssign for LossSum {
-    fn add_assign(&mut self, other: Self) {
-        self.nats += other.nats;
-        self.tokens += other.tokens;
-    }
 }
 
 /// What is trained: a loss over batches, and its gradient with respect to the trained tensors.

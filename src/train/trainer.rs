@@ -1,10 +1,11 @@
 //! A model and the adapter that is trained on it, as the loop sees them.
 
-use super::data::Batch;
-use super::model::{Keep, Model};
-use super::params::{LossSum, Objective, Param};
-use super::template::Trainable;
+use super::params::{Objective, Param};
 use crate::error::Result;
+use crate::model::LossSum;
+use crate::model::{Keep, Model};
+use crate::text::Batch;
+use crate::train::trainable::Trainable;
 
 /// The loss of a frozen model as a function of an adapter's trained tensors.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::delta_error;
-use super::factored::{DeltaError, ratio};
+use crate::adapter::error::{DeltaError, ratio};
 use crate::adapter::{Adapter, Module, TieGroup};
 use crate::error::Result;
 use crate::tensor::Tensor;

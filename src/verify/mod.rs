@@ -21,13 +21,12 @@
 //! ```
 
 mod adapters;
-pub(crate) mod factored;
 mod file;
 mod folder;
 mod merged;
 
+pub use crate::adapter::{DeltaError, delta_error};
 pub use adapters::{AdaptersReport, ExtraReport, Magnitudes, TargetReport, verify_adapters};
-pub use factored::{DeltaError, delta_error};
 pub use file::{FileReport, TensorCheck, verify_file};
 pub use folder::{FileNote, FilesReport};
 pub use merged::{

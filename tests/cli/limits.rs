@@ -6,7 +6,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tlkit::format::Digest;
+use tlkit::digest::Digest;
 use tlkit::safetensors::encode_header;
 use tlkit::tensor::Dtype;
 
@@ -359,7 +359,7 @@ fn packed_tensors_are_checked_piece_by_piece() {
     encoder.set_pledged_src_size(Some(4 * len as u64)).unwrap();
     encoder.include_contentsize(true).unwrap();
     let zeros = vec![0u8; 1 << 20];
-    let mut hasher = tlkit::format::Hasher::default();
+    let mut hasher = tlkit::digest::Hasher::default();
     for _ in 0..4 * len / zeros.len() {
         std::io::Write::write_all(&mut encoder, &zeros).unwrap();
         hasher.update(&zeros);

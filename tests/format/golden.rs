@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use tlkit::format::{Digest, DirBlobs, Packing, Stored, TlFile, WriteOptions, encode, write_tl};
+use tlkit::digest::Digest;
+use tlkit::format::{DirBlobs, Packing, Stored, TlFile, WriteOptions, encode, write_tl};
 
 use super::{fixture, list, root};
 

@@ -6,7 +6,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
-use tlkit::format::{Digest, DirBlobs, NoBlobs, TlFile};
+use tlkit::digest::Digest;
+use tlkit::format::{DirBlobs, NoBlobs, TlFile};
 use tlkit::safetensors::encode_header;
 
 use super::{fixture, golden, root};

@@ -4,7 +4,8 @@ use std::fs;
 
 use tlkit::Code;
 use tlkit::adapter::Seed;
-use tlkit::format::{Digest, fingerprint, seeded_tensor};
+use tlkit::digest::Digest;
+use tlkit::format::{fingerprint, seeded_tensor};
 use tlkit::safetensors::{Checkpoint, Existing, write_tensors};
 use tlkit::tensor::Tensor;
 

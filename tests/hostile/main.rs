@@ -12,7 +12,8 @@ mod training;
 
 use std::path::{Path, PathBuf};
 
-use tlkit::format::{Digest, TlFile};
+use tlkit::digest::Digest;
+use tlkit::format::TlFile;
 use tlkit::safetensors::encode_header;
 use tlkit::tensor::Dtype;
 use tlkit::{Code, Error};

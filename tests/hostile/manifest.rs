@@ -2,7 +2,8 @@
 
 use std::cell::RefCell;
 
-use tlkit::format::{BlobSource, Digest, DirBlobs, Manifest, NoBlobs, TlFile};
+use tlkit::digest::Digest;
+use tlkit::format::{BlobSource, DirBlobs, Manifest, NoBlobs, TlFile};
 use tlkit::tensor::{Bytes, Dtype};
 use tlkit::{Code, Result};
 

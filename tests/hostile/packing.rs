@@ -96,10 +96,10 @@ fn nothing_hides_beside_the_frame() {
 fn a_packed_tensor_is_checked_piece_by_piece() {
     let raw = vec![0; 64 * MB];
     let packed = zstd::bulk::compress(&raw, 1).unwrap();
-    let (a, b) = (tlkit::format::Digest::of(&raw).hex(), 1f32.to_le_bytes());
+    let (a, b) = (tlkit::digest::Digest::of(&raw).hex(), 1f32.to_le_bytes());
     let manifest = format!(
         r#"{{"groups":[{{"A":"g0.A","B":"g0.B","alpha":1,"in":16777216,"rank":1,"scaling":"alpha/rank","targets":[{{"module":"q","out":1}}],"trained":["A","B"]}}],"method":"lora","requires":[],"tensors":{{"g0.A":{{"dtype":"F32","sha256":"{a}","shape":[1,16777216]}},"g0.B":{{"dtype":"F32","sha256":"{}","shape":[1,1]}}}},"tl":1}}"#,
-        tlkit::format::Digest::of(&b).hex()
+        tlkit::digest::Digest::of(&b).hex()
     );
     let bytes = super::tl(
         &manifest,

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use tlkit::Code;
-use tlkit::train::data::{Message, Vocabulary};
+use tlkit::text::{Message, Vocabulary};
 
 use super::measure::measured;
 use super::{Folder, MB, assert_code};

@@ -12,9 +12,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use tlkit::Result;
-use tlkit::convert::{ToTiedOptions, open_adapter, peft_to_tied, tied_to_peft};
+use tlkit::convert::{ToTiedOptions, peft_to_tied, tied_to_peft};
 use tlkit::format::NoBlobs;
 use tlkit::merge::{self, Control, ExecOptions, MergeInput, PlanOptions, Rounding, TiedPolicy};
+use tlkit::open::open_adapter;
 use tlkit::peft::export::{ExportOptions, Form};
 use tlkit::safetensors::Checkpoint;
 use tlkit::tensor::Tensor;

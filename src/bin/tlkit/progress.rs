@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tlkit::error::sanitize;
 use tlkit::merge::Control;
+use tlkit::progress::Progress;
 use tlkit::train::run::{Event, Observer};
 
 use crate::ending::{INTERRUPTED, interrupted};
@@ -28,8 +29,9 @@ pub(crate) fn with_bar<T>(label: &str, total: u64, work: impl FnOnce(Control<'_>
         "{prefix} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}";
     let bar = bar(label, total, STYLE);
     let advance = |n: u64| bar.inc(n);
-    let control = Control::default();
-    let result = work(control.cancelled_by(&INTERRUPTED).watched_by(&advance));
+    let progress = Progress::new();
+    let progress = progress.stopped_by(&INTERRUPTED).counted_by(&advance);
+    let result = work(progress.into());
     bar.finish_and_clear();
     result
 }

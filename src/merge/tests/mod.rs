@@ -13,8 +13,9 @@ use std::sync::atomic::Ordering;
 
 use super::*;
 use crate::adapter::{Adapter, Extra, ExtraRole, Factor, ModuleKind, Scaling, Target, TieGroup};
+use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
-use crate::format::Digest;
+use crate::progress::Progress;
 use crate::safetensors::{Checkpoint, Existing, SafetensorsFile, write_tensors};
 use crate::tensor::{Dtype, Tensor, narrow_into, widen};
 

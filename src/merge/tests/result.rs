@@ -311,12 +311,12 @@ fn progress_adds_up_and_a_cancelled_merge_leaves_nothing() {
             cancel.store(true, Ordering::Relaxed);
         }
     };
-    let control = Control::default().cancelled_by(&cancel).watched_by(&stop);
+    let control = Control::from(Progress::new().stopped_by(&cancel).counted_by(&stop));
     let e = execute(&plan, &bench.out(), &ExecOptions::default(), &control).unwrap_err();
     assert_eq!(e.code(), Code::Interrupted);
     assert_eq!(bench.leftovers(), Vec::<String>::new());
     seen.store(0, Ordering::Relaxed);
-    let control = Control::default().watched_by(&stop);
+    let control = Control::from(Progress::new().counted_by(&stop));
     execute(&plan, &bench.out(), &ExecOptions::default(), &control).unwrap();
     assert_eq!(seen.into_inner(), plan.bytes_out());
     let summary = plan.summary();
@@ -343,7 +343,7 @@ fn writing_over_a_clone_of_the_base_gives_the_same_file() {
     let count = |n| {
         seen.fetch_add(n, Ordering::Relaxed);
     };
-    let control = Control::default().watched_by(&count);
+    let control = Control::from(Progress::new().counted_by(&count));
     let out = shard::ShardOutput {
         plan: &plan,
         shard: &plan.shards()[0],

@@ -379,7 +379,7 @@ fn a_failure_while_writing_restores_the_base() {
             scribble_at(&checkpoint, name);
         }
     };
-    let control = Control::default().watched_by(&disturb);
+    let control = Control::from(Progress::new().counted_by(&disturb));
     let e = merge_in_place(
         &plan,
         &undo_path(&bench),

@@ -28,7 +28,7 @@ pub struct RunDir<'a> {
 }
 
 /// The open files of a run.
-pub(super) struct Files<'a> {
+pub(crate) struct Files<'a> {
     dir: RunDir<'a>,
     log: Log,
     lines: Vec<Line>,
@@ -40,7 +40,7 @@ pub(super) struct Files<'a> {
 
 impl<'a> Files<'a> {
     /// The files of a new run that begins with `state`, or of the one to resume and its state.
-    pub(super) fn open(dir: &RunDir<'a>, state: State) -> Result<(State, Self)> {
+    pub(crate) fn open(dir: &RunDir<'a>, state: State) -> Result<(State, Self)> {
         let file = |name| dir.path.join(name);
         if !dir.resume {
             fs::create_dir_all(dir.path).map_err(|e| Error::io(dir.path, "create", e))?;
@@ -88,21 +88,21 @@ impl<'a> Files<'a> {
         Ok((state, files))
     }
 
-    pub(super) fn folder(&self) -> &'a Path {
+    pub(crate) fn folder(&self) -> &'a Path {
         self.dir.path
     }
 
-    pub(super) fn state_path(&self) -> PathBuf {
+    pub(crate) fn state_path(&self) -> PathBuf {
         self.dir.path.join(STATE_FILE)
     }
 
-    pub(super) fn log(&mut self, line: Line) -> Result<()> {
+    pub(crate) fn log(&mut self, line: Line) -> Result<()> {
         self.lines.push(line);
         self.log.write(&line)
     }
 
     /// Saves `state` and draws the curve, unless the disk has that state; returns whether it had not.
-    pub(super) fn save(&mut self, state: &State) -> Result<bool> {
+    pub(crate) fn save(&mut self, state: &State) -> Result<bool> {
         if self.saved == Some(mark(state)) {
             return Ok(false);
         }
@@ -144,7 +144,7 @@ fn mark(state: &State) -> (u64, Option<u64>) {
 }
 
 /// The folder, held against other processes until it is dropped.
-pub(in crate::train) fn locked(folder: &Path) -> Result<File> {
+pub(crate) fn locked(folder: &Path) -> Result<File> {
     let file = File::open(folder).map_err(|e| Error::io(folder, "open", e))?;
     match file.try_lock() {
         Err(fs::TryLockError::WouldBlock) => {

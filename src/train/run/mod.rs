@@ -11,15 +11,17 @@ use std::path::Path;
 use std::time::Instant;
 
 use files::Files;
-pub(super) use files::locked;
+pub(crate) use files::locked;
 pub use files::{CURVE_FILE, METRICS_FILE, RunDir, STATE_FILE};
 
 use super::checkpoint::{Best, State};
-use super::data::{Batch, Example, Sampler};
 use super::log::{Line, StepLine, ValidLine};
 use super::optim::{AdamWOptions, Schedule, clip, scale};
-use super::{LossSum, Objective, Param};
+use super::{Objective, Param};
 use crate::error::{Code, Error, Result};
+use crate::model::LossSum;
+use crate::text::{Batch, Example};
+use crate::train::sampler::Sampler;
 
 /// A loss that is this many times that of the first step, and [`RUNAWAY_NATS`] above it, has run
 /// away. Guessing evenly among 100,000 tokens costs 11.5 nats: no batch, however odd, costs a

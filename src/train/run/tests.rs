@@ -3,8 +3,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::*;
+use crate::text::IGNORE;
 use crate::train::checkpoint::Fingerprint;
-use crate::train::data::IGNORE;
 
 const VOCABULARY: usize = 5;
 

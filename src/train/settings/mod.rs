@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 pub use resolve::RunConfig;
 pub use values::Layers;
-pub(super) use values::{as_text, one, texts};
+pub(crate) use values::{as_text, one, texts};
 
 use crate::adapter::{Method, Part};
 use crate::error::{Code, Error, Result};
@@ -181,14 +181,14 @@ impl Settings {
 }
 
 /// The text of a config file.
-pub(super) fn read_config(path: &Path) -> Result<String> {
+pub(crate) fn read_config(path: &Path) -> Result<String> {
     let bytes = read_limited(path, MAX_CONFIG_BYTES)?;
     String::from_utf8(bytes)
         .map_err(|e| Error::new(Code::BadRunConfig, format!("not UTF-8: {e}")).file(path))
 }
 
 /// What is wrong with `text`, with the line.
-pub(super) fn bad_toml(text: &str, e: toml::de::Error) -> Error {
+pub(crate) fn bad_toml(text: &str, e: toml::de::Error) -> Error {
     let before = e.span().and_then(|span| text.get(..span.start));
     let line = before.map_or(1, |t| t.matches('\n').count() + 1);
     let message = format!("line {line}: {}", e.message().replace('\n', " "));

@@ -95,7 +95,7 @@ fn parse<T: FromStr<Err = Error>, E: serde::de::Error>(text: &str) -> Result<T, 
 }
 
 /// A value whose text is that of its `FromStr`.
-pub(in crate::train) fn one<'de, D, T>(d: D) -> Result<T, D::Error>
+pub(crate) fn one<'de, D, T>(d: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: FromStr<Err = Error>,
@@ -104,7 +104,7 @@ where
 }
 
 /// Such a value, which may be left out.
-pub(super) fn text<'de, D, T>(d: D) -> Result<Option<T>, D::Error>
+pub(crate) fn text<'de, D, T>(d: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: FromStr<Err = Error>,
@@ -113,7 +113,7 @@ where
 }
 
 /// A list of such values.
-pub(in crate::train) fn texts<'de, D, T>(d: D) -> Result<Option<Vec<T>>, D::Error>
+pub(crate) fn texts<'de, D, T>(d: D) -> Result<Option<Vec<T>>, D::Error>
 where
     D: Deserializer<'de>,
     T: FromStr<Err = Error>,
@@ -126,7 +126,7 @@ where
 }
 
 /// `f32`, `bf16` or `f16`; the names in safetensors headers, which are in capitals, are taken too.
-pub(super) fn dtype<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Dtype>, D::Error> {
+pub(crate) fn dtype<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Dtype>, D::Error> {
     let text = String::deserialize(d)?;
     match text.to_ascii_uppercase().parse::<Dtype>() {
         Ok(dtype) if dtype.is_float() => Ok(Some(dtype)),
@@ -136,18 +136,15 @@ pub(super) fn dtype<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Dtype>, D:
     }
 }
 
-pub(in crate::train) fn as_text<S: Serializer>(
-    value: &impl ToString,
-    s: S,
-) -> Result<S::Ok, S::Error> {
+pub(crate) fn as_text<S: Serializer>(value: &impl ToString, s: S) -> Result<S::Ok, S::Error> {
     s.serialize_str(&value.to_string())
 }
 
-pub(super) fn dtype_as_text<S: Serializer>(dtype: &Dtype, s: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn dtype_as_text<S: Serializer>(dtype: &Dtype, s: S) -> Result<S::Ok, S::Error> {
     s.serialize_str(&dtype.as_str().to_ascii_lowercase())
 }
 
-pub(super) fn optional_dtype_as_text<S: Serializer>(
+pub(crate) fn optional_dtype_as_text<S: Serializer>(
     dtype: &Option<Dtype>,
     s: S,
 ) -> Result<S::Ok, S::Error> {
@@ -157,6 +154,6 @@ pub(super) fn optional_dtype_as_text<S: Serializer>(
     }
 }
 
-pub(super) fn parts_as_text<S: Serializer>(parts: &[Part], s: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn parts_as_text<S: Serializer>(parts: &[Part], s: S) -> Result<S::Ok, S::Error> {
     s.collect_seq(parts.iter().map(|p| p.name()))
 }

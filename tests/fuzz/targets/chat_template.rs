@@ -6,7 +6,7 @@ mod scratch;
 
 use libfuzzer_sys::fuzz_target;
 use tlkit::Code;
-use tlkit::train::data::{Message, Vocabulary};
+use tlkit::text::{Message, Vocabulary};
 
 const TOKENIZER: &[u8] = include_bytes!("../../../fixtures/llama-tiny/tokenizer.json");
 

@@ -3,7 +3,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use tlkit::adapter::Method;
-use tlkit::format::{Digest, Manifest};
+use tlkit::digest::Digest;
+use tlkit::format::Manifest;
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(manifest) = Manifest::parse(bytes) else {

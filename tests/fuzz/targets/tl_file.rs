@@ -5,7 +5,8 @@
 mod scratch;
 
 use libfuzzer_sys::fuzz_target;
-use tlkit::format::{Digest, NoBlobs, TlFile, encode};
+use tlkit::digest::Digest;
+use tlkit::format::{NoBlobs, TlFile, encode};
 use tlkit::safetensors::{Header, MAX_HEADER_BYTES};
 
 /// What one input may make the reader unpack and generate.

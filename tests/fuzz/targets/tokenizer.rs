@@ -5,7 +5,7 @@
 mod scratch;
 
 use libfuzzer_sys::fuzz_target;
-use tlkit::train::data::Vocabulary;
+use tlkit::text::Vocabulary;
 
 const TEXTS: &[&str] = &["", "ab", "Hello, world! é€🙂 <s>", "a  b\n\t\u{fdfa}\u{390}İ"];
 

@@ -10,7 +10,7 @@ use std::fs;
 use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
-use tlkit::format::Digest;
+use tlkit::digest::Digest;
 use tlkit::merge::{Control, UnmergeOptions, unmerge, unmerge_with};
 use tlkit::safetensors::{Header, MAX_HEADER_BYTES};
 

@@ -130,7 +130,7 @@ impl Tour<'_> {
             resume: false,
             peft: None,
             existing: Existing::Refuse,
-            device: tlkit::train::device(None)?,
+            device: tlkit::model::device(None)?,
         };
         let report = Job::open(settings.resolve()?, options)?.run(&mut ())?;
         let loss = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{x:.3}"));

@@ -1,10 +1,10 @@
 use std::path::Path;
 
 use serde::Serialize;
+use tlkit::eval::{EvalOptions, EvalReport, Prediction, Task, evaluate};
 use tlkit::fs::Output as Kind;
 use tlkit::safetensors::AtomicFile;
-use tlkit::train::data::{EvalItem, load_items};
-use tlkit::train::evaluate::{EvalOptions, EvalReport, Prediction, Task, evaluate};
+use tlkit::text::{EvalItem, load_items};
 use tlkit::{Code, Error, Result};
 
 use super::generate::open_runner;

@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
-use tlkit::convert::fit::{
+use tlkit::convert::{ToTiedOptions, import_tied};
+use tlkit::fit::calibrate::{CalibrateOptions, CalibrateReport, Calibration, Kept, Stage};
+use tlkit::fit::{
     Budget, Curve, CurvePoint, FitOptions, GroupFit, ShrunkModule, ToFitted, ToShrunk, figure,
     fit_curve, peft_to_tied_fit, peft_to_untied, write_fitted,
 };
-use tlkit::convert::{ToTiedOptions, import_tied};
+use tlkit::model::device;
 use tlkit::safetensors::AtomicFile;
 use tlkit::tensor::larger;
-use tlkit::train::calibrate::{CalibrateOptions, CalibrateReport, Calibration, Kept, Stage};
-use tlkit::train::device;
 use tlkit::train::distil::DistilOptions;
 use tlkit::{Code, Error, Result};
 

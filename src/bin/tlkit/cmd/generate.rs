@@ -2,9 +2,9 @@ use std::io::{self, IsTerminal, Read};
 use std::time::Instant;
 
 use serde::Serialize;
-use tlkit::train::data::{Message, TextStream, load_prompts};
-use tlkit::train::generate::{Generated, Generation, StopReason};
-use tlkit::train::{self, Runner};
+use tlkit::model::generate::{Generated, Generation, StopReason};
+use tlkit::model::{Session, device, generate};
+use tlkit::text::{Message, TextStream, load_prompts};
 use tlkit::{Code, Error, Result};
 
 use super::blob_source;
@@ -15,10 +15,10 @@ use crate::progress::check_interrupt;
 /// Longest prompt that is read from standard input, in bytes.
 const MOST_INPUT: u64 = 16 << 20;
 
-pub(super) fn open_runner(args: &Running, output: &Output) -> Result<Runner> {
-    let device = train::device(Some(&args.device))?;
+pub(super) fn open_runner(args: &Running, output: &Output) -> Result<Session> {
+    let device = device(Some(&args.device))?;
     let blobs = blob_source(&args.blobs);
-    let runner = Runner::open(
+    let runner = Session::open(
         &args.model,
         args.adapter.as_deref(),
         &*blobs,
@@ -63,7 +63,7 @@ pub(crate) fn generate(args: &Generate, output: &Output) -> Result<Outcome> {
         let results = if streams {
             stream(&runner, tokens, &options, output)?
         } else {
-            train::generate::generate(&runner.model, &runner.branches, tokens, &options, |_, _| {
+            generate::generate(&runner.model, &runner.branches, tokens, &options, |_, _| {
                 check_interrupt()
             })?
         };
@@ -91,7 +91,7 @@ pub(crate) fn generate(args: &Generate, output: &Output) -> Result<Outcome> {
     Ok(Outcome::Success)
 }
 
-fn tell(runner: &Runner, tokens: usize, full: usize, started: Instant, output: &Output) {
+fn tell(runner: &Session, tokens: usize, full: usize, started: Instant, output: &Output) {
     if full > 0 {
         let positions = runner.model.config().max_positions;
         let texts = plural(full, "text");
@@ -128,7 +128,7 @@ fn prompts(args: &Generate) -> Result<Vec<String>> {
     Ok(vec![text])
 }
 
-fn encode(prompt: &str, chat: bool, runner: &Runner) -> Result<Vec<u32>> {
+fn encode(prompt: &str, chat: bool, runner: &Session) -> Result<Vec<u32>> {
     let positions = runner.model.config().max_positions;
     if !chat {
         return runner.vocabulary.encode_prompt_start(prompt, positions);
@@ -142,7 +142,7 @@ fn encode(prompt: &str, chat: bool, runner: &Runner) -> Result<Vec<u32>> {
 }
 
 fn stream(
-    runner: &Runner,
+    runner: &Session,
     prompts: &[Vec<u32>],
     options: &Generation,
     output: &Output,
@@ -156,22 +156,21 @@ fn stream(
             None => Ok(()),
         }
     };
-    let result =
-        train::generate::generate(&runner.model, &runner.branches, prompts, options, on_token)?;
+    let result = generate::generate(&runner.model, &runner.branches, prompts, options, on_token)?;
     let last = text.finish()?.unwrap_or_default();
     output.print_data(&format!("{last}\n"))?;
     Ok(result)
 }
 
 fn answer<'a>(
-    runner: &Runner,
+    runner: &Session,
     prompt: &'a str,
     encoded: &[u32],
     result: &Generated,
 ) -> Result<Answer<'a>> {
     Ok(Answer {
         prompt,
-        text: train::generate::text(&runner.vocabulary, encoded, &result.tokens)?,
+        text: generate::text(&runner.vocabulary, encoded, &result.tokens)?,
         tokens: result.tokens.len(),
         prompt_tokens: encoded.len(),
         stopped: result.stopped,

@@ -3,8 +3,8 @@ use std::path::Path;
 
 use serde::Serialize;
 use tlkit::adapter::{Adapter, ExtraRole, ModuleKind, ScalingRule, TieGroup};
-use tlkit::convert::{Source, open_adapter};
 use tlkit::format::{NoBlobs, Stored, TlFile};
+use tlkit::open::{Source, open_adapter};
 use tlkit::peft::import::PeftKind;
 use tlkit::peft::is_peft_dir;
 use tlkit::safetensors::{Checkpoint, SafetensorsFile};

@@ -3,9 +3,10 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 use tlkit::Result;
 use tlkit::convert::store_as;
+use tlkit::digest::Digest;
 use tlkit::format::{
-    BlobSource, Digest, DirBlobs, Encoded, NoBlobs, Packing, TlFile, WriteOptions, encode,
-    write_blobs, write_tl,
+    BlobSource, DirBlobs, Encoded, NoBlobs, Packing, TlFile, WriteOptions, encode, write_blobs,
+    write_tl,
 };
 use tlkit::fs::Output as Kind;
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tlkit::convert::ToTiedOptions;
-use tlkit::convert::fit::{
+use tlkit::fit::{
     PairFit, ShareOptions, SharedFile, ToOnto, ToShared, peft_to_tied_onto, peft_to_tied_shared,
 };
 use tlkit::{Code, Error, Result};

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde::Serialize;
-use tlkit::format::Digest;
+use tlkit::digest::Digest;
 use tlkit::fs::{Output as Kind, check_outside};
 use tlkit::store::transfer::{self, Chain, Form, GetOptions, Got};
 use tlkit::store::{

@@ -1,9 +1,9 @@
 use tlkit::Result;
-use tlkit::train::run::{Event, Observer};
-use tlkit::train::sweep::{
+use tlkit::sweep::{
     CELLS_FILE, Cell, CellResult, FIGURE_FILE, Row, Sweep, SweepConfig, SweepReport, TABLE_FILE,
     Watch,
 };
+use tlkit::train::run::{Event, Observer};
 
 use super::show;
 use crate::args;

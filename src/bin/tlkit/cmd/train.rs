@@ -1,8 +1,8 @@
 use tlkit::Result;
 use tlkit::fs::check_inputs;
+use tlkit::model::{device, device_name};
 use tlkit::train::job::{Job, JobOptions, JobReport};
 use tlkit::train::settings::Settings;
-use tlkit::train::{device, device_name};
 
 use super::{existing, show};
 use crate::args::Train;

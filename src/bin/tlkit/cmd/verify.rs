@@ -2,17 +2,16 @@
 
 use tlkit::Result;
 use tlkit::compute::DeviceChoice;
-use tlkit::convert::open_adapter;
 use tlkit::error::sanitize;
 use tlkit::merge::{self, PlanOptions, TiedPolicy, Workload};
+use tlkit::open::open_adapter;
 use tlkit::safetensors::Checkpoint;
 use tlkit::tensor::Dtype;
 use tlkit::verify::{self, AdaptersReport, FileReport, MergedReport, Obeyed};
 
-use tlkit::train::compare::{LogitsReport, compare_logits, rounding_share};
-use tlkit::train::data::{DataOptions, Dataset, Vocabulary};
-use tlkit::train::model::Model;
-use tlkit::train::{self, branches_of};
+use tlkit::eval::{LogitsReport, compare_logits, rounding_share};
+use tlkit::model::{Model, branches_of, device};
+use tlkit::text::{DataOptions, Dataset, Vocabulary};
 
 use super::inputs::{blob_source, open_base, open_inputs};
 use super::paths::show;
@@ -322,7 +321,7 @@ fn listed<'n>(names: impl ExactSizeIterator<Item = &'n str>) -> String {
 }
 
 pub(crate) fn logits(args: &VerifyLogits, output: &Output) -> Result<Outcome> {
-    let device = train::device(Some(&args.device))?;
+    let device = device(Some(&args.device))?;
     let blobs = blob_source(&args.blobs);
     let base = Model::open(&args.base, &device, Some(Dtype::F32))?;
     let (branches, notes) = branches_of(&args.adapter, &base, &*blobs)?;

@@ -1,0 +1,200 @@
+//! How the error of a tied fit falls with its bytes, beside that of LoRAs of the same bytes.
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::choose::Chosen;
+use super::groups::{Family, FitPlan, families};
+use super::{Budget, FitOptions, GroupFit, finish, nothing_to_fit, report};
+use crate::convert::Tied;
+use crate::error::Result;
+use crate::fit::solver::cores::fit_cores;
+use crate::fit::solver::problem::Problem;
+use crate::fit::solver::solve::{WORK, fit_within};
+use crate::fit::solver::untied::Untied;
+
+/// Share of a fit's usual work that each rank of a curve gets.
+const SHARE: f64 = 0.25;
+
+/// Errors below this are roundings of f32.
+const EXACT: f64 = 1e-5;
+
+/// One rank of a [`Curve`]. Errors are relative, of all fitted modules together; bytes are those of
+/// f32 factors.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct CurvePoint {
+    /// Rank of every tie group.
+    pub rank: usize,
+    /// Bytes of the tie groups.
+    pub bytes: u64,
+    /// Error of the tied fit.
+    pub error: f64,
+    /// As [`super::FitReport::bound`].
+    pub bound: f64,
+    /// As [`super::FitReport::bound_with_v`].
+    pub bound_with_v: f64,
+    /// As [`super::FitReport::baseline`].
+    pub baseline: f64,
+    /// Error of the fit with a core for each layer, of no more bytes.
+    pub core: f64,
+    /// The highest rank of its tie groups; 0 where the bytes buy none of them one.
+    pub core_rank: usize,
+    /// Error of the LoRA of no more bytes that keeps the largest rank-one terms of all modules.
+    pub global: f64,
+    /// Error of the LoRA of no more bytes that keeps the best terms of each module, all at one rank.
+    pub per_module: f64,
+    /// That rank; 0 where the bytes do not buy one.
+    pub per_module_rank: usize,
+}
+
+/// Error against bytes.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Curve {
+    /// Bytes of the fitted modules' factors before.
+    pub bytes_before: u64,
+    /// By ascending rank, up to the bytes of the LoRA itself.
+    pub points: Vec<CurvePoint>,
+    /// Where tying pays, in one sentence for people.
+    pub summary: String,
+    /// Modules that cannot be tied, and those that are.
+    pub kept: Vec<String>,
+}
+
+/// Fits tied groups of many ranks to an adapter, and compares each with LoRAs of the same bytes.
+///
+/// # Errors
+/// Those of [`super::fit_adapter`].
+pub fn fit_curve(tied: &Tied, joint: bool) -> Result<Curve> {
+    let options = FitOptions {
+        // No tied group is of a higher one: all of them stay.
+        budget: Budget::Rank(usize::MAX),
+        joint,
+        core: false,
+        quick: false,
+    };
+    let FitPlan {
+        families, mut kept, ..
+    } = families(tied, &options)?;
+    let ranks = ranks(&families);
+    let (mut fitted, mut fits) = (Vec::new(), Vec::new());
+    for family in families {
+        match fits_of(&family, &ranks)? {
+            Some(found) => {
+                fits.push(found);
+                fitted.push(family);
+            }
+            None => kept.extend(family.module_paths()),
+        }
+    }
+    if fits.is_empty() {
+        return Err(nothing_to_fit());
+    }
+    let untied = Untied::of(&fitted)?;
+    let share = |square: f64| (square / untied.square()).sqrt();
+    let point = |(at, rank): (usize, &usize)| {
+        let fit = report(fits.iter().map(|f| f[at].0.clone()).collect(), Vec::new());
+        let cores = || fits.iter().map(|f| f[at].1);
+        let missed: f64 = cores().map(|c| c.square).sum();
+        let (per_module_rank, per_module) = untied.per_module(fit.bytes);
+        CurvePoint {
+            rank: *rank,
+            bytes: fit.bytes,
+            error: fit.error,
+            bound: fit.bound,
+            bound_with_v: fit.bound_with_v,
+            baseline: fit.baseline,
+            core: share(missed),
+            core_rank: cores().map(|c| c.rank).max().unwrap_or(0),
+            global: share(untied.spend(fit.bytes).1),
+            per_module: share(per_module),
+            per_module_rank,
+        }
+    };
+    let mut points: Vec<CurvePoint> = ranks.iter().enumerate().map(point).collect();
+    // Past the rank that is exact, bytes buy nothing.
+    if let Some(exact) = points.iter().position(|p| p.error < EXACT) {
+        points.truncate(exact + 1);
+    }
+    Ok(Curve {
+        bytes_before: fitted.iter().map(Family::bytes).sum(),
+        summary: summary(&points),
+        points,
+        kept,
+    })
+}
+
+/// 1, 2, 3, 4, 6, 8, 12, … up to the bytes that the LoRA itself would take.
+fn ranks(families: &[Family]) -> Vec<usize> {
+    let numbers: usize = families.iter().map(|f| f.numbers()).sum();
+    let before: usize = families.iter().map(Family::numbers_before).sum();
+    let powers = (0..usize::BITS).map(|p| 1usize << p);
+    let ranks = powers.flat_map(|p| [Some(p), (p > 1).then_some(p + p / 2)]);
+    let fits = |rank: &usize| rank.saturating_mul(numbers) <= before;
+    ranks.flatten().take_while(|r| *r == 1 || fits(r)).collect()
+}
+
+/// One family at each rank; `None` where all updates are zero.
+fn fits_of(family: &Family, ranks: &[usize]) -> Result<Option<Vec<(GroupFit, Cores)>>> {
+    let Some(problem) = Problem::new(&family.updates()?)? else {
+        return Ok(None);
+    };
+    let at = |rank: &usize| {
+        let found = fit_within(&problem, *rank, SHARE * WORK);
+        let chosen = Chosen::plain(&problem, &found);
+        let cores = Cores::at(family, &problem, *rank);
+        Ok((finish(family, &problem, chosen)?.1, cores))
+    };
+    let fits: Result<Vec<(GroupFit, Cores)>> = ranks.par_iter().map(at).collect();
+    fits.map(Some)
+}
+
+/// A family with cores.
+#[derive(Debug, Clone, Copy)]
+struct Cores {
+    rank: usize,
+    /// Squared error.
+    square: f64,
+}
+
+impl Cores {
+    /// At the bytes that `rank` takes with u.
+    fn at(family: &Family, problem: &Problem, rank: usize) -> Self {
+        let layers = family.layers.len();
+        let most = rank * family.numbers();
+        // numbers() has the layer's u: a core takes R times that.
+        let numbers = |r: usize| r * (family.numbers() - layers) + layers * r * r;
+        let bought = (1..=rank).take_while(|r| numbers(*r) <= most).last();
+        match bought {
+            None => Self {
+                rank: 0,
+                square: problem.square,
+            },
+            Some(rank) => {
+                let plain = fit_within(problem, rank, SHARE * WORK);
+                Self {
+                    rank,
+                    square: fit_cores(problem, &plain.model).error,
+                }
+            }
+        }
+    }
+}
+
+fn summary(points: &[CurvePoint]) -> String {
+    let gain = |p: &CurvePoint| p.global - p.error;
+    let pays = |p: &&CurvePoint| p.error < 0.99 * p.global.min(p.per_module);
+    let best = points
+        .iter()
+        .filter(pays)
+        .max_by(|a, b| gain(a).total_cmp(&gain(b)));
+    match best {
+        Some(p) => format!(
+            "tying pays: at rank {} its updates are off by {:.1} %, those of an untied LoRA of the same bytes by {:.1} %",
+            p.rank,
+            100.0 * p.error,
+            100.0 * p.global.min(p.per_module)
+        ),
+        None => "tying pays at none of these ranks: an untied LoRA of the same bytes is as close"
+            .to_owned(),
+    }
+}

@@ -1,0 +1,146 @@
+//! Second moments of what modules read, in bases of few directions.
+
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Mat, MatRef, Par};
+use rayon::prelude::*;
+
+use crate::error::Result;
+use crate::model::{Branches, Model, Slot};
+use crate::text::Example;
+use crate::text::batches;
+
+/// Columns that one task computes; results do not hang on the number of threads.
+const COLUMNS: usize = 64;
+
+/// Where moments are wanted: what a layer's product reads, in a basis.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'b> {
+    /// The layer.
+    pub layer: usize,
+    /// The product.
+    pub slot: Slot,
+    /// Q, in × p.
+    pub basis: MatRef<'b, f64>,
+}
+
+/// `Qᵀ·E[x·xᵀ]·Q` (p × p) for each of `wanted`, x running over all positions of `texts` when the
+/// model runs with `branches`.
+///
+/// # Errors
+/// Those of [`Model::inputs`]; that of `watch`, which is called after each batch.
+pub fn second_moments(
+    model: &Model,
+    branches: &Branches,
+    texts: &[Example],
+    wanted: &[Wanted<'_>],
+    watch: &mut dyn FnMut() -> Result<()>,
+) -> Result<Vec<Mat<f64>>> {
+    let size = |w: &Wanted<'_>| w.basis.ncols();
+    let mut sums: Vec<Mat<f64>> = wanted
+        .iter()
+        .map(|w| Mat::zeros(size(w), size(w)))
+        .collect();
+    let mut positions = 0;
+    for batch in batches(texts) {
+        positions += batch.tokens.len();
+        model.inputs(branches, &batch, &mut |layer, slot, x| {
+            let here = wanted.iter().zip(&mut sums);
+            let mut here = here
+                .filter(|(w, _)| (w.layer, w.slot) == (layer, slot))
+                .peekable();
+            if here.peek().is_none() {
+                return Ok(());
+            }
+            let (tokens, width) = x.dims2()?;
+            let x = x.to_dtype(candle_core::DType::F64)?;
+            let x = x.flatten_all()?.to_vec1::<f64>()?;
+            let x = MatRef::from_row_major_slice(&x, tokens, width);
+            for (w, sum) in here {
+                let z = product(x, w.basis);
+                *sum += product(z.transpose(), z.as_ref());
+            }
+            Ok(())
+        })?;
+        watch()?;
+    }
+    let share = 1.0 / positions.max(1) as f64;
+    for sum in &mut sums {
+        *sum *= faer::Scale(share);
+    }
+    Ok(sums)
+}
+
+/// one · two
+fn product(one: MatRef<'_, f64>, two: MatRef<'_, f64>) -> Mat<f64> {
+    let width = two.ncols();
+    let starts: Vec<usize> = (0..width).step_by(COLUMNS).collect();
+    let parts: Vec<Mat<f64>> = starts
+        .par_iter()
+        .map(|start| {
+            let two = two.subcols(*start, COLUMNS.min(width - start));
+            let mut part = Mat::zeros(one.nrows(), two.ncols());
+            matmul(&mut part, Accum::Replace, one, two, 1.0, Par::Seq);
+            part
+        })
+        .collect();
+    let mut whole = Mat::zeros(one.nrows(), width);
+    for (start, part) in starts.iter().zip(&parts) {
+        whole
+            .as_mut()
+            .subcols_mut(*start, part.ncols())
+            .copy_from(part);
+    }
+    whole
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use candle_core::Device;
+
+    use super::*;
+    use crate::text::Batch;
+
+    /// Breaks where the moments are not those of their definition, whatever the batches, the basis or
+    /// the layer.
+    #[test]
+    fn moments_are_means_of_projected_squares() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/llama-tiny");
+        let model = Model::open(&dir, &Device::Cpu, None).unwrap();
+        let text = |from: u32, len: u32| Example {
+            tokens: (from..from + len).map(|t| t * 37 % 128).collect(),
+            predicted: vec![true; len as usize],
+        };
+        let texts = [text(0, 9), text(40, 3), text(70, 20)];
+        let none = Branches::none(model.config().layers);
+        let modules = model.modules();
+        for slot in Slot::ALL {
+            let place = modules.iter().find(|m| (m.layer, m.slot) == (1, slot));
+            let n = place.unwrap().in_features;
+            let basis = Mat::from_fn(n, 70, |i, j| ((i * 13 + j * 29) as f64).sin());
+            let wanted = Wanted {
+                layer: 1,
+                slot,
+                basis: basis.as_ref(),
+            };
+            let found = second_moments(&model, &none, &texts, &[wanted], &mut || Ok(())).unwrap();
+            let mut right = Mat::<f64>::zeros(70, 70);
+            for text in &texts {
+                let batch = Batch::new([text]);
+                let mut sum = |layer, of: Slot, x: &candle_core::Tensor| {
+                    if (layer, of) == (1, slot) {
+                        for row in x.to_vec2::<f32>().unwrap() {
+                            let z = Mat::from_fn(1, n, |_, j| f64::from(row[j])) * &basis;
+                            right += z.transpose() * &z;
+                        }
+                    }
+                    Ok(())
+                };
+                model.inputs(&none, &batch, &mut sum).unwrap();
+            }
+            right *= faer::Scale(1.0 / 29.0);
+            assert!((&found[0] - &right).norm_l2() < 1e-5 * right.norm_l2());
+        }
+    }
+}

@@ -1,0 +1,575 @@
+//! The decoder: frozen weights, low-rank branches; logits, loss, gradients.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use candle_core::{DType, Device, Tensor};
+
+use super::config::ModelConfig;
+use super::family::Slot;
+use super::layer::{LayerBranches, Rows, Tape};
+use super::loss_sum::LossSum;
+use super::weights::{self, Weights};
+use crate::error::{Code, Error, Result};
+use crate::model::ops::{
+    Branch, BranchGrads, HeadScratch, Masks, Past, Piece, Rotation, head_divergence, head_loss,
+    head_loss_backward, linear,
+};
+use crate::safetensors::Checkpoint;
+use crate::tensor::Dtype;
+use crate::text::{Batch, IGNORE};
+
+/// A frozen model in Hugging Face layout.
+#[derive(Debug)]
+pub struct Model {
+    config: ModelConfig,
+    checkpoint: Checkpoint,
+    weights: Weights,
+    device: Device,
+    dtype: DType,
+    scratch: Mutex<HeadScratch>,
+}
+
+/// The low-rank branches of a whole model.
+#[derive(Debug, Default)]
+pub struct Branches {
+    layers: Vec<LayerBranches>,
+}
+
+/// Gradients in the places of the [`Branches`] they belong to.
+#[derive(Debug)]
+pub struct BranchGradients {
+    layers: Vec<[Vec<BranchGrads>; 4]>,
+}
+
+/// Where a linear module is.
+#[derive(Debug, Clone)]
+pub struct ModulePlace {
+    /// Layer.
+    pub layer: usize,
+    /// Product within the layer.
+    pub slot: Slot,
+    /// Full path, such as `model.layers.3.self_attn.q_proj`.
+    pub path: String,
+    /// Rows of its weight.
+    pub out: usize,
+    /// Columns of its weight.
+    pub in_features: usize,
+    /// Its rows among the product's columns.
+    pub spans: Vec<super::ops::Span>,
+}
+
+/// What a forward pass keeps for the backward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing: there is no backward.
+    Nothing,
+    /// Each layer's input; the rest is computed again.
+    Inputs,
+    /// All that the backward reads.
+    All,
+}
+
+/// Keys and values of sequences under generation.
+#[derive(Debug, Default)]
+pub struct Cache {
+    layers: Vec<Vec<Past>>,
+    /// Tokens so far of each sequence.
+    lengths: Vec<usize>,
+}
+
+impl Cache {
+    /// Tokens so far of each sequence.
+    pub fn lengths(&self) -> &[usize] {
+        &self.lengths
+    }
+
+    /// Forgets the sequences that `keep` has a false for; the others move up.
+    pub fn retain(&mut self, keep: &[bool]) {
+        fn filter<T>(list: &mut Vec<T>, keep: &[bool]) {
+            let mut number = 0;
+            list.retain(|_| {
+                number += 1;
+                keep.get(number - 1).copied().unwrap_or(true)
+            });
+        }
+        for layer in &mut self.layers {
+            filter(layer, keep);
+        }
+        filter(&mut self.lengths, keep);
+    }
+}
+
+impl Branches {
+    /// No branches, for a model of so many layers.
+    pub fn none(layers: usize) -> Self {
+        Self {
+            layers: (0..layers).map(|_| LayerBranches::default()).collect(),
+        }
+    }
+
+    /// Adds a branch to a product; the index of it there.
+    pub fn push(&mut self, layer: usize, slot: Slot, branch: Branch) -> usize {
+        if self.layers.len() <= layer {
+            self.layers.resize_with(layer + 1, LayerBranches::default);
+        }
+        let branches = &mut self.layers[layer][slot as usize];
+        branches.push(branch);
+        branches.len() - 1
+    }
+
+    /// Adds all branches of `others` behind those that are there.
+    pub fn extend(&mut self, others: &Self) {
+        for (layer, slots) in others.layers.iter().enumerate() {
+            for slot in Slot::ALL {
+                for branch in &slots[slot as usize] {
+                    self.push(layer, slot, branch.clone());
+                }
+            }
+        }
+    }
+
+    /// The lowest product that has a branch whose gradient is wanted.
+    fn lowest(&self) -> Option<(usize, Slot)> {
+        let wanted = |branches: &Vec<Branch>| branches.iter().any(|b| b.wanted != [false; 2]);
+        (self.layers.iter().enumerate()).find_map(|(l, slots)| {
+            let slot = Slot::ALL
+                .into_iter()
+                .find(|s| wanted(&slots[*s as usize]))?;
+            Some((l, slot))
+        })
+    }
+}
+
+impl BranchGradients {
+    /// Takes the gradients of one branch; none where the branch was not reached.
+    pub fn take(&mut self, layer: usize, slot: Slot, index: usize) -> BranchGrads {
+        (self.layers.get_mut(layer))
+            .and_then(|slots| slots[slot as usize].get_mut(index))
+            .map(std::mem::take)
+            .unwrap_or_default()
+    }
+}
+
+impl Model {
+    /// Opens the model in `dir`: `config.json` and safetensors weights, one file or sharded.
+    /// Computes in f32 or bf16 as `dtype` says; without it in bf16 on a GPU where the embedding is
+    /// bf16, and else in f32.
+    ///
+    /// # Errors
+    /// Those of [`ModelConfig::read`] and [`Checkpoint::open`]; [`Code::ModelConfig`] where the
+    /// weights are not those of the config; [`Code::Usage`] for another `dtype`.
+    pub fn open(dir: &Path, device: &Device, dtype: Option<Dtype>) -> Result<Self> {
+        let config = ModelConfig::read(dir)?;
+        let checkpoint = Checkpoint::open(dir)?;
+        let dtype = match dtype {
+            None if device.is_cpu() => DType::F32,
+            None => {
+                let name = format!("{}.weight", config.family.embedding);
+                let stored = checkpoint.locate(&name).map(|at| checkpoint.at(at).1.dtype);
+                match stored {
+                    Some(Dtype::BF16) => DType::BF16,
+                    _ => DType::F32,
+                }
+            }
+            Some(Dtype::F32) => DType::F32,
+            Some(Dtype::BF16) => DType::BF16,
+            Some(other) => {
+                let message = format!("a model is not computed in {other}");
+                return Err(Error::new(Code::Usage, message).hint("in f32 or bf16"));
+            }
+        };
+        Self::with(config, checkpoint, device, dtype)
+    }
+
+    /// As [`Model::open`], computing in `dtype`.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn open_as(dir: &Path, device: &Device, dtype: DType) -> Result<Self> {
+        Self::with(
+            ModelConfig::read(dir)?,
+            Checkpoint::open(dir)?,
+            device,
+            dtype,
+        )
+    }
+
+    fn with(
+        config: ModelConfig,
+        checkpoint: Checkpoint,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Self> {
+        let weights = weights::load(&checkpoint, &config, device, dtype)?;
+        Ok(Self {
+            config,
+            checkpoint,
+            weights,
+            device: device.clone(),
+            dtype,
+            scratch: Mutex::default(),
+        })
+    }
+
+    /// What `config.json` says.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The files that the weights are in.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// The device that computes.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The dtype of activations.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Every linear module, layer by layer.
+    pub fn modules(&self) -> Vec<ModulePlace> {
+        let layers = self.weights.layers.iter().enumerate();
+        layers
+            .flat_map(|(number, layer)| {
+                Slot::ALL.into_iter().flat_map(move |slot| {
+                    layer.slot(slot).modules.iter().map(move |m| ModulePlace {
+                        layer: number,
+                        slot,
+                        path: m.path.clone(),
+                        out: m.matrix.out(),
+                        in_features: m.matrix.in_features(),
+                        spans: m.spans.clone(),
+                    })
+                })
+            })
+            .collect()
+    }
+
+    /// Full paths, in layer 0, of the modules that `names` mean: `q`, `q_proj`,
+    /// `self_attn.q_proj`, or `all`.
+    ///
+    /// # Errors
+    /// [`Code::Usage`] for a name that this family does not have.
+    pub fn choose_targets(&self, names: &[String]) -> Result<Vec<String>> {
+        let family = self.config.family;
+        let prefix = family
+            .layer_prefix()
+            .replacen(crate::adapter::LAYER_PLACE, "0", 1);
+        let mut chosen = Vec::new();
+        for name in names {
+            let paths = family.modules_called(name);
+            if paths.is_empty() {
+                let all = family.modules_called("all").join(", ");
+                let message = format!("target `{name}` is not a linear module of this model");
+                return Err(Error::new(Code::Usage, message)
+                    .hint(format!("it has {all}; `all` names them together")));
+            }
+            chosen.extend(paths.into_iter().map(|p| format!("{prefix}.{p}")));
+        }
+        Ok(chosen)
+    }
+
+    /// The summed loss of a batch.
+    ///
+    /// # Errors
+    /// [`Code::ModelConfig`] for a token beyond the vocabulary, [`Code::Backend`].
+    pub fn loss(&self, branches: &Branches, batch: &Batch) -> Result<LossSum> {
+        self.check_targets(batch)?;
+        let hidden = self.normed(branches, batch)?;
+        head_loss(&hidden, self.head(), &batch.targets, &mut self.scratch())
+    }
+
+    /// The summed loss of a batch, and its gradient with respect to the branches' factors.
+    ///
+    /// # Errors
+    /// As [`Model::loss`].
+    pub fn backward(
+        &self,
+        branches: &Branches,
+        batch: &Batch,
+        keep: Keep,
+    ) -> Result<(LossSum, BranchGradients)> {
+        self.check_targets(batch)?;
+        self.backward_from(branches, batch, keep, |normed| {
+            head_loss_backward(normed, self.head(), &batch.targets, &mut self.scratch())
+        })
+    }
+
+    /// Σ KL(teacher ‖ student) over the positions of a batch that have a target, in nats: this model
+    /// with the branches of both.
+    ///
+    /// # Errors
+    /// As [`Model::loss`].
+    pub fn divergence(
+        &self,
+        student: &Branches,
+        teacher: &Branches,
+        batch: &Batch,
+    ) -> Result<LossSum> {
+        let [ours, theirs] = [student, teacher].map(|b| self.normed(b, batch));
+        Ok(head_divergence(&ours?, &theirs?, self.head(), &batch.targets, false)?.0)
+    }
+
+    /// As [`Model::divergence`], and its gradient with respect to the student's factors.
+    ///
+    /// # Errors
+    /// As [`Model::loss`].
+    pub fn divergence_backward(
+        &self,
+        student: &Branches,
+        teacher: &Branches,
+        batch: &Batch,
+        keep: Keep,
+    ) -> Result<(LossSum, BranchGradients)> {
+        let theirs = self.normed(teacher, batch)?;
+        self.backward_from(student, batch, keep, |ours| {
+            let (loss, dx) = head_divergence(ours, &theirs, self.head(), &batch.targets, true)?;
+            Ok((loss, dx.ok_or_else(no_tape)?))
+        })
+    }
+
+    /// Shows `visit` what each product of each layer reads (tokens × in), from the first layer on.
+    ///
+    /// # Errors
+    /// As [`Model::loss`]; those of `visit`.
+    pub fn inputs(
+        &self,
+        branches: &Branches,
+        batch: &Batch,
+        visit: &mut dyn FnMut(usize, Slot, &Tensor) -> Result<()>,
+    ) -> Result<()> {
+        let rows = Rows {
+            sequences: &batch.sequences,
+            rotation: &self.rotation(batch)?,
+            masks: &Masks::default(),
+        };
+        let mut x = self.embed(&batch.tokens)?;
+        let nothing = LayerBranches::default();
+        for (number, layer) in self.weights.layers.iter().enumerate() {
+            let own = branches.layers.get(number).unwrap_or(&nothing);
+            let (y, tape) = layer.forward(&x, &rows, own, None)?;
+            for slot in Slot::ALL {
+                visit(number, slot, &layer.input(slot, &x, &tape)?)?;
+            }
+            x = y;
+        }
+        Ok(())
+    }
+
+    /// A backward from what `head` says of the last layer's normed output (tokens × hidden): a loss,
+    /// and its gradient with respect to that.
+    fn backward_from(
+        &self,
+        branches: &Branches,
+        batch: &Batch,
+        keep: Keep,
+        head: impl FnOnce(&Tensor) -> Result<(LossSum, Tensor)>,
+    ) -> Result<(LossSum, BranchGradients)> {
+        let rotation = self.rotation(batch)?;
+        let rows = Rows {
+            sequences: &batch.sequences,
+            rotation: &rotation,
+            masks: &Masks::default(),
+        };
+        let (last, mut inputs, mut tapes) = self.hidden(branches, batch, &rows, keep)?;
+        let normed = self.weights.norm.forward(&last)?;
+        let (loss, dnormed) = head(&normed)?;
+        drop(normed);
+        let mut dx = self.weights.norm.backward(&dnormed, &last)?;
+        drop((dnormed, last));
+        let mut gradients = BranchGradients { layers: Vec::new() };
+        gradients
+            .layers
+            .resize_with(self.weights.layers.len(), Default::default);
+        let Some((lowest, lowest_slot)) = branches.lowest() else {
+            return Ok((loss, gradients));
+        };
+        let nothing = LayerBranches::default();
+        for number in (lowest..self.weights.layers.len()).rev() {
+            let layer = &self.weights.layers[number];
+            let own = branches.layers.get(number).unwrap_or(&nothing);
+            let x = inputs.pop().ok_or_else(no_tape)?;
+            let tape = match tapes.pop() {
+                Some(tape) => tape,
+                None => layer.forward(&x, &rows, own, None)?.1,
+            };
+            let stop = (number == lowest).then_some(lowest_slot);
+            let (below, grads) = layer.backward(dx, &x, &tape, &rows, own, stop)?;
+            gradients.layers[number] = grads;
+            match below {
+                Some(below) => dx = below,
+                None => break,
+            }
+        }
+        Ok((loss, gradients))
+    }
+
+    /// Logits of every token, tokens × vocabulary in f32; for short texts, as the whole is held.
+    ///
+    /// # Errors
+    /// As [`Model::loss`].
+    pub fn logits(&self, branches: &Branches, batch: &Batch) -> Result<Tensor> {
+        let hidden = self.last_hidden(branches, batch)?;
+        self.head_of(&hidden)
+    }
+
+    /// Logits of the last token of each sequence, sequences × vocabulary, when `tokens` follow
+    /// what the cache holds; the cache takes them in.
+    ///
+    /// # Errors
+    /// As [`Model::loss`].
+    pub fn extend(
+        &self,
+        branches: &Branches,
+        tokens: &[Vec<u32>],
+        cache: &mut Cache,
+    ) -> Result<Tensor> {
+        cache.lengths.resize(tokens.len(), 0);
+        cache
+            .layers
+            .resize_with(self.weights.layers.len(), Vec::new);
+        let flat: Vec<u32> = tokens.concat();
+        let mut sequences = Vec::new();
+        let mut at = 0;
+        for new in tokens {
+            sequences.push(at..at + new.len());
+            at += new.len();
+        }
+        let positions: Vec<Range<usize>> = cache
+            .lengths
+            .iter()
+            .zip(tokens)
+            .map(|(n, new)| *n..n + new.len())
+            .collect();
+        let rotary = &self.config.rotary;
+        let rotation = rotary.rotation(&positions, &self.device, self.dtype)?;
+        let rows = Rows {
+            sequences: &sequences,
+            rotation: &rotation,
+            masks: &Masks::default(),
+        };
+        let mut x = self.embed(&flat)?;
+        let nothing = LayerBranches::default();
+        for (number, layer) in self.weights.layers.iter().enumerate() {
+            let own = branches.layers.get(number).unwrap_or(&nothing);
+            x = layer
+                .forward(&x, &rows, own, Some(&mut cache.layers[number]))?
+                .0;
+        }
+        for (length, new) in cache.lengths.iter_mut().zip(tokens) {
+            *length += new.len();
+        }
+        let last: Vec<u32> = sequences
+            .iter()
+            .map(|s| (s.end.max(1) - 1) as u32)
+            .collect();
+        let last = Tensor::new(last.as_slice(), &self.device)?;
+        self.head_of(&x.index_select(&last, 0)?)
+    }
+
+    fn head_of(&self, hidden: &Tensor) -> Result<Tensor> {
+        let normed = self.weights.norm.forward(hidden)?;
+        linear(&normed, &[Piece::whole(self.head())])
+    }
+
+    fn scratch(&self) -> MutexGuard<'_, HeadScratch> {
+        // What a panic left in the buffers is overwritten before it is read.
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn head(&self) -> &super::ops::Matrix {
+        self.weights
+            .head
+            .as_ref()
+            .unwrap_or(&self.weights.embedding)
+    }
+
+    fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
+        if let Some(token) = tokens
+            .iter()
+            .find(|t| **t as usize >= self.config.vocabulary)
+        {
+            return Err(self.beyond(*token));
+        }
+        self.weights
+            .embedding
+            .select(tokens, &self.device, self.dtype)
+    }
+
+    fn check_targets(&self, batch: &Batch) -> Result<()> {
+        let beyond = |t: &&u32| **t != IGNORE && **t as usize >= self.config.vocabulary;
+        match batch.targets.iter().find(beyond) {
+            Some(token) => Err(self.beyond(*token)),
+            None => Ok(()),
+        }
+    }
+
+    fn beyond(&self, token: u32) -> Error {
+        let vocabulary = self.config.vocabulary;
+        let message = format!("token {token} is beyond the model's vocabulary of {vocabulary}");
+        Error::new(Code::ModelConfig, message)
+            .hint("the tokenizer is not this model's, or the model's embedding was not grown")
+    }
+
+    /// The angles of a batch whose sequences all begin at position 0.
+    fn rotation(&self, batch: &Batch) -> Result<Rotation> {
+        let positions: Vec<_> = batch.sequences.iter().map(|s| 0..s.len()).collect();
+        let rotary = &self.config.rotary;
+        rotary.rotation(&positions, &self.device, self.dtype)
+    }
+
+    /// What the head reads, where no backward follows.
+    fn normed(&self, branches: &Branches, batch: &Batch) -> Result<Tensor> {
+        (self.weights.norm).forward(&self.last_hidden(branches, batch)?)
+    }
+
+    /// The last layer's output, where no backward follows.
+    fn last_hidden(&self, branches: &Branches, batch: &Batch) -> Result<Tensor> {
+        let rows = Rows {
+            sequences: &batch.sequences,
+            rotation: &self.rotation(batch)?,
+            masks: &Masks::default(),
+        };
+        Ok(self.hidden(branches, batch, &rows, Keep::Nothing)?.0)
+    }
+
+    /// The last layer's output, and what `keep` says of the layers below it.
+    fn hidden(
+        &self,
+        branches: &Branches,
+        batch: &Batch,
+        rows: &Rows<'_>,
+        keep: Keep,
+    ) -> Result<(Tensor, Vec<Tensor>, Vec<Tape>)> {
+        let lowest = branches.lowest().map_or(usize::MAX, |(layer, _)| layer);
+        let (mut inputs, mut tapes) = (Vec::new(), Vec::new());
+        let mut x = self.embed(&batch.tokens)?;
+        let nothing = LayerBranches::default();
+        for (number, layer) in self.weights.layers.iter().enumerate() {
+            let own = branches.layers.get(number).unwrap_or(&nothing);
+            let (y, tape) = layer.forward(&x, rows, own, None)?;
+            if number >= lowest && keep != Keep::Nothing {
+                inputs.push(x);
+                if keep == Keep::All {
+                    tapes.push(tape);
+                }
+            }
+            x = y;
+        }
+        Ok((x, inputs, tapes))
+    }
+}
+
+fn no_tape() -> Error {
+    Error::new(
+        Code::Usage,
+        "a backward needs a forward that keeps at least its inputs",
+    )
+}

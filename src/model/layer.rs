@@ -1,0 +1,283 @@
+//! One decoder layer, forward and backward.
+//!
+//! ```text
+//! m = x + Wo·attention(rope(norm(Wqkv·norm₁(x))))        y = m + Wd·gate(Wgu·norm₂(m))
+//! ```
+//!
+//! The backward visits only what leads from the output to something adapted, and computes again
+//! what is cheaper to compute than to keep: norms and gates.
+
+use std::ops::Range;
+
+use candle_core::Tensor;
+
+use super::family::Slot;
+use super::weights::{Layer, Projection};
+use crate::error::Result;
+use crate::model::ops::{
+    Branch, BranchGrads, Masks, Norm, Past, Rotation, add_branch, add_in_place, attention,
+    attention_backward, branch_backward, gate, gate_backward, linear, linear_backward, rotate,
+};
+
+/// The branches of one layer: slot by slot, in the order of [`Slot::ALL`].
+pub(super) type LayerBranches = [Vec<Branch>; 4];
+
+/// What the backward of a layer reads, besides its input.
+#[derive(Debug)]
+pub(super) struct Tape {
+    /// [q k v] before the head norms, where there are any.
+    raw: Option<Tensor>,
+    /// [q k v] as attention read them.
+    qkv: Tensor,
+    sums: Vec<f32>,
+    attended: Tensor,
+    middle: Tensor,
+    gate_up: Tensor,
+    /// x·Aᵀ of each branch.
+    products: [Vec<Tensor>; 4],
+}
+
+/// The batch as a layer sees it.
+pub(super) struct Rows<'a> {
+    pub(super) sequences: &'a [Range<usize>],
+    pub(super) rotation: &'a Rotation,
+    pub(super) masks: &'a Masks,
+}
+
+impl Layer {
+    /// The layer's output for x (tokens × hidden), and what the backward needs.
+    ///
+    /// `cache` receives the present keys and values, and returns those of the whole sequences.
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        rows: &Rows<'_>,
+        branches: &LayerBranches,
+        mut cache: Option<&mut Vec<Past>>,
+    ) -> Result<(Tensor, Tape)> {
+        let mut products: [Vec<Tensor>; 4] = Default::default();
+        let mut project = |slot: Slot, x: &Tensor| -> Result<Tensor> {
+            self.slot(slot)
+                .forward(x, &branches[slot as usize], &mut products[slot as usize])
+        };
+        let heads = &self.heads;
+        let raw = project(Slot::Qkv, &self.norms[0].forward(x)?)?;
+        let (raw, qkv) = match &self.head_norms {
+            None => (None, raw),
+            Some(norms) => {
+                let qkv = self.each_head(&raw, norms, |norm, x, _| norm.forward(x))?;
+                (Some(raw), qkv)
+            }
+        };
+        let qkv = rotate(qkv, heads.q + heads.kv, heads.dim, rows.rotation, false)?;
+        let past = match cache.as_mut() {
+            None => None,
+            Some(past) => {
+                self.remember(&qkv, rows.sequences, past)?;
+                Some(past.as_slice())
+            }
+        };
+        let (attended, sums) = attention(&qkv, heads, rows.sequences, past, rows.masks)?;
+        let middle = add_in_place(project(Slot::Output, &attended)?, x)?;
+        let gate_up = project(Slot::GateUp, &self.norms[1].forward(&middle)?)?;
+        let out = add_in_place(project(Slot::Down, &gate(&gate_up)?)?, &middle)?;
+        Ok((
+            out,
+            Tape {
+                raw,
+                qkv,
+                sums,
+                attended,
+                middle,
+                gate_up,
+                products,
+            },
+        ))
+    }
+
+    /// What a slot's product reads, made again from the layer's input x and the tape where it is
+    /// cheaper to compute than to keep.
+    pub(super) fn input(&self, slot: Slot, x: &Tensor, tape: &Tape) -> Result<Tensor> {
+        match slot {
+            Slot::Qkv => self.norms[0].forward(x),
+            Slot::Output => Ok(tape.attended.clone()),
+            Slot::GateUp => self.norms[1].forward(&tape.middle),
+            Slot::Down => gate(&tape.gate_up),
+        }
+    }
+
+    /// The gradient with respect to the layer's input x, given that of its output, and the
+    /// gradients of the branches. With `lowest`, nothing below that slot is wanted, and there is
+    /// no gradient of x.
+    pub(super) fn backward(
+        &self,
+        dy: Tensor,
+        x: &Tensor,
+        tape: &Tape,
+        rows: &Rows<'_>,
+        branches: &LayerBranches,
+        lowest: Option<Slot>,
+    ) -> Result<(Option<Tensor>, [Vec<BranchGrads>; 4])> {
+        let mut grads: [Vec<BranchGrads>; 4] = Default::default();
+        let mut back = |slot: Slot, dy: &Tensor| {
+            let (dx, own) = self.slot(slot).backward(
+                dy,
+                &|| self.input(slot, x, tape),
+                &tape.products[slot as usize],
+                &branches[slot as usize],
+                lowest != Some(slot),
+            )?;
+            grads[slot as usize] = own;
+            Ok::<_, crate::Error>(dx)
+        };
+        let Some(dgate) = back(Slot::Down, &dy)? else {
+            return Ok((None, grads));
+        };
+        let dgate_up = gate_backward(&dgate, &tape.gate_up)?;
+        drop(dgate);
+        let Some(dnorm) = back(Slot::GateUp, &dgate_up)? else {
+            return Ok((None, grads));
+        };
+        drop(dgate_up);
+        let dmiddle = add_in_place(self.norms[1].backward(&dnorm, &tape.middle)?, &dy)?;
+        drop((dnorm, dy));
+        let Some(dattended) = back(Slot::Output, &dmiddle)? else {
+            return Ok((None, grads));
+        };
+        let heads = &self.heads;
+        let dqkv = attention_backward(
+            &dattended,
+            &tape.qkv,
+            &tape.attended,
+            &tape.sums,
+            heads,
+            rows.sequences,
+            rows.masks,
+        )?;
+        let dqkv = rotate(dqkv, heads.q + heads.kv, heads.dim, rows.rotation, true)?;
+        let dqkv = match (&self.head_norms, &tape.raw) {
+            (Some(norms), Some(raw)) => self.each_head(&dqkv, norms, |norm, dy, columns| {
+                let raw = raw.narrow(1, columns.start, columns.len())?.contiguous()?;
+                norm.backward(dy, &raw)
+            })?,
+            _ => dqkv,
+        };
+        let Some(dnorm) = back(Slot::Qkv, &dqkv)? else {
+            return Ok((None, grads));
+        };
+        let dx = add_in_place(self.norms[0].backward(&dnorm, x)?, &dmiddle)?;
+        Ok((Some(dx), grads))
+    }
+
+    /// [q k v] with `change` applied to the columns of q and to those of k.
+    fn each_head(
+        &self,
+        qkv: &Tensor,
+        [q_norm, k_norm]: &[Norm; 2],
+        change: impl Fn(&Norm, &Tensor, Range<usize>) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let (q, kv) = (
+            self.heads.q * self.heads.dim,
+            self.heads.kv * self.heads.dim,
+        );
+        let part = |norm, columns: Range<usize>| {
+            change(
+                norm,
+                &qkv.narrow(1, columns.start, columns.len())?.contiguous()?,
+                columns,
+            )
+        };
+        let parts = [
+            part(q_norm, 0..q)?,
+            part(k_norm, q..q + kv)?,
+            qkv.narrow(1, q + kv, kv)?,
+        ];
+        Ok(Tensor::cat(&parts, 1)?)
+    }
+
+    /// Appends the rows' keys and values to those of their sequences.
+    fn remember(
+        &self,
+        qkv: &Tensor,
+        sequences: &[Range<usize>],
+        past: &mut Vec<Past>,
+    ) -> Result<()> {
+        let (q, kv) = (
+            self.heads.q * self.heads.dim,
+            self.heads.kv * self.heads.dim,
+        );
+        for (s, range) in sequences.iter().enumerate() {
+            let rows = qkv.narrow(0, range.start, range.len())?;
+            let keys = rows.narrow(1, q, kv)?.contiguous()?;
+            let values = rows.narrow(1, q + kv, kv)?.contiguous()?;
+            let Some(past) = past.get_mut(s) else {
+                past.push(Past {
+                    keys,
+                    values,
+                    len: range.len(),
+                });
+                continue;
+            };
+            let len = past.len + range.len();
+            if past.keys.dim(0)? < len {
+                let grow = |rows: &Tensor| -> Result<Tensor> {
+                    let room = (2 * len, kv);
+                    let grown = Tensor::zeros(room, rows.dtype(), rows.device())?;
+                    grown.slice_set(&rows.narrow(0, 0, past.len)?.contiguous()?, 0, 0)?;
+                    Ok(grown)
+                };
+                (past.keys, past.values) = (grow(&past.keys)?, grow(&past.values)?);
+            }
+            past.keys.slice_set(&keys, 0, past.len)?;
+            past.values.slice_set(&values, 0, past.len)?;
+            past.len = len;
+        }
+        Ok(())
+    }
+}
+
+impl Projection {
+    fn forward(
+        &self,
+        x: &Tensor,
+        branches: &[Branch],
+        products: &mut Vec<Tensor>,
+    ) -> Result<Tensor> {
+        let mut y = linear(x, &self.pieces())?;
+        if let Some(bias) = &self.bias {
+            y = y.broadcast_add(bias)?;
+        }
+        for branch in branches {
+            let (sum, p) = add_branch(y, x, branch)?;
+            y = sum;
+            products.push(p);
+        }
+        Ok(y)
+    }
+
+    /// `x` makes the input again, where a branch needs it.
+    fn backward(
+        &self,
+        dy: &Tensor,
+        x: &dyn Fn() -> Result<Tensor>,
+        products: &[Tensor],
+        branches: &[Branch],
+        wanted: bool,
+    ) -> Result<(Option<Tensor>, Vec<BranchGrads>)> {
+        let mut dx = match wanted {
+            true => Some(linear_backward(dy, &self.pieces())?),
+            false => None,
+        };
+        let mut grads = Vec::new();
+        if branches.is_empty() {
+            return Ok((dx, grads));
+        }
+        let x = x()?;
+        for (branch, p) in branches.iter().zip(products) {
+            let (sum, own) = branch_backward(dx, dy, &x, p, branch)?;
+            dx = sum;
+            grads.push(own);
+        }
+        Ok((dx, grads))
+    }
+}

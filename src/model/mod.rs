@@ -1,0 +1,30 @@
+//! A causal decoder over frozen weights, with low-rank branches: logits, loss, gradients.
+//!
+//! One decoder serves every family; what differs is data (`family`). Weights are read where the
+//! checkpoint's files are mapped, in their own dtype.
+
+mod attach;
+mod config;
+mod decoder;
+pub mod device;
+mod family;
+pub mod generate;
+mod layer;
+mod loss_sum;
+pub mod ops;
+mod rotary;
+mod session;
+mod weights;
+
+#[cfg(test)]
+mod tests;
+
+pub use attach::attach;
+pub(crate) use attach::{Places, find, refuse_extras, spans};
+pub use config::ModelConfig;
+pub use decoder::{BranchGradients, Branches, Cache, Keep, Model, ModulePlace};
+pub use device::{device, device_name};
+pub use family::{Family, Slot};
+pub use loss_sum::LossSum;
+pub use rotary::Rotary;
+pub use session::{Session, branches_of};

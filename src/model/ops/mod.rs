@@ -1,0 +1,58 @@
+//! The operations of a decoder, each with its backward, on candle tensors.
+//!
+//! Every operation exists twice: fused, for f32 on the processor, over plain slices with the
+//! project's own kernels; and composed of candle's operations, for any device and float type.
+//! The composed form is the reference that the fused one is tested against, and what the
+//! finite-difference tests differentiate in f64. It is also what runs on a GPU, with `kernels` in
+//! the place of what is neither a product nor a copy. In half precision it holds weights,
+//! activations and their gradients in that type, and computes products with f32 sums and all else
+//! in f32; nothing in it waits for the device but what says so. There is no tape: the decoder
+//! calls each backward itself, so that no gradient is ever computed for a frozen weight, and
+//! nothing is kept that the backward does not read.
+//!
+//! Matrices are row-major, rows are tokens. Work is cut into pieces whose size does not depend on
+//! the number of threads, so results do not either.
+
+mod attention;
+mod divergence;
+mod gate;
+mod kernels;
+mod linear;
+mod loss;
+mod low_rank;
+mod norm;
+mod rope;
+mod slices;
+mod vector;
+
+pub use attention::{Heads, Masks, Past, attention, attention_backward};
+pub use divergence::head_divergence;
+pub use gate::{gate, gate_backward};
+#[cfg(test)]
+pub(crate) use kernels::host;
+pub use linear::{Matrix, Piece, linear, linear_backward};
+pub use loss::{HeadScratch, head_loss, head_loss_backward};
+pub use low_rank::{Branch, BranchGrads, Span, add_branch, branch_backward};
+pub use norm::{Norm, NormKind};
+pub use rope::{Rotation, rotate};
+#[cfg(test)]
+pub(crate) use slices::composing;
+pub(super) use slices::{add_in_place, f32s, fuses, is_fused, tensor};
+
+/// Tokens handled by one task: enough to keep a matrix product busy, few enough to share out.
+const ROWS: usize = 128;
+
+impl From<candle_core::Error> for crate::Error {
+    fn from(error: candle_core::Error) -> Self {
+        let text = error.to_string();
+        let line = text.lines().next().unwrap_or_default();
+        let error = crate::Error::new(
+            crate::Code::Backend,
+            format!("the tensor library says: {line}"),
+        );
+        match line.contains("OUT_OF_MEMORY") {
+            true => error.hint("recomputation, or a smaller batch or length, takes less memory"),
+            false => error,
+        }
+    }
+}

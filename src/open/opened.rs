@@ -1,0 +1,88 @@
+//! What opening an adapter gives.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::peft::import_with_base;
+use crate::adapter::Adapter;
+use crate::digest::Digest;
+use crate::error::{Code, Error, Result};
+use crate::format::{BlobSource, TlFile, most_held};
+use crate::peft::import::PeftKind;
+use crate::peft::is_peft_dir;
+use crate::peft::projection::Fma;
+use crate::safetensors::Checkpoint;
+use crate::tensor::Tensor;
+
+/// What kind of file or folder an adapter came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// A `.tl` file.
+    Tl,
+    /// A PEFT directory.
+    Peft(PeftKind),
+}
+
+/// An adapter read from a `.tl` or a PEFT directory.
+#[derive(Debug)]
+pub struct Opened {
+    /// The adapter; from PEFT, in groups of one layer.
+    pub adapter: Adapter,
+    /// Where it came from.
+    pub source: Source,
+    /// The root of a `.tl`, or the digest over a PEFT directory's config and tensors.
+    pub identity: Digest,
+    /// DoRA's magnitudes by module path.
+    pub magnitudes: BTreeMap<String, Tensor>,
+    /// What a careful user should know.
+    pub notes: Vec<String>,
+    /// Bytes of the files.
+    pub bytes: u64,
+}
+
+/// Opens a `.tl` file or a PEFT adapter directory, whichever `path` is.
+///
+/// `base` answers what a VeRA directory leaves open; `blobs` what a thin `.tl` leaves out. What a
+/// `.tl` makes of packed and seeded tensors may not take more than 256 MiB and 4 times the base's bytes.
+///
+/// # Errors
+/// Those of [`TlFile::open`], [`TlFile::load`] and [`crate::peft::import::import`].
+pub fn open_adapter(
+    path: &Path,
+    base: Option<&Checkpoint>,
+    blobs: &dyn BlobSource,
+) -> Result<Opened> {
+    if path.is_dir() || is_peft_dir(path) {
+        let imported = import_with_base(path, base, Fma::Fused, None)?;
+        return Ok(Opened {
+            adapter: imported.adapter,
+            source: Source::Peft(imported.kind),
+            identity: imported.identity,
+            magnitudes: imported.magnitudes,
+            notes: imported.notes,
+            bytes: imported.bytes,
+        });
+    }
+    let file = TlFile::open(path).map_err(|e| match e.code() {
+        Code::NotTl => not_an_adapter(path, e),
+        _ => e,
+    })?;
+    let most = most_held(file.file().byte_len());
+    let useful = base.map_or(most, |b| (256 << 20) + b.byte_len().saturating_mul(4));
+    Ok(Opened {
+        adapter: file.load_within(blobs, most.min(useful))?,
+        source: Source::Tl,
+        identity: file.root(),
+        magnitudes: BTreeMap::new(),
+        notes: Vec::new(),
+        bytes: file.file().byte_len(),
+    })
+}
+
+fn not_an_adapter(path: &Path, e: Error) -> Error {
+    let sibling = path.parent().is_some_and(is_peft_dir);
+    if sibling {
+        return e.hint("name the PEFT adapter's folder, not the file in it");
+    }
+    e.hint("an adapter is a .tl file, or a PEFT folder with adapter_config.json")
+}

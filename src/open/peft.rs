@@ -1,0 +1,36 @@
+//! A PEFT directory, with what its base says.
+
+use std::path::Path;
+
+use super::checkpoint::CheckpointModules;
+use crate::error::Result;
+use crate::peft::import::{ImportOptions, Imported, import};
+use crate::peft::projection::Fma;
+use crate::safetensors::Checkpoint;
+use crate::tensor::Dtype;
+
+/// Reads a PEFT adapter, with what the base says where it is at hand.
+///
+/// # Errors
+/// Those of [`import`].
+pub fn import_with_base(
+    dir: &Path,
+    base: Option<&Checkpoint>,
+    fma: Fma,
+    projection_dtype: Option<Dtype>,
+) -> Result<Imported> {
+    let known = base.map(CheckpointModules::new).transpose()?;
+    let projection_dtype =
+        projection_dtype.or_else(|| known.as_ref().and_then(CheckpointModules::weight_dtype));
+    let base = known
+        .as_ref()
+        .map(|k| k as &dyn crate::peft::import::BaseShapes);
+    import(
+        dir,
+        &ImportOptions {
+            base,
+            fma,
+            projection_dtype,
+        },
+    )
+}
