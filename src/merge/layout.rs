@@ -1,5 +1,7 @@
 //! Where the parts of an output shard come from and go to.
 
+use std::ops::Range;
+
 use super::plan::{Segment, ShardPlan, TensorPlan};
 use crate::error::Result;
 use crate::safetensors::{Header, SafetensorsFile};
@@ -22,65 +24,79 @@ pub(super) fn lay_out(
     let new_header = appended
         .map(|(_, t)| extended_header(file, t))
         .transpose()?;
-    let data_start = file.header().data_start;
-    let new_start = new_header.as_ref().map_or(data_start, |h| h.len() as u64);
-    let shift = |offset: u64| offset - data_start + new_start;
-    let mut segments = Vec::new();
-    let mut bytes_merged = 0;
-    let mut done = if new_header.is_some() { data_start } else { 0 };
-    let place = |offset: u64| {
-        if new_header.is_some() {
-            shift(offset)
-        } else {
-            offset
-        }
-    };
+    let mut cutter = Cutter::new(file, new_header.as_deref());
     for (i, t) in here().filter(|(_, t)| !t.appended) {
-        let range = file.file_range(&file.header().tensors[t.source.tensor]);
-        if done < range.start {
-            segments.push(Segment::Copy {
-                source: done..range.start,
-                at: place(done),
-            });
-        }
-        segments.push(Segment::Merge {
-            tensor: i,
-            at: place(range.start),
-        });
-        bytes_merged += t.byte_len();
-        done = range.end;
+        cutter.merge(file.file_range(&file.header().tensors[t.source.tensor]), i);
     }
-    if done < file.byte_len() {
-        segments.push(Segment::Copy {
-            source: done..file.byte_len(),
-            at: place(done),
-        });
-    }
-    let mut bytes_out = place(file.byte_len());
+    cutter.copy_to(file.byte_len());
     if let Some((i, t)) = appended {
-        if t.is_touched() {
-            bytes_merged += t.byte_len();
-            segments.push(Segment::Merge {
-                tensor: i,
-                at: bytes_out,
-            });
-        } else {
-            let source = file.file_range(&file.header().tensors[t.source.tensor]);
-            segments.push(Segment::Copy {
-                source,
-                at: bytes_out,
-            });
-        }
-        bytes_out += t.byte_len();
+        let source = file.file_range(&file.header().tensors[t.source.tensor]);
+        cutter.append(i, t, source);
     }
+    let Cutter { segments, end, .. } = cutter;
+    let merged = segments.iter().filter_map(|s| match s {
+        Segment::Copy { .. } => None,
+        Segment::Merge { tensor, .. } => tensors.get(*tensor),
+    });
     Ok(ShardPlan {
         index,
         name: name.to_string_lossy().into_owned(),
+        bytes_out: end,
+        bytes_merged: merged.map(TensorPlan::byte_len).sum(),
         new_header,
         segments,
-        bytes_out,
-        bytes_merged,
     })
+}
+
+/// Segments up to a place of the base's shard.
+struct Cutter {
+    segments: Vec<Segment>,
+    /// Bytes of the base's shard that have their place.
+    done: u64,
+    /// Bytes of the output so far.
+    end: u64,
+}
+
+impl Cutter {
+    /// With the base's header, or from the data on.
+    fn new(file: &SafetensorsFile, new_header: Option<&[u8]>) -> Self {
+        Self {
+            segments: Vec::new(),
+            done: new_header.map_or(0, |_| file.header().data_start),
+            end: new_header.map_or(0, |h| h.len() as u64),
+        }
+    }
+
+    /// Copies what is before `place`.
+    fn copy_to(&mut self, place: u64) {
+        if self.done < place {
+            self.segments.push(Segment::Copy {
+                source: self.done..place,
+                at: self.end,
+            });
+            self.end += place - self.done;
+            self.done = place;
+        }
+    }
+
+    /// Merges a tensor whose bytes are at `range`, after what is before it.
+    fn merge(&mut self, range: Range<u64>, tensor: usize) {
+        self.copy_to(range.start);
+        let at = self.end;
+        self.segments.push(Segment::Merge { tensor, at });
+        self.end += range.end - range.start;
+        self.done = range.end;
+    }
+
+    /// Adds a tensor at the end, whose bytes start from those at `source`.
+    fn append(&mut self, index: usize, tensor: &TensorPlan, source: Range<u64>) {
+        let at = self.end;
+        self.segments.push(match tensor.is_touched() {
+            true => Segment::Merge { tensor: index, at },
+            false => Segment::Copy { source, at },
+        });
+        self.end += tensor.byte_len();
+    }
 }
 
 /// The header of `file` with one more tensor at the end of the data: the entries before it stay

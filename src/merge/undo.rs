@@ -30,6 +30,8 @@ pub(super) const DIGEST_KEY: &str = "tlkit_undo_sha256";
 pub(super) const VERSION: u32 = 2;
 /// The version that had no digest.
 const UNDIGESTED: u32 = 1;
+const UNDIGESTED_HINT: &str =
+    "keep a copy of the base, and accept the file as undigested to restore what it names";
 /// Bytes that are read, hashed and written at a time.
 pub(super) const BLOCK: usize = 4 << 20;
 
@@ -159,13 +161,8 @@ fn locate(undo: &Path) -> (PathBuf, PathBuf) {
 
 impl Undo {
     fn read(stored: &SafetensorsFile, options: UnmergeOptions) -> Result<Self> {
-        let bad = |message: String| {
-            Error::new(Code::UndoMismatch, message)
-                .file(stored.path())
-                .hint("name the undo file that the in-place merge wrote")
-        };
         let Some(text) = stored.header().metadata(METADATA_KEY) else {
-            return Err(bad("this is not an undo file".to_owned()));
+            return Err(not_an_undo_file(stored, "this is not an undo file"));
         };
         let digest = stored.header().metadata(DIGEST_KEY);
         // Before anything in it is believed.
@@ -175,7 +172,8 @@ impl Undo {
                 .file(stored.path())
                 .hint("the file was damaged or edited; nothing was restored from it"));
         }
-        let mut undo: Undo = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
+        let mut undo: Undo =
+            serde_json::from_str(text).map_err(|e| not_an_undo_file(stored, e.to_string()))?;
         match (undo.version, digest) {
             (VERSION, Some(_)) => {}
             (UNDIGESTED, None) if options.undigested => {}
@@ -183,47 +181,61 @@ impl Undo {
                 let message = "the undo file has no digest: it is of an older tlkit, or was edited";
                 return Err(Error::new(Code::UndoMismatch, message)
                     .file(stored.path())
-                    .hint("keep a copy of the base, and accept the file as undigested to restore what it names"));
+                    .hint(UNDIGESTED_HINT));
             }
             (version, _) => {
                 let message = format!("undo version {version} is not known, or lacks its digest");
-                return Err(bad(message));
+                return Err(not_an_undo_file(stored, message));
             }
         }
+        undo.place_ranges(stored)?;
+        let plain = |name: &str| Path::new(name).file_name().is_some_and(|f| f == name);
+        match undo.files.iter().find(|f| !plain(&f.name)) {
+            Some(f) => {
+                let message = format!("`{}` is not a plain file name", f.name);
+                Err(not_an_undo_file(stored, message))
+            }
+            None => Ok(undo),
+        }
+    }
+
+    /// Finds the original bytes of every range: each stored tensor has one, and no two overlap.
+    fn place_ranges(&mut self, stored: &SafetensorsFile) -> Result<()> {
         let tensors = &stored.header().tensors;
         let by_name: BTreeMap<&str, &TensorInfo> =
             tensors.iter().map(|t| (t.name.as_str(), t)).collect();
-        let mut places = Vec::with_capacity(undo.ranges.len());
-        for r in &mut undo.ranges {
+        let mut places = Vec::with_capacity(self.ranges.len());
+        for r in &mut self.ranges {
             let info = by_name.get(r.tensor.as_str());
-            let file = undo.files.get(r.file);
+            let file = self.files.get(r.file);
             let fits = r.start <= r.end
                 && file.is_some_and(|f| r.end <= f.bytes)
                 && info.is_some_and(|i| i.dtype == Dtype::U8 && i.byte_len() == r.end - r.start);
             if !fits {
-                return Err(bad(format!("the range of `{}` is not valid", r.tensor)));
+                let message = format!("the range of `{}` is not valid", r.tensor);
+                return Err(not_an_undo_file(stored, message));
             }
             r.stored = info.map(|i| stored.file_range(i)).unwrap_or_default();
             places.push((r.file, r.start, r.end));
         }
-        let named: BTreeSet<&str> = undo.ranges.iter().map(|r| r.tensor.as_str()).collect();
-        if named.len() != tensors.len() || undo.ranges.len() != tensors.len() {
+        let named: BTreeSet<&str> = self.ranges.iter().map(|r| r.tensor.as_str()).collect();
+        if named.len() != tensors.len() || self.ranges.len() != tensors.len() {
             let message = "not every stored tensor has one range that it is restored to";
-            return Err(bad(message.to_owned()));
+            return Err(not_an_undo_file(stored, message));
         }
         places.sort_unstable();
-        if places
-            .windows(2)
-            .any(|w| w[0].0 == w[1].0 && w[0].2 > w[1].1)
-        {
-            return Err(bad("two ranges overlap".to_owned()));
+        let overlap = |w: &[(usize, u64, u64)]| w[0].0 == w[1].0 && w[0].2 > w[1].1;
+        if places.windows(2).any(overlap) {
+            return Err(not_an_undo_file(stored, "two ranges overlap"));
         }
-        let plain = |name: &str| Path::new(name).file_name().is_some_and(|f| f == name);
-        match undo.files.iter().find(|f| !plain(&f.name)) {
-            Some(f) => Err(bad(format!("`{}` is not a plain file name", f.name))),
-            None => Ok(undo),
-        }
+        Ok(())
     }
+}
+
+fn not_an_undo_file(stored: &SafetensorsFile, message: impl Into<String>) -> Error {
+    Error::new(Code::UndoMismatch, message)
+        .file(stored.path())
+        .hint("name the undo file that the in-place merge wrote")
 }
 
 /// A base file, open for writing and locked.

@@ -156,17 +156,7 @@ pub fn verify_merged_weights(
     options: &PlanOptions,
     control: &Control<'_>,
 ) -> Result<MergedReport> {
-    let with = |rounding| {
-        plan(
-            base,
-            inputs,
-            &PlanOptions {
-                rounding,
-                ..options.clone()
-            },
-        )
-    };
-    let plans = [with(Rounding::Peft)?, with(Rounding::PeftSafe)?];
+    let plans = plans(base, inputs, options)?;
     let planned: BTreeMap<&str, usize> = plans[0]
         .tensors()
         .iter()
@@ -178,29 +168,17 @@ pub fn verify_merged_weights(
     let mut merger = Merger::new(control, false, 0);
     for (name, place) in merged.tensors() {
         let (file, info) = merged.at(*place);
-        match planned.get(name.as_str()) {
-            Some(at) => {
-                let tensor = &plans[0].tensors()[*at];
-                if (tensor.dtype, &tensor.shape) != (info.dtype, &info.shape) {
-                    tally.missing.push(name.clone());
-                    continue;
-                }
-                tally.merged += 1;
-                compare_merged(&mut merger, &plans, *at, (file, info), &mut counts, control)?;
-            }
-            None => match base.locate(name).map(|l| base.at(l)) {
-                None => tally.unexpected.push(name.clone()),
-                Some((_, b)) if (b.dtype, &b.shape) != (info.dtype, &info.shape) => {
-                    tally.missing.push(name.clone())
-                }
-                Some(source) => {
-                    tally.untouched += 1;
-                    if !same_bytes(source, (file, info), control)? {
-                        tally.untouched_differing.push(name.clone());
-                    }
-                }
-            },
+        let Some(at) = planned.get(name.as_str()) else {
+            tally.compare_untouched(base, (file, info), control)?;
+            continue;
+        };
+        let tensor = &plans[0].tensors()[*at];
+        if (tensor.dtype, &tensor.shape) != (info.dtype, &info.shape) {
+            tally.missing.push(name.clone());
+            continue;
         }
+        tally.merged += 1;
+        compare_merged(&mut merger, &plans, *at, (file, info), &mut counts, control)?;
     }
     let expected = base
         .tensors()
@@ -214,6 +192,22 @@ pub fn verify_merged_weights(
     Ok(tally.finish(counts, control.device()))
 }
 
+/// The plan under each rounding.
+fn plans<'a>(
+    base: &'a Checkpoint,
+    inputs: &'a [MergeInput],
+    options: &PlanOptions,
+) -> Result<[MergePlan<'a>; 2]> {
+    let with = |rounding| {
+        let options = PlanOptions {
+            rounding,
+            ..options.clone()
+        };
+        plan(base, inputs, &options)
+    };
+    Ok([with(Rounding::Peft)?, with(Rounding::PeftSafe)?])
+}
+
 /// What was compared, besides the merged tensors' elements.
 #[derive(Default)]
 struct Tally {
@@ -225,6 +219,29 @@ struct Tally {
 }
 
 impl Tally {
+    /// Compares a tensor that no adapter touches with the base's.
+    fn compare_untouched(
+        &mut self,
+        base: &Checkpoint,
+        (file, info): (&SafetensorsFile, &TensorInfo),
+        control: &Control<'_>,
+    ) -> Result<()> {
+        let name = || info.name.clone();
+        match base.locate(&info.name).map(|l| base.at(l)) {
+            None => self.unexpected.push(name()),
+            Some((_, b)) if (b.dtype, &b.shape) != (info.dtype, &info.shape) => {
+                self.missing.push(name());
+            }
+            Some(source) => {
+                self.untouched += 1;
+                if !same_bytes(source, (file, info), control)? {
+                    self.untouched_differing.push(name());
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn finish(self, [peft, safe]: [Counts; 2], device: String) -> MergedReport {
         let obeys = match (peft.differing == 0, safe.differing == 0) {
             (true, true) => Some(Obeyed::Both),

@@ -178,6 +178,10 @@ fn dry_text(s: &PlanSummary) -> String {
 }
 
 fn merge_text(r: &MergeReport) -> String {
+    format!("{}\n\n{}", tensors_text(r), totals_text(r))
+}
+
+fn tensors_text(r: &MergeReport) -> String {
     const MOST_ROWS: usize = 40;
     let rows = r.tensors.iter().take(MOST_ROWS).map(|t| {
         vec![
@@ -200,64 +204,61 @@ fn merge_text(r: &MergeReport) -> String {
             r.tensors.len() - MOST_ROWS
         ));
     }
+    text
+}
+
+fn totals_text(r: &MergeReport) -> String {
     let t = &r.total;
+    let merged = format!(
+        "{}, {} of {} elements changed ({})",
+        plural(t.tensors, "tensor"),
+        count(t.changed),
+        count(t.elements),
+        percent(t.changed_share)
+    );
     let survived = t.survived.map_or("-".into(), percent);
+    // In place, the untouched bytes are not written again.
+    let written = match r.undo {
+        Some(_) => t.bytes_merged,
+        None => t.bytes_out,
+    };
+    let wrote = format!(
+        "{} in {:.2} s ({} merged)",
+        bytes(written),
+        t.seconds,
+        bytes(t.bytes_merged)
+    );
     let mut pairs = vec![
-        (
-            "merged",
-            format!(
-                "{}, {} of {} elements changed ({})",
-                plural(t.tensors, "tensor"),
-                count(t.changed),
-                count(t.elements),
-                percent(t.changed_share)
-            ),
-        ),
+        ("merged", merged),
         (
             "survived",
             format!("{survived} of ΔW after rounding to the base's dtype"),
         ),
-        (
-            "wrote",
-            format!(
-                "{} in {:.2} s ({} merged)",
-                // In place, the untouched bytes are not written again.
-                bytes(match r.undo {
-                    Some(_) => t.bytes_merged,
-                    None => t.bytes_out,
-                }),
-                t.seconds,
-                bytes(t.bytes_merged)
-            ),
-        ),
+        ("wrote", wrote),
         ("rounding", r.rounding.to_string()),
     ];
     if r.device != "cpu" {
         pairs.push(("device", r.device.clone()));
     }
     if t.shards_reused > 0 {
+        let shards = plural(t.shards_reused, "shard");
         pairs.push((
             "resumed",
-            format!(
-                "{} finished by an interrupted run",
-                plural(t.shards_reused, "shard")
-            ),
+            format!("{shards} finished by an interrupted run"),
         ));
     }
     if t.tensors_unchanged > 0 {
+        let tensors = plural(t.tensors_unchanged, "merged tensor");
         pairs.push((
             "unchanged",
-            format!(
-                "{} did not change in one element",
-                plural(t.tensors_unchanged, "merged tensor")
-            ),
+            format!("{tensors} did not change in one element"),
         ));
     }
     if let Some(undo) = &r.undo {
         pairs.push(("undo", show(undo)));
     }
     pairs.push(("output", show(&r.output)));
-    format!("{text}\n\n{}", fields(&pairs))
+    fields(&pairs)
 }
 
 pub(crate) fn unmerge(args: &Unmerge, output: &Output) -> Result<Outcome> {

@@ -90,7 +90,7 @@ struct WithVerdict<'a, R> {
     report: &'a R,
 }
 
-fn adapters_text(r: &AdaptersReport, equal: bool, tolerance: f64) -> String {
+fn targets_text(r: &AdaptersReport) -> String {
     let rows = r.targets.iter().map(|t| {
         let cells = [
             number(t.norm),
@@ -113,7 +113,11 @@ fn adapters_text(r: &AdaptersReport, equal: bool, tolerance: f64) -> String {
         "not finite",
     ];
     let columns = if r.not_finite > 0 { 7 } else { 6 };
-    let mut text = table(&header[..columns], &[1, 2, 3, 4, 5, 6], rows);
+    table(&header[..columns], &[1, 2, 3, 4, 5, 6], rows)
+}
+
+fn adapters_text(r: &AdaptersReport, equal: bool, tolerance: f64) -> String {
+    let mut text = targets_text(r);
     for t in r.targets.iter().filter(|t| t.not_finite > 0) {
         text.push_str(&format!(
             "\nnot finite: {} of {}, worst {}",
@@ -238,24 +242,7 @@ fn merged_text(r: &MergedReport, equal: bool, args: &VerifyMerged) -> String {
         ("files", files),
     ]);
     if r.differing > 0 {
-        let rows = r.histogram.iter().map(|c| {
-            let range = match c.to {
-                Some(to) if to == c.from => to.to_string(),
-                Some(to) => format!("{}–{to}", c.from),
-                None => format!("≥ {}", c.from),
-            };
-            vec![range, count(c.elements)]
-        });
-        text.push_str(&format!(
-            "\n{}\n",
-            table(&["ulp", "elements"], &[0, 1], rows)
-        ));
-        let rows = r.tensors.iter().take(MOST_ROWS);
-        let rows = rows.map(|t| vec![t.name.clone(), count(t.differing), count(t.max_ulp.into())]);
-        text.push_str(&format!(
-            "\n{}\n",
-            table(&["tensor", "differing", "max ulp"], &[1, 2], rows)
-        ));
+        text.push_str(&distances_text(r));
     }
     let lists = [
         (
@@ -277,6 +264,30 @@ fn merged_text(r: &MergedReport, equal: bool, args: &VerifyMerged) -> String {
         }
     }
     format!("{text}\n{}", sanitize(&merged_verdict(r, equal, args)))
+}
+
+/// How far elements are off, and in which tensors.
+fn distances_text(r: &MergedReport) -> String {
+    let mut text = String::new();
+    let rows = r.histogram.iter().map(|c| {
+        let range = match c.to {
+            Some(to) if to == c.from => to.to_string(),
+            Some(to) => format!("{}–{to}", c.from),
+            None => format!("≥ {}", c.from),
+        };
+        vec![range, count(c.elements)]
+    });
+    text.push_str(&format!(
+        "\n{}\n",
+        table(&["ulp", "elements"], &[0, 1], rows)
+    ));
+    let rows = r.tensors.iter().take(MOST_ROWS);
+    let rows = rows.map(|t| vec![t.name.clone(), count(t.differing), count(t.max_ulp.into())]);
+    text.push_str(&format!(
+        "\n{}\n",
+        table(&["tensor", "differing", "max ulp"], &[1, 2], rows)
+    ));
+    text
 }
 
 /// What was proved, and nothing that was not looked at.
