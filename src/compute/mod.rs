@@ -23,18 +23,17 @@ mod cuda;
 mod device;
 mod element;
 mod rounding;
-mod rows;
 mod stats;
 #[cfg(test)]
 mod tests;
 mod update;
 
 pub(crate) use buffer::{Buffer, Pool};
+pub use cpu::{add_rows, delta_rows, merge_block_parallel, merge_rows};
 pub(crate) use cuda::{Done, Pipeline, Weight};
 pub use cuda::{Gpu, GpuInfo, GpuRates, MergeRate, gpus};
 pub use device::DeviceChoice;
 pub use rounding::Rounding;
-pub use rows::{add_rows, delta_rows, merge_block_parallel, merge_rows};
 pub use stats::Stats;
 pub(crate) use stats::survived;
 pub use update::{Update, transpose};

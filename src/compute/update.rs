@@ -1,6 +1,4 @@
-//! A low-rank update in two factors, and that the factors fit the weight.
-
-use std::ops::Range;
+//! A low-rank update in two factors.
 
 use crate::error::{Code, Error, Result};
 
@@ -23,7 +21,8 @@ pub struct Update<'a> {
 /// [`Code::FactorShape`] where `m` is not of that size.
 pub fn transpose(m: &[f32], rows: usize, cols: usize) -> Result<Vec<f32>> {
     if rows.checked_mul(cols) != Some(m.len()) {
-        return Err(misfit("matrix", m.len(), rows, cols));
+        let message = format!("matrix of {} elements is not {rows} x {cols}", m.len());
+        return Err(Error::new(Code::FactorShape, message));
     }
     // Tiles keep the lines that are written in cache; without them tall factors miss on every store.
     const TILE: usize = 16;
@@ -38,43 +37,4 @@ pub fn transpose(m: &[f32], rows: usize, cols: usize) -> Result<Vec<f32>> {
         }
     }
     Ok(out)
-}
-
-/// Fails where a factor has another size than its rank, `rows` and `cols` call for.
-pub(super) fn check_factors(
-    updates: &[Update<'_>],
-    rows: &Range<usize>,
-    cols: usize,
-) -> Result<()> {
-    for update in updates {
-        if update.rank.checked_mul(cols) != Some(update.right.len()) {
-            return Err(misfit(
-                "right factor",
-                update.right.len(),
-                update.rank,
-                cols,
-            ));
-        }
-        if rows
-            .end
-            .checked_mul(update.rank)
-            .is_none_or(|need| update.left.len() < need)
-        {
-            return Err(misfit(
-                "left factor",
-                update.left.len(),
-                rows.end,
-                update.rank,
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// A slice that is not of the extents it is read with.
-pub(super) fn misfit(what: &str, len: usize, rows: usize, cols: usize) -> Error {
-    Error::new(
-        Code::FactorShape,
-        format!("{what} of {len} elements is not {rows} x {cols}"),
-    )
 }

@@ -2,11 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::input::MergeInput;
-use super::layout::lay_out;
-use super::options::{PlanOptions, TiedPolicy};
 use super::orient::Layouts;
-use super::plan::{Addition, MergePlan, TensorPlan};
+use super::plan::{Addition, MergePlan, TensorPlan, lay_out};
+use super::request::{MergeInput, PlanOptions, TiedPolicy};
 use super::untie;
 use crate::adapter::{Extra, ExtraRole, Module};
 use crate::base::names::{quantised, resolve};

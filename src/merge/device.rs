@@ -85,15 +85,15 @@ impl Work {
         };
         // The largest one stands for all.
         if let Some((plan, tensor)) = all().max_by_key(|(_, t)| t.byte_len()) {
-            let job = TensorMerge::new(plan, tensor)?;
-            if let Some(rows) = job.blocks().next() {
-                let mut block = vec![0; rows.len() * job.row_bytes()];
-                job.read(&rows, &mut block)?;
+            let merge = TensorMerge::new(plan, tensor)?;
+            if let Some(rows) = merge.blocks().next() {
+                let mut block = vec![0; rows.len() * merge.row_bytes()];
+                merge.read(&rows, &mut block)?;
                 // The first time, caches and threads are cold.
                 let once = || -> Result<f64> {
                     let mut copy = block.clone();
                     let start = Instant::now();
-                    job.merge(rows.clone(), &mut copy)?;
+                    merge.merge(rows.clone(), &mut copy)?;
                     Ok(start.elapsed().as_secs_f64())
                 };
                 once()?;

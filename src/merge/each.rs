@@ -7,15 +7,13 @@ use std::path::{Component, Path, PathBuf};
 use serde::Serialize;
 
 use super::build::plan;
-use super::control::Control;
 use super::execute::Run;
 use super::finished::finished;
-use super::input::MergeInput;
-use super::options::{ExecOptions, PlanOptions};
 use super::other_files::OtherFiles;
 use super::output::{OutputSpec, check_output};
 use super::plan::MergePlan;
 use super::report::{MergeReport, Outcome};
+use super::request::{Control, ExecOptions, MergeInput, PlanOptions};
 use super::shard::held_factor_bytes;
 use super::summary::PlanSummary;
 use crate::error::{Code, Error, Result};

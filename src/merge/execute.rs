@@ -4,12 +4,11 @@ use std::path::Path;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use super::control::Control;
 use super::files::check_space;
-use super::options::ExecOptions;
 use super::output::{OutputSpec, PendingOutput, check_output};
 use super::plan::MergePlan;
 use super::report::{MergeReport, Outcome};
+use super::request::{Control, ExecOptions};
 use super::shard::write_shards;
 use crate::error::{Code, Error, Result};
 use crate::fs::{AtomicFile, parent};

@@ -9,7 +9,7 @@ use std::path::Path;
 use rustix::fs::{copy_file_range, ioctl_ficlone};
 use rustix::io::Errno;
 
-use super::control::Control;
+use super::request::Control;
 use crate::error::{Code, Error, Result};
 use crate::safetensors::SafetensorsFile;
 

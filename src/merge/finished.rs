@@ -7,10 +7,10 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-use super::control::Control;
 use super::files::{check_unchanged, stat};
 use super::plan::{MergePlan, Segment, ShardPlan};
 use super::report::TensorReport;
+use super::request::Control;
 use super::stream::{Blocks, OutputTensor, with_blocks};
 use crate::compute::Stats;
 use crate::error::{Error, Result};

@@ -4,11 +4,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Instant;
 
-use super::control::Control;
 use super::files::{check_space, file_mode, same_path, stat, write_at};
-use super::options::InPlaceOptions;
 use super::plan::{MergePlan, TensorPlan};
 use super::report::{MergeReport, Outcome, TensorReport, check_changed};
+use super::request::{Control, InPlaceOptions};
 use super::stream::{Merged, Merger};
 use super::tensor::TensorMerge;
 use super::undo::{

@@ -41,26 +41,23 @@
 //! | `output`, `other_files`, `finished` | an output until it has its name; what an earlier run left of it |
 //! | `shard` | one shard of each output, copied and merged in one pass over the base's |
 //! | `stream`, `tensor` | merged blocks of tensors, made ahead of the writing |
-//! | `build`, `orient`, `untie`, `layout` | from adapters and base to a plan |
+//! | `build`, `orient`, `untie` | from adapters and base to a plan |
 //! | `plan`, `summary`, `report` | what is going to be done, and what was |
-//! | `input`, `options`, `control`, `files` | what the caller gives; bytes between files |
+//! | `request`, `files` | what the caller asks for; bytes between files |
 
 mod build;
-mod control;
 mod device;
 mod each;
 mod execute;
 mod files;
 mod finished;
 mod inplace;
-mod input;
-mod layout;
-mod options;
 mod orient;
 mod other_files;
 mod output;
 mod plan;
 mod report;
+mod request;
 mod shard;
 mod stream;
 mod summary;
@@ -72,7 +69,6 @@ mod untie;
 
 pub use crate::compute::Rounding;
 pub use build::plan;
-pub use control::Control;
 pub use device::{Workload, open_device};
 pub use each::{
     EachOutput, EachPlan, EachReport, EachSummary, EachTotals, OutputSummary, execute_each,
@@ -80,11 +76,12 @@ pub use each::{
 };
 pub use execute::execute;
 pub use inplace::merge_in_place;
-pub use input::MergeInput;
-pub use options::{ExecOptions, InPlaceOptions, PlanOptions, TiedPolicy, UnmergeOptions};
 pub(crate) use other_files::{WrittenFile, written_files};
 pub use plan::{Addition, MergePlan, Segment, ShardPlan, TensorPlan};
 pub use report::{AdapterReport, MergeReport, TensorReport, Totals};
+pub use request::{
+    Control, ExecOptions, InPlaceOptions, MergeInput, PlanOptions, TiedPolicy, UnmergeOptions,
+};
 pub(crate) use stream::{Merged, Merger};
 pub use summary::{PlanSummary, ShardSummary};
 pub(crate) use tensor::TensorMerge;

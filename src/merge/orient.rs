@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::input::MergeInput;
+use super::request::MergeInput;
 use crate::adapter::{Module, ModuleKind, Target};
 use crate::base::modules::{is_conv1d, last_segment};
 use crate::safetensors::{Checkpoint, Location};

@@ -16,13 +16,12 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use super::control::Control;
 use super::files::{clone_whole, file_mode, same_path, stat};
 use super::finished::finished;
-use super::options::ExecOptions;
 use super::other_files::OtherFiles;
 use super::plan::{MergePlan, ShardPlan};
 use super::report::{Outcome, TensorReport, check_changed};
+use super::request::{Control, ExecOptions};
 use super::shard::ShardOutput;
 use crate::digest::{Digest, Hasher};
 use crate::error::{Code, Error, Result};

@@ -4,9 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::control::Control;
-use super::input::MergeInput;
 use super::plan::{MergePlan, TensorPlan};
+use super::request::{Control, MergeInput};
 use crate::compute::{Rounding, Stats, survived};
 use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
@@ -32,7 +31,7 @@ pub struct MergeReport {
     pub total: Totals,
     /// Files of the base directory that were left out, each with the reason.
     pub skipped: Vec<String>,
-    /// What the user should know.
+    /// Remarks for whoever uses the result, such as that an adapter was trained on a quantised base.
     pub notes: Vec<String>,
 }
 

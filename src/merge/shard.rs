@@ -7,10 +7,10 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::control::Control;
 use super::files::{check_unchanged, copy_range, stat, write_at};
 use super::plan::{MergePlan, Segment, ShardPlan, TensorPlan};
 use super::report::TensorReport;
+use super::request::Control;
 use super::stream::{Blocks, OutputTensor, with_blocks};
 use super::tensor::factor_bytes;
 use crate::compute::Stats;

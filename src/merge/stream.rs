@@ -11,8 +11,8 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 
 use rayon::prelude::*;
 
-use super::control::Control;
 use super::plan::{MergePlan, TensorPlan};
+use super::request::Control;
 use super::tensor::TensorMerge;
 use crate::compute::{Buffer, Done, Pipeline, Pool, Stats, Weight};
 use crate::error::{Code, Error, Result};
@@ -45,7 +45,7 @@ pub(crate) type Sink<'s> = dyn FnMut(Merged<'_>) -> Result<()> + 's;
 #[derive(Debug)]
 struct Tag<'a> {
     group: usize,
-    jobs: Arc<[TensorMerge<'a>]>,
+    tensors: Arc<[TensorMerge<'a>]>,
     part: usize,
     rows: Range<usize>,
 }
@@ -82,14 +82,18 @@ impl<'a> Merger<'a> {
     pub(crate) fn group(
         &mut self,
         group: usize,
-        jobs: Vec<TensorMerge<'a>>,
+        tensors: Vec<TensorMerge<'a>>,
         sink: &mut Sink<'_>,
     ) -> Result<()> {
         if let Some(gpu) = self.control.gpu
-            && !jobs.is_empty()
-            && jobs.iter().all(TensorMerge::is_for_gpu)
+            && !tensors.is_empty()
+            && tensors.iter().all(TensorMerge::is_for_gpu)
         {
-            let largest = jobs.iter().map(TensorMerge::block_bytes).max().unwrap_or(0);
+            let largest = tensors
+                .iter()
+                .map(TensorMerge::block_bytes)
+                .max()
+                .unwrap_or(0);
             let fits = |p: &Pipeline<'_, _>| p.block_bytes() >= largest;
             if !self.pipeline.as_ref().is_some_and(fits) {
                 self.finish(sink)?;
@@ -98,10 +102,10 @@ impl<'a> Merger<'a> {
                 let pipeline = Pipeline::new(gpu, largest, self.held)?;
                 self.pipeline = Some(pipeline);
             }
-            return self.on_gpu(group, jobs.into(), sink);
+            return self.on_gpu(group, tensors.into(), sink);
         }
         self.finish(sink)?;
-        self.on_cpu(group, &jobs, sink)
+        self.on_cpu(group, &tensors, sink)
     }
 
     /// Brings out what is still on its way.
@@ -118,29 +122,29 @@ impl<'a> Merger<'a> {
     fn on_cpu(
         &mut self,
         group: usize,
-        jobs: &[TensorMerge<'a>],
+        tensors: &[TensorMerge<'a>],
         sink: &mut Sink<'_>,
     ) -> Result<()> {
-        let Some((last, others)) = jobs.split_last() else {
+        let Some((last, others)) = tensors.split_last() else {
             return Ok(());
         };
         for rows in last.blocks() {
             self.control.check()?;
-            let mut emit = |part, job: &TensorMerge<'_>, old: &[u8], mut new: Buffer| {
-                let merged = job.merge(rows.clone(), &mut new);
+            let mut emit = |part, tensor: &TensorMerge<'_>, old: &[u8], mut new: Buffer| {
+                let merged = tensor.merge(rows.clone(), &mut new);
                 sink(Merged {
                     group,
                     part,
                     rows: rows.clone(),
                     old,
-                    stats: merged.map_err(|e| job.in_adapter(e))?,
+                    stats: merged.map_err(|e| tensor.in_adapter(e))?,
                     new,
                 })
             };
             let mut base = self.pool.heap(rows.len() * last.row_bytes());
             last.read(&rows, &mut base)?;
-            for (part, job) in others.iter().enumerate() {
-                emit(part, job, &base, self.copy(&base))?;
+            for (part, tensor) in others.iter().enumerate() {
+                emit(part, tensor, &base, self.copy(&base))?;
             }
             // The last one may have what was read; a single one needs no copy so.
             match self.keep_old {
@@ -160,7 +164,7 @@ impl<'a> Merger<'a> {
     fn on_gpu(
         &mut self,
         group: usize,
-        jobs: Arc<[TensorMerge<'a>]>,
+        tensors: Arc<[TensorMerge<'a>]>,
         sink: &mut Sink<'_>,
     ) -> Result<()> {
         let Some(pipeline) = &mut self.pipeline else {
@@ -169,11 +173,11 @@ impl<'a> Merger<'a> {
         let deliver: &mut dyn FnMut(Done<'_, Tag<'a>>) -> Result<()> =
             &mut |done| deliver(done, sink);
         let weights = |pipeline: &Pipeline<'_, _>| -> Result<Vec<Arc<Weight>>> {
-            let to_device = |job: &TensorMerge<'a>| {
-                let weight = job.weight(pipeline.gpu());
-                weight.map(Arc::new).map_err(|e| job.in_adapter(e))
+            let to_device = |tensor: &TensorMerge<'a>| {
+                let weight = tensor.weight(pipeline.gpu());
+                weight.map(Arc::new).map_err(|e| tensor.in_adapter(e))
             };
-            jobs.iter().map(to_device).collect()
+            tensors.iter().map(to_device).collect()
         };
         // The factors of tensors that are done with make room for these.
         let weights = match weights(pipeline) {
@@ -183,7 +187,7 @@ impl<'a> Merger<'a> {
                 weights(pipeline)?
             }
         };
-        let Some(first) = jobs.first() else {
+        let Some(first) = tensors.first() else {
             return Ok(());
         };
         for rows in first.blocks() {
@@ -193,7 +197,7 @@ impl<'a> Merger<'a> {
             for (part, weight) in weights.iter().enumerate() {
                 let tag = Tag {
                     group,
-                    jobs: jobs.clone(),
+                    tensors: tensors.clone(),
                     part,
                     rows: rows.clone(),
                 };
@@ -207,12 +211,14 @@ impl<'a> Merger<'a> {
 fn deliver(done: Done<'_, Tag<'_>>, sink: &mut Sink<'_>) -> Result<()> {
     let Tag {
         group,
-        jobs,
+        tensors,
         part,
         rows,
     } = done.tag;
-    if let Some(job) = jobs.get(part) {
-        job.check(&done.stats).map_err(|e| job.in_adapter(e))?;
+    if let Some(tensor) = tensors.get(part) {
+        tensor
+            .check(&done.stats)
+            .map_err(|e| tensor.in_adapter(e))?;
     }
     sink(Merged {
         group,
@@ -225,14 +231,14 @@ fn deliver(done: Done<'_, Tag<'_>>, sink: &mut Sink<'_>) -> Result<()> {
 }
 
 /// Reads rows on all threads: one alone is slower than the way to the device.
-fn read(job: &TensorMerge<'_>, rows: &Range<usize>, to: &mut [u8]) -> Result<()> {
-    let size = job.row_bytes().max(1);
+fn read(tensor: &TensorMerge<'_>, rows: &Range<usize>, to: &mut [u8]) -> Result<()> {
+    let size = tensor.row_bytes().max(1);
     let step = (READ / size).max(1);
     to.par_chunks_mut(step * size)
         .enumerate()
         .try_for_each(|(n, part)| {
             let start = rows.start + n * step;
-            job.read(&(start..start + part.len() / size), part)
+            tensor.read(&(start..start + part.len() / size), part)
         })
 }
 
@@ -333,12 +339,13 @@ fn produce(
         send.send(Ok(block)).map_err(|_| ended())
     };
     for (number, group) in groups.iter().enumerate() {
-        let mut jobs = Vec::with_capacity(group.len());
+        let mut tensors = Vec::with_capacity(group.len());
         for part in group {
-            let job = TensorMerge::new(part.plan, part.tensor).map_err(|e| in_adapter(part, e))?;
-            jobs.push(job.labelled(part.label));
+            let tensor =
+                TensorMerge::new(part.plan, part.tensor).map_err(|e| in_adapter(part, e))?;
+            tensors.push(tensor.labelled(part.label));
         }
-        merger.group(number, jobs, &mut sink)?;
+        merger.group(number, tensors, &mut sink)?;
     }
     merger.finish(&mut sink)
 }

@@ -25,7 +25,7 @@ pub struct PlanSummary {
     pub memory: u64,
     /// Per output file.
     pub shards: Vec<ShardSummary>,
-    /// What the user should know.
+    /// Remarks for whoever uses the result, such as that an adapter was trained on a quantised base.
     pub notes: Vec<String>,
 }
 

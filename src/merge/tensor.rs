@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::input::MergeInput;
 use super::plan::{Addition, MergePlan, TensorPlan};
+use super::request::MergeInput;
 use crate::compute::{
     Gpu, Rounding, Stats, Update, Weight, add_rows, delta_rows, merge_block_parallel, transpose,
 };

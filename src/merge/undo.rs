@@ -16,9 +16,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::control::Control;
 use super::files::write_at;
-use super::options::UnmergeOptions;
+use super::request::{Control, UnmergeOptions};
 use crate::digest::{Digest, Hasher};
 use crate::error::{Code, Error, Result};
 use crate::safetensors::{SafetensorsFile, TensorInfo, parent, rename_new, sync_dir};

@@ -42,7 +42,7 @@ pub struct FilesReport {
 pub struct FileNote {
     /// Its path within the folder.
     pub file: String,
-    /// What is to be said of it.
+    /// How it compares.
     pub what: String,
 }
 

@@ -299,9 +299,9 @@ fn compare_merged<'a>(
     counts: &mut [Counts; 2],
     control: &Control<'_>,
 ) -> Result<()> {
-    let mut jobs = Vec::with_capacity(plans.len());
+    let mut merges = Vec::with_capacity(plans.len());
     for plan in plans {
-        jobs.push(TensorMerge::new(plan, &plan.tensors()[at])?);
+        merges.push(TensorMerge::new(plan, &plan.tensors()[at])?);
     }
     let start = file.file_range(info).start;
     let mut differences = plans
@@ -321,7 +321,7 @@ fn compare_merged<'a>(
         compare_block(info.dtype, &merged.new, &have, counts, difference);
         Ok(())
     };
-    merger.group(0, jobs, &mut sink)?;
+    merger.group(0, merges, &mut sink)?;
     merger.finish(&mut sink)?;
     for (counts, difference) in counts.iter_mut().zip(differences) {
         counts.max_ulp = counts.max_ulp.max(difference.max_ulp);

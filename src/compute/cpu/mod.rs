@@ -1,7 +1,12 @@
 //! The reference implementation, on the processor.
 
-mod dispatch;
 mod kernel;
+mod rows;
 
-pub(super) use dispatch::{add, chunk_rows, delta, merge, merge_parallel, non_finite};
-pub(super) use kernel::{COLS, FLUSH, LANES, Product, ROWS, pack_panels, strip_panels};
+#[cfg(test)]
+pub(super) use kernel::Product;
+pub(super) use kernel::{COLS, FLUSH, LANES, ROWS, pack_panels, strip_panels};
+#[cfg(test)]
+pub(super) use rows::{add, delta, merge};
+pub use rows::{add_rows, delta_rows, merge_block_parallel, merge_rows};
+pub(super) use rows::{check_factors, chunk_rows, non_finite};

@@ -7,11 +7,11 @@ use super::gpu::Gpu;
 use super::memory::DeviceMemory;
 use super::program::{Functions, Variant};
 use crate::compute::cpu::{
-    COLS, FLUSH, LANES, ROWS, chunk_rows, non_finite, pack_panels, strip_panels,
+    COLS, FLUSH, LANES, ROWS, check_factors, chunk_rows, non_finite, pack_panels, strip_panels,
 };
 use crate::compute::rounding::Rounding;
 use crate::compute::stats::Stats;
-use crate::compute::update::{Update, check_factors};
+use crate::compute::update::Update;
 use crate::error::{Code, Error, Result};
 use crate::tensor::{Dtype, larger};
 

@@ -10,8 +10,7 @@ use tlkit::merge::{
 use tlkit::safetensors::Checkpoint;
 use tlkit::{Error, Result};
 
-use super::inputs::{adapter_paths, split_weight};
-use super::paths::show;
+use super::files::{adapter_paths, show, split_weight};
 use crate::args::Merge;
 use crate::output::{Outcome, Output, bytes, fields, number, percent, plural, table};
 use crate::progress::with_bar;

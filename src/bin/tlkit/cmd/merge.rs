@@ -12,8 +12,7 @@ use tlkit::safetensors::Checkpoint;
 use tlkit::{Error, Result};
 
 use super::each;
-use super::inputs::{adapter_paths, blob_source, open_inputs, split_weight};
-use super::paths::{existing, show};
+use super::files::{adapter_paths, blob_source, existing, open_inputs, show, split_weight};
 use crate::args::{Merge, Unmerge};
 use crate::ending;
 use crate::output::{Outcome, Output, bytes, count, fields, number, percent, plural, table};

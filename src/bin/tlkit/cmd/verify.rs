@@ -13,8 +13,7 @@ use tlkit::eval::{LogitsReport, compare_logits, rounding_share};
 use tlkit::model::{Model, branches_of, device};
 use tlkit::text::{DataOptions, Dataset, Vocabulary};
 
-use super::inputs::{blob_source, open_base, open_inputs};
-use super::paths::show;
+use super::files::{blob_source, open_base, open_inputs, show};
 use crate::args::{VerifyAdapters, VerifyFile, VerifyLogits, VerifyMerged};
 use crate::output::{Outcome, Output, bytes, count, fields, number, percent, plural, table};
 use crate::progress::{with_bar, with_counter};
