@@ -48,6 +48,21 @@ impl<'a> Progress<'a> {
         self
     }
 
+    /// The same, without counting: for work that is part of what is counted otherwise.
+    #[must_use]
+    pub fn uncounted(self) -> Self {
+        Self {
+            count: None,
+            ..self
+        }
+    }
+
+    /// The same, without an end before the work's own: for what must not be left half done.
+    #[must_use]
+    pub fn unstoppable(self) -> Self {
+        Self { stop: None, ..self }
+    }
+
     /// Whether the caller asked for an end.
     pub fn is_stopped(&self) -> bool {
         self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed))

@@ -1,3 +1,5 @@
+//! What a merge did to the elements it touched.
+
 use crate::tensor::larger;
 
 /// What a merge did to the weights it touched.

@@ -5,7 +5,8 @@ use proptest::prelude::*;
 
 use super::cpu::{self, Product};
 use super::*;
-use crate::tensor::{narrow_into, widen};
+use crate::error::Code;
+use crate::tensor::{Dtype, narrow_into, widen};
 
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
 const ROUNDINGS: [Rounding; 2] = [Rounding::Peft, Rounding::PeftSafe];

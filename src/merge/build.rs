@@ -1,13 +1,15 @@
+//! From adapters and a base to a plan: which tensor each name means, whether all fits, what is added.
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::layout::lay_out;
 use super::orient::Layouts;
-use super::plan::{Addition, Plan, TensorPlan};
+use super::plan::{Addition, MergePlan, TensorPlan, lay_out};
+use super::request::{MergeInput, PlanOptions, TiedPolicy};
 use super::untie;
-use super::{MergeInput, PlanOptions, Rounding, TiedPolicy};
 use crate::adapter::{Extra, ExtraRole, Module};
 use crate::base::names::{quantised, resolve};
 use crate::base::ties::{Ties, is_output};
+use crate::compute::Rounding;
 use crate::error::{Code, Error, Result};
 use crate::safetensors::{Checkpoint, Location};
 use crate::tensor::shape_text;
@@ -23,7 +25,7 @@ pub fn plan<'a>(
     base: &'a Checkpoint,
     inputs: &'a [MergeInput],
     options: &PlanOptions,
-) -> Result<Plan<'a>> {
+) -> Result<MergePlan<'a>> {
     if inputs.is_empty() {
         return Err(Error::new(Code::Usage, "no adapter to merge"));
     }
@@ -47,25 +49,9 @@ pub fn plan<'a>(
 
 /// Says which adapter an error is about, where there are several.
 fn in_adapter(error: Error, inputs: &[MergeInput], input: &MergeInput) -> Error {
-    if inputs.len() < 2 {
-        return error;
-    }
-    about(error, &input.label)
-}
-
-/// The error, with the adapter it is about in its message.
-pub(super) fn about(error: Error, label: &str) -> Error {
-    let message = format!("{label}: {}", error.message());
-    let mut e = Error::new(error.code(), message);
-    if let Some(tensor) = error.tensor_name() {
-        e = e.tensor(tensor);
-    }
-    if let Some(file) = error.path() {
-        e = e.file(file);
-    }
-    match error.hint_text() {
-        Some(hint) => e.hint(hint),
-        None => e,
+    match inputs.len() {
+        0 | 1 => error,
+        _ => error.context(&input.label),
     }
 }
 
@@ -152,7 +138,7 @@ impl<'a> Builder<'a, '_> {
                 Err(Error::new(Code::TiedEmbedding, message)
                     .tensor(name)
                     .file(self.base.path())
-                    .hint("ask for --tied untie (an output tensor of its own) or --tied shared (change both, as PEFT does)"))
+                    .hint("choose the policy `untie` (an output tensor of its own) or `shared` (change both, as PEFT does)"))
             }
             TiedPolicy::Shared => {
                 let both = [self.ties.input, self.ties.output];
@@ -297,7 +283,7 @@ impl<'a> Builder<'a, '_> {
                     let message = "the adapter holds different input and output embeddings, which a tied model cannot";
                     return Err(Error::new(Code::TiedEmbedding, message)
                         .tensor(&extra.name)
-                        .hint("ask for --tied untie"));
+                        .hint("choose the policy `untie` for tied embeddings"));
                 }
             }
         }
@@ -337,7 +323,7 @@ impl<'a> Builder<'a, '_> {
         }
     }
 
-    fn finish(self) -> Result<Plan<'a>> {
+    fn finish(self) -> Result<MergePlan<'a>> {
         let mut tensors: Vec<TensorPlan> = self.tensors.into_values().collect();
         // By place in the output: an appended tensor is the last of its shard.
         tensors.sort_by_key(|t| (t.source.shard, t.appended, t.source.tensor));
@@ -345,7 +331,7 @@ impl<'a> Builder<'a, '_> {
         for (index, file) in self.base.shards().iter().enumerate() {
             shards.push(lay_out(index, file, &tensors)?);
         }
-        let mut plan = Plan {
+        let mut plan = MergePlan {
             base: self.base,
             inputs: self.inputs,
             options: self.options.clone(),
@@ -362,7 +348,7 @@ impl<'a> Builder<'a, '_> {
     }
 }
 
-impl Plan<'_> {
+impl MergePlan<'_> {
     fn untie(&mut self) -> Result<()> {
         match untie::untied_config(self.base)? {
             Some(config) if self.base.is_dir() => self.rewritten.push(config),

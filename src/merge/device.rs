@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use super::{Job, Plan};
+use super::plan::MergePlan;
+use super::tensor::TensorMerge;
 use crate::compute::{DeviceChoice, Gpu};
 use crate::error::Result;
 
@@ -14,20 +15,29 @@ const READY: f64 = 0.7;
 /// The GPU is taken where it saves this share of the time.
 const GAIN: f64 = 0.1;
 
+/// What plans are executed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Workload {
+    /// The results are written.
+    Merging,
+    /// They are compared with what is there.
+    Verifying,
+}
+
 /// Opens the GPU that `choice` names, with at most `memory` bytes of it; none for the processor.
 ///
 /// [`DeviceChoice::Auto`] times one block on the processor. Merging goes on beside the writing, so a
 /// GPU is faster end to end only where merging takes longer than writing: with high ranks, many
 /// adapted modules, few cores. Only then, and only where there is one, it is taken. `plans` are those
-/// of one pass over the base; where nothing is written, as in a verification, `writes` is false.
+/// of one pass over the base, and `workload` says whether their results are written.
 ///
 /// # Errors
 /// Those of [`Gpu::open`] for a GPU that was asked for by name; [`crate::Code::Io`].
 pub fn open_device(
     choice: DeviceChoice,
     memory: Option<u64>,
-    plans: &[&Plan<'_>],
-    writes: bool,
+    plans: &[&MergePlan<'_>],
+    workload: Workload,
 ) -> Result<Option<Gpu>> {
     match choice {
         DeviceChoice::Cpu => Ok(None),
@@ -35,7 +45,7 @@ pub fn open_device(
         // Without a driver there is nothing to measure for.
         DeviceChoice::Auto if Gpu::count().is_err() => Ok(None),
         DeviceChoice::Auto => {
-            let work = Work::of(plans, writes)?;
+            let work = Work::of(plans, workload)?;
             // A GPU that cannot be used is none, where none was asked for.
             Ok(work
                 .is_for_gpu()
@@ -56,7 +66,7 @@ struct Work {
 }
 
 impl Work {
-    fn of(plans: &[&Plan<'_>], writes: bool) -> Result<Self> {
+    fn of(plans: &[&MergePlan<'_>], workload: Workload) -> Result<Self> {
         let all = || {
             let tensors = plans
                 .iter()
@@ -64,9 +74,9 @@ impl Work {
             tensors.filter(|(_, t)| t.is_for_gpu())
         };
         let merged = all().map(|(_, t)| t.byte_len() as f64).sum();
-        let written = match writes {
-            true => plans.iter().map(|p| p.bytes_out() as f64).sum(),
-            false => 0.0,
+        let written = match workload {
+            Workload::Merging => plans.iter().map(|p| p.bytes_out() as f64).sum(),
+            Workload::Verifying => 0.0,
         };
         let mut work = Self {
             written,
@@ -75,15 +85,15 @@ impl Work {
         };
         // The largest one stands for all.
         if let Some((plan, tensor)) = all().max_by_key(|(_, t)| t.byte_len()) {
-            let job = Job::new(plan, tensor)?;
-            if let Some(rows) = job.blocks().next() {
-                let mut block = vec![0; rows.len() * job.row_bytes()];
-                job.read(&rows, &mut block)?;
+            let merge = TensorMerge::new(plan, tensor)?;
+            if let Some(rows) = merge.blocks().next() {
+                let mut block = vec![0; rows.len() * merge.row_bytes()];
+                merge.read(&rows, &mut block)?;
                 // The first time, caches and threads are cold.
                 let once = || -> Result<f64> {
                     let mut copy = block.clone();
                     let start = Instant::now();
-                    job.merge(rows.clone(), &mut copy)?;
+                    merge.merge(rows.clone(), &mut copy)?;
                     Ok(start.elapsed().as_secs_f64())
                 };
                 once()?;

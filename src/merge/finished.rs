@@ -7,12 +7,11 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-use super::Control;
-use super::ahead::{Blocks, with_blocks};
-use super::exec::{check_same, merged_parts, stat};
-use super::layout::{Segment, ShardPlan};
-use super::plan::Plan;
+use super::files::{check_unchanged, stat};
+use super::plan::{MergePlan, Segment, ShardPlan};
 use super::report::TensorReport;
+use super::request::Control;
+use super::stream::{Blocks, OutputTensor, with_blocks};
 use crate::compute::Stats;
 use crate::error::{Error, Result};
 use crate::safetensors::SafetensorsFile;
@@ -26,7 +25,7 @@ const STEP: usize = 4 << 20;
 /// # Errors
 /// Those of a merge; [`Code::Io`](crate::Code::Io) where the base cannot be read.
 pub(super) fn finished(
-    plan: &Plan<'_>,
+    plan: &MergePlan<'_>,
     shard: &ShardPlan,
     path: &Path,
     durable: bool,
@@ -52,9 +51,9 @@ pub(super) fn finished(
     {
         return Ok(None);
     }
-    let groups = merged_parts(plan, shard);
+    let groups = merged_tensors(plan, shard);
     let quiet = Control {
-        progress: None,
+        progress: control.progress.uncounted(),
         ..*control
     };
     let reports = with_blocks(&groups, &quiet, |blocks| {
@@ -77,11 +76,27 @@ pub(super) fn finished(
         }
         Ok(Some(reports))
     })?;
-    check_same(base, &before)?;
+    check_unchanged(base, &before)?;
     if durable && reports.is_some() {
         file.sync_all().map_err(|e| Error::io(path, "sync", e))?;
     }
     Ok(reports)
+}
+
+/// The tensors of a shard that are merged, each in a group of its own.
+fn merged_tensors<'p>(plan: &'p MergePlan<'p>, shard: &ShardPlan) -> Vec<Vec<OutputTensor<'p>>> {
+    let part = |segment: &Segment| match segment {
+        Segment::Copy { .. } => None,
+        Segment::Merge { tensor, at } => Some(vec![OutputTensor {
+            plan,
+            tensor: plan.tensors().get(*tensor)?,
+            output: 0,
+            slot: 0,
+            at: *at,
+            label: None,
+        }]),
+    };
+    shard.segments.iter().filter_map(part).collect()
 }
 
 /// The file that is compared, and room for what is read.

@@ -1,19 +1,21 @@
+//! A merge into the base's own files, with an undo file first.
+
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Instant;
 
-use super::copy::check_space;
-use super::exec::{file_mode, same_place, stat, write_at};
-use super::plan::{Plan, TensorPlan};
-use super::report::{MergeReport, TensorReport, check_changed};
+use super::files::{check_space, file_mode, same_path, stat, write_at};
+use super::plan::{MergePlan, TensorPlan};
+use super::report::{MergeReport, Outcome, TensorReport, check_changed};
+use super::request::{Control, InPlaceOptions};
 use super::stream::{Merged, Merger};
+use super::tensor::TensorMerge;
 use super::undo::{
-    BaseFile, DIGEST_KEY, METADATA_KEY, Patch, Target, Undo, VERSION, incomplete, unmerge,
+    BaseFile, DIGEST_KEY, LockedFile, METADATA_KEY, Patch, Undo, VERSION, incomplete, unmerge,
 };
-use super::{Control, Job};
 use crate::compute::Stats;
+use crate::digest::{Digest, Hasher};
 use crate::error::{Code, Error, Result};
-use crate::format::{Digest, Hasher};
 use crate::safetensors::{AtomicFile, Existing, encode_header, parent, rename_new, sync_dir};
 use crate::tensor::Dtype;
 
@@ -27,18 +29,18 @@ use crate::tensor::Dtype;
 ///
 /// # Errors
 /// [`Code::OutputExists`] for the undo file; [`Code::Usage`] where the plan adds a tensor, or the
-/// base's files are links; those of [`super::execute`]. The base is as it was, unless the message
+/// base's files are links; those of [`execute`](super::execute()). The base is as it was, unless the message
 /// says otherwise.
 pub fn merge_in_place(
-    plan: &Plan<'_>,
+    plan: &MergePlan<'_>,
     undo: &Path,
-    allow_unchanged: bool,
+    options: &InPlaceOptions,
     control: &Control<'_>,
 ) -> Result<MergeReport> {
     let started = Instant::now();
     check_request(plan, undo)?;
     let files = Files::open(plan)?;
-    let (record, tensors) = write_undo(plan, &files, undo, allow_unchanged, control)?;
+    let (record, tensors) = write_undo(plan, &files, undo, options, control)?;
     let open = incomplete(undo);
     if let Err(error) = apply(plan, &files, &record, control) {
         // The locks would be in the way of restoring.
@@ -54,19 +56,24 @@ pub fn merge_in_place(
     rename_new(&open, undo)?;
     sync_dir(parent(undo))?;
     let base = plan.base().path().to_owned();
-    let mut report = MergeReport::new(plan, base, tensors, 0, (started, control));
-    report.undo = Some(undo.to_owned());
-    Ok(report)
+    let outcome = Outcome {
+        output: base,
+        undo: Some(undo.to_owned()),
+        tensors,
+        seconds: started.elapsed().as_secs_f64(),
+        ..Outcome::default()
+    };
+    Ok(MergeReport::new(plan, outcome, control))
 }
 
-fn check_request(plan: &Plan<'_>, undo: &Path) -> Result<()> {
+fn check_request(plan: &MergePlan<'_>, undo: &Path) -> Result<()> {
     if plan.unties() {
         let message = "untying the embeddings cannot be done in place";
         return Err(Error::new(Code::Usage, message)
             .file(plan.base().path())
             .hint("merge to a new output instead"));
     }
-    if same_place(undo, plan.base().path()) {
+    if same_path(undo, plan.base().path()) {
         return Err(Error::new(Code::Usage, "the undo file is the base itself").file(undo));
     }
     let taken = |path: &Path| path.symlink_metadata().is_ok();
@@ -88,15 +95,15 @@ fn check_request(plan: &Plan<'_>, undo: &Path) -> Result<()> {
 
 /// The shards that change, by their place in the checkpoint.
 struct Files {
-    targets: Vec<(usize, Target)>,
+    targets: Vec<(usize, LockedFile)>,
 }
 
 impl Files {
-    fn open(plan: &Plan<'_>) -> Result<Self> {
+    fn open(plan: &MergePlan<'_>) -> Result<Self> {
         let mut targets = Vec::new();
         for shard in plan.shards().iter().filter(|s| s.bytes_merged > 0) {
             let file = &plan.base().shards()[shard.index];
-            let target = Target::open(file.path())?;
+            let target = LockedFile::open(file.path())?;
             let meta = target
                 .file
                 .metadata()
@@ -116,16 +123,16 @@ impl Files {
     }
 }
 
-fn touched<'p>(plan: &'p Plan<'_>) -> impl Iterator<Item = &'p TensorPlan> {
+fn touched<'p>(plan: &'p MergePlan<'_>) -> impl Iterator<Item = &'p TensorPlan> {
     plan.tensors().iter().filter(|t| t.is_touched())
 }
 
 /// Pass 1: computes everything, writes the original bytes with both digests, durably.
 fn write_undo(
-    plan: &Plan<'_>,
+    plan: &MergePlan<'_>,
     files: &Files,
     undo: &Path,
-    allow_unchanged: bool,
+    options: &InPlaceOptions,
     control: &Control<'_>,
 ) -> Result<(Undo, Vec<TensorReport>)> {
     let mut record = empty_record(plan, files);
@@ -142,7 +149,7 @@ fn write_undo(
     let mut at = header.len() as u64;
     for (tensor, patch) in touched(plan).zip(&mut record.ranges) {
         let (mut before, mut after) = (Hasher::default(), Hasher::default());
-        let stats = each_block(&mut merger, Job::new(plan, tensor)?, |old, new| {
+        let stats = each_block(&mut merger, TensorMerge::new(plan, tensor)?, |old, new| {
             control.check()?;
             before.update(old);
             after.update(new);
@@ -154,7 +161,7 @@ fn write_undo(
         (patch.original, patch.merged) = (before.finish(), after.finish());
         reports.push(TensorReport::new(tensor, &stats));
     }
-    check_changed(&reports, allow_unchanged)?;
+    check_changed(&reports, options.allow_unchanged)?;
     let filled = encode(plan, &record)?;
     if filled.len() != header.len() {
         return Err(Error::new(Code::Io, "the undo header changed its size").file(undo));
@@ -166,10 +173,10 @@ fn write_undo(
 }
 
 /// Pass 2: writes the merged bytes, and makes them durable.
-fn apply(plan: &Plan<'_>, files: &Files, record: &Undo, control: &Control<'_>) -> Result<()> {
+fn apply(plan: &MergePlan<'_>, files: &Files, record: &Undo, control: &Control<'_>) -> Result<()> {
     // Once writing has begun, it is not cancelled.
     let uncancelled = Control {
-        cancel: None,
+        progress: control.progress.unstoppable(),
         ..*control
     };
     let mut merger = Merger::new(&uncancelled, false, 0);
@@ -177,7 +184,7 @@ fn apply(plan: &Plan<'_>, files: &Files, record: &Undo, control: &Control<'_>) -
         let (_, target) = &files.targets[patch.file];
         let mut at = patch.start;
         let mut hasher = Hasher::default();
-        each_block(&mut merger, Job::new(plan, tensor)?, |_, new| {
+        each_block(&mut merger, TensorMerge::new(plan, tensor)?, |_, new| {
             hasher.update(new);
             write_at((&target.file, &target.path), new, at)?;
             at += new.len() as u64;
@@ -197,7 +204,7 @@ fn apply(plan: &Plan<'_>, files: &Files, record: &Undo, control: &Control<'_>) -
 /// Calls `f` with the original and the merged bytes of each block.
 fn each_block<'a>(
     merger: &mut Merger<'a>,
-    job: Job<'a>,
+    tensor: TensorMerge<'a>,
     mut f: impl FnMut(&[u8], &[u8]) -> Result<()>,
 ) -> Result<Stats> {
     let mut stats = Stats::default();
@@ -205,15 +212,15 @@ fn each_block<'a>(
         stats.add(&merged.stats);
         f(merged.old, &merged.new)
     };
-    merger.group(0, vec![job], &mut sink)?;
+    merger.group(0, vec![tensor], &mut sink)?;
     merger.finish(&mut sink)?;
     Ok(stats)
 }
 
 /// What the undo file will say, with digests still to be filled in.
-fn empty_record(plan: &Plan<'_>, files: &Files) -> Undo {
+fn empty_record(plan: &MergePlan<'_>, files: &Files) -> Undo {
     let unknown = Digest::of(b"");
-    let base_file = |(shard, target): &(usize, Target)| {
+    let base_file = |(shard, target): &(usize, LockedFile)| {
         let file = &plan.base().shards()[*shard];
         let name = target.path.file_name().unwrap_or_default();
         BaseFile {
@@ -242,7 +249,7 @@ fn empty_record(plan: &Plan<'_>, files: &Files) -> Undo {
 }
 
 /// The header of the undo file. Its length does not depend on the digests' values.
-fn encode(plan: &Plan<'_>, record: &Undo) -> Result<Vec<u8>> {
+fn encode(plan: &MergePlan<'_>, record: &Undo) -> Result<Vec<u8>> {
     let text = serde_json::to_string(record)
         .map_err(|e| Error::new(Code::Io, "cannot write the undo file").cause(e))?;
     let shapes: Vec<[usize; 1]> = touched(plan).map(|t| [t.byte_len() as usize]).collect();

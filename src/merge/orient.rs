@@ -1,6 +1,8 @@
+//! Whether a module's weight is stored (out, in) or (in, out), by what the base tells.
+
 use std::collections::BTreeSet;
 
-use super::MergeInput;
+use super::request::MergeInput;
 use crate::adapter::{Module, ModuleKind, Target};
 use crate::base::modules::{is_conv1d, last_segment};
 use crate::safetensors::{Checkpoint, Location};

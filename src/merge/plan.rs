@@ -1,13 +1,14 @@
+//! What a merge is going to do: the types that [`plan`](super::plan()) fills, and where the parts of an
+//! output shard come from and go to.
+
 use std::ops::Range;
 
-use serde::Serialize;
-
-use super::layout::{Segment, ShardPlan};
-use super::{MergeInput, PlanOptions, Rounding, job};
+use super::request::{MergeInput, PlanOptions};
 use crate::adapter::Module;
-use crate::compute::Weight;
-use crate::safetensors::{Checkpoint, Location, SafetensorsFile};
-use crate::tensor::Dtype;
+use crate::compute::{Rounding, Weight};
+use crate::error::Result;
+use crate::safetensors::{Checkpoint, Header, Location, SafetensorsFile};
+use crate::tensor::{Dtype, shape_text};
 
 /// Something that is added to a base tensor.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,6 +40,7 @@ pub enum Addition {
 
 /// What happens to one tensor.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct TensorPlan {
     /// Its name in the output.
     pub name: String,
@@ -80,9 +82,46 @@ impl TensorPlan {
     }
 }
 
+/// A part of an output shard, in file order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Segment {
+    /// Bytes of the base's shard, as they are: the header too, unless it is rewritten.
+    Copy {
+        /// Where they are in the base's shard.
+        source: Range<u64>,
+        /// Where they go.
+        at: u64,
+    },
+    /// A merged tensor.
+    Merge {
+        /// Index into [`MergePlan::tensors`].
+        tensor: usize,
+        /// Where it goes.
+        at: u64,
+    },
+}
+
+/// How one shard comes to be.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ShardPlan {
+    /// Index into [`Checkpoint::shards`](crate::safetensors::Checkpoint::shards), and file name.
+    pub index: usize,
+    /// File name, the same in base and output.
+    pub name: String,
+    /// Header with length prefix, where it is not the base's.
+    pub new_header: Option<Vec<u8>>,
+    /// What follows (or, without a new header, includes) the header.
+    pub segments: Vec<Segment>,
+    /// Bytes of the output shard.
+    pub bytes_out: u64,
+    /// Bytes of merged tensors among them.
+    pub bytes_merged: u64,
+}
+
 /// What a merge is going to do.
 #[derive(Debug)]
-pub struct Plan<'a> {
+pub struct MergePlan<'a> {
     pub(super) base: &'a Checkpoint,
     pub(super) inputs: &'a [MergeInput],
     pub(super) options: PlanOptions,
@@ -94,45 +133,7 @@ pub struct Plan<'a> {
     pub(super) notes: Vec<String>,
 }
 
-/// A plan as `--dry-run` shows it.
-#[derive(Debug, Serialize)]
-pub struct PlanSummary {
-    /// Adapted and replaced tensors.
-    pub tensors_merged: usize,
-    /// All tensors of the base.
-    pub tensors_total: usize,
-    /// Bytes of the outputs' shards.
-    pub bytes_out: u64,
-    /// Bytes of them that are merged.
-    pub bytes_merged: u64,
-    /// Bytes of them that are copied.
-    pub bytes_copied: u64,
-    /// Free space that the outputs need where the file system cannot share extents.
-    pub disk_needed: u64,
-    /// Estimate of the peak memory in bytes, without the pages of mapped adapters.
-    pub memory: u64,
-    /// Per output file.
-    pub shards: Vec<ShardSummary>,
-    /// What the user should know.
-    pub notes: Vec<String>,
-}
-
-/// One shard of a [`PlanSummary`].
-#[derive(Debug, Serialize)]
-pub struct ShardSummary {
-    /// File name.
-    pub name: String,
-    /// Bytes.
-    pub bytes_out: u64,
-    /// Bytes that are merged.
-    pub bytes_merged: u64,
-    /// Parts that are copied inside the kernel.
-    pub copies: usize,
-    /// Names of the tensors that are merged.
-    pub tensors: Vec<String>,
-}
-
-impl<'a> Plan<'a> {
+impl<'a> MergePlan<'a> {
     /// The base model.
     pub fn base(&self) -> &'a Checkpoint {
         self.base
@@ -173,43 +174,121 @@ impl<'a> Plan<'a> {
         let (file, info) = self.base.at(tensor.source);
         (file, file.file_range(info))
     }
+}
 
-    /// What `--dry-run` shows.
-    pub fn summary(&self) -> PlanSummary {
-        let shard = |s: &ShardPlan| {
-            let names = s.segments.iter().filter_map(|segment| match segment {
-                Segment::Merge { tensor, .. } => self.tensors.get(*tensor),
-                Segment::Copy { .. } => None,
-            });
-            let tensors: Vec<String> = names.map(|t| t.name.clone()).collect();
-            ShardSummary {
-                name: s.name.clone(),
-                bytes_out: s.bytes_out,
-                bytes_merged: s.bytes_merged,
-                copies: s.segments.len() - tensors.len(),
-                tensors,
-            }
-        };
-        let shards: Vec<ShardSummary> = self.shards.iter().map(shard).collect();
-        let bytes_out = self.bytes_out();
-        let bytes_merged = shards.iter().map(|s| s.bytes_merged).sum();
-        let headers: usize = self
-            .base
-            .shards()
+/// Cuts one shard into copied and merged parts; neighbouring copies are one.
+pub(super) fn lay_out(
+    index: usize,
+    file: &SafetensorsFile,
+    tensors: &[TensorPlan],
+) -> Result<ShardPlan> {
+    let name = file.path().file_name().unwrap_or_default();
+    let here = || {
+        tensors
             .iter()
-            .map(|s| s.raw_header().len())
-            .sum();
-        let factors = self.tensors.iter().map(|t| job::memory(self.inputs, t));
-        PlanSummary {
-            tensors_merged: self.tensors.iter().filter(|t| t.is_touched()).count(),
-            tensors_total: self.base.tensors().len(),
-            bytes_out,
-            bytes_merged,
-            bytes_copied: bytes_out - bytes_merged,
-            disk_needed: bytes_out,
-            memory: factors.max().unwrap_or(0) + 4 * headers as u64,
-            shards,
-            notes: self.notes.clone(),
+            .enumerate()
+            .filter(|(_, t)| t.source.shard == index)
+    };
+    let appended = here().find(|(_, t)| t.appended);
+    let new_header = appended
+        .map(|(_, t)| extended_header(file, t))
+        .transpose()?;
+    let mut cutter = Cutter::new(file, new_header.as_deref());
+    for (i, t) in here().filter(|(_, t)| !t.appended) {
+        cutter.merge(file.file_range(&file.header().tensors[t.source.tensor]), i);
+    }
+    cutter.copy_to(file.byte_len());
+    if let Some((i, t)) = appended {
+        let source = file.file_range(&file.header().tensors[t.source.tensor]);
+        cutter.append(i, t, source);
+    }
+    let Cutter { segments, end, .. } = cutter;
+    let merged = segments.iter().filter_map(|s| match s {
+        Segment::Copy { .. } => None,
+        Segment::Merge { tensor, .. } => tensors.get(*tensor),
+    });
+    Ok(ShardPlan {
+        index,
+        name: name.to_string_lossy().into_owned(),
+        bytes_out: end,
+        bytes_merged: merged.map(TensorPlan::byte_len).sum(),
+        new_header,
+        segments,
+    })
+}
+
+/// Segments up to a place of the base's shard.
+struct Cutter {
+    segments: Vec<Segment>,
+    /// Bytes of the base's shard that have their place.
+    done: u64,
+    /// Bytes of the output so far.
+    end: u64,
+}
+
+impl Cutter {
+    /// With the base's header, or from the data on.
+    fn new(file: &SafetensorsFile, new_header: Option<&[u8]>) -> Self {
+        Self {
+            segments: Vec::new(),
+            done: new_header.map_or(0, |_| file.header().data_start),
+            end: new_header.map_or(0, |h| h.len() as u64),
         }
     }
+
+    /// Copies what is before `place`.
+    fn copy_to(&mut self, place: u64) {
+        if self.done < place {
+            self.segments.push(Segment::Copy {
+                source: self.done..place,
+                at: self.end,
+            });
+            self.end += place - self.done;
+            self.done = place;
+        }
+    }
+
+    /// Merges a tensor whose bytes are at `range`, after what is before it.
+    fn merge(&mut self, range: Range<u64>, tensor: usize) {
+        self.copy_to(range.start);
+        let at = self.end;
+        self.segments.push(Segment::Merge { tensor, at });
+        self.end += range.end - range.start;
+        self.done = range.end;
+    }
+
+    /// Adds a tensor at the end, whose bytes start from those at `source`.
+    fn append(&mut self, index: usize, tensor: &TensorPlan, source: Range<u64>) {
+        let at = self.end;
+        self.segments.push(match tensor.is_touched() {
+            true => Segment::Merge { tensor: index, at },
+            false => Segment::Copy { source, at },
+        });
+        self.end += tensor.byte_len();
+    }
+}
+
+/// The header of `file` with one more tensor at the end of the data: the entries before it stay
+/// byte for byte.
+fn extended_header(file: &SafetensorsFile, tensor: &TensorPlan) -> Result<Vec<u8>> {
+    let json = file
+        .raw_header()
+        .get(8..)
+        .unwrap_or_default()
+        .trim_ascii_end();
+    let open = json.strip_suffix(b"}").unwrap_or(json);
+    let end = file.byte_len() - file.header().data_start;
+    let name = serde_json::to_string(&tensor.name).unwrap_or_default();
+    let entry = format!(
+        ",{name}:{{\"dtype\":\"{}\",\"shape\":{},\"data_offsets\":[{end},{}]}}}}",
+        tensor.dtype,
+        shape_text(&tensor.shape).replace(' ', ""),
+        end + tensor.byte_len()
+    );
+    let mut header = [open, entry.as_bytes()].concat();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut out = (header.len() as u64).to_le_bytes().to_vec();
+    out.append(&mut header);
+    Header::parse(&out[8..], end + tensor.byte_len())?;
+    Ok(out)
 }

@@ -1,23 +1,26 @@
+//! What a merge did.
+
 use std::path::PathBuf;
-use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Control, MergeInput, Plan, Rounding, TensorPlan};
-use crate::compute::{Stats, survived};
+use super::plan::{MergePlan, TensorPlan};
+use super::request::{Control, MergeInput};
+use crate::compute::{Rounding, Stats, survived};
+use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
-use crate::format::Digest;
 
 /// What a merge did; serialises for `--json`.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct MergeReport {
     /// The output: a file or a directory, or the base of an in-place merge.
     pub output: PathBuf,
     /// The undo file of an in-place merge.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub undo: Option<PathBuf>,
-    /// `peft` or `peft-safe`.
-    pub rounding: String,
+    /// How updates were rounded: `peft` or `peft-safe`.
+    pub rounding: Rounding,
     /// What computed: `cpu`, or a GPU with its name.
     pub device: String,
     /// The adapters, in order.
@@ -28,12 +31,13 @@ pub struct MergeReport {
     pub total: Totals,
     /// Files of the base directory that were left out, each with the reason.
     pub skipped: Vec<String>,
-    /// What the user should know.
+    /// Remarks for whoever uses the result, such as that an adapter was trained on a quantised base.
     pub notes: Vec<String>,
 }
 
 /// One adapter of a [`MergeReport`].
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct AdapterReport {
     /// What the caller calls it.
     pub label: String,
@@ -45,6 +49,7 @@ pub struct AdapterReport {
 
 /// One merged tensor of a [`MergeReport`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct TensorReport {
     /// Name in the output.
     pub name: String,
@@ -71,6 +76,7 @@ pub struct TensorReport {
 
 /// Sums of a [`MergeReport`].
 #[derive(Debug, Clone, Default, Serialize)]
+#[non_exhaustive]
 pub struct Totals {
     /// Merged tensors.
     pub tensors: usize,
@@ -113,14 +119,25 @@ impl TensorReport {
     }
 }
 
+/// What came of a plan: all that its report cannot take from the plan itself.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    /// The output, or the base that was merged into.
+    pub(super) output: PathBuf,
+    pub(super) undo: Option<PathBuf>,
+    /// Every merged tensor, by shard and place.
+    pub(super) tensors: Vec<TensorReport>,
+    /// Shards that an interrupted merge had finished.
+    pub(super) shards_reused: usize,
+    /// Files that were left out, each with the reason.
+    pub(super) skipped: Vec<String>,
+    /// Wall-clock seconds.
+    pub(super) seconds: f64,
+}
+
 impl MergeReport {
-    pub(super) fn new(
-        plan: &Plan<'_>,
-        output: PathBuf,
-        tensors: Vec<TensorReport>,
-        shards_reused: usize,
-        (started, control): (Instant, &Control<'_>),
-    ) -> Self {
+    pub(super) fn new(plan: &MergePlan<'_>, outcome: Outcome, control: &Control<'_>) -> Self {
+        let tensors = outcome.tensors;
         let elements = tensors.iter().map(|t| t.elements).sum();
         let changed = tensors.iter().map(|t| t.changed).sum();
         let square = |t: &TensorReport| t.delta_norm * t.delta_norm;
@@ -141,12 +158,8 @@ impl MergeReport {
             survived: survived(moved, delta_sq),
             bytes_out: plan.bytes_out(),
             bytes_merged: plan.shards().iter().map(|s| s.bytes_merged).sum(),
-            shards_reused,
-            seconds: started.elapsed().as_secs_f64(),
-        };
-        let rounding = match plan.options().rounding {
-            Rounding::Peft => "peft",
-            Rounding::PeftSafe => "peft-safe",
+            shards_reused: outcome.shards_reused,
+            seconds: outcome.seconds,
         };
         let adapter = |i: &MergeInput| AdapterReport {
             label: i.label.clone(),
@@ -165,14 +178,14 @@ impl MergeReport {
             ));
         }
         Self {
-            output,
-            undo: None,
-            rounding: rounding.to_owned(),
+            output: outcome.output,
+            undo: outcome.undo,
+            rounding: plan.options().rounding,
             device: control.device(),
             adapters: plan.inputs().iter().map(adapter).collect(),
             tensors,
             total,
-            skipped: Vec::new(),
+            skipped: outcome.skipped,
             notes,
         }
     }

@@ -16,10 +16,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::Control;
-use super::exec::write_at;
+use super::files::write_at;
+use super::request::{Control, UnmergeOptions};
+use crate::digest::{Digest, Hasher};
 use crate::error::{Code, Error, Result};
-use crate::format::{Digest, Hasher};
 use crate::safetensors::{SafetensorsFile, TensorInfo, parent, rename_new, sync_dir};
 use crate::tensor::Dtype;
 
@@ -29,6 +29,8 @@ pub(super) const DIGEST_KEY: &str = "tlkit_undo_sha256";
 pub(super) const VERSION: u32 = 2;
 /// The version that had no digest.
 const UNDIGESTED: u32 = 1;
+const UNDIGESTED_HINT: &str =
+    "keep a copy of the base, and accept the file as undigested to restore what it names";
 /// Bytes that are read, hashed and written at a time.
 pub(super) const BLOCK: usize = 4 << 20;
 
@@ -66,6 +68,7 @@ pub(super) struct Patch {
 
 /// What [`unmerge`] did; serialises for `--json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct UnmergeReport {
     /// The base.
     pub base: PathBuf,
@@ -80,13 +83,6 @@ pub struct UnmergeReport {
     /// Whether the undo file has the digest of what it says. Then every range that was merged has
     /// been compared with its original digest; without, only those that the file still names.
     pub proved: bool,
-}
-
-/// What [`unmerge_with`] accepts.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct UnmergeOptions {
-    /// An undo file of version 1, which has no digest of what it says.
-    pub undigested: bool,
 }
 
 /// The name of an undo file while the base is being written.
@@ -164,13 +160,8 @@ fn locate(undo: &Path) -> (PathBuf, PathBuf) {
 
 impl Undo {
     fn read(stored: &SafetensorsFile, options: UnmergeOptions) -> Result<Self> {
-        let bad = |message: String| {
-            Error::new(Code::UndoMismatch, message)
-                .file(stored.path())
-                .hint("name the undo file that the in-place merge wrote")
-        };
         let Some(text) = stored.header().metadata(METADATA_KEY) else {
-            return Err(bad("this is not an undo file".to_owned()));
+            return Err(not_an_undo_file(stored, "this is not an undo file"));
         };
         let digest = stored.header().metadata(DIGEST_KEY);
         // Before anything in it is believed.
@@ -180,7 +171,8 @@ impl Undo {
                 .file(stored.path())
                 .hint("the file was damaged or edited; nothing was restored from it"));
         }
-        let mut undo: Undo = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
+        let mut undo: Undo =
+            serde_json::from_str(text).map_err(|e| not_an_undo_file(stored, e.to_string()))?;
         match (undo.version, digest) {
             (VERSION, Some(_)) => {}
             (UNDIGESTED, None) if options.undigested => {}
@@ -188,59 +180,71 @@ impl Undo {
                 let message = "the undo file has no digest: it is of an older tlkit, or was edited";
                 return Err(Error::new(Code::UndoMismatch, message)
                     .file(stored.path())
-                    .hint(
-                        "keep a copy of the base, and pass --undigested to restore what it names",
-                    ));
+                    .hint(UNDIGESTED_HINT));
             }
             (version, _) => {
                 let message = format!("undo version {version} is not known, or lacks its digest");
-                return Err(bad(message));
+                return Err(not_an_undo_file(stored, message));
             }
         }
+        undo.place_ranges(stored)?;
+        let plain = |name: &str| Path::new(name).file_name().is_some_and(|f| f == name);
+        match undo.files.iter().find(|f| !plain(&f.name)) {
+            Some(f) => {
+                let message = format!("`{}` is not a plain file name", f.name);
+                Err(not_an_undo_file(stored, message))
+            }
+            None => Ok(undo),
+        }
+    }
+
+    /// Finds the original bytes of every range: each stored tensor has one, and no two overlap.
+    fn place_ranges(&mut self, stored: &SafetensorsFile) -> Result<()> {
         let tensors = &stored.header().tensors;
         let by_name: BTreeMap<&str, &TensorInfo> =
             tensors.iter().map(|t| (t.name.as_str(), t)).collect();
-        let mut places = Vec::with_capacity(undo.ranges.len());
-        for r in &mut undo.ranges {
+        let mut places = Vec::with_capacity(self.ranges.len());
+        for r in &mut self.ranges {
             let info = by_name.get(r.tensor.as_str());
-            let file = undo.files.get(r.file);
+            let file = self.files.get(r.file);
             let fits = r.start <= r.end
                 && file.is_some_and(|f| r.end <= f.bytes)
                 && info.is_some_and(|i| i.dtype == Dtype::U8 && i.byte_len() == r.end - r.start);
             if !fits {
-                return Err(bad(format!("the range of `{}` is not valid", r.tensor)));
+                let message = format!("the range of `{}` is not valid", r.tensor);
+                return Err(not_an_undo_file(stored, message));
             }
             r.stored = info.map(|i| stored.file_range(i)).unwrap_or_default();
             places.push((r.file, r.start, r.end));
         }
-        let named: BTreeSet<&str> = undo.ranges.iter().map(|r| r.tensor.as_str()).collect();
-        if named.len() != tensors.len() || undo.ranges.len() != tensors.len() {
+        let named: BTreeSet<&str> = self.ranges.iter().map(|r| r.tensor.as_str()).collect();
+        if named.len() != tensors.len() || self.ranges.len() != tensors.len() {
             let message = "not every stored tensor has one range that it is restored to";
-            return Err(bad(message.to_owned()));
+            return Err(not_an_undo_file(stored, message));
         }
         places.sort_unstable();
-        if places
-            .windows(2)
-            .any(|w| w[0].0 == w[1].0 && w[0].2 > w[1].1)
-        {
-            return Err(bad("two ranges overlap".to_owned()));
+        let overlap = |w: &[(usize, u64, u64)]| w[0].0 == w[1].0 && w[0].2 > w[1].1;
+        if places.windows(2).any(overlap) {
+            return Err(not_an_undo_file(stored, "two ranges overlap"));
         }
-        let plain = |name: &str| Path::new(name).file_name().is_some_and(|f| f == name);
-        match undo.files.iter().find(|f| !plain(&f.name)) {
-            Some(f) => Err(bad(format!("`{}` is not a plain file name", f.name))),
-            None => Ok(undo),
-        }
+        Ok(())
     }
+}
+
+fn not_an_undo_file(stored: &SafetensorsFile, message: impl Into<String>) -> Error {
+    Error::new(Code::UndoMismatch, message)
+        .file(stored.path())
+        .hint("name the undo file that the in-place merge wrote")
 }
 
 /// A base file, open for writing and locked.
 #[derive(Debug)]
-pub(super) struct Target {
+pub(super) struct LockedFile {
     pub path: PathBuf,
     pub file: File,
 }
 
-impl Target {
+impl LockedFile {
     /// Opens a file that is to be changed in place.
     ///
     /// # Errors
@@ -277,7 +281,7 @@ impl Target {
     }
 }
 
-fn open_targets(base: &Path, undo: &Undo) -> Result<Vec<Target>> {
+fn open_targets(base: &Path, undo: &Undo) -> Result<Vec<LockedFile>> {
     let mut targets = Vec::with_capacity(undo.files.len());
     for f in &undo.files {
         let path = if base.is_dir() {
@@ -299,7 +303,7 @@ fn open_targets(base: &Path, undo: &Undo) -> Result<Vec<Target>> {
                 return Err(mismatch(&path, message).tensor(&r.tensor));
             }
         }
-        targets.push(Target::open(&path)?);
+        targets.push(LockedFile::open(&path)?);
     }
     Ok(targets)
 }
@@ -312,7 +316,7 @@ fn mismatch(path: &Path, message: &str) -> Error {
 fn check_ranges<'u>(
     undo: &'u Undo,
     stored: &SafetensorsFile,
-    targets: &[Target],
+    targets: &[LockedFile],
     was_interrupted: bool,
     control: &Control<'_>,
 ) -> Result<Vec<&'u Patch>> {
@@ -344,7 +348,7 @@ fn check_ranges<'u>(
 fn restore(
     undo: &Undo,
     stored: &SafetensorsFile,
-    targets: &[Target],
+    targets: &[LockedFile],
     pending: &[&Patch],
     control: &Control<'_>,
 ) -> Result<u64> {

@@ -1,3 +1,5 @@
+//! Two adapters, compared by what they do to each module.
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
@@ -11,6 +13,7 @@ use crate::tensor::worst::{Worst, is_within, larger};
 
 /// What two adapters do differently.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct AdaptersReport {
     /// One line for each target: the modules of one name in all layers.
     pub targets: Vec<TargetReport>,
@@ -33,6 +36,7 @@ pub struct AdaptersReport {
 
 /// The difference of one target over its layers.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct TargetReport {
     /// Module name with `{}` for the layer.
     pub target: String,
@@ -54,6 +58,7 @@ pub struct TargetReport {
 
 /// The difference of one full tensor, or that it has values that are not finite.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct ExtraReport {
     /// The base tensor's name.
     pub name: String,
@@ -86,7 +91,7 @@ pub fn verify_adapters(
     };
     let (first, second) = (places(one.0), places(two.0));
     let spare = [spare_values(one.0)?, spare_values(two.0)?];
-    let mut targets: BTreeMap<String, Sum> = BTreeMap::new();
+    let mut targets: BTreeMap<String, TargetSum> = BTreeMap::new();
     let mut worst = Worst::default();
     let mut modules = 0;
     for (path, m) in &first {
@@ -102,7 +107,7 @@ pub fn verify_adapters(
         targets.entry(target).or_default().add(path, &error);
         modules += 1;
     }
-    let targets: Vec<TargetReport> = targets.into_iter().map(Sum::finish).collect();
+    let targets: Vec<TargetReport> = targets.into_iter().map(TargetSum::finish).collect();
     for t in &targets {
         worst.add(&t.worst, t.max_relative);
     }
@@ -146,7 +151,7 @@ impl AdaptersReport {
 
 /// The modules of one target.
 #[derive(Default)]
-struct Sum {
+struct TargetSum {
     modules: usize,
     square: f64,
     norm: f64,
@@ -155,7 +160,7 @@ struct Sum {
     not_finite: usize,
 }
 
-impl Sum {
+impl TargetSum {
     fn add(&mut self, path: &str, error: &DeltaError) {
         self.modules += 1;
         self.square += error.frobenius.powi(2);

@@ -1,3 +1,5 @@
+//! A `.tl` file against every rule of the format.
+
 use std::path::Path;
 
 use serde::Serialize;
@@ -7,6 +9,7 @@ use crate::format::{BlobSource, Stored, TlFile};
 
 /// A `.tl` whose every rule and digest was checked.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct FileReport {
     /// The adapter's identity.
     pub root: String,
@@ -22,6 +25,7 @@ pub struct FileReport {
 
 /// One checked tensor.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct TensorCheck {
     /// Name in the manifest.
     pub name: String,

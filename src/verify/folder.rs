@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::merge::{Control, Plan, WrittenFile, written_files};
+use crate::merge::{Control, MergePlan, WrittenFile, written_files};
 use crate::safetensors::{Checkpoint, INDEX_FILE, SafetensorsFile, read_limited};
 
 /// Deepest folder that is looked into; a merge copies no deeper ones.
@@ -23,6 +23,7 @@ const CHUNK: usize = 1 << 20;
 
 /// How a merged model compares with what a merge writes, its tensors aside.
 #[derive(Debug, Clone, Default, Serialize)]
+#[non_exhaustive]
 pub struct FilesReport {
     /// Files compared besides the weights.
     pub compared: usize,
@@ -37,10 +38,11 @@ pub struct FilesReport {
 
 /// Something about one file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[non_exhaustive]
 pub struct FileNote {
     /// Its path within the folder.
     pub file: String,
-    /// What is to be said of it.
+    /// How it compares.
     pub what: String,
 }
 
@@ -74,7 +76,7 @@ fn note(file: impl AsRef<Path>, what: impl Into<String>) -> FileNote {
 /// # Errors
 /// [`crate::Code::Io`] and its kin; [`crate::Code::Interrupted`].
 pub(super) fn compare_files(
-    plan: &Plan<'_>,
+    plan: &MergePlan<'_>,
     merged: &Checkpoint,
     control: &Control<'_>,
 ) -> Result<FilesReport> {
@@ -99,7 +101,7 @@ fn name_of(file: &SafetensorsFile) -> &OsStr {
 }
 
 /// Number and names of shards, their metadata, and the form of their headers.
-fn compare_shards(plan: &Plan<'_>, merged: &Checkpoint, report: &mut FilesReport) {
+fn compare_shards(plan: &MergePlan<'_>, merged: &Checkpoint, report: &mut FilesReport) {
     let (base, both_dirs) = (plan.base(), plan.base().is_dir() && merged.is_dir());
     // Files have the names that their owners gave them.
     let same_name = |a: &SafetensorsFile, b: &SafetensorsFile| {
@@ -155,13 +157,13 @@ fn is_plain(file: &SafetensorsFile) -> bool {
 }
 
 fn compare_folder(
-    plan: &Plan<'_>,
+    plan: &MergePlan<'_>,
     merged: &Checkpoint,
     control: &Control<'_>,
     report: &mut FilesReport,
 ) -> Result<()> {
     let (base, folder) = (plan.base().path(), merged.path());
-    let mut found = Found::default();
+    let mut found = FolderFiles::default();
     found.walk(folder, Path::new(""), 0, report)?;
     let mut expected: BTreeMap<PathBuf, WrittenFile> = BTreeMap::new();
     for file in written_files(plan)? {
@@ -207,13 +209,13 @@ fn compare_folder(
 
 /// The regular files of a folder.
 #[derive(Default)]
-struct Found {
+struct FolderFiles {
     files: Vec<PathBuf>,
     /// What is no regular file, and was reported.
     odd: Vec<PathBuf>,
 }
 
-impl Found {
+impl FolderFiles {
     fn walk(
         &mut self,
         folder: &Path,

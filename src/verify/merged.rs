@@ -1,12 +1,15 @@
 //! A merged model, recomputed bit by bit; also one that another tool merged.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::folder::{FilesReport, compare_files};
 use crate::error::Result;
-use crate::merge::{Control, Job, MergeInput, Merged, Merger, Plan, PlanOptions, Rounding, plan};
+use crate::merge::{
+    Control, MergeInput, MergePlan, Merged, Merger, PlanOptions, Rounding, TensorMerge, plan,
+};
 use crate::safetensors::{Checkpoint, SafetensorsFile, TensorInfo};
 use crate::tensor::Dtype;
 
@@ -15,16 +18,40 @@ const CHUNK: usize = 4 << 20;
 /// Upper ends of the histogram's classes, in units in the last place.
 const CLASSES: [u32; 6] = [0, 1, 2, 4, 16, 256];
 
+/// The rounding that a merged model obeys in every bit. Serialises as it displays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Obeyed {
+    /// `both`: the two agree on this model.
+    Both,
+    /// `peft` or `peft-safe`: this one, and not the other.
+    Only(Rounding),
+}
+
+impl fmt::Display for Obeyed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Both => f.pad("both"),
+            Self::Only(rounding) => rounding.fmt(f),
+        }
+    }
+}
+
+impl Serialize for Obeyed {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// What a merged model turned out to be.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct MergedReport {
-    /// The rounding that the file obeys in every bit; `both` where the two agree; none where
-    /// neither does.
-    pub obeys: Option<&'static str>,
+    /// The rounding that the file obeys in every bit; none where neither is.
+    pub obeys: Option<Obeyed>,
     /// What computed: `cpu`, or a GPU with its name.
     pub device: String,
     /// The rounding that it comes closest to, to which the counts below refer.
-    pub closest: &'static str,
+    pub closest: Rounding,
     /// Adapted tensors compared.
     pub tensors_merged: usize,
     /// Elements of them.
@@ -54,6 +81,7 @@ pub struct MergedReport {
 
 /// A class of the histogram.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct UlpClass {
     /// Smallest distance.
     pub from: u32,
@@ -65,6 +93,7 @@ pub struct UlpClass {
 
 /// An adapted tensor that differs.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct TensorDifference {
     /// Name.
     pub name: String,
@@ -102,7 +131,7 @@ impl MergedReport {
 /// tensors are spread over shards is free, and so is the form of a JSON file.
 ///
 /// # Errors
-/// Those of [`plan`] and [`Job::merge`]; [`crate::Code::Io`]; [`crate::Code::Interrupted`].
+/// Those of [`plan`]; [`crate::Code::NonFiniteResult`]; [`crate::Code::Io`]; [`crate::Code::Interrupted`].
 pub fn verify_merged(
     base: &Checkpoint,
     inputs: &[MergeInput],
@@ -127,17 +156,7 @@ pub fn verify_merged_weights(
     options: &PlanOptions,
     control: &Control<'_>,
 ) -> Result<MergedReport> {
-    let with = |rounding| {
-        plan(
-            base,
-            inputs,
-            &PlanOptions {
-                rounding,
-                ..options.clone()
-            },
-        )
-    };
-    let plans = [with(Rounding::Peft)?, with(Rounding::PeftSafe)?];
+    let plans = plans(base, inputs, options)?;
     let planned: BTreeMap<&str, usize> = plans[0]
         .tensors()
         .iter()
@@ -145,33 +164,21 @@ pub fn verify_merged_weights(
         .map(|(i, t)| (t.name.as_str(), i))
         .collect();
     let mut counts = [Counts::default(), Counts::default()];
-    let mut report = Found::default();
+    let mut tally = Tally::default();
     let mut merger = Merger::new(control, false, 0);
     for (name, place) in merged.tensors() {
         let (file, info) = merged.at(*place);
-        match planned.get(name.as_str()) {
-            Some(at) => {
-                let tensor = &plans[0].tensors()[*at];
-                if (tensor.dtype, &tensor.shape) != (info.dtype, &info.shape) {
-                    report.missing.push(name.clone());
-                    continue;
-                }
-                report.merged += 1;
-                compare_merged(&mut merger, &plans, *at, (file, info), &mut counts, control)?;
-            }
-            None => match base.locate(name).map(|l| base.at(l)) {
-                None => report.unexpected.push(name.clone()),
-                Some((_, b)) if (b.dtype, &b.shape) != (info.dtype, &info.shape) => {
-                    report.missing.push(name.clone())
-                }
-                Some(source) => {
-                    report.untouched += 1;
-                    if !same_bytes(source, (file, info), control)? {
-                        report.untouched_differing.push(name.clone());
-                    }
-                }
-            },
+        let Some(at) = planned.get(name.as_str()) else {
+            tally.compare_untouched(base, (file, info), control)?;
+            continue;
+        };
+        let tensor = &plans[0].tensors()[*at];
+        if (tensor.dtype, &tensor.shape) != (info.dtype, &info.shape) {
+            tally.missing.push(name.clone());
+            continue;
         }
+        tally.merged += 1;
+        compare_merged(&mut merger, &plans, *at, (file, info), &mut counts, control)?;
     }
     let expected = base
         .tensors()
@@ -179,14 +186,31 @@ pub fn verify_merged_weights(
         .map(String::as_str)
         .chain(planned.into_keys());
     let absent = expected.filter(|n| merged.locate(n).is_none());
-    report.missing.extend(absent.map(str::to_owned));
-    report.missing.sort();
-    report.missing.dedup();
-    Ok(report.finish(counts, control.device()))
+    tally.missing.extend(absent.map(str::to_owned));
+    tally.missing.sort();
+    tally.missing.dedup();
+    Ok(tally.finish(counts, control.device()))
 }
 
+/// The plan under each rounding.
+fn plans<'a>(
+    base: &'a Checkpoint,
+    inputs: &'a [MergeInput],
+    options: &PlanOptions,
+) -> Result<[MergePlan<'a>; 2]> {
+    let with = |rounding| {
+        let options = PlanOptions {
+            rounding,
+            ..options.clone()
+        };
+        plan(base, inputs, &options)
+    };
+    Ok([with(Rounding::Peft)?, with(Rounding::PeftSafe)?])
+}
+
+/// What was compared, besides the merged tensors' elements.
 #[derive(Default)]
-struct Found {
+struct Tally {
     merged: usize,
     untouched: usize,
     untouched_differing: Vec<String>,
@@ -194,19 +218,42 @@ struct Found {
     unexpected: Vec<String>,
 }
 
-impl Found {
+impl Tally {
+    /// Compares a tensor that no adapter touches with the base's.
+    fn compare_untouched(
+        &mut self,
+        base: &Checkpoint,
+        (file, info): (&SafetensorsFile, &TensorInfo),
+        control: &Control<'_>,
+    ) -> Result<()> {
+        let name = || info.name.clone();
+        match base.locate(&info.name).map(|l| base.at(l)) {
+            None => self.unexpected.push(name()),
+            Some((_, b)) if (b.dtype, &b.shape) != (info.dtype, &info.shape) => {
+                self.missing.push(name());
+            }
+            Some(source) => {
+                self.untouched += 1;
+                if !same_bytes(source, (file, info), control)? {
+                    self.untouched_differing.push(name());
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn finish(self, [peft, safe]: [Counts; 2], device: String) -> MergedReport {
         let obeys = match (peft.differing == 0, safe.differing == 0) {
-            (true, true) => Some("both"),
-            (true, false) => Some("peft"),
-            (false, true) => Some("peft-safe"),
+            (true, true) => Some(Obeyed::Both),
+            (true, false) => Some(Obeyed::Only(Rounding::Peft)),
+            (false, true) => Some(Obeyed::Only(Rounding::PeftSafe)),
             (false, false) => None,
         };
         let safe_is_closer = (safe.differing, safe.max_ulp) < (peft.differing, peft.max_ulp);
         let (closest, counts) = if safe_is_closer {
-            ("peft-safe", safe)
+            (Rounding::PeftSafe, safe)
         } else {
-            ("peft", peft)
+            (Rounding::Peft, peft)
         };
         let class = |(i, elements): (usize, &u64)| UlpClass {
             from: if i == 0 { 0 } else { CLASSES[i - 1] + 1 },
@@ -246,15 +293,15 @@ struct Counts {
 
 fn compare_merged<'a>(
     merger: &mut Merger<'a>,
-    plans: &[Plan<'a>; 2],
+    plans: &[MergePlan<'a>; 2],
     at: usize,
     (file, info): (&SafetensorsFile, &TensorInfo),
     counts: &mut [Counts; 2],
     control: &Control<'_>,
 ) -> Result<()> {
-    let mut jobs = Vec::with_capacity(plans.len());
+    let mut merges = Vec::with_capacity(plans.len());
     for plan in plans {
-        jobs.push(Job::new(plan, &plan.tensors()[at])?);
+        merges.push(TensorMerge::new(plan, &plan.tensors()[at])?);
     }
     let start = file.file_range(info).start;
     let mut differences = plans
@@ -274,7 +321,7 @@ fn compare_merged<'a>(
         compare_block(info.dtype, &merged.new, &have, counts, difference);
         Ok(())
     };
-    merger.group(0, jobs, &mut sink)?;
+    merger.group(0, merges, &mut sink)?;
     merger.finish(&mut sink)?;
     for (counts, difference) in counts.iter_mut().zip(differences) {
         counts.max_ulp = counts.max_ulp.max(difference.max_ulp);
@@ -307,7 +354,7 @@ fn compare_block(
                 counts.not_finite += 1;
                 u32::MAX
             }
-            false => place(a).abs_diff(place(b)).min(u32::MAX.into()) as u32,
+            false => ordinal(a).abs_diff(ordinal(b)).min(u32::MAX.into()) as u32,
         };
         let class = CLASSES
             .iter()
@@ -335,7 +382,7 @@ fn is_finite(dtype: Dtype, bytes: &[u8]) -> bool {
 }
 
 /// A float's place among all floats of its dtype, so that neighbours are one apart.
-fn place(bytes: &[u8]) -> i64 {
+fn ordinal(bytes: &[u8]) -> i64 {
     let mut wide = [0; 8];
     wide[..bytes.len()].copy_from_slice(bytes);
     let bits = i64::from_le_bytes(wide);
@@ -404,12 +451,12 @@ mod tests {
 
     #[test]
     fn places_of_neighbours_are_one_apart() {
-        let of = |x: f32| place(&x.to_le_bytes());
+        let of = |x: f32| ordinal(&x.to_le_bytes());
         assert_eq!(of(1.0f32.next_up()) - of(1.0), 1);
         assert_eq!(of(f32::from_bits(1)) - of(-f32::from_bits(1)), 2);
         assert_eq!(of(0.0), of(-0.0));
         assert_eq!(
-            place(&0x3f81u16.to_le_bytes()) - place(&0x3f80u16.to_le_bytes()),
+            ordinal(&0x3f81u16.to_le_bytes()) - ordinal(&0x3f80u16.to_le_bytes()),
             1
         );
     }

@@ -12,34 +12,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use tlkit::Result;
-use tlkit::adapter::Method;
 use tlkit::convert::{ToTiedOptions, peft_to_tied, tied_to_peft};
 use tlkit::format::NoBlobs;
 use tlkit::merge::{self, Control, ExecOptions, MergeInput, PlanOptions, Rounding, TiedPolicy};
-use tlkit::open::{Source, open_adapter};
+use tlkit::open::open_adapter;
 use tlkit::peft::export::{ExportOptions, Form};
-use tlkit::peft::import::PeftKind;
 use tlkit::safetensors::Checkpoint;
 use tlkit::tensor::Tensor;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
-}
-
-/// Opens an adapter for merging, as `tlkit merge` does.
-fn input(path: &Path, base: &Checkpoint, weight: f64) -> Result<MergeInput> {
-    let opened = open_adapter(path, Some(base), &NoBlobs)?;
-    let vera = matches!(
-        opened.source,
-        Source::Peft(PeftKind::Vera | PeftKind::VeraRegenerated)
-    );
-    Ok(MergeInput {
-        weight,
-        single_rounding: vera || opened.adapter.method() == Method::Vera,
-        magnitudes: opened.magnitudes,
-        lenient_layout: opened.source != Source::Tl,
-        ..MergeInput::new("adapter", opened.adapter, opened.identity)
-    })
 }
 
 /// Merges weighted adapters and reads the result. Tied embeddings change together, as in PEFT.
@@ -50,18 +32,18 @@ fn merge(
     rounding: Rounding,
 ) -> Result<BTreeMap<String, Tensor>> {
     let base = Checkpoint::open(base)?;
-    let inputs: Result<Vec<_>> = adapters.iter().map(|(p, w)| input(p, &base, *w)).collect();
-    let inputs = inputs?;
-    let options = PlanOptions {
-        rounding,
-        tied: TiedPolicy::Shared,
-        ..PlanOptions::default()
-    };
+    let mut inputs = Vec::new();
+    for (path, weight) in adapters {
+        let mut input = MergeInput::open(path, &base, &NoBlobs)?;
+        input.weight = *weight;
+        inputs.push(input);
+    }
+    let mut options = PlanOptions::default();
+    options.rounding = rounding;
+    options.tied = TiedPolicy::Shared;
     let plan = merge::plan(&base, &inputs, &options)?;
-    let exec = ExecOptions {
-        durable: false,
-        ..ExecOptions::default()
-    };
+    let mut exec = ExecOptions::default();
+    exec.durable = false;
     merge::execute(&plan, out, &exec, &Control::default())?;
     Ok(tensors(out))
 }

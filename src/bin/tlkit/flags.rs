@@ -22,6 +22,27 @@ const HINTS: &[(&str, &str)] = &[
     ),
     ("export as LoRA", "export as LoRA, without --as vera"),
     (
+        "choose the policy `untie` (an output tensor of its own) or `shared` (change both, as PEFT does)",
+        "ask for --tied untie (an output tensor of its own) or --tied shared (change both, as PEFT does)",
+    ),
+    (
+        "choose the policy `untie` for tied embeddings",
+        "ask for --tied untie",
+    ),
+    (
+        "keep a copy of the base, and accept the file as undigested to restore what it names",
+        "keep a copy of the base, and pass --undigested to restore what it names",
+    ),
+    (
+        "use the device `cpu`; the result is the same bytes",
+        "use `--device cpu`; the result is the same bytes",
+    ),
+    ("use the device `cpu`", "use `--device cpu`"),
+    (
+        "allow it more of the device's memory",
+        "give more with --device-memory",
+    ),
+    (
         "merge it, and say by a rename which is meant",
         "merge it, and say which: tlkit merge … --rename FROM=TO",
     ),

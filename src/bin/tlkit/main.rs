@@ -59,7 +59,7 @@ fn run(command: Command, output: &Output) -> tlkit::Result<Outcome> {
         Command::Plan(args) => cmd::plan::plan(&args, output),
         Command::Devices(args) => cmd::devices::devices(&args, output),
         Command::Demo(args) => cmd::demo::demo(&args, output),
-        Command::Completions { shell } => cmd::completions(shell, output),
+        Command::Completions { shell } => cmd::completions::completions(shell, output),
     }
 }
 

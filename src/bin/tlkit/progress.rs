@@ -76,16 +76,9 @@ pub(crate) fn with_progress<T>(
     result
 }
 
-/// As [`with_progress`] over bytes, for a merge.
+/// Runs `work` under a bar over `total` bytes.
 pub(crate) fn with_bar<T>(label: &str, total: u64, work: impl FnOnce(Control<'_>) -> T) -> T {
-    with_progress(label, Work::Bytes(total), |progress| {
-        let count = |n| progress.count(n);
-        work(Control {
-            gpu: None,
-            cancel: Some(&INTERRUPTED),
-            progress: Some(&count),
-        })
-    })
+    with_progress(label, Work::Bytes(total), |progress| work(progress.into()))
 }
 
 /// As [`with_progress`] over things, for work that counts them with a closure.

@@ -7,8 +7,9 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::super::element::Element;
-use super::super::{Stats, Update};
+use crate::compute::element::Element;
+use crate::compute::stats::Stats;
+use crate::compute::update::Update;
 use crate::tensor::Kernel;
 
 /// Rows of a tile.

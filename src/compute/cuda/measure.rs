@@ -6,10 +6,13 @@ use std::time::Instant;
 use cudarc::driver::{CudaStream, DriverError, result};
 use serde::Serialize;
 
-use super::memory::{DeviceMemory, Pinned, copy_in, copy_out, launch};
+use super::driver::failed;
+use super::gpu::Gpu;
+use super::memory::{DeviceMemory, Pinned, copy_in, copy_out};
+use super::program::launch;
 use super::weight::Weight;
-use super::{Gpu, failed};
-use crate::compute::{Rounding, Update};
+use crate::compute::rounding::Rounding;
+use crate::compute::update::Update;
 use crate::error::Result;
 use crate::tensor::Dtype;
 
@@ -18,6 +21,7 @@ const TIMES: usize = 20;
 
 /// Rates of a GPU, in bytes a second.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct GpuRates {
     /// From page-locked memory to the device.
     pub to_device: f64,
@@ -31,6 +35,7 @@ pub struct GpuRates {
 
 /// How fast weights are merged on the device.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct MergeRate {
     /// Rank of the update.
     pub rank: usize,

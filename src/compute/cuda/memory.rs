@@ -1,4 +1,4 @@
-//! Memory of the device, and of the host for it; what else needs the driver's unsafe calls.
+//! Memory of the device, memory of the host that it can reach, and copies between the two.
 #![allow(unsafe_code)]
 
 use std::ops::{Deref, DerefMut, Range};
@@ -6,40 +6,11 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cudarc::driver::{
-    CudaContext, CudaFunction, CudaStream, DeviceRepr, DriverError, LaunchConfig, PushKernelArg,
-    result, sys,
-};
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
-use super::{Gpu, failed, no_device};
+use super::driver::failed;
+use super::gpu::Gpu;
 use crate::error::{Code, Error, Result};
-
-/// Fails where there is no driver to open.
-pub(super) fn check_driver() -> Result<()> {
-    // A build with candle's CUDA is linked to the driver, and does not start without it.
-    #[cfg(not(feature = "cuda"))]
-    // SAFETY: opens the library by its well-known names, as every later call does.
-    if !unsafe { sys::is_culib_present() } {
-        return Err(no_device(
-            "there is no NVIDIA driver: libcuda was not found".to_owned(),
-        ));
-    }
-    let start = |e| {
-        no_device(format!(
-            "the NVIDIA driver did not start: {}",
-            super::text(e)
-        ))
-    };
-    result::init().map_err(start)
-}
-
-/// The CUDA version of the driver, as 12040 for 12.4.
-pub(super) fn driver_version() -> std::result::Result<i32, DriverError> {
-    let mut version = 0;
-    // SAFETY: writes one integer to the pointer.
-    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result()?;
-    Ok(version)
-}
 
 /// Memory of the device; freed when it is dropped, by when nothing may use it any more.
 #[derive(Debug)]
@@ -61,7 +32,9 @@ impl DeviceMemory {
                 "{len} more bytes of device memory are needed, {before} of {} are in use",
                 gpu.limit
             );
-            return Err(Error::new(Code::Backend, message).hint("give more with --device-memory"));
+            return Err(
+                Error::new(Code::Backend, message).hint("allow it more of the device's memory")
+            );
         }
         let made = gpu.context.bind_to_thread().and_then(|()| {
             // SAFETY: the content is unset, and every kernel writes what it later reads.
@@ -198,27 +171,4 @@ pub(super) unsafe fn copy_out(
     assert!(range.end <= from.len && range.len() == to.len());
     // SAFETY: the range is inside, and the caller keeps both ends.
     unsafe { result::memcpy_dtoh_async(to, from.at(range.start), stream.cu_stream()) }
-}
-
-/// Starts a kernel that takes one structure, on `threads` threads or a few more.
-///
-/// # Safety
-/// `arguments` is what `function` expects, and what it points to is alive, and used by nothing else,
-/// until `stream` has come to the kernel's end.
-pub(super) unsafe fn launch<T: DeviceRepr>(
-    stream: &CudaStream,
-    function: &CudaFunction,
-    threads: u64,
-    arguments: &T,
-) -> std::result::Result<(), DriverError> {
-    let blocks = threads.div_ceil(u64::from(super::weight::THREADS));
-    let config = LaunchConfig {
-        grid_dim: (blocks as u32, 1, 1),
-        block_dim: (super::weight::THREADS, 1, 1),
-        shared_mem_bytes: 0,
-    };
-    let mut builder = stream.launch_builder(function);
-    builder.arg(arguments);
-    // SAFETY: the caller's.
-    unsafe { builder.launch(config) }.map(drop)
 }

@@ -11,11 +11,13 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaEvent, CudaStream, sys};
 
-use super::memory::{DeviceMemory, Pinned, copy_in, copy_out, launch};
+use super::driver::failed;
+use super::gpu::Gpu;
+use super::memory::{DeviceMemory, Pinned, copy_in, copy_out};
+use super::program::launch;
 use super::weight::{Cut, Weight};
-use super::{Gpu, failed};
-use crate::compute::Stats;
 use crate::compute::buffer::{Buffer, Memory, Pool};
+use crate::compute::stats::Stats;
 use crate::error::{Code, Error, Result};
 
 /// Lanes, where the memory allows them.

@@ -1,20 +1,25 @@
-//! The kernels' programs, compiled by NVRTC for the GPU at hand.
+//! The kernels' programs: compiled by NVRTC for the GPU at hand, and started.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString};
 use std::sync::Arc;
 
-use cudarc::driver::CudaContext;
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaStream, DeviceRepr, DriverError, LaunchConfig, PushKernelArg,
+};
 use cudarc::nvrtc::{Ptx, result as nvrtc, sys};
 
-use super::{Functions, failed, no_device, text};
-use crate::compute::Rounding;
+use super::driver::{failed, no_device, text};
+use crate::compute::rounding::Rounding;
 use crate::error::{Code, Error, Result};
 use crate::tensor::Dtype;
 
 const SOURCE: &str = include_str!("kernel.cu");
 /// Highest rank that gets a program of its own; others share one with a loop over any rank.
 const MOST_OWN: usize = 128;
+
+/// Threads of a block of either kernel.
+const THREADS: u32 = 128;
 
 /// What a program is compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -54,6 +59,13 @@ impl Variant {
     }
 }
 
+/// The kernels of one [`Variant`].
+#[derive(Debug, Clone)]
+pub(super) struct Functions {
+    pub(super) merge: CudaFunction,
+    pub(super) settle: CudaFunction,
+}
+
 /// Fails where there is no NVRTC to open.
 pub(super) fn check() -> Result<()> {
     // A build with candle's CUDA is linked to it.
@@ -65,7 +77,7 @@ pub(super) fn check() -> Result<()> {
         )
         .hint(
             "install it (the package nvidia-cuda-nvrtc, or a CUDA toolkit) and have its folder in \
-             LD_LIBRARY_PATH, or use `--device cpu`; the result is the same bytes",
+             LD_LIBRARY_PATH, or use the device `cpu`; the result is the same bytes",
         ));
     }
     Ok(())
@@ -181,6 +193,29 @@ impl Drop for Program {
 
 fn refused(error: nvrtc::NvrtcError) -> Error {
     Error::new(Code::Backend, format!("NVRTC failed: {:?}", error.0))
+}
+
+/// Starts a kernel that takes one structure, on `threads` threads or a few more.
+///
+/// # Safety
+/// `arguments` is what `function` expects, and what it points to is alive, and used by nothing else,
+/// until `stream` has come to the kernel's end.
+pub(super) unsafe fn launch<T: DeviceRepr>(
+    stream: &CudaStream,
+    function: &CudaFunction,
+    threads: u64,
+    arguments: &T,
+) -> std::result::Result<(), DriverError> {
+    let blocks = threads.div_ceil(u64::from(THREADS));
+    let config = LaunchConfig {
+        grid_dim: (blocks as u32, 1, 1),
+        block_dim: (THREADS, 1, 1),
+        shared_mem_bytes: 0,
+    };
+    let mut builder = stream.launch_builder(function);
+    builder.arg(arguments);
+    // SAFETY: the caller's.
+    unsafe { builder.launch(config) }.map(drop)
 }
 
 #[cfg(test)]

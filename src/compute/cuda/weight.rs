@@ -3,18 +3,18 @@
 use bytemuck::NoUninit;
 use cudarc::driver::DeviceRepr;
 
+use super::gpu::Gpu;
 use super::memory::DeviceMemory;
-use super::program::Variant;
-use super::{Functions, Gpu};
+use super::program::{Functions, Variant};
 use crate::compute::cpu::{
-    COLS, FLUSH, LANES, ROWS, chunk_rows, non_finite, pack_panels, strip_panels,
+    COLS, FLUSH, LANES, ROWS, check_factors, chunk_rows, non_finite, pack_panels, strip_panels,
 };
-use crate::compute::{Rounding, Stats, Update, check_factors};
+use crate::compute::rounding::Rounding;
+use crate::compute::stats::Stats;
+use crate::compute::update::Update;
 use crate::error::{Code, Error, Result};
 use crate::tensor::{Dtype, larger};
 
-/// Threads of a block of either kernel.
-pub(super) const THREADS: u32 = 128;
 /// Threads that share a unit of work.
 const SHARE: usize = 4;
 /// Sums of a lane: T·T, (W′−W)·T, (W′−W)·(W′−W).
@@ -107,7 +107,7 @@ impl Weight {
         check_factors(updates, &(0..rows), cols)?;
         if !Self::fits((rows, cols)) || updates.is_empty() {
             let message = format!("a weight of {rows}×{cols} is not one for the GPU");
-            return Err(Error::new(Code::Backend, message).hint("use `--device cpu`"));
+            return Err(Error::new(Code::Backend, message).hint("use the device `cpu`"));
         }
         let ranks: Vec<usize> = updates.iter().map(|u| u.rank).collect();
         let functions = gpu.functions(Variant::new(dtype, rounding, &ranks, cols))?;

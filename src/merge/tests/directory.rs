@@ -30,11 +30,7 @@ fn interrupted(bench: &Bench, inputs: &[MergeInput], shards: usize) {
             .count();
         cancel.store(done == shards, Ordering::Relaxed);
     };
-    let control = Control {
-        gpu: None,
-        cancel: Some(&cancel),
-        progress: Some(&stop),
-    };
+    let control = Control::from(Progress::new().stopped_by(&cancel).counted_by(&stop));
     let e = execute(&plan, &bench.out(), &ExecOptions::default(), &control).unwrap_err();
     assert_eq!(e.code(), Code::Interrupted);
     assert!(!bench.out().exists());

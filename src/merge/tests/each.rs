@@ -34,11 +34,7 @@ fn each(bench: &Bench, inputs: &[MergeInput], options: &PlanOptions) -> Result<E
     let count = |n| {
         done.fetch_add(n, Ordering::Relaxed);
     };
-    let control = Control {
-        gpu: None,
-        cancel: None,
-        progress: Some(&count),
-    };
+    let control = Control::from(Progress::new().counted_by(&count));
     let report = execute_each(&plan, &ExecOptions::default(), &control)?;
     assert_eq!(done.into_inner(), plan.total().bytes_out);
     Ok(report)
@@ -199,11 +195,7 @@ fn an_interrupted_pass_goes_on_where_it_stopped() {
     let cancel = AtomicBool::new(false);
     let second = folder.join(".a2.tlkit-merge/new/model-00001-of-00003.safetensors");
     let stop = |_| cancel.store(second.exists(), Ordering::Relaxed);
-    let control = Control {
-        gpu: None,
-        cancel: Some(&cancel),
-        progress: Some(&stop),
-    };
+    let control = Control::from(Progress::new().stopped_by(&cancel).counted_by(&stop));
     let e = execute_each(&plan, &ExecOptions::default(), &control).unwrap_err();
     assert_eq!(e.code(), Code::Interrupted);
     assert!(names(&inputs).iter().all(|n| !folder.join(n).exists()));

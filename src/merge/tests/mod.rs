@@ -9,11 +9,15 @@ mod undo;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 use super::*;
-use crate::adapter::{Extra, ExtraRole, Factor, ModuleKind, Scaling, Target, TieGroup};
-use crate::safetensors::{Checkpoint, SafetensorsFile, write_tensors};
-use crate::tensor::{Dtype, narrow_into, widen};
+use crate::adapter::{Adapter, Extra, ExtraRole, Factor, ModuleKind, Scaling, Target, TieGroup};
+use crate::digest::Digest;
+use crate::error::{Code, Error, Result};
+use crate::progress::Progress;
+use crate::safetensors::{Checkpoint, Existing, SafetensorsFile, write_tensors};
+use crate::tensor::{Dtype, Tensor, narrow_into, widen};
 
 /// Numbers that are not dyadic, so that every rounding shows; the same for the same seed.
 fn numbers(n: usize, seed: u64, size: f32) -> Vec<f32> {

@@ -311,20 +311,12 @@ fn progress_adds_up_and_a_cancelled_merge_leaves_nothing() {
             cancel.store(true, Ordering::Relaxed);
         }
     };
-    let control = Control {
-        gpu: None,
-        cancel: Some(&cancel),
-        progress: Some(&stop),
-    };
+    let control = Control::from(Progress::new().stopped_by(&cancel).counted_by(&stop));
     let e = execute(&plan, &bench.out(), &ExecOptions::default(), &control).unwrap_err();
     assert_eq!(e.code(), Code::Interrupted);
     assert_eq!(bench.leftovers(), Vec::<String>::new());
     seen.store(0, Ordering::Relaxed);
-    let control = Control {
-        gpu: None,
-        cancel: None,
-        progress: Some(&stop),
-    };
+    let control = Control::from(Progress::new().counted_by(&stop));
     execute(&plan, &bench.out(), &ExecOptions::default(), &control).unwrap();
     assert_eq!(seen.into_inner(), plan.bytes_out());
     let summary = plan.summary();
@@ -351,13 +343,18 @@ fn writing_over_a_clone_of_the_base_gives_the_same_file() {
     let count = |n| {
         seen.fetch_add(n, Ordering::Relaxed);
     };
-    let control = Control {
-        gpu: None,
-        cancel: None,
-        progress: Some(&count),
+    let control = Control::from(Progress::new().counted_by(&count));
+    let out = shard::ShardOutput {
+        plan: &plan,
+        shard: &plan.shards()[0],
+        file: clone,
+        cloned: true,
+        label: None,
     };
-    super::super::exec::write_shard(&plan, &plan.shards()[0], &clone, true, &control).unwrap();
-    clone.commit(false).unwrap();
+    let outputs = [out];
+    shard::write_shards(&checkpoint.shards()[0], &outputs, &control).unwrap();
+    let [out] = outputs;
+    out.file.commit(false).unwrap();
     let got = fs::read(bench.dir.path().join("clone")).unwrap();
     assert!(got == fs::read(bench.out()).unwrap());
     assert_eq!(seen.into_inner(), plan.bytes_out());

@@ -9,7 +9,12 @@ fn undo_path(bench: &Bench) -> PathBuf {
 fn in_place(bench: &Bench, inputs: &[MergeInput]) -> Result<MergeReport> {
     let base = Checkpoint::open(&bench.base)?;
     let plan = plan(&base, inputs, &PlanOptions::default())?;
-    merge_in_place(&plan, &undo_path(bench), false, &Control::default())
+    merge_in_place(
+        &plan,
+        &undo_path(bench),
+        &InPlaceOptions::default(),
+        &Control::default(),
+    )
 }
 
 fn back(bench: &Bench) -> Result<UnmergeReport> {
@@ -349,7 +354,13 @@ fn what_cannot_be_done_in_place_leaves_the_base_alone() {
     let checkpoint = Checkpoint::open(&bench.base).unwrap();
     let inputs = [input(vec![lora("lm_head", 10, 6, ModuleKind::Linear, 5)])];
     let plan = plan(&checkpoint, &inputs, &tied(TiedPolicy::Untie)).unwrap();
-    let e = merge_in_place(&plan, &undo_path(&bench), false, &Control::default()).unwrap_err();
+    let e = merge_in_place(
+        &plan,
+        &undo_path(&bench),
+        &InPlaceOptions::default(),
+        &Control::default(),
+    )
+    .unwrap_err();
     assert_eq!(e.code(), Code::Usage);
 }
 
@@ -368,12 +379,14 @@ fn a_failure_while_writing_restores_the_base() {
             scribble_at(&checkpoint, name);
         }
     };
-    let control = Control {
-        gpu: None,
-        cancel: None,
-        progress: Some(&disturb),
-    };
-    let e = merge_in_place(&plan, &undo_path(&bench), false, &control).unwrap_err();
+    let control = Control::from(Progress::new().counted_by(&disturb));
+    let e = merge_in_place(
+        &plan,
+        &undo_path(&bench),
+        &InPlaceOptions::default(),
+        &control,
+    )
+    .unwrap_err();
     assert!(e.to_string().contains("changed while it was merged"), "{e}");
     assert!(bytes(&bench.base) == before);
     assert_eq!(bench.leftovers(), Vec::<String>::new());

@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use libfuzzer_sys::fuzz_target;
 use tlkit::format::{NoBlobs, TlFile};
-use tlkit::merge::{Control, ExecOptions, MergeInput, PlanOptions, execute, plan};
+use tlkit::merge::{ExecOptions, MergeInput, PlanOptions, execute, plan};
+use tlkit::progress::Progress;
 use tlkit::safetensors::Checkpoint;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures");
@@ -68,16 +69,10 @@ impl Bench {
         let plan = plan(&base, &self.inputs, &PlanOptions::default())?;
         let cancel = AtomicBool::new(false);
         let progress = |_| cancel.store(stop(), Ordering::Relaxed);
-        let control = Control {
-            gpu: None,
-            cancel: Some(&cancel),
-            progress: Some(&progress),
-        };
-        let options = ExecOptions {
-            durable: false,
-            ..ExecOptions::default()
-        };
-        execute(&plan, &self.out(), &options, &control).map(drop)
+        let progress = Progress::new().stopped_by(&cancel).counted_by(&progress);
+        let mut options = ExecOptions::default();
+        options.durable = false;
+        execute(&plan, &self.out(), &options, &progress.into()).map(drop)
     }
 
     fn check(&self, input: &[u8]) {

@@ -33,7 +33,8 @@ fuzz_target!(|undo: &[u8]| {
         }
     }
     for undo in [Some(undo.to_owned()), repair(undo)].into_iter().flatten() {
-        let options = UnmergeOptions { undigested: true };
+        let mut options = UnmergeOptions::default();
+        options.undigested = true;
         if let Some(after) = run(&undo, &merged, "undo", options) {
             let mut bytes = after.iter().zip(original.iter().zip(&merged));
             assert!(bytes.all(|(a, (o, m))| a == o || a == m));

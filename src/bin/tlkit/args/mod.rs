@@ -362,11 +362,8 @@ fn storage_dtype(text: &str) -> Result<Dtype, String> {
 }
 
 fn rounding(text: &str) -> Result<Rounding, String> {
-    match text {
-        "peft" => Ok(Rounding::Peft),
-        "peft-safe" => Ok(Rounding::PeftSafe),
-        _ => Err("not one of peft, peft-safe".into()),
-    }
+    let names = Rounding::ALL.map(Rounding::as_str);
+    text.parse().map_err(|_| not_one_of(&names))
 }
 
 fn device(text: &str) -> Result<DeviceChoice, String> {
@@ -375,12 +372,12 @@ fn device(text: &str) -> Result<DeviceChoice, String> {
 }
 
 fn tied_policy(text: &str) -> Result<TiedPolicy, String> {
-    match text {
-        "refuse" => Ok(TiedPolicy::Refuse),
-        "untie" => Ok(TiedPolicy::Untie),
-        "shared" => Ok(TiedPolicy::Shared),
-        _ => Err("not one of refuse, untie, shared".into()),
-    }
+    let names = TiedPolicy::ALL.map(TiedPolicy::as_str);
+    text.parse().map_err(|_| not_one_of(&names))
+}
+
+fn not_one_of(names: &[&str]) -> String {
+    format!("not one of {}", names.join(", "))
 }
 
 fn rename(text: &str) -> Result<(String, String), String> {

@@ -8,7 +8,7 @@ use tlkit::convert::{ToTiedOptions, peft_to_tied, tied_to_peft};
 use tlkit::fleet;
 use tlkit::format::{NoBlobs, encode};
 use tlkit::fs::live::Live;
-use tlkit::merge::{self, Control, ExecOptions, MergeInput, PlanOptions};
+use tlkit::merge::{self, Control, ExecOptions, InPlaceOptions, MergeInput, PlanOptions};
 use tlkit::peft::export::ExportOptions;
 use tlkit::safetensors::{Checkpoint, Existing};
 use tlkit::store::{self, Store};
@@ -183,18 +183,13 @@ impl Tour<'_> {
         Ok(())
     }
 
-    fn inputs(&self, path: &Path) -> Result<Vec<MergeInput>> {
-        let opened = tlkit::open::open_adapter(path, None, &NoBlobs)?;
-        Ok(vec![MergeInput::new(
-            show(path),
-            opened.adapter,
-            opened.identity,
-        )])
+    fn inputs(base: &Checkpoint, path: &Path) -> Result<Vec<MergeInput>> {
+        Ok(vec![MergeInput::open(path, base, &NoBlobs)?])
     }
 
     fn merge(&mut self, base: &Checkpoint, tl: &Path) -> Result<PathBuf> {
         let out = self.dir.join("merged");
-        let inputs = self.inputs(tl)?;
+        let inputs = Self::inputs(base, tl)?;
         let plan = merge::plan(base, &inputs, &PlanOptions::default())?;
         let report = merge::execute(&plan, &out, &ExecOptions::default(), &Control::default())?;
         let survived = report.total.survived.unwrap_or_default();
@@ -210,7 +205,7 @@ impl Tour<'_> {
 
     fn verify(&mut self, base: &Checkpoint, tl: &Path, merged: &Path) -> Result<()> {
         let merged = Checkpoint::open(merged)?;
-        let inputs = self.inputs(tl)?;
+        let inputs = Self::inputs(base, tl)?;
         let report = verify_merged(
             base,
             &inputs,
@@ -224,7 +219,7 @@ impl Tour<'_> {
         )?;
         let result = format!(
             "bit for bit base plus adapter (rounding {}); {} other tensors byte-equal",
-            report.obeys.unwrap_or("-"),
+            report.obeys.map_or("-".to_owned(), |o| o.to_string()),
             report.tensors_untouched
         );
         self.step(
@@ -247,7 +242,7 @@ impl Tour<'_> {
                 bytes(report.bytes_after)
             ),
         );
-        let inputs = self.inputs(&peft)?;
+        let inputs = Self::inputs(base, &peft)?;
         let plan = merge::plan(base, &inputs, &PlanOptions::default())?;
         let again = self.dir.join("merged-from-peft");
         merge::execute(&plan, &again, &ExecOptions::default(), &Control::default())?;
@@ -269,10 +264,15 @@ impl Tour<'_> {
         let dir = self.dir.join("llama-tiny");
         let before = content(&dir)?;
         let base = Checkpoint::open(&dir)?;
-        let inputs = self.inputs(tl)?;
+        let inputs = Self::inputs(&base, tl)?;
         let plan = merge::plan(&base, &inputs, &PlanOptions::default())?;
         let undo = self.dir.join("undo");
-        merge::merge_in_place(&plan, &undo, false, &Control::default())?;
+        merge::merge_in_place(
+            &plan,
+            &undo,
+            &InPlaceOptions::default(),
+            &Control::default(),
+        )?;
         expect(
             content(&dir)? != before,
             "the merge in place changed nothing",
@@ -287,7 +287,7 @@ impl Tour<'_> {
             "unmerge llama-tiny --undo undo",
             "every byte of the base is back".into(),
         );
-        let digest = encode(&self.inputs(tl)?[0].adapter)?.manifest.root();
+        let digest = encode(&inputs[0].adapter)?.manifest.root();
         expect(
             digest.to_string() == verify_file(tl, &NoBlobs)?.root,
             "the adapter changed",

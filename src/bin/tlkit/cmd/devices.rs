@@ -1,3 +1,5 @@
+//! `devices`: what this machine has to compute on, and how fast it is.
+
 use serde::Serialize;
 use tlkit::Result;
 use tlkit::compute::{Gpu, GpuRates};

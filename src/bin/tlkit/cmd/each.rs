@@ -1,20 +1,21 @@
+//! `merge --each`: every adapter alone, in one pass over the base.
+
 use std::path::Path;
 
 use tlkit::fs::check_inputs;
 use tlkit::merge::{
-    self, Control, EachReport, EachSummary, EachTotals, ExecOptions, MergeInput, MergeReport,
-    PlanOptions,
+    self, EachReport, EachSummary, EachTotals, ExecOptions, MergeInput, MergeReport, PlanOptions,
+    Workload,
 };
 use tlkit::safetensors::Checkpoint;
 use tlkit::{Error, Result};
 
-use super::merge::{adapter_paths, split_weight};
-use super::show;
+use super::files::{adapter_paths, show, split_weight};
 use crate::args::Merge;
 use crate::output::{Outcome, Output, bytes, fields, number, percent, plural, table};
 use crate::progress::with_bar;
 
-/// `merge --each`: every adapter alone, in one pass over the base.
+/// Plans, writes and reports one output for each adapter.
 pub(super) fn merge(
     args: &Merge,
     base: &Checkpoint,
@@ -51,13 +52,14 @@ pub(super) fn merge(
     }
     let device = &args.device;
     let plans: Vec<_> = plan.outputs().iter().map(|o| &o.plan).collect();
-    let gpu = merge::open_device(device.device, device.device_memory, &plans, true)?;
+    let gpu = merge::open_device(
+        device.device,
+        device.device_memory,
+        &plans,
+        Workload::Merging,
+    )?;
     let report = with_bar("merging", total.bytes_out, |control| {
-        let control = Control {
-            gpu: gpu.as_ref(),
-            ..control
-        };
-        merge::execute_each(&plan, exec, &control)
+        merge::execute_each(&plan, exec, &control.on(gpu.as_ref()))
     })?;
     for note in notes(report.outputs.iter()) {
         output.note(&note);
@@ -171,7 +173,7 @@ fn text(r: &EachReport) -> String {
     );
     pairs.push(("took", time));
     if let Some(first) = r.outputs.first() {
-        pairs.push(("rounding", first.rounding.clone()));
+        pairs.push(("rounding", first.rounding.to_string()));
     }
     let reused: usize = r.outputs.iter().map(|o| o.total.shards_reused).sum();
     if reused > 0 {

@@ -1,17 +1,18 @@
+//! `merge` and `unmerge`: one output, or the base in place.
+
 use std::path::{Path, PathBuf};
 
 use tlkit::compute::Gpu;
-use tlkit::format::BlobSource;
 use tlkit::fs::check_inputs;
 use tlkit::merge::{
-    self, Control, ExecOptions, MergeInput, MergeReport, Plan, PlanOptions, PlanSummary, TiedPolicy,
+    self, ExecOptions, InPlaceOptions, MergeInput, MergePlan, MergeReport, PlanOptions,
+    PlanSummary, TiedPolicy, UnmergeOptions, Workload,
 };
-use tlkit::open::{Source, open_adapter};
-use tlkit::peft::import::PeftKind;
 use tlkit::safetensors::Checkpoint;
-use tlkit::{Code, Error, Result};
+use tlkit::{Error, Result};
 
-use super::{blob_source, each, existing, show};
+use super::each;
+use super::files::{adapter_paths, blob_source, existing, open_inputs, show, split_weight};
 use crate::args::{Merge, Unmerge};
 use crate::ending;
 use crate::output::{Outcome, Output, bytes, count, fields, number, percent, plural, table};
@@ -24,16 +25,14 @@ pub(crate) fn merge(args: &Merge, output: &Output) -> Result<Outcome> {
     if args.check_base {
         check_base(&base, &inputs, &args.rename)?;
     }
-    let options = PlanOptions {
-        rounding: args.rounding,
-        tied: args.tied.unwrap_or(TiedPolicy::Refuse),
-        renames: args.rename.clone(),
-    };
-    let exec = ExecOptions {
-        existing: existing(args.force),
-        durable: !args.no_fsync,
-        allow_unchanged: args.allow_unchanged,
-    };
+    let mut options = PlanOptions::default();
+    options.rounding = args.rounding;
+    options.tied = args.tied.unwrap_or(TiedPolicy::Refuse);
+    options.renames = args.rename.clone();
+    let mut exec = ExecOptions::default();
+    exec.existing = existing(args.force);
+    exec.durable = !args.no_fsync;
+    exec.allow_unchanged = args.allow_unchanged;
     if args.each {
         return each::merge(args, &base, &inputs, &options, &exec, output);
     }
@@ -45,7 +44,12 @@ pub(crate) fn merge(args: &Merge, output: &Output) -> Result<Outcome> {
     }
     let adapters = adapter_paths(&args.adapters)?;
     let device = &args.device;
-    let gpu = merge::open_device(device.device, device.device_memory, &[&plan], true)?;
+    let gpu = merge::open_device(
+        device.device,
+        device.device_memory,
+        &[&plan],
+        Workload::Merging,
+    )?;
     let report = if args.in_place {
         in_place(args, &plan, gpu.as_ref())?
     } else {
@@ -63,7 +67,7 @@ pub(crate) fn merge(args: &Merge, output: &Output) -> Result<Outcome> {
 
 fn out_of_place(
     args: &Merge,
-    plan: &Plan<'_>,
+    plan: &MergePlan<'_>,
     exec: &ExecOptions,
     (gpu, adapters): (Option<&Gpu>, &[PathBuf]),
 ) -> Result<MergeReport> {
@@ -75,11 +79,11 @@ fn out_of_place(
         check_inputs(&path, adapters)?;
     }
     with_bar("merging", plan.bytes_out(), |control| {
-        merge::execute(plan, &path, exec, &Control { gpu, ..control })
+        merge::execute(plan, &path, exec, &control.on(gpu))
     })
 }
 
-fn in_place(args: &Merge, plan: &Plan<'_>, gpu: Option<&Gpu>) -> Result<MergeReport> {
+fn in_place(args: &Merge, plan: &MergePlan<'_>, gpu: Option<&Gpu>) -> Result<MergeReport> {
     let undo = args
         .undo
         .clone()
@@ -89,9 +93,10 @@ fn in_place(args: &Merge, plan: &Plan<'_>, gpu: Option<&Gpu>) -> Result<MergeRep
         "if the base was being written, `tlkit unmerge` with the undo file {} restores it",
         undo.display()
     ));
+    let mut options = InPlaceOptions::default();
+    options.allow_unchanged = args.allow_unchanged;
     with_bar("merging in place", 2 * touched, |control| {
-        let control = Control { gpu, ..control };
-        merge::merge_in_place(plan, &undo, args.allow_unchanged, &control)
+        merge::merge_in_place(plan, &undo, &options, &control.on(gpu))
     })
 }
 
@@ -135,63 +140,6 @@ fn default_undo(base: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// `PATH=WEIGHT`, unless a file of the whole name exists.
-pub(super) fn split_weight(text: &str) -> Result<(&str, f64)> {
-    let whole = (text, 1.0);
-    if Path::new(text).exists() {
-        return Ok(whole);
-    }
-    match text.rsplit_once('=') {
-        Some((path, weight)) => match weight.parse::<f64>() {
-            Ok(weight) if weight.is_finite() => Ok((path, weight)),
-            Err(_) if !Path::new(path).exists() => Ok(whole),
-            _ => Err(bad_weight(text, weight)),
-        },
-        None => Ok(whole),
-    }
-}
-
-fn bad_weight(text: &str, weight: &str) -> Error {
-    let message = format!("`{text}`: the weight `{weight}` is not a finite number");
-    Error::new(Code::Usage, message).hint("write a weight as ADAPTER=0.5")
-}
-
-/// The adapters' paths, without weights.
-pub(super) fn adapter_paths(texts: &[String]) -> Result<Vec<PathBuf>> {
-    let path = |text: &String| Ok(PathBuf::from(split_weight(text)?.0));
-    texts.iter().map(path).collect()
-}
-
-/// Opens adapters as the command line names them.
-pub(super) fn open_inputs(
-    texts: &[String],
-    base: &Checkpoint,
-    blobs: &dyn BlobSource,
-    output: &Output,
-) -> Result<Vec<MergeInput>> {
-    let mut inputs = Vec::with_capacity(texts.len());
-    for text in texts {
-        let (path, weight) = split_weight(text)?;
-        let opened = open_adapter(Path::new(path), Some(base), blobs)?;
-        for note in &opened.notes {
-            output.note(&format!("{path}: {note}"));
-        }
-        let vera = matches!(
-            opened.source,
-            Source::Peft(PeftKind::Vera | PeftKind::VeraRegenerated)
-        );
-        let single_rounding = vera || opened.adapter.method() == tlkit::adapter::Method::Vera;
-        inputs.push(MergeInput {
-            weight,
-            magnitudes: opened.magnitudes,
-            single_rounding,
-            lenient_layout: opened.source != Source::Tl,
-            ..MergeInput::new(path, opened.adapter, opened.identity)
-        });
-    }
-    Ok(inputs)
-}
-
 fn check_base(
     base: &Checkpoint,
     inputs: &[MergeInput],
@@ -229,6 +177,10 @@ fn dry_text(s: &PlanSummary) -> String {
 }
 
 fn merge_text(r: &MergeReport) -> String {
+    format!("{}\n\n{}", tensors_text(r), totals_text(r))
+}
+
+fn tensors_text(r: &MergeReport) -> String {
     const MOST_ROWS: usize = 40;
     let rows = r.tensors.iter().take(MOST_ROWS).map(|t| {
         vec![
@@ -251,64 +203,61 @@ fn merge_text(r: &MergeReport) -> String {
             r.tensors.len() - MOST_ROWS
         ));
     }
+    text
+}
+
+fn totals_text(r: &MergeReport) -> String {
     let t = &r.total;
+    let merged = format!(
+        "{}, {} of {} elements changed ({})",
+        plural(t.tensors, "tensor"),
+        count(t.changed),
+        count(t.elements),
+        percent(t.changed_share)
+    );
     let survived = t.survived.map_or("-".into(), percent);
+    // In place, the untouched bytes are not written again.
+    let written = match r.undo {
+        Some(_) => t.bytes_merged,
+        None => t.bytes_out,
+    };
+    let wrote = format!(
+        "{} in {:.2} s ({} merged)",
+        bytes(written),
+        t.seconds,
+        bytes(t.bytes_merged)
+    );
     let mut pairs = vec![
-        (
-            "merged",
-            format!(
-                "{}, {} of {} elements changed ({})",
-                plural(t.tensors, "tensor"),
-                count(t.changed),
-                count(t.elements),
-                percent(t.changed_share)
-            ),
-        ),
+        ("merged", merged),
         (
             "survived",
             format!("{survived} of ΔW after rounding to the base's dtype"),
         ),
-        (
-            "wrote",
-            format!(
-                "{} in {:.2} s ({} merged)",
-                // In place, the untouched bytes are not written again.
-                bytes(match r.undo {
-                    Some(_) => t.bytes_merged,
-                    None => t.bytes_out,
-                }),
-                t.seconds,
-                bytes(t.bytes_merged)
-            ),
-        ),
-        ("rounding", r.rounding.clone()),
+        ("wrote", wrote),
+        ("rounding", r.rounding.to_string()),
     ];
     if r.device != "cpu" {
         pairs.push(("device", r.device.clone()));
     }
     if t.shards_reused > 0 {
+        let shards = plural(t.shards_reused, "shard");
         pairs.push((
             "resumed",
-            format!(
-                "{} finished by an interrupted run",
-                plural(t.shards_reused, "shard")
-            ),
+            format!("{shards} finished by an interrupted run"),
         ));
     }
     if t.tensors_unchanged > 0 {
+        let tensors = plural(t.tensors_unchanged, "merged tensor");
         pairs.push((
             "unchanged",
-            format!(
-                "{} did not change in one element",
-                plural(t.tensors_unchanged, "merged tensor")
-            ),
+            format!("{tensors} did not change in one element"),
         ));
     }
     if let Some(undo) = &r.undo {
         pairs.push(("undo", show(undo)));
     }
     pairs.push(("output", show(&r.output)));
-    format!("{text}\n\n{}", fields(&pairs))
+    fields(&pairs)
 }
 
 pub(crate) fn unmerge(args: &Unmerge, output: &Output) -> Result<Outcome> {
@@ -318,10 +267,9 @@ pub(crate) fn unmerge(args: &Unmerge, output: &Output) -> Result<Outcome> {
         .unwrap_or_else(|| default_undo(&args.base));
     let total = undo.metadata().map(|m| m.len()).unwrap_or(0);
     ending::remedy("the same command goes on, or begins again".to_owned());
+    let mut options = UnmergeOptions::default();
+    options.undigested = args.undigested;
     let report = with_bar("restoring", total, |control| {
-        let options = merge::UnmergeOptions {
-            undigested: args.undigested,
-        };
         merge::unmerge_with(&args.base, &undo, options, &control)
     })?;
     output.report(&report, || {

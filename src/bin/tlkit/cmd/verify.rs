@@ -1,18 +1,19 @@
+//! `verify`: files, adapters, merged models, and what models predict.
+
 use tlkit::Result;
 use tlkit::compute::DeviceChoice;
 use tlkit::error::sanitize;
-use tlkit::merge::{self, Control, PlanOptions, Rounding, TiedPolicy};
+use tlkit::merge::{self, PlanOptions, TiedPolicy, Workload};
 use tlkit::open::open_adapter;
 use tlkit::safetensors::Checkpoint;
 use tlkit::tensor::Dtype;
-use tlkit::verify::{self, AdaptersReport, FileReport, MergedReport};
+use tlkit::verify::{self, AdaptersReport, FileReport, MergedReport, Obeyed};
 
 use tlkit::eval::{LogitsReport, compare_logits, rounding_share};
 use tlkit::model::{Model, branches_of, device};
 use tlkit::text::{DataOptions, Dataset, Vocabulary};
 
-use super::merge::open_inputs;
-use super::{blob_source, open_base, show};
+use super::files::{blob_source, open_base, open_inputs, show};
 use crate::args::{VerifyAdapters, VerifyFile, VerifyLogits, VerifyMerged};
 use crate::output::{Outcome, Output, bytes, count, fields, number, percent, plural, table};
 use crate::progress::{with_bar, with_counter};
@@ -88,7 +89,7 @@ struct WithVerdict<'a, R> {
     report: &'a R,
 }
 
-fn adapters_text(r: &AdaptersReport, equal: bool, tolerance: f64) -> String {
+fn targets_text(r: &AdaptersReport) -> String {
     let rows = r.targets.iter().map(|t| {
         let cells = [
             number(t.norm),
@@ -111,7 +112,11 @@ fn adapters_text(r: &AdaptersReport, equal: bool, tolerance: f64) -> String {
         "not finite",
     ];
     let columns = if r.not_finite > 0 { 7 } else { 6 };
-    let mut text = table(&header[..columns], &[1, 2, 3, 4, 5, 6], rows);
+    table(&header[..columns], &[1, 2, 3, 4, 5, 6], rows)
+}
+
+fn adapters_text(r: &AdaptersReport, equal: bool, tolerance: f64) -> String {
+    let mut text = targets_text(r);
     for t in r.targets.iter().filter(|t| t.not_finite > 0) {
         text.push_str(&format!(
             "\nnot finite: {} of {}, worst {}",
@@ -157,11 +162,9 @@ pub(crate) fn merged(args: &VerifyMerged, output: &Output) -> Result<Outcome> {
     let merged = Checkpoint::open(&args.merged)?;
     let blobs = blob_source(&args.blobs);
     let inputs = open_inputs(&args.adapters, &base, &*blobs, output)?;
-    let options = PlanOptions {
-        rounding: Rounding::Peft,
-        tied: args.tied.unwrap_or(TiedPolicy::Refuse),
-        renames: args.rename.clone(),
-    };
+    let mut options = PlanOptions::default();
+    options.tied = args.tied.unwrap_or(TiedPolicy::Refuse);
+    options.renames = args.rename.clone();
     let device = &args.device;
     // Only `auto` asks how much there is to do; the verification plans for itself.
     let plan = match device.device {
@@ -169,12 +172,14 @@ pub(crate) fn merged(args: &VerifyMerged, output: &Output) -> Result<Outcome> {
         _ => None,
     };
     let plans: Vec<_> = plan.iter().collect();
-    let gpu = merge::open_device(device.device, device.device_memory, &plans, false)?;
+    let gpu = merge::open_device(
+        device.device,
+        device.device_memory,
+        &plans,
+        Workload::Verifying,
+    )?;
     let report = with_bar("verifying", merged.byte_len(), |control| {
-        let control = Control {
-            gpu: gpu.as_ref(),
-            ..control
-        };
+        let control = control.on(gpu.as_ref());
         let verify = match args.weights_only {
             true => verify::verify_merged_weights,
             false => verify::verify_merged,
@@ -196,7 +201,7 @@ pub(crate) fn merged(args: &VerifyMerged, output: &Output) -> Result<Outcome> {
 
 fn merged_text(r: &MergedReport, equal: bool, args: &VerifyMerged) -> String {
     let rounding = match r.obeys {
-        Some("both") => "both peft and peft-safe (they agree here), in every bit".to_owned(),
+        Some(Obeyed::Both) => "both peft and peft-safe (they agree here), in every bit".to_owned(),
         Some(name) => format!("{name}, in every bit"),
         None => format!("neither in every bit; closest to {}", r.closest),
     };
@@ -236,24 +241,7 @@ fn merged_text(r: &MergedReport, equal: bool, args: &VerifyMerged) -> String {
         ("files", files),
     ]);
     if r.differing > 0 {
-        let rows = r.histogram.iter().map(|c| {
-            let range = match c.to {
-                Some(to) if to == c.from => to.to_string(),
-                Some(to) => format!("{}–{to}", c.from),
-                None => format!("≥ {}", c.from),
-            };
-            vec![range, count(c.elements)]
-        });
-        text.push_str(&format!(
-            "\n{}\n",
-            table(&["ulp", "elements"], &[0, 1], rows)
-        ));
-        let rows = r.tensors.iter().take(MOST_ROWS);
-        let rows = rows.map(|t| vec![t.name.clone(), count(t.differing), count(t.max_ulp.into())]);
-        text.push_str(&format!(
-            "\n{}\n",
-            table(&["tensor", "differing", "max ulp"], &[1, 2], rows)
-        ));
+        text.push_str(&distances_text(r));
     }
     let lists = [
         (
@@ -275,6 +263,30 @@ fn merged_text(r: &MergedReport, equal: bool, args: &VerifyMerged) -> String {
         }
     }
     format!("{text}\n{}", sanitize(&merged_verdict(r, equal, args)))
+}
+
+/// How far elements are off, and in which tensors.
+fn distances_text(r: &MergedReport) -> String {
+    let mut text = String::new();
+    let rows = r.histogram.iter().map(|c| {
+        let range = match c.to {
+            Some(to) if to == c.from => to.to_string(),
+            Some(to) => format!("{}–{to}", c.from),
+            None => format!("≥ {}", c.from),
+        };
+        vec![range, count(c.elements)]
+    });
+    text.push_str(&format!(
+        "\n{}\n",
+        table(&["ulp", "elements"], &[0, 1], rows)
+    ));
+    let rows = r.tensors.iter().take(MOST_ROWS);
+    let rows = rows.map(|t| vec![t.name.clone(), count(t.differing), count(t.max_ulp.into())]);
+    text.push_str(&format!(
+        "\n{}\n",
+        table(&["tensor", "differing", "max ulp"], &[1, 2], rows)
+    ));
+    text
 }
 
 /// What was proved, and nothing that was not looked at.

@@ -1,10 +1,11 @@
+//! One tensor: its factors, and its rows read, merged and checked.
+
 use std::ops::Range;
 
-use super::build::about;
-use super::plan::{Addition, Plan, TensorPlan};
-use super::{MergeInput, Rounding};
+use super::plan::{Addition, MergePlan, TensorPlan};
+use super::request::MergeInput;
 use crate::compute::{
-    Gpu, Stats, Update, Weight, add_rows, delta_rows, merge_block_parallel, transpose,
+    Gpu, Rounding, Stats, Update, Weight, add_rows, delta_rows, merge_block_parallel, transpose,
 };
 use crate::error::{Code, Error, Result};
 use crate::safetensors::SafetensorsFile;
@@ -13,11 +14,11 @@ use crate::tensor::{Dtype, Tensor, larger, narrow_into, widen, widen_into};
 /// Bytes that are read, merged and written at a time.
 const BLOCK: usize = 4 << 20;
 
-/// One tensor of a [`Plan`], ready to be merged block by block.
+/// One tensor of a [`MergePlan`], ready to be merged block by block.
 ///
 /// Any range of whole rows can be merged, in any order, with the same bytes.
 #[derive(Debug)]
-pub struct Job<'a> {
+pub(crate) struct TensorMerge<'a> {
     name: String,
     /// What messages call its adapter, where there are several.
     label: Option<&'a str>,
@@ -51,12 +52,12 @@ enum Dora {
 }
 
 /// Estimated bytes that merging a tensor takes.
-pub(super) fn memory(inputs: &[MergeInput], tensor: &TensorPlan) -> u64 {
-    factors(inputs, tensor) + 4 * BLOCK as u64
+pub(super) fn merging_bytes(inputs: &[MergeInput], tensor: &TensorPlan) -> u64 {
+    factor_bytes(inputs, tensor) + 4 * BLOCK as u64
 }
 
 /// Estimated bytes of a tensor's factors.
-pub(super) fn factors(inputs: &[MergeInput], tensor: &TensorPlan) -> u64 {
+pub(super) fn factor_bytes(inputs: &[MergeInput], tensor: &TensorPlan) -> u64 {
     let modules = tensor.additions.iter().filter_map(|a| match a {
         Addition::Module { input, module, .. } => {
             Some(inputs.get(*input)?.adapter.groups.get(module.group)?.rank)
@@ -68,13 +69,13 @@ pub(super) fn factors(inputs: &[MergeInput], tensor: &TensorPlan) -> u64 {
     8 * (rank * tensor.shape.iter().sum::<usize>()) as u64
 }
 
-impl<'a> Job<'a> {
-    /// Prepares the factors of `tensor`, one of [`Plan::tensors`]. Reads the weight only for a
+impl<'a> TensorMerge<'a> {
+    /// Prepares the factors of `tensor`, one of [`MergePlan::tensors`]. Reads the weight only for a
     /// DoRA whose outputs are columns.
     ///
     /// # Errors
     /// [`Code::Io`]; the errors of [`crate::adapter::TieGroup::low_rank`].
-    pub fn new(plan: &Plan<'a>, tensor: &TensorPlan) -> Result<Self> {
+    pub(crate) fn new(plan: &MergePlan<'a>, tensor: &TensorPlan) -> Result<Self> {
         let (file, range) = plan.source(tensor);
         let (rows, cols) = match tensor.shape[..] {
             [rows, cols] => (rows, cols),
@@ -84,7 +85,7 @@ impl<'a> Job<'a> {
             let inputs = plan.inputs();
             Some(&inputs.get(input)?.adapter.extras.get(extra)?.tensor)
         };
-        let mut job = Self {
+        let mut merge = Self {
             name: tensor.name.clone(),
             label: None,
             file,
@@ -101,22 +102,22 @@ impl<'a> Job<'a> {
         };
         for addition in &tensor.additions {
             match addition {
-                Addition::Module { .. } => job.add_module(plan, addition)?,
+                Addition::Module { .. } => merge.add_module(plan, addition)?,
                 Addition::Bias {
                     input,
                     extra: e,
                     scale,
                 } => {
                     if let Some(t) = extra(*input, *e) {
-                        job.add_bias(t, *scale)?;
+                        merge.add_bias(t, *scale)?;
                     }
                 }
             }
         }
-        Ok(job)
+        Ok(merge)
     }
 
-    fn add_module(&mut self, plan: &Plan<'a>, addition: &Addition) -> Result<()> {
+    fn add_module(&mut self, plan: &MergePlan<'a>, addition: &Addition) -> Result<()> {
         let Addition::Module {
             input,
             module,
@@ -171,25 +172,20 @@ impl<'a> Job<'a> {
     }
 
     /// The error, with the adapter it is about where there are several.
-    pub(super) fn blame(&self, error: Error) -> Error {
+    pub(super) fn in_adapter(&self, error: Error) -> Error {
         match self.label {
-            Some(label) => about(error, label),
+            Some(label) => error.context(label),
             None => error,
         }
     }
 
-    /// The tensor's name in the output.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     /// Bytes of one row; tensors that are not matrices have rows of one element.
-    pub fn row_bytes(&self) -> usize {
+    pub(crate) fn row_bytes(&self) -> usize {
         self.cols * self.dtype.bits() / 8
     }
 
     /// Ranges of rows, ascending, that together are the tensor; each a few MiB.
-    pub fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let rows = if self.cols == 0 { 0 } else { self.rows };
         let step = (BLOCK / self.row_bytes().max(1)).max(1);
         (0..rows)
@@ -198,7 +194,7 @@ impl<'a> Job<'a> {
     }
 
     /// Bytes of the largest of [`blocks`](Self::blocks).
-    pub fn block_bytes(&self) -> usize {
+    pub(crate) fn block_bytes(&self) -> usize {
         self.blocks()
             .next()
             .map_or(0, |b| b.len() * self.row_bytes())
@@ -208,7 +204,7 @@ impl<'a> Job<'a> {
     ///
     /// # Errors
     /// [`Code::Io`].
-    pub fn read(&self, rows: &Range<usize>, block: &mut [u8]) -> Result<()> {
+    pub(crate) fn read(&self, rows: &Range<usize>, block: &mut [u8]) -> Result<()> {
         let at = self.start + rows.start as u64 * self.row_bytes() as u64;
         self.file.read_at(block, at)
     }
@@ -217,7 +213,7 @@ impl<'a> Job<'a> {
     ///
     /// # Errors
     /// [`Code::NonFiniteResult`]; [`Code::BaseShape`] where `block` is not of the rows' size.
-    pub fn merge(&self, rows: Range<usize>, block: &mut [u8]) -> Result<Stats> {
+    pub(crate) fn merge(&self, rows: Range<usize>, block: &mut [u8]) -> Result<Stats> {
         let stats = if self.replace.is_none() && self.dora.is_none() {
             self.add(rows, block)
         } else {

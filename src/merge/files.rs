@@ -1,13 +1,17 @@
-use std::fs::File;
+//! Bytes between files: copied inside the kernel or shared, written at their places; and what the
+//! base's files are while that lasts.
+
+use std::fs::{File, Metadata};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use rustix::fs::{copy_file_range, ioctl_ficlone};
 use rustix::io::Errno;
 
-use super::Control;
+use super::request::Control;
 use crate::error::{Code, Error, Result};
+use crate::safetensors::SafetensorsFile;
 
 /// Bytes copied between two looks at the cancel flag.
 const STEP: u64 = 32 << 20;
@@ -105,6 +109,38 @@ pub(super) fn check_space(folder: &Path, need: u64) -> Result<()> {
     }
     let message = format!("the output needs {need} bytes, the disk has {free} free");
     Err(Error::new(Code::NoSpace, message).file(folder))
+}
+
+/// Writes `bytes` at `at`.
+pub(super) fn write_at((file, path): (&File, &Path), bytes: &[u8], at: u64) -> Result<()> {
+    file.write_all_at(bytes, at)
+        .map_err(|e| Error::io(path, "write", e))
+}
+
+/// What the file system says of an open file.
+pub(super) fn stat(file: &SafetensorsFile) -> Result<Metadata> {
+    file.file()
+        .metadata()
+        .map_err(|e| Error::io(file.path(), "stat", e))
+}
+
+/// Fails where the base's shard is not as it was `before`.
+pub(super) fn check_unchanged(base: &SafetensorsFile, before: &Metadata) -> Result<()> {
+    let state = |m: &Metadata| (m.len(), m.mtime(), m.mtime_nsec());
+    if state(before) == state(&stat(base)?) {
+        return Ok(());
+    }
+    Err(Error::new(Code::Io, "the file was changed while it was merged").file(base.path()))
+}
+
+/// The permissions that a merged file may have: those of the base's.
+pub(super) fn file_mode(base: &SafetensorsFile) -> Result<u32> {
+    Ok(stat(base)?.mode() & 0o666)
+}
+
+/// Whether two paths, of which the first may not exist, are one file or folder.
+pub(super) fn same_path(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! The files of a model directory that are not weights, and go along.
+//! The files of a model directory that are not weights, and go along: copied by a merge, and told to
+//! whoever compares with one.
 
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
@@ -6,7 +7,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::plan::Plan;
+use super::plan::MergePlan;
 use crate::error::{Error, Result};
 use crate::fs::{check_inside, make_dir, open_regular, parent, same_bytes, sync_dir};
 use crate::safetensors::INDEX_FILE;
@@ -15,15 +16,15 @@ use crate::safetensors::INDEX_FILE;
 const MAX_DEPTH: usize = 8;
 
 /// The files of the base directory that are not shards.
-pub(super) struct Others {
+pub(super) struct OtherFiles {
     /// Paths within the base.
     files: Vec<PathBuf>,
     skipped: Vec<String>,
     pub(super) bytes: u64,
 }
 
-impl Others {
-    pub(super) fn list(plan: &Plan<'_>) -> Result<Self> {
+impl OtherFiles {
+    pub(super) fn list(plan: &MergePlan<'_>) -> Result<Self> {
         let mut all = Self {
             files: Vec::new(),
             skipped: Vec::new(),
@@ -35,7 +36,7 @@ impl Others {
         Ok(all)
     }
 
-    fn walk(&mut self, plan: &Plan<'_>, inside: &Path, depth: usize) -> Result<()> {
+    fn walk(&mut self, plan: &MergePlan<'_>, inside: &Path, depth: usize) -> Result<()> {
         let folder = plan.base().path().join(inside);
         let io = |e| Error::io(&folder, "list", e);
         for entry in fs::read_dir(&folder).map_err(io)? {
@@ -76,13 +77,13 @@ impl Others {
     }
 
     /// Every file that a merge may write, relative to the output: shards and these.
-    pub(super) fn names(&self, plan: &Plan<'_>) -> Vec<PathBuf> {
+    pub(super) fn names(&self, plan: &MergePlan<'_>) -> Vec<PathBuf> {
         let shards = plan.shards().iter().map(|s| PathBuf::from(&s.name));
         shards.chain(self.files.iter().cloned()).collect()
     }
 
     /// Removes all but shards from a folder that an interrupted merge was filling.
-    pub(super) fn clear(&self, plan: &Plan<'_>, folder: &Path) -> Result<()> {
+    pub(super) fn clear(&self, plan: &MergePlan<'_>, folder: &Path) -> Result<()> {
         let io = |e| Error::io(folder, "clean up", e);
         let entries = match fs::read_dir(folder) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -104,7 +105,12 @@ impl Others {
 
     /// Copies them into the staging folder, rewritten ones with their new content. None gets wider
     /// permissions than it has in the base.
-    pub(super) fn copy(&self, plan: &Plan<'_>, to: &Path, durable: bool) -> Result<Vec<String>> {
+    pub(super) fn copy(
+        &self,
+        plan: &MergePlan<'_>,
+        to: &Path,
+        durable: bool,
+    ) -> Result<Vec<String>> {
         let base = plan.base().path();
         for path in &self.files {
             self.copy_folders(base, parent(path), to)?;
@@ -157,7 +163,7 @@ impl Others {
 
     /// Whether `folder` has these files with the content that they would be given, and no file beside
     /// them and the shards.
-    pub(super) fn are_in(&self, plan: &Plan<'_>, folder: &Path) -> Result<bool> {
+    pub(super) fn are_in(&self, plan: &MergePlan<'_>, folder: &Path) -> Result<bool> {
         let mut found = Vec::new();
         if !list(folder, Path::new(""), 0, &mut found)? {
             return Ok(false);
@@ -181,6 +187,41 @@ impl Others {
         }
         Ok(true)
     }
+}
+
+/// A file of a merged model directory that holds no merged weights.
+#[derive(Debug)]
+pub(crate) struct WrittenFile {
+    /// Path within the folder.
+    pub path: PathBuf,
+    /// What it will hold, where that is not the content of the base's file.
+    pub content: Option<Vec<u8>>,
+}
+
+/// Every file that [`execute`](super::execute()) writes into a directory, besides shards; ascending by path.
+///
+/// # Errors
+/// [`crate::Code::Io`] where the base cannot be listed.
+pub(crate) fn written_files(plan: &MergePlan<'_>) -> Result<Vec<WrittenFile>> {
+    let is_shard = |path: &PathBuf| plan.shards().iter().any(|s| path == Path::new(&s.name));
+    let content = |path: &PathBuf| {
+        let new = plan
+            .rewritten
+            .iter()
+            .find(|(n, _)| *path == PathBuf::from(n));
+        new.map(|(_, content)| content.clone())
+    };
+    let names = OtherFiles::list(plan)?.names(plan);
+    let mut files: Vec<WrittenFile> = names
+        .into_iter()
+        .filter(|path| !is_shard(path))
+        .map(|path| WrittenFile {
+            content: content(&path),
+            path,
+        })
+        .collect();
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(files)
 }
 
 /// Lists the regular files below `folder`; false where there is anything else, or they lie too deep.

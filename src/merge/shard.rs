@@ -1,4 +1,4 @@
-//! One shard of several outputs, written together while the base's is read once.
+//! One shard of one or several outputs, written together while the base's is read once.
 //!
 //! The base's shard is worked through in bands. What of a band is copied goes to every output while
 //! the band is in the page cache; what is merged is read once, in blocks of rows, for all outputs.
@@ -7,14 +7,12 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::Control;
-use super::ahead::{Blocks, Part, with_blocks};
-use super::copy::copy_range;
-use super::exec::{check_same, stat, write_at};
-use super::job;
-use super::layout::{Segment, ShardPlan};
-use super::plan::{Plan, TensorPlan};
+use super::files::{check_unchanged, copy_range, stat, write_at};
+use super::plan::{MergePlan, Segment, ShardPlan, TensorPlan};
 use super::report::TensorReport;
+use super::request::Control;
+use super::stream::{Blocks, OutputTensor, with_blocks};
+use super::tensor::factor_bytes;
 use crate::compute::Stats;
 use crate::error::Result;
 use crate::safetensors::{AtomicFile, SafetensorsFile};
@@ -27,19 +25,19 @@ const PIECE: u64 = if cfg!(test) { 48 } else { 16 << 20 };
 /// again, from the page cache, for the rest.
 const FACTORS: u64 = if cfg!(test) { 700_000 } else { 256 << 20 };
 
-/// A shard of one output.
+/// A shard of one output, and the file that it is written to.
 #[derive(Debug)]
-pub(super) struct Target<'p> {
-    pub(super) plan: &'p Plan<'p>,
+pub(super) struct ShardOutput<'p> {
+    pub(super) plan: &'p MergePlan<'p>,
     pub(super) shard: &'p ShardPlan,
-    pub(super) out: AtomicFile,
+    pub(super) file: AtomicFile,
     /// Whether it is a clone of the base's shard already.
     pub(super) cloned: bool,
     /// What messages call its adapter, where there are several.
     pub(super) label: Option<&'p str>,
 }
 
-impl<'p> Target<'p> {
+impl<'p> ShardOutput<'p> {
     /// Its merged tensors and where they go, in the order of their slots.
     fn merged(&self) -> impl Iterator<Item = (&'p TensorPlan, u64)> + use<'p> {
         let (plan, shard) = (self.plan, self.shard);
@@ -51,11 +49,11 @@ impl<'p> Target<'p> {
 }
 
 /// Estimated bytes of the factors that are held at a time where several outputs are written.
-pub(super) fn memory<'p>(plans: impl Iterator<Item = &'p Plan<'p>>) -> u64 {
-    let factors = |p: &'p Plan<'p>| {
+pub(super) fn held_factor_bytes<'p>(plans: impl Iterator<Item = &'p MergePlan<'p>>) -> u64 {
+    let factors = |p: &'p MergePlan<'p>| {
         p.tensors()
             .iter()
-            .map(|t| job::factors(p.inputs(), t))
+            .map(|t| factor_bytes(p.inputs(), t))
             .max()
     };
     let (sum, max) = plans
@@ -87,60 +85,66 @@ struct Copy {
 /// As a single merge; the files are of no use then.
 pub(super) fn write_shards(
     base: &SafetensorsFile,
-    targets: &[Target<'_>],
+    outputs: &[ShardOutput<'_>],
     control: &Control<'_>,
 ) -> Result<Vec<Vec<TensorReport>>> {
     let before = stat(base)?;
-    for target in targets {
-        if let Some(header) = &target.shard.new_header {
-            write_at((target.out.file()?, target.out.dest()), header, 0)?;
+    for out in outputs {
+        if let Some(header) = &out.shard.new_header {
+            write_at((out.file.file()?, out.file.dest()), header, 0)?;
             control.advance(header.len() as u64);
         }
-        if target.cloned {
-            control.advance(target.shard.bytes_out - target.shard.bytes_merged);
+        if out.cloned {
+            control.advance(out.shard.bytes_out - out.shard.bytes_merged);
         }
     }
-    let slots = |t: &Target<'_>| vec![Stats::default(); t.merged().count()];
-    let mut stats: Vec<Vec<Stats>> = targets.iter().map(slots).collect();
-    let (bands, groups) = schedule(base, targets);
+    let slots = |t: &ShardOutput<'_>| vec![Stats::default(); t.merged().count()];
+    let mut stats: Vec<Vec<Stats>> = outputs.iter().map(slots).collect();
+    let (bands, groups) = schedule(base, outputs);
     with_blocks(&groups, control, |blocks| {
-        let mut write = |band| write_band(base, targets, band, &blocks, &mut stats, control);
+        let mut write = |band| write_band(base, outputs, band, &blocks, &mut stats, control);
         bands.iter().try_for_each(&mut write)
     })?;
-    check_same(base, &before)?;
-    let reports = |(target, stats): (&Target<'_>, &Vec<Stats>)| {
-        let tensors = target.merged().zip(stats);
+    check_unchanged(base, &before)?;
+    let reports = |(out, stats): (&ShardOutput<'_>, &Vec<Stats>)| {
+        let tensors = out.merged().zip(stats);
         tensors.map(|((t, _), s)| TensorReport::new(t, s)).collect()
     };
-    Ok(targets.iter().zip(&stats).map(reports).collect())
+    Ok(outputs.iter().zip(&stats).map(reports).collect())
 }
 
 /// The bands of the base's shard, and groups of tensors that are merged together: those that start
 /// from one base tensor, in the base's order.
-fn schedule<'p>(base: &SafetensorsFile, targets: &[Target<'p>]) -> (Vec<Band>, Vec<Vec<Part<'p>>>) {
+fn schedule<'p>(
+    base: &SafetensorsFile,
+    outputs: &[ShardOutput<'p>],
+) -> (Vec<Band>, Vec<Vec<OutputTensor<'p>>>) {
     let mut bands = bands(base);
-    let mut groups: BTreeMap<usize, Vec<Part<'p>>> = BTreeMap::new();
-    for (output, target) in targets.iter().enumerate() {
-        for segment in &target.shard.segments {
+    let mut groups: BTreeMap<usize, Vec<OutputTensor<'p>>> = BTreeMap::new();
+    for (output, out) in outputs.iter().enumerate() {
+        for segment in &out.shard.segments {
             if let Segment::Copy { source, at } = segment
-                && !target.cloned
+                && !out.cloned
             {
                 add_copy(&mut bands, output, source.clone(), *at);
             }
         }
-        for (slot, (tensor, at)) in target.merged().enumerate() {
-            let start = target.plan.source(tensor).1.start;
+        for (slot, (tensor, at)) in out.merged().enumerate() {
+            let start = out.plan.source(tensor).1.start;
             if let Some(band) = band_at(&mut bands, start) {
                 band.merged += tensor.byte_len();
             }
-            groups.entry(tensor.source.tensor).or_default().push(Part {
-                plan: target.plan,
-                tensor,
-                output,
-                slot,
-                at,
-                label: target.label,
-            });
+            groups
+                .entry(tensor.source.tensor)
+                .or_default()
+                .push(OutputTensor {
+                    plan: out.plan,
+                    tensor,
+                    output,
+                    slot,
+                    at,
+                    label: out.label,
+                });
         }
     }
     let groups = groups.into_values().flat_map(split).collect();
@@ -198,11 +202,11 @@ fn add_copy(bands: &mut [Band], output: usize, source: Range<u64>, mut at: u64) 
 }
 
 /// Cuts a group so that no part of it has more than [`FACTORS`], unless it is alone.
-fn split(group: Vec<Part<'_>>) -> Vec<Vec<Part<'_>>> {
-    let mut groups: Vec<Vec<Part<'_>>> = Vec::new();
+fn split(group: Vec<OutputTensor<'_>>) -> Vec<Vec<OutputTensor<'_>>> {
+    let mut groups: Vec<Vec<OutputTensor<'_>>> = Vec::new();
     let mut held = 0;
     for part in group {
-        let factors = job::factors(part.plan.inputs(), part.tensor);
+        let factors = factor_bytes(part.plan.inputs(), part.tensor);
         held += factors;
         match groups.last_mut() {
             Some(last) if held <= FACTORS => last.push(part),
@@ -217,14 +221,14 @@ fn split(group: Vec<Part<'_>>) -> Vec<Vec<Part<'_>>> {
 
 fn write_band(
     base: &SafetensorsFile,
-    targets: &[Target<'_>],
+    outputs: &[ShardOutput<'_>],
     band: &Band,
     blocks: &Blocks,
     stats: &mut [Vec<Stats>],
     control: &Control<'_>,
 ) -> Result<()> {
     let to = |output: usize| -> Result<_> {
-        let out = &targets[output].out;
+        let out = &outputs[output].file;
         Ok((out.file()?, out.dest()))
     };
     let mut copies = band.copies.iter();
