@@ -316,8 +316,8 @@ fn a_curve_compares_with_loras_of_the_same_bytes() {
         assert!(figure(&curve).unwrap().contains("<svg"));
     }
     // At half the bytes, each module keeps one of its three terms.
-    let plan = families(&tied, &options(1, false)).unwrap();
-    let untied = Untied::of(&plan.families).unwrap();
+    let plan = select(&tied, &options(1, false)).unwrap();
+    let untied = Untied::of(&plan.sets).unwrap();
     let all = 4 * 4 * 3 * (32 + 26);
     assert_eq!(untied.per_module(all / 2).0, 1);
     assert!(untied.per_module(all).1 < 1e-9 && untied.spend(all).1 < 1e-9);

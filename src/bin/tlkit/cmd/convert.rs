@@ -1,3 +1,5 @@
+//! `convert peft-to-tied` and `convert tied-to-peft`, without loss; what loses is in `fit` and `share`.
+
 use std::path::{Path, PathBuf};
 
 use tlkit::convert::{self, Found, ToPeft, ToTied, ToTiedOptions};
@@ -9,7 +11,7 @@ use tlkit::{Code, Error, Result};
 
 use super::{as_closed_as, blob_source, check_output, existing, open_base, show};
 use crate::args::{PeftForm, PeftToTied, ProjectionRounding, TiedToPeft};
-use crate::output::{Outcome, Output, bytes, count, fields, number, plural};
+use crate::output::{Outcome, Output, change, count, fields, number, plural};
 
 pub(crate) fn peft_to_tied(args: &PeftToTied, output: &Output) -> Result<Outcome> {
     check_tied(args)?;
@@ -38,13 +40,13 @@ pub(crate) fn peft_to_tied(args: &PeftToTied, output: &Output) -> Result<Outcome
         return Err(error.hint("convert them one by one"));
     };
     if let Some(pair) = &args.sharing.onto {
-        return super::share::onto(args, adapter, pair, &options, output);
+        return super::share::with_factors_of(args, adapter, pair, &options, output);
     }
     if args.fit.fit {
         return super::fit::run(args, adapter, &options, output);
     }
     let report =
-        convert::peft_to_tied(adapter, to(args)?, &options).map_err(|e| e.file(adapter))?;
+        convert::peft_to_tied(adapter, args.output()?, &options).map_err(|e| e.file(adapter))?;
     for note in &report.notes {
         output.note(note);
     }
@@ -76,12 +78,6 @@ fn check_tied(args: &PeftToTied) -> Result<()> {
         check_output(output, kind, args.force, &inputs)?;
     }
     Ok(())
-}
-
-/// Where the output goes; clap has seen to it that there is one where anything is written.
-pub(super) fn to(args: &PeftToTied) -> Result<&Path> {
-    let missing = || Error::new(Code::Usage, "--output is missing");
-    args.output.as_deref().ok_or_else(missing)
 }
 
 fn tied_text(r: &ToTied) -> String {
@@ -118,15 +114,6 @@ fn tied_text(r: &ToTied) -> String {
         ("root", r.root.clone()),
         ("output", show(&r.output)),
     ])
-}
-
-pub(super) fn change(before: u64, after: u64) -> String {
-    format!(
-        "{} → {} ({:.1} %)",
-        bytes(before),
-        bytes(after),
-        100.0 * after as f64 / before.max(1) as f64
-    )
 }
 
 pub(crate) fn tied_to_peft(args: &TiedToPeft, output: &Output) -> Result<Outcome> {
