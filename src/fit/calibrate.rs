@@ -1,6 +1,5 @@
 //! The closest tied adapter to a LoRA by what it does to a model on texts, rather than by its numbers.
 
-use std::cell::Cell;
 use std::path::Path;
 
 use candle_core::Device;
@@ -13,9 +12,10 @@ use crate::error::{Code, Error, Result};
 use crate::fit::{FitOptions, FitReport, LayerInputs, OutputFit, fit_outputs, measure_again};
 use crate::model::{Branches, Model};
 use crate::model::{attach, find};
+use crate::progress::Progress;
 use crate::text::{DataOptions, DataStats, Dataset, Example, Vocabulary};
 use crate::train::distil::{DistilOptions, Nearness, distil, nearness, nearness_of};
-use crate::train::run::{Data, Event, Observer};
+use crate::train::run::Data;
 
 /// Without other texts to hold out, every so-many-th one is.
 const HELD_OUT: usize = 10;
@@ -148,21 +148,20 @@ impl Calibration {
     }
 
     /// The adapter of the plain, the calibrated and the distilled one that is nearest to the LoRA
-    /// `tied.source`, with the report of its fit where it is one. `tick` is called after each batch,
-    /// and its error ends the work.
+    /// `tied.source`, with the report of its fit where it is one. `progress` counts the batches.
     ///
     /// # Errors
-    /// Those of [`fit_outputs`], [`attach`], [`distil`] and `tick`.
+    /// Those of [`fit_outputs`], [`attach`], [`distil`] and `progress`.
     pub fn run(
         &self,
         tied: &Tied,
         fit: &FitOptions,
         options: Option<&DistilOptions>,
-        tick: &dyn Fn() -> Result<()>,
+        progress: Progress<'_>,
     ) -> Result<(Adapter, FitReport, CalibrateReport)> {
         options.map_or(Ok(()), DistilOptions::check)?;
         let lora = attach(&tied.source, &self.model)?;
-        let found = fit_outputs(tied, fit, &mut |wanted| self.moments(wanted, tick))?;
+        let found = fit_outputs(tied, fit, &mut |wanted| self.moments(wanted, progress))?;
         let OutputFit {
             plain,
             calibrated,
@@ -172,11 +171,10 @@ impl Calibration {
             untied,
         } = found;
         let none = Branches::none(self.model.config().layers);
-        let near =
-            |branches| nearness(&self.model, &lora, branches, &self.held_out, &mut || tick());
+        let near = |branches| nearness(&self.model, &lora, branches, &self.held_out, progress);
         let (itself, base) = (near(&lora)?, near(&none)?);
         let stage = |adapter: &Adapter, error, output_error| -> Result<Stage> {
-            let near = nearness_of(&self.model, &lora, adapter, &self.held_out, &mut || tick())?;
+            let near = nearness_of(&self.model, &lora, adapter, &self.held_out, progress)?;
             Ok(Stage {
                 error,
                 output_error,
@@ -199,19 +197,7 @@ impl Calibration {
                 valid: &valid,
             };
             let fits = |g: &TieGroup| fitted.groups.iter().any(|f| f.describes(g));
-            let mut watch = Watch {
-                tick,
-                stopped: Cell::new(false),
-            };
-            let trained = distil(
-                &self.model,
-                &lora,
-                &adapter,
-                &fits,
-                data,
-                options,
-                &mut watch,
-            )?;
+            let trained = distil(&self.model, &lora, &adapter, &fits, data, options, progress)?;
             let report = measure_again(tied, fit, &fitted, &trained)?;
             let third = stage(&trained, report.error, None)?;
             distilled = Some(third);
@@ -253,7 +239,7 @@ impl Calibration {
     fn moments(
         &self,
         wanted: &[LayerInputs<'_>],
-        tick: &dyn Fn() -> Result<()>,
+        progress: Progress<'_>,
     ) -> Result<Vec<faer::Mat<f64>>> {
         let modules = self.model.modules();
         let paths: Vec<String> = wanted.iter().map(|w| w.module.clone()).collect();
@@ -267,7 +253,7 @@ impl Calibration {
             })
             .collect();
         let none = Branches::none(self.model.config().layers);
-        second_moments(&self.model, &none, &self.text, &wanted, &mut || tick())
+        second_moments(&self.model, &none, &self.text, &wanted, progress)
     }
 }
 
@@ -303,25 +289,10 @@ fn split(texts: Vec<Example>) -> (Vec<Example>, Vec<Example>) {
     (tenths, others)
 }
 
-struct Watch<'t> {
-    tick: &'t dyn Fn() -> Result<()>,
-    stopped: Cell<bool>,
-}
-
-impl Observer for Watch<'_> {
-    fn event(&mut self, event: &Event<'_>) {
-        if matches!(event, Event::Step(_)) && (self.tick)().is_err() {
-            self.stopped.set(true);
-        }
-    }
-
-    fn cancelled(&self) -> bool {
-        self.stopped.get()
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
     use super::*;
     use crate::convert::{ToTiedOptions, import_tied};
     use crate::fit::Budget;
@@ -359,7 +330,7 @@ mod tests {
             ..DistilOptions::default()
         };
         let (adapter, fitted, report) = calibration
-            .run(&tied, &fit, Some(&distil), &|| Ok(()))
+            .run(&tied, &fit, Some(&distil), Progress::new())
             .unwrap();
         let error = |s: &Stage| s.output_error.unwrap();
         let (plain, calibrated) = (&report.plain, &report.calibrated);
@@ -379,7 +350,7 @@ mod tests {
             &lora,
             &kept,
             &calibration.held_out,
-            &mut || Ok(()),
+            Progress::new(),
         );
         assert_eq!(again.unwrap(), third.near);
     }
@@ -408,16 +379,15 @@ mod tests {
         };
         let steps = DistilOptions::default();
         for stop in [1, 4, 7] {
-            let count = Cell::new(0);
-            let tick = || {
-                count.set(count.get() + 1);
-                match count.get() < stop {
-                    true => Ok(()),
-                    false => Err(Error::new(Code::Interrupted, "stopped")),
+            let (done, end) = (AtomicU64::new(0), AtomicBool::new(false));
+            let count = |n| {
+                if done.fetch_add(n, Ordering::Relaxed) + n >= stop {
+                    end.store(true, Ordering::Relaxed);
                 }
             };
+            let progress = Progress::new().stopped_by(&end).counted_by(&count);
             let error = calibration
-                .run(&tied, &fit, Some(&steps), &tick)
+                .run(&tied, &fit, Some(&steps), progress)
                 .unwrap_err();
             assert_eq!(error.code(), Code::Interrupted, "{stop}");
         }

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::model::{Branches, Model, Slot};
+use crate::progress::Progress;
 use crate::text::Example;
 use crate::text::batches;
 
@@ -27,13 +28,13 @@ pub struct Wanted<'b> {
 /// model runs with `branches`.
 ///
 /// # Errors
-/// Those of [`Model::inputs`]; that of `watch`, which is called after each batch.
+/// Those of [`Model::inputs`]; that of `progress`, which counts the batches.
 pub fn second_moments(
     model: &Model,
     branches: &Branches,
     texts: &[Example],
     wanted: &[Wanted<'_>],
-    watch: &mut dyn FnMut() -> Result<()>,
+    progress: Progress<'_>,
 ) -> Result<Vec<Mat<f64>>> {
     let size = |w: &Wanted<'_>| w.basis.ncols();
     let mut sums: Vec<Mat<f64>> = wanted
@@ -61,7 +62,7 @@ pub fn second_moments(
             }
             Ok(())
         })?;
-        watch()?;
+        progress.advance(1)?;
     }
     let share = 1.0 / positions.max(1) as f64;
     for sum in &mut sums {
@@ -124,7 +125,7 @@ mod tests {
                 slot,
                 basis: basis.as_ref(),
             };
-            let found = second_moments(&model, &none, &texts, &[wanted], &mut || Ok(())).unwrap();
+            let found = second_moments(&model, &none, &texts, &[wanted], Progress::new()).unwrap();
             let mut right = Mat::<f64>::zeros(70, 70);
             for text in &texts {
                 let batch = Batch::new([text]);

@@ -20,7 +20,7 @@ use super::convert::{change, to};
 use super::show;
 use crate::args::{Calibrate, Fit, PeftToTied};
 use crate::output::{Outcome, Output, bytes, fields, number, plural, table};
-use crate::progress::with_ticks;
+use crate::progress::{Work, with_progress};
 
 pub(super) fn run(
     args: &PeftToTied,
@@ -115,8 +115,8 @@ fn calibrate(
         projection_dtype: options.projection_dtype,
     };
     let tied = import_tied(adapter, &options).map_err(|e| e.file(adapter))?;
-    let found = with_ticks("batches", |tick| {
-        calibration.run(&tied, fit, distil.as_ref(), tick)
+    let found = with_progress("batches", Work::SomeItems, |progress| {
+        calibration.run(&tied, fit, distil.as_ref(), progress)
     });
     let (fitted, fit, report) = found.map_err(|e| e.file(adapter))?;
     let fitted = write_fitted(tied, &fitted, fit, to, &options.write)?;
