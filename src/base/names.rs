@@ -17,7 +17,7 @@ const MAX_SHIFT: usize = 3;
 /// Names that fit no rewrite after which [`Finder`] looks for none: each costs a look at all of the base.
 const MOST_SEARCHES: usize = 64;
 
-const WHICH: &str = "merge it, and say which: tlkit merge … --rename FROM=TO";
+const WHICH: &str = "merge it, and say by a rename which is meant";
 
 /// The names there are.
 pub(crate) trait Known {

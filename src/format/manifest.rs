@@ -149,11 +149,14 @@ impl Manifest {
     /// As [`parse`](Self::parse), for the rules of structure.
     pub fn adapter(&self) -> Result<Adapter> {
         self.check_limits()?;
-        let mut hollow = BTreeMap::new();
+        let mut described = BTreeMap::new();
         for (name, tensor) in &self.tensors {
-            hollow.insert(name.as_str(), tensor.hollow().map_err(|e| e.tensor(name))?);
+            described.insert(
+                name.as_str(),
+                tensor.shape_only().map_err(|e| e.tensor(name))?,
+            );
         }
-        let adapter = self.assemble(&hollow)?;
+        let adapter = self.assemble(&described)?;
         adapter.validate()?;
         self.check_canonical_structure(&adapter)?;
         Ok(adapter)

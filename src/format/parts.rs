@@ -434,7 +434,7 @@ impl ManifestTensor {
         Ok(Some(made.data().clone()))
     }
 
-    pub(super) fn hollow(&self) -> Result<Tensor> {
+    pub(super) fn shape_only(&self) -> Result<Tensor> {
         self.byte_len()?;
         if self.shape.contains(&0) {
             return Err(invalid("a tensor without elements"));
@@ -448,7 +448,7 @@ impl ManifestTensor {
                 format!("more seeded elements than the {MAX_SEEDED_ELEMENTS} of the limit");
             return Err(Error::new(Code::SeedInvalid, message));
         }
-        Tensor::hollow(self.dtype()?, self.shape.clone())
+        Tensor::shape_only(self.dtype()?, self.shape.clone())
     }
 }
 

@@ -306,7 +306,7 @@ pub(super) fn external_missing(entry: &ManifestTensor) -> Error {
         "left out of this thin file; its blob is {}",
         entry.sha256.hex()
     );
-    Error::new(Code::ExternalMissing, message).hint("pass --blobs DIR with the folder that has it")
+    Error::new(Code::ExternalMissing, message).hint("give the folder that has it")
 }
 
 /// A stored tensor is one of the manifest, raw or packed.

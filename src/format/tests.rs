@@ -349,8 +349,8 @@ fn what_cannot_be_read_back_is_not_written() {
     wrong_seed.groups[0].a.seed.as_mut().unwrap().key[0] ^= 1;
     assert_eq!(code(&wrong_seed, Packing::Thin), Code::SeedInvalid);
     assert_eq!(code(&wrong_seed, Packing::Fat), Code::SeedInvalid);
-    let hollow = encode(&paper(1, 2, 1)).unwrap().manifest.adapter().unwrap();
-    assert_eq!(code(&hollow, Packing::Fat), Code::SizeMismatch);
+    let without_bytes = encode(&paper(1, 2, 1)).unwrap().manifest.adapter().unwrap();
+    assert_eq!(code(&without_bytes, Packing::Fat), Code::SizeMismatch);
     let mut bad_base = paper(1, 2, 1);
     bad_base.base = Some(BaseModel {
         weights: Some("nonsense".into()),

@@ -191,7 +191,7 @@ fn plan_lora(adapter: &Adapter, modules: &[Module], options: &ExportOptions<'_>)
             "`{}` goes with the adapter, and servers load none but low-rank tensors",
             extra.name
         ))
-        .hint("export without --portable, or merge"));
+        .hint("export in the faithful form, or merge"));
     }
     let group = |m: &Module| &adapter.groups[m.group];
     let max_rank = adapter.groups.iter().map(|g| g.rank).max().unwrap_or(1);
@@ -406,7 +406,7 @@ fn plan_vera(adapter: &Adapter, modules: &[Module], options: &ExportOptions<'_>)
             let name = g.targets.first().map_or("", |t| t.module.as_str());
             return Err(
                 impossible(format!("not a VeRA adapter: {problem} (`{name}`)"))
-                    .hint("export as LoRA, without --as vera"),
+                    .hint("export as LoRA"),
             );
         }
     }

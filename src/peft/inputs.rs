@@ -85,12 +85,12 @@ pub(super) fn vera_inputs(
             Code::NeedsBase,
             "a VeRA adapter on unlike modules does not say how many inputs each of them has",
         )
-        .hint("pass --base with the base model (only its headers are read)")),
+        .hint("give the base model (only its headers are read)")),
         None => Err(Error::new(
             Code::NeedsBase,
             "a VeRA adapter without projections does not say how many inputs its modules have",
         )
-        .hint("pass --base with the base model (only its headers are read)")),
+        .hint("give the base model (only its headers are read)")),
     }
 }
 

@@ -1,3 +1,5 @@
+//! Element types, and which of them arithmetic is done in.
+
 use std::fmt;
 
 use crate::error::{Code, Error, Result};
@@ -107,4 +109,12 @@ impl fmt::Display for Dtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
     }
+}
+
+/// Refuses a dtype that no arithmetic is done in.
+pub(crate) fn not_float(dtype: Dtype) -> Error {
+    Error::new(
+        Code::DtypeNotAllowed,
+        format!("{dtype} is not one of F32, F16, BF16"),
+    )
 }

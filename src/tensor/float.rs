@@ -1,7 +1,9 @@
+//! F32, F16 and BF16: exactly to f32, and back rounded to nearest even.
+
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
 
-use super::{Dtype, not_float};
+use super::dtype::{Dtype, not_float};
 use crate::error::Result;
 
 /// Little-endian F32, F16 or BF16 bytes as f32, exact.

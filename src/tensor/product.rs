@@ -1,3 +1,5 @@
+//! The normative product of two matrices, as a chain of fused multiply-adds.
+
 use super::isa::{Isa, Kernel};
 
 /// Columns that are worked on at once: a row of sums and one of `right` stay in the first cache.

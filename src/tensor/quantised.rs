@@ -1,10 +1,9 @@
 //! 8-bit integers with one F32 scale for each row (spec §6): value = rn32(scale · q).
 
-use super::{Bytes, Dtype, Tensor, widen};
+use super::codes::quantise;
+use super::dense::Tensor;
+use super::dtype::Dtype;
 use crate::error::{Code, Error, Result};
-
-/// Largest magnitude of the codes that [`Tensor::quantised`] makes, the same on both sides of zero.
-const LARGEST: f32 = 127.0;
 
 impl Tensor {
     /// The values as I8 with a scale for each row of the last axis: scale = rn32(max|x| / 127),
@@ -22,14 +21,7 @@ impl Tensor {
             );
             return Err(Error::new(Code::NonFinite, message));
         }
-        let mut codes = Vec::with_capacity(values.len());
-        let mut scales = Vec::with_capacity(values.len() / width.max(1));
-        for row in values.chunks(width.max(1)) {
-            let largest = row.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-            let scale = largest / LARGEST;
-            scales.push(scale);
-            codes.extend(row.iter().map(|x| code(*x, scale).cast_unsigned()));
-        }
+        let (codes, scales) = quantise(values, width);
         let rows = shape.split_last().map_or(&[][..], |(_, rows)| rows);
         let scales = Self::from_f32(rows.to_vec(), &scales)?;
         Self::new(Dtype::I8, shape, codes)?.with_scales(&scales)
@@ -76,24 +68,6 @@ impl Tensor {
             ..self.clone()
         }
     }
-}
-
-fn code(x: f32, scale: f32) -> i8 {
-    if scale == 0.0 {
-        return 0;
-    }
-    // A scale that is subnormal is so coarse that the quotient may be beyond 127.
-    (x / scale).round_ties_even().clamp(-LARGEST, LARGEST) as i8
-}
-
-/// The values of codes in rows of `width`: one product each, rounded to f32.
-pub(super) fn dequantise(codes: &[u8], scales: &Bytes, width: usize) -> Result<Vec<f32>> {
-    let scales = widen(Dtype::F32, scales)?;
-    let mut out = Vec::with_capacity(codes.len());
-    for (row, scale) in codes.chunks(width.max(1)).zip(scales) {
-        out.extend(row.iter().map(|q| scale * f32::from(q.cast_signed())));
-    }
-    Ok(out)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 mod args;
 mod cmd;
 mod ending;
+mod flags;
 mod memory;
 mod output;
 mod progress;

@@ -1,0 +1,11 @@
+//! What the user sees: data on stdout, all else on stderr, and the exit code.
+
+mod failure;
+mod json;
+mod stream;
+mod text;
+
+pub(crate) use failure::{exit_code, json, lines};
+pub(crate) use json::wants_json;
+pub(crate) use stream::{Outcome, Output, usage};
+pub(crate) use text::{bytes, count, fields, number, percent, plural, table, time};
