@@ -48,6 +48,13 @@ impl<'a> Progress<'a> {
         self
     }
 
+    /// As it is, but counting nothing: for a part of the work that counts other things.
+    #[must_use]
+    pub fn uncounted(mut self) -> Self {
+        self.count = None;
+        self
+    }
+
     /// Whether the caller asked for an end.
     pub fn is_stopped(&self) -> bool {
         self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed))

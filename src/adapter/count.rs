@@ -2,7 +2,9 @@
 
 use serde_json::Value;
 
-use super::{MAX_LAYERS, MAX_RANK, Method, Part};
+use super::factor::FactorName;
+use super::limits::{MAX_LAYERS, MAX_RANK};
+use super::method::Method;
 use crate::error::{Code, Error, Result};
 
 /// The attention projections of a model, as the paper adapts them: q, k and v share one A
@@ -80,7 +82,7 @@ impl Shape {
     /// # Errors
     /// [`Code::Usage`]: more than [`MAX_LAYERS`] layers or above [`MAX_RANK`], either of them
     /// zero, or a count beyond 64 bits.
-    pub fn template(&self, trains: &[Part], tied: bool, rank: u64) -> Result<u64> {
+    pub fn template(&self, trains: &[FactorName], tied: bool, rank: u64) -> Result<u64> {
         for (what, value, limit) in [
             ("layers", self.layers, MAX_LAYERS),
             ("rank", rank, MAX_RANK),
@@ -96,11 +98,11 @@ impl Shape {
             let output = q.checked_add(k)?.checked_add(v)?;
             trains.iter().try_fold(0u64, |sum, part| {
                 let (copies, length) = match part {
-                    Part::A => (pairs, rank.checked_mul(self.input)?),
-                    Part::B => (pairs, rank.checked_mul(output)?),
-                    Part::C => (self.layers, rank.checked_mul(rank)?),
-                    Part::U => (self.layers, rank),
-                    Part::V => (self.layers, output),
+                    FactorName::A => (pairs, rank.checked_mul(self.input)?),
+                    FactorName::B => (pairs, rank.checked_mul(output)?),
+                    FactorName::C => (self.layers, rank.checked_mul(rank)?),
+                    FactorName::U => (self.layers, rank),
+                    FactorName::V => (self.layers, output),
                 };
                 sum.checked_add(copies.checked_mul(length)?)
             })

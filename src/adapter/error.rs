@@ -4,7 +4,7 @@ use faer::Mat;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::adapter::LowRank;
+use super::low_rank::LowRank;
 use crate::error::{Code, Error, Result};
 use crate::tensor::larger;
 

@@ -1,50 +1,11 @@
+//! The methods of the paper, by what trains and what is tied.
+
 use std::fmt;
 use std::str::FromStr;
 
-use super::TieGroup;
+use super::factor::FactorName;
+use super::group::TieGroup;
 use crate::error::{Code, Error};
-
-/// One of the factors: A, B, u and v as the paper names them, and the core, which it does not have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Part {
-    /// Down projection, r × in.
-    A,
-    /// Up projection, out × r.
-    B,
-    /// The core, r × r, in place of the rank-side diagonal.
-    C,
-    /// Rank-side diagonal.
-    U,
-    /// Output-side diagonal.
-    V,
-}
-
-impl Part {
-    /// All of them, in canonical order.
-    pub const ALL: [Part; 5] = [Part::A, Part::B, Part::C, Part::U, Part::V];
-
-    /// `A`, `B`, `C`, `u` or `v`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Part::A => "A",
-            Part::B => "B",
-            Part::C => "C",
-            Part::U => "u",
-            Part::V => "v",
-        }
-    }
-}
-
-impl FromStr for Part {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self, Error> {
-        Part::ALL
-            .into_iter()
-            .find(|p| p.name() == text)
-            .ok_or_else(|| Error::new(Code::Usage, format!("`{text}` is not one of A, B, C, u, v")))
-    }
-}
 
 /// The paper's methods (arXiv 2311.09578, Table 1): which factors exist, train and are tied.
 ///
@@ -101,8 +62,8 @@ impl Method {
     }
 
     /// The factors that train, in the order A, B, u, v; `None` for `Custom`.
-    pub fn trains(self) -> Option<&'static [Part]> {
-        use Part::{A, B, U, V};
+    pub fn trains(self) -> Option<&'static [FactorName]> {
+        use FactorName::{A, B, U, V};
         Some(match self {
             Method::Lora | Method::Tl5 => &[A, B],
             Method::Vera => &[U, V],
@@ -129,14 +90,14 @@ impl Method {
             return Method::Custom;
         };
         let template = |group: &TieGroup| {
-            let trained: Vec<Part> = group
+            let trained: Vec<FactorName> = group
                 .factors()
                 .filter(|(_, f)| f.trained)
                 .map(|(p, _)| p)
                 .collect();
             let vectors_train = group
                 .factors()
-                .all(|(p, f)| f.trained || matches!(p, Part::A | Part::B));
+                .all(|(p, f)| f.trained || matches!(p, FactorName::A | FactorName::B));
             (trained, vectors_train)
         };
         let (trained, vectors_train) = template(first);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::Adapter;
+use super::whole::Adapter;
 use crate::error::Result;
 use crate::tensor::{Dtype, Tensor};
 

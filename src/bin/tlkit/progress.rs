@@ -5,101 +5,115 @@ use std::io::IsTerminal;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tlkit::error::sanitize;
 use tlkit::merge::Control;
+use tlkit::progress::Progress;
 use tlkit::train::run::{Event, Observer};
 
-use crate::ending::{INTERRUPTED, interrupted};
+use crate::ending::INTERRUPTED;
+
+/// How much there is to do.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Work {
+    /// So many bytes.
+    Bytes(u64),
+    /// So many things.
+    Items(u64),
+    /// Bytes, nobody knows how many.
+    SomeBytes,
+    /// Things, nobody knows how many.
+    SomeItems,
+}
+
+impl Work {
+    fn total(self) -> Option<u64> {
+        match self {
+            Work::Bytes(n) | Work::Items(n) => Some(n),
+            Work::SomeBytes | Work::SomeItems => None,
+        }
+    }
+
+    fn style(self) -> &'static str {
+        match self {
+            Work::Bytes(_) => {
+                "{prefix} {wide_bar} {decimal_bytes}/{decimal_total_bytes} \
+                 {decimal_bytes_per_sec} {eta}"
+            }
+            Work::Items(_) => "{prefix} {wide_bar} {pos}/{len} {eta}",
+            Work::SomeBytes => "{prefix} {decimal_bytes} {decimal_bytes_per_sec} {elapsed}",
+            Work::SomeItems => "{prefix} {human_pos} {elapsed}",
+        }
+    }
+}
 
 /// A bar that is seen on a terminal only.
-fn bar(label: &str, total: u64, style: &str) -> ProgressBar {
+fn bar(label: &str, total: Option<u64>, style: &str) -> ProgressBar {
     let target = match std::io::stderr().is_terminal() {
         true => ProgressDrawTarget::stderr(),
         false => ProgressDrawTarget::hidden(),
     };
-    let bar = ProgressBar::with_draw_target(Some(total), target).with_prefix(sanitize(label));
+    let bar = ProgressBar::with_draw_target(total, target).with_prefix(sanitize(label));
     if let Ok(style) = ProgressStyle::with_template(style) {
         bar.set_style(style);
     }
     bar
 }
 
-/// Runs `work` under a bar over `total` bytes.
-pub(crate) fn with_bar<T>(label: &str, total: u64, work: impl FnOnce(Control<'_>) -> T) -> T {
-    const STYLE: &str =
-        "{prefix} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}";
-    let bar = bar(label, total, STYLE);
-    let advance = |n: u64| bar.inc(n);
-    let result = work(Control {
-        gpu: None,
-        cancel: Some(&INTERRUPTED),
-        progress: Some(&advance),
-    });
+/// Progress that nobody sees, and that ends once the user asked to stop.
+pub(crate) fn unseen() -> Progress<'static> {
+    Progress::new().stopped_by(&INTERRUPTED)
+}
+
+/// Runs `work` under a bar that shows what its progress counts; the work stops once the user asked
+/// for it.
+pub(crate) fn with_progress<T>(
+    label: &str,
+    amount: Work,
+    work: impl FnOnce(Progress<'_>) -> T,
+) -> T {
+    let bar = bar(label, amount.total(), amount.style());
+    let count = |n| bar.inc(n);
+    let result = work(unseen().counted_by(&count));
     bar.finish_and_clear();
     result
 }
 
-/// Runs `work` under a bar over `total` things; what it is given counts them, and is an error
-/// once the user asked to stop.
+/// As [`with_progress`] over bytes, for a merge.
+pub(crate) fn with_bar<T>(label: &str, total: u64, work: impl FnOnce(Control<'_>) -> T) -> T {
+    with_progress(label, Work::Bytes(total), |progress| {
+        let count = |n| progress.count(n);
+        work(Control {
+            gpu: None,
+            cancel: Some(&INTERRUPTED),
+            progress: Some(&count),
+        })
+    })
+}
+
+/// As [`with_progress`] over things, for work that counts them with a closure.
 pub(crate) fn with_counter<T>(
     label: &str,
     total: u64,
     work: impl FnOnce(&mut dyn FnMut(usize) -> tlkit::Result<()>) -> T,
 ) -> T {
-    let bar = bar(label, total, "{prefix} {wide_bar} {pos}/{len} {eta}");
-    let result = work(&mut |n| {
-        bar.inc(n as u64);
-        check_interrupt()
-    });
-    bar.finish_and_clear();
-    result
+    with_progress(label, Work::Items(total), |progress| {
+        work(&mut |n| progress.advance(n as u64))
+    })
 }
 
-/// Runs `work` under a count of things, where nobody knows how many there will be; what it is given
-/// counts one, from any thread, and is an error once the user asked to stop.
+/// As [`with_progress`] over unknown things, for work that counts each with a closure.
 pub(crate) fn with_ticks<T>(
     label: &str,
     work: impl FnOnce(&(dyn Fn() -> tlkit::Result<()> + Sync)) -> T,
 ) -> T {
-    let bar = endless(label, "{msg} {human_pos} {elapsed}");
-    let result = work(&|| {
-        bar.inc(1);
-        check_interrupt()
-    });
-    bar.finish_and_clear();
-    result
+    with_progress(label, Work::SomeItems, |progress| {
+        work(&|| progress.advance(1))
+    })
 }
 
-/// Runs `work` under a count of bytes, where nobody knows how many there will be.
+/// As [`with_progress`] over unknown bytes, for work that counts them with a closure.
 pub(crate) fn with_bytes<T>(label: &str, work: impl FnOnce(&mut dyn FnMut(u64)) -> T) -> T {
-    let bar = endless(
-        label,
-        "{msg} {decimal_bytes} {decimal_bytes_per_sec} {elapsed}",
-    );
-    let result = work(&mut |n| bar.inc(n));
-    bar.finish_and_clear();
-    result
-}
-
-fn endless(label: &str, template: &str) -> ProgressBar {
-    let target = match std::io::stderr().is_terminal() {
-        true => ProgressDrawTarget::stderr(),
-        false => ProgressDrawTarget::hidden(),
-    };
-    let bar = ProgressBar::with_draw_target(None, target).with_message(sanitize(label));
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style);
-    }
-    bar
-}
-
-/// An error once the user asked to stop.
-pub(crate) fn check_interrupt() -> tlkit::Result<()> {
-    if interrupted() {
-        return Err(tlkit::Error::new(
-            tlkit::Code::Interrupted,
-            "stopped on request",
-        ));
-    }
-    Ok(())
+    with_progress(label, Work::SomeBytes, |progress| {
+        work(&mut |n| progress.count(n))
+    })
 }
 
 /// A bar over the steps of a training run.
@@ -109,7 +123,7 @@ impl TrainBar {
     /// Runs `work` under a bar.
     pub(crate) fn during<T>(label: &str, work: impl FnOnce(&mut Self) -> T) -> T {
         const STYLE: &str = "{prefix} {wide_bar} {pos}/{len} {msg} {eta}";
-        let mut bar = Self(bar(label, 0, STYLE));
+        let mut bar = Self(bar(label, Some(0), STYLE));
         let result = work(&mut bar);
         bar.0.finish_and_clear();
         result
@@ -123,9 +137,10 @@ impl TrainBar {
         self.0.set_length(total);
     }
 
-    /// Counts so many more.
-    pub(crate) fn advance(&self, n: u64) {
-        self.0.inc(n);
+    /// What counts on this bar, beside the steps that it observes.
+    pub(crate) fn counter(&self) -> impl Fn(u64) + Sync + use<> {
+        let bar = self.0.clone();
+        move |n| bar.inc(n)
     }
 
     /// Writes a line above the bar.
@@ -155,9 +170,5 @@ impl Observer for TrainBar {
             }
             Event::Saved { .. } => {}
         }
-    }
-
-    fn cancelled(&self) -> bool {
-        interrupted()
     }
 }

@@ -16,7 +16,7 @@ use crate::model::{Branches, Model, attach, find};
 use crate::progress::Progress;
 use crate::text::{DataOptions, DataStats, Dataset, Example, Vocabulary};
 use crate::train::distil::{DistilOptions, Nearness, distil, nearness};
-use crate::train::run::{Data, Event, Observer};
+use crate::train::run::Data;
 
 /// Without other texts to hold out, every so-many-th one is.
 const HELD_OUT: usize = 10;
@@ -153,16 +153,7 @@ impl Calibration {
             valid: &valid,
         };
         let fits = |g: &TieGroup| fitted.groups.iter().any(|f| f.describes(g));
-        let mut observer = Stopped(progress);
-        distil(
-            &self.model,
-            lora,
-            adapter,
-            &fits,
-            data,
-            options,
-            &mut observer,
-        )
+        distil(&self.model, lora, adapter, &fits, data, options, progress)
     }
 
     /// Texts to choose the best step on, and texts to learn from; none of them is held out.
@@ -229,8 +220,7 @@ impl<'c> HeldOut<'c> {
     }
 
     fn near(&self, branches: &Branches) -> Result<Nearness> {
-        let mut advance = || self.progress.advance(1);
-        nearness(self.model, &self.lora, branches, self.texts, &mut advance)
+        nearness(self.model, &self.lora, branches, self.texts, self.progress)
     }
 
     fn stage(
@@ -246,20 +236,6 @@ impl<'c> HeldOut<'c> {
             near,
             loss_change: near.loss - lora.loss,
         })
-    }
-}
-
-struct Stopped<'p>(Progress<'p>);
-
-impl Observer for Stopped<'_> {
-    fn event(&mut self, event: &Event<'_>) {
-        if matches!(event, Event::Step(_)) {
-            self.0.count(1);
-        }
-    }
-
-    fn cancelled(&self) -> bool {
-        self.0.is_stopped()
     }
 }
 
@@ -322,7 +298,7 @@ mod tests {
             &lora,
             &kept,
             &calibration.held_out,
-            &mut || Ok(()),
+            Progress::new(),
         );
         assert_eq!(again.unwrap(), third.near);
     }

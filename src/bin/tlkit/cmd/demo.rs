@@ -9,6 +9,7 @@ use tlkit::format::{NoBlobs, encode};
 use tlkit::fs::live::Live;
 use tlkit::merge::{self, Control, ExecOptions, MergeInput, PlanOptions};
 use tlkit::peft::export::ExportOptions;
+use tlkit::progress::Progress;
 use tlkit::safetensors::{Checkpoint, Existing};
 use tlkit::store::{self, Store, transfer};
 use tlkit::train::job::{Job, JobOptions};
@@ -132,7 +133,7 @@ impl Tour<'_> {
             existing: Existing::Refuse,
             device: tlkit::model::device(None)?,
         };
-        let report = Job::open(settings.resolve()?, options)?.run(&mut ())?;
+        let report = Job::open(settings.resolve()?, options)?.run(&mut (), Progress::new())?;
         let loss = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{x:.3}"));
         self.step(
             "train --model llama-tiny --data task/train.jsonl --valid task/valid.jsonl \

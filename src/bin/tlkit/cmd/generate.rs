@@ -10,7 +10,7 @@ use tlkit::{Code, Error, Result};
 use super::blob_source;
 use crate::args::{Generate, Running};
 use crate::output::{Outcome, Output, plural};
-use crate::progress::check_interrupt;
+use crate::progress::unseen;
 
 /// Longest prompt that is read from standard input, in bytes.
 const MOST_INPUT: u64 = 16 << 20;
@@ -64,7 +64,7 @@ pub(crate) fn generate(args: &Generate, output: &Output) -> Result<Outcome> {
             stream(&runner, tokens, &options, output)?
         } else {
             generate::generate(&runner.model, &runner.branches, tokens, &options, |_, _| {
-                check_interrupt()
+                unseen().check()
             })?
         };
         for ((text, prompt), result) in texts.iter().zip(tokens).zip(&results) {
@@ -150,7 +150,7 @@ fn stream(
     let prompt = prompts.first().map(Vec::as_slice).unwrap_or_default();
     let mut text = TextStream::new(&runner.vocabulary, prompt);
     let on_token = |_, token| {
-        check_interrupt()?;
+        unseen().check()?;
         match text.push(token)? {
             Some(part) => output.print_data(&part),
             None => Ok(()),

@@ -13,7 +13,7 @@ use tlkit::train::distil::DistilOptions;
 use super::tied::fitted_tables;
 use crate::args::Calibrate;
 use crate::output::{Outcome, Output, number, plural, relative_error, table};
-use crate::progress::with_ticks;
+use crate::progress::{Work, with_progress};
 
 /// A fit with what it does to texts.
 #[derive(Debug, Serialize)]
@@ -62,8 +62,8 @@ pub(super) fn run(
         projection_dtype: options.projection_dtype,
     };
     let tied = import_tied(adapter, &options).map_err(|e| e.file(adapter))?;
-    let found = with_ticks("batches", |tick| {
-        calibration.run(&tied, fit, distil.as_ref(), tick)
+    let found = with_progress("batches", Work::SomeItems, |progress| {
+        calibration.run(&tied, fit, distil.as_ref(), progress)
     });
     let (fitted, fit, report) = found.map_err(|e| e.file(adapter))?;
     let fitted = write_fitted(tied, &fitted, fit, to, &options.write)?;

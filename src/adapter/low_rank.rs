@@ -1,0 +1,119 @@
+//! The factors of one module, as the arithmetic of a merge takes them.
+
+use ndarray::Array2;
+
+use super::factor::Factor;
+use super::group::TieGroup;
+use crate::error::{Code, Error, Result};
+use crate::tensor::{Tensor, product, scale_rows};
+
+/// The factors of one module, ready for the arithmetic of spec §12: D = s · (left · right).
+#[derive(Debug, Clone, PartialEq)]
+pub struct LowRank {
+    /// B' = diag(v)·B, out × rank, row-major.
+    pub left: Vec<f32>,
+    /// A' = diag(u)·A or C·A, rank × in, row-major.
+    pub right: Vec<f32>,
+    /// Rank.
+    pub rank: usize,
+    /// Output features.
+    pub out: usize,
+    /// Input features.
+    pub in_features: usize,
+    /// s before it becomes f32.
+    pub scale: f64,
+}
+
+impl LowRank {
+    /// ΔW (out × in) in f32 by the normative arithmetic. For small modules and tests: it is dense.
+    pub fn delta(&self) -> Array2<f32> {
+        let s = self.scale as f32;
+        Array2::from_shape_fn((self.out, self.in_features), |(i, j)| {
+            let left = &self.left[i * self.rank..(i + 1) * self.rank];
+            let d = left.iter().enumerate().fold(0.0f32, |acc, (k, b)| {
+                b.mul_add(self.right[k * self.in_features + j], acc)
+            });
+            if s == 1.0 { d } else { s * d }
+        })
+    }
+}
+
+impl TieGroup {
+    /// The factors of one module, widened to f32 and scaled: `A' = rn32(u·A)` or C·A by
+    /// [`product`], `B' = rn32(v·B)`.
+    ///
+    /// # Errors
+    /// [`Code::Usage`] for an index out of range, or a factor without its bytes;
+    /// [`Code::DtypeNotAllowed`] for one that is neither F32, F16, BF16 nor quantised.
+    pub fn low_rank(&self, layer: usize, target: usize) -> Result<LowRank> {
+        let range = || {
+            Error::new(
+                Code::Usage,
+                format!("no layer {layer} or target {target} in this tie group"),
+            )
+        };
+        let t = self.targets.get(target).ok_or_else(range)?;
+        let first_row: usize = self.targets[..target].iter().map(|t| t.out).sum();
+        let (r, n) = (self.rank, self.in_features);
+        let a = slice_layer(&self.a.tensor, 3, layer).ok_or_else(range)?;
+        let b = slice_layer(&self.b.tensor, 3, layer).ok_or_else(range)?;
+        let columns = *a.shape().last().ok_or_else(range)?;
+        let wide = a.to_f32()?;
+        let mut right = Vec::with_capacity(r * n);
+        for row in wide.chunks_exact(columns.max(1)) {
+            right.extend_from_slice(row.get(..n).ok_or_else(range)?);
+        }
+        let rows = b.slice_first(first_row..first_row + t.out);
+        let mut left = rows.ok_or_else(range)?.to_f32()?;
+        if (left.len(), right.len()) != (t.out * r, r * n) {
+            return Err(range());
+        }
+        if let Some(core) = self.own(self.core.as_ref(), 3, layer)? {
+            right = product(core.get(..r * r).ok_or_else(range)?, &right, r, n);
+        }
+        if let Some(u) = self.own(self.u.as_ref(), 2, layer)? {
+            scale_rows(&mut right, n, u.get(..r).ok_or_else(range)?);
+        }
+        if let Some(v) = self.own(self.v.as_ref(), 2, layer)? {
+            scale_rows(
+                &mut left,
+                r,
+                v.get(first_row..first_row + t.out).ok_or_else(range)?,
+            );
+        }
+        let scale = self.scaling.factor(r);
+        Ok(LowRank {
+            left,
+            right,
+            rank: r,
+            out: t.out,
+            in_features: n,
+            scale,
+        })
+    }
+
+    /// What a layer has of a factor that has `stacked_rank` axes with the layers'.
+    fn own(
+        &self,
+        factor: Option<&Factor>,
+        stacked_rank: usize,
+        layer: usize,
+    ) -> Result<Option<Vec<f32>>> {
+        let Some(factor) = factor else {
+            return Ok(None);
+        };
+        let row = slice_layer(&factor.tensor, stacked_rank, layer).ok_or_else(|| {
+            Error::new(Code::Usage, format!("no layer {layer} in this tie group"))
+        })?;
+        row.to_f32().map(Some)
+    }
+}
+
+/// The layer's slice of a tensor that has a layer axis (`stacked_rank` axes), else the tensor itself.
+fn slice_layer(tensor: &Tensor, stacked_rank: usize, layer: usize) -> Option<Tensor> {
+    if tensor.shape().len() == stacked_rank {
+        tensor.index_first(layer)
+    } else {
+        Some(tensor.clone())
+    }
+}

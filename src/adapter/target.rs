@@ -1,0 +1,50 @@
+//! The modules of a tie group, and how their weights are stored.
+
+/// How a module's weight is stored, and so how ΔW is laid over it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum ModuleKind {
+    /// `nn.Linear`: weight is (out, in).
+    #[default]
+    Linear,
+    /// GPT-2's `Conv1D`: weight is (in, out).
+    Conv1d,
+    /// `nn.Embedding`: weight is (in = number of embeddings, out = embedding dimension).
+    Embedding,
+}
+
+impl ModuleKind {
+    /// Whether the weight is stored (in, out), so that ΔW is transposed before it is added.
+    pub fn is_transposed(self) -> bool {
+        self != Self::Linear
+    }
+
+    /// Shape of the stored weight.
+    pub fn weight_shape(self, out: usize, in_features: usize) -> [usize; 2] {
+        if self.is_transposed() {
+            [in_features, out]
+        } else {
+            [out, in_features]
+        }
+    }
+
+    /// How a weight of this shape is stored, where the shape tells: not for a square one.
+    pub(crate) fn of_shape(shape: &[usize], out: usize, in_features: usize) -> Option<Self> {
+        match *shape {
+            _ if out == in_features => None,
+            [rows, columns] if (rows, columns) == (out, in_features) => Some(Self::Linear),
+            [rows, columns] if (rows, columns) == (in_features, out) => Some(Self::Conv1d),
+            _ => None,
+        }
+    }
+}
+
+/// One target module of a tie group.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Target {
+    /// Module path with `{}` for the layer number where the group has layers.
+    pub module: String,
+    /// Output features; the rows of B (entries of v) that belong to this target.
+    pub out: usize,
+    /// How the weight is stored.
+    pub kind: ModuleKind,
+}
