@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use tlkit::adapter::without_numbers;
 use tlkit::fit::{ShrunkModule, ToShrunk};
 use tlkit::tensor::larger;
 
@@ -37,7 +38,7 @@ pub(super) fn untied_text(r: &ToShrunk) -> String {
     let mut kinds: BTreeMap<String, Vec<&ShrunkModule>> = BTreeMap::new();
     for module in &report.modules {
         kinds
-            .entry(without_layer(&module.module))
+            .entry(without_numbers(&module.module))
             .or_default()
             .push(module);
     }
@@ -72,11 +73,4 @@ pub(super) fn untied_text(r: &ToShrunk) -> String {
         ("output", show(&r.output)),
     ]);
     format!("{}.\n\n{kinds}\n\n{}", report.summary, fields(&rows))
-}
-
-/// A module's path with `{}` for its layer number.
-fn without_layer(path: &str) -> String {
-    let number = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
-    let place = |s| if number(s) { "{}" } else { s };
-    path.split('.').map(place).collect::<Vec<_>>().join(".")
 }
