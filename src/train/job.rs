@@ -269,7 +269,7 @@ impl Job {
             },
             _ => write(Form::Faithful),
         };
-        Ok(report?.form)
+        Ok(report?.form_name())
     }
 }
 

@@ -16,19 +16,18 @@ use crate::output::{Outcome, Output, change, count, fields, number, plural};
 pub(crate) fn peft_to_tied(args: &PeftToTied, output: &Output) -> Result<Outcome> {
     check_tied(args)?;
     let base = open_base(args.base.as_ref())?;
-    let options = ToTiedOptions {
-        base: base.as_ref(),
-        write: WriteOptions {
-            packing: Packing::Fat,
-            zstd: args.zstd,
-            existing: existing(args.force),
-        },
-        fma: match args.projection_rounding {
-            ProjectionRounding::Fused => Fma::Fused,
-            ProjectionRounding::Separate => Fma::Separate,
-        },
-        projection_dtype: args.projection_dtype,
+    let mut options = ToTiedOptions::default();
+    options.base = base.as_ref();
+    options.write = WriteOptions {
+        packing: Packing::Fat,
+        zstd: args.zstd,
+        existing: existing(args.force),
     };
+    options.fma = match args.projection_rounding {
+        ProjectionRounding::Fused => Fma::Fused,
+        ProjectionRounding::Separate => Fma::Separate,
+    };
+    options.projection_dtype = args.projection_dtype;
     if args.sharing.share {
         return super::share::run(args, &options, output);
     }
@@ -96,7 +95,7 @@ fn tied_text(r: &ToTied) -> String {
     };
     fields(&[
         ("found", found.to_owned()),
-        ("method", r.method.clone()),
+        ("method", r.method.name().to_owned()),
         (
             "modules",
             format!("{} in {}", r.modules, plural(r.groups, "tie group")),
@@ -141,14 +140,13 @@ pub(crate) fn tied_to_peft(args: &TiedToPeft, output: &Output) -> Result<Outcome
 
 fn peft_text(r: &ToPeft) -> String {
     let form = match r.form {
-        "lora" => "PEFT LoRA",
-        "lora-portable" => "PEFT LoRA, portable",
-        "vera" => "PEFT VeRA",
-        other => other,
+        Form::Faithful => "PEFT LoRA",
+        Form::Portable => "PEFT LoRA, portable",
+        Form::Vera => "PEFT VeRA",
     };
     fields(&[
         ("form", form.to_owned()),
-        ("method", r.method.clone()),
+        ("method", r.method.name().to_owned()),
         ("modules", r.modules.to_string()),
         ("tensors", r.tensors.to_string()),
         ("bytes", change(r.bytes_before, r.bytes_after)),

@@ -151,10 +151,8 @@ impl Tour<'_> {
 
     fn convert(&mut self, base: &Checkpoint) -> Result<()> {
         let tl = self.dir.join("style.tl");
-        let options = ToTiedOptions {
-            base: Some(base),
-            ..Default::default()
-        };
+        let mut options = ToTiedOptions::default();
+        options.base = Some(base);
         let tied = peft_to_tied(&self.dir.join("adapters/style-peft"), &tl, &options)?;
         let lora = peft_to_tied(
             &self.dir.join("adapters/lora"),
@@ -164,7 +162,7 @@ impl Tour<'_> {
         let line = |r: &tlkit::convert::ToTied, what: &str| {
             format!(
                 "{what} ({}): {} → {}, largest error of any ΔW {}",
-                r.method,
+                r.method.name(),
                 bytes(r.bytes_before),
                 bytes(r.bytes_after),
                 number(r.max_relative_error)

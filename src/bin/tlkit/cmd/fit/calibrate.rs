@@ -55,13 +55,9 @@ pub(super) fn run(
     reading.seq_len = number(of.seq_len);
     reading.limit = of.limit.map(number);
     let calibration = Calibration::open(&reading)?;
-    let options = ToTiedOptions {
-        base: options.base.or(Some(calibration.model().checkpoint())),
-        write: options.write.clone(),
-        fma: options.fma,
-        projection_dtype: options.projection_dtype,
-    };
-    let tied = import_tied(adapter, &options).map_err(|e| e.file(adapter))?;
+    let mut import = options.clone();
+    import.base = options.base.or(Some(calibration.model().checkpoint()));
+    let tied = import_tied(adapter, &import).map_err(|e| e.file(adapter))?;
     let found = with_progress("batches", Work::SomeItems, |progress| {
         calibration.run(&tied, fit, distil.as_ref(), progress)
     });
