@@ -25,7 +25,7 @@
 
 mod coalesce;
 mod fingerprint;
-mod names;
+mod method_name;
 mod storage;
 mod tied;
 mod ties;

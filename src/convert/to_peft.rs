@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::names::form_name;
 use crate::adapter::Method;
 use crate::error::Result;
 use crate::format::{BlobSource, TlFile};
@@ -17,11 +16,10 @@ use crate::safetensors::Checkpoint;
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct ToPeft {
-    /// What was written: `lora`, `lora-portable` or `vera`.
-    #[serde(serialize_with = "super::names::form")]
+    /// What was written.
     pub form: Form,
     /// The preset that the `.tl` follows.
-    #[serde(serialize_with = "super::names::method")]
+    #[serde(serialize_with = "super::method_name::serialize")]
     pub method: Method,
     /// Number of adapted modules.
     pub modules: usize,
@@ -35,13 +33,6 @@ pub struct ToPeft {
     pub root: String,
     /// The folder written.
     pub output: PathBuf,
-}
-
-impl ToPeft {
-    /// The form as reports call it: `lora`, `lora-portable` or `vera`.
-    pub fn form_name(&self) -> &'static str {
-        form_name(self.form)
-    }
 }
 
 /// Converts a `.tl` to a PEFT adapter directory.

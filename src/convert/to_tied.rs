@@ -16,7 +16,7 @@ pub struct ToTied {
     /// What was found.
     pub found: Found,
     /// The preset that the result follows.
-    #[serde(serialize_with = "super::names::method")]
+    #[serde(serialize_with = "super::method_name::serialize")]
     pub method: Method,
     /// Number of adapted modules.
     pub modules: usize,

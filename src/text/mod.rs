@@ -13,6 +13,7 @@ mod growth;
 mod items;
 mod jsonl;
 mod sized;
+mod sound;
 mod stream;
 #[cfg(test)]
 mod testing;

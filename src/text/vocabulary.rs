@@ -7,6 +7,7 @@ use tokenizers::{ModelWrapper, Tokenizer};
 
 use super::configs::{self, Ids, ModelConfig, TemplateText, TokenText, TokenizerConfig, read_json};
 use super::growth::{self, Growth};
+use super::sound;
 use crate::budget;
 use crate::error::{Code, Error, Result};
 use crate::fs::check_inside;
@@ -296,6 +297,7 @@ fn load_tokenizer(path: &Path) -> Result<Tokenizer> {
         Code::HeaderTooLarge => bad(e.message().to_owned()),
         _ => e,
     })?;
+    sound::check(&bytes).map_err(bad)?;
     growth::check_patterns(&bytes).map_err(bad)?;
     let mut tokenizer =
         Tokenizer::from_bytes(&bytes).map_err(|e| bad(format!("not a tokenizer: {e}")).cause(e))?;

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::run::{Data, Observer, RunDir, STATE_FILE, StopReason, train};
 use super::settings::RunConfig;
 use super::trainer::TrainingModel;
-use crate::adapter::{Adapter, BaseModel, Method, Part};
+use crate::adapter::{Adapter, BaseModel, Method, Part, provenance};
 use crate::base::{hub_name, read_config};
 use crate::convert;
 use crate::digest::Digest;
@@ -244,7 +244,7 @@ impl Job {
         let tool = concat!("tlkit ", env!("CARGO_PKG_VERSION"));
         Ok(BTreeMap::from([
             ("tool".into(), tool.into()),
-            ("train".into(), self.config.provenance()?),
+            (provenance::TRAIN.into(), self.config.provenance()?),
             ("train.files".into(), text(&digests)?),
         ]))
     }
@@ -269,7 +269,7 @@ impl Job {
             },
             _ => write(Form::Faithful),
         };
-        Ok(report?.form_name())
+        Ok(report?.form.name())
     }
 }
 
