@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 use tlkit::adapter::{Adapter, Factor, ModuleKind, Scaling, Seed, Target, TieGroup};
+use tlkit::fleet::{self, package_adapter};
 use tlkit::format::{Packing, WriteOptions, encode, seeded_tensor, write_encoded};
-use tlkit::safetensors::Existing;
-use tlkit::store::transfer::{self, package_adapter};
+use tlkit::fs::Existing;
+use tlkit::progress::Progress;
 use tlkit::store::{AdapterName, CollectOptions, Store};
 use tlkit::tensor::{Dtype, Tensor};
 
@@ -184,7 +185,7 @@ fn main() {
     (0..picks).into_par_iter().for_each(|n| {
         let at = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) % all;
         let fetched = store.get(&name(at / tasks, at % tasks)).unwrap();
-        let got = transfer::adapter(&fetched).unwrap();
+        let got = fleet::adapter(&fetched).unwrap();
         assert_eq!(
             got.groups[0].u.as_ref().unwrap().tensor.data().len(),
             LAYERS * RANK * 4
@@ -192,7 +193,7 @@ fn main() {
     });
     row("get at random, verified", picks, started.elapsed());
     let started = Instant::now();
-    let checked = store.fsck(None, &mut |_| ()).unwrap();
+    let checked = store.fsck(None, Progress::new()).unwrap();
     assert_eq!((checked.versions, checked.problems.len()), (all, 0));
     row("fsck", all, started.elapsed());
     let started = Instant::now();

@@ -18,7 +18,8 @@
 //! | [`compute`] | the normative arithmetic of a merge, for slices: on the processor, on a GPU |
 //! | [`merge`] | adapters into base weights: plan, then execute; in place with undo |
 //! | [`convert`] | between PEFT and `.tl`, exactly |
-//! | [`store`] | adapters of many tenants in a folder or object store: blobs, digests, versions |
+//! | [`store`] | blobs, digests and versions of many tenants in a folder or object store; no tensors |
+//! | [`fleet`] | adapters into a store and out of it |
 //! | [`audit`] | what a fleet of adapters costs, and would cost in other forms |
 //! | [`train`] | data, models, optimiser, training loop, generation, scores; the only user of candle |
 //! | [`verify`] | that files, adapters and merged models are what they should be |
@@ -48,6 +49,7 @@ pub mod digest;
 pub mod error;
 pub mod eval;
 pub mod fit;
+pub mod fleet;
 pub mod format;
 pub mod fs;
 pub mod merge;

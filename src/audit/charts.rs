@@ -7,7 +7,7 @@ const THIN: char = '\u{202f}';
 
 /// A part of a bar.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Part<'t> {
+pub(super) struct Segment<'t> {
     /// How it is drawn, by the page's style.
     pub(super) class: &'static str,
     /// What it is.
@@ -18,7 +18,7 @@ pub(super) struct Part<'t> {
 
 /// A stacked bar whose whole length is `max` bytes, with every part in words beside it, and a line
 /// at `mark` bytes.
-pub(super) fn bar(title: &str, parts: &[Part<'_>], max: u64, mark: Option<u64>) -> Value {
+pub(super) fn bar(title: &str, parts: &[Segment<'_>], max: u64, mark: Option<u64>) -> Value {
     let mut before = 0u64;
     let mut segments = Vec::new();
     let mut told = Vec::new();
@@ -122,7 +122,7 @@ mod tests {
     /// Breaks where the parts of a bar overlap, leave gaps, or run over its end.
     #[test]
     fn parts_follow_one_another() {
-        let part = |bytes| Part {
+        let part = |bytes| Segment {
             class: "used",
             label: "used",
             bytes,

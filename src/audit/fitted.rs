@@ -2,40 +2,25 @@
 
 use std::path::Path;
 
-use super::row::{Form, Problem, Row};
+use super::facts::Fit;
+use super::parts::{Fits, Parts};
+use super::problem::Problem;
+use super::row::Format;
 use crate::convert::{Found, Tied, ToTiedOptions, import_tied};
-use crate::error::Result;
 use crate::fit::{Budget, FitOptions, fit_adapter};
 use crate::format::{WriteOptions, encoded_len};
 
-/// A measured conversion.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Fit {
-    /// Whether query, key and value shared A and u.
-    pub joint: bool,
-    /// Bytes of the `.tl`, to the byte.
-    pub bytes: u64,
-    /// ‖ΔW − ΔW'‖_F / ‖ΔW‖_F over all modules that were fitted.
-    pub error: f64,
+/// Fits an adapter at its own rank; `None` where it is no PEFT LoRA in order.
+pub(super) fn measure(path: &Path, parts: &Parts) -> Option<Fits> {
+    let lora = parts.description.lora.as_ref();
+    if parts.format != Format::Peft || parts.error.is_some() || lora?.targets.is_empty() {
+        return None;
+    }
+    let rank = parts.description.rank?;
+    Some(fits(path, rank as usize).map_err(|error| Problem::from(&error.file(path))))
 }
 
-/// Fits the adapter of a row at its own rank where it is a PEFT LoRA in order, and puts what came
-/// out, or why nothing did, into the row's facts.
-pub(super) fn measure(path: &Path, row: &mut Row) {
-    let is_lora = row.kind.as_deref() == Some("lora") && !row.facts.targets.is_empty();
-    let Some(rank) = row.rank.filter(|_| is_lora && row.format == Form::Peft) else {
-        return;
-    };
-    if row.error.is_some() {
-        return;
-    }
-    match fits(path, rank as usize) {
-        Ok(fits) => row.facts.fits = fits,
-        Err(error) => row.facts.unfitted = Some(Problem::from(&error.file(path))),
-    }
-}
-
-fn fits(path: &Path, rank: usize) -> Result<Vec<Fit>> {
+fn fits(path: &Path, rank: usize) -> crate::Result<Vec<Fit>> {
     let tied = import_tied(path, &ToTiedOptions::default())?;
     if tied.found == Found::Tied {
         return Ok(vec![Fit {
@@ -50,7 +35,7 @@ fn fits(path: &Path, rank: usize) -> Result<Vec<Fit>> {
 }
 
 /// `None` where the joint form is the other one again.
-fn fit(tied: &Tied, rank: usize, joint: bool) -> Result<Option<Fit>> {
+fn fit(tied: &Tied, rank: usize, joint: bool) -> crate::Result<Option<Fit>> {
     let budget = Budget::Rank(rank);
     let (adapter, report) = fit_adapter(
         tied,

@@ -12,7 +12,7 @@ use minijinja::{Environment, Value, escape_formatter};
 use super::page::page;
 use super::report::Report;
 use crate::error::{Code, Error, Result, sanitize};
-use crate::safetensors::{AtomicFile, Existing};
+use crate::fs::{AtomicFile, Existing};
 
 /// Writes [`html`] to a file, atomically.
 ///
@@ -58,16 +58,16 @@ mod tests {
     use fancy_regex::Regex;
 
     use super::*;
-    use crate::audit::parquet::blank;
-    use crate::audit::{Context, Problem, Target};
+    use crate::audit::{Context, Problem, TargetModule};
     use crate::audit::{FleetScenario, Quality};
+    use crate::audit::{Format, Row};
 
     const HOSTILE: &str = "</td><script>alert(\"1\")</script>&'\u{1b}[2J\u{202e}\n";
 
     /// Two users with LoRAs and all kinds of waste, and a row whose every text is an attack.
     fn report() -> Report {
         let lora = |user: &str, task: &str| {
-            let mut row = blank(&format!("{user}/{task}"));
+            let mut row = Row::new(format!("{user}/{task}"), Format::Peft);
             row.user = Some(user.into());
             row.task = Some(task.into());
             row.kind = Some("lora".into());
@@ -82,7 +82,7 @@ mod tests {
             row.facts.optimizer = 300_000;
             row.facts.kept = 100_000;
             row.facts.bits = 16;
-            row.facts.targets = vec![Target {
+            row.facts.targets = vec![TargetModule {
                 module: "layers.{}.q_proj".into(),
                 input: 64,
                 out: 64,
@@ -91,9 +91,8 @@ mod tests {
             }];
             row
         };
-        let mut hostile = blank(HOSTILE);
+        let mut hostile = Row::new(HOSTILE, Format::Peft);
         for text in [
-            &mut hostile.kind,
             &mut hostile.user,
             &mut hostile.task,
             &mut hostile.base,
@@ -101,6 +100,7 @@ mod tests {
         ] {
             *text = Some(HOSTILE.into());
         }
+        hostile.kind = Some(HOSTILE.into());
         hostile.bytes = 1 << 40;
         hostile.error = Some(Problem {
             code: "TL0101",
@@ -207,7 +207,7 @@ mod tests {
     /// Breaks where a fleet of nothing but bytes has no page.
     #[test]
     fn little_is_enough() {
-        let report = Report::from_rows(vec![blank("a")], Context::default());
+        let report = Report::from_rows(vec![Row::new("a", Format::Peft)], Context::default());
         let page = html(&report).unwrap();
         assert!(page.contains("Not known for any adapter."));
         assert!(page.contains("Everything could be read."));

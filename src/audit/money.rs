@@ -6,6 +6,7 @@ use crate::error::{Code, Error, Result};
 
 /// What an object store charges.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Prices {
     /// Of a gigabyte (10⁹ bytes) for a month, in USD.
     pub gb_month: f64,
@@ -28,6 +29,7 @@ impl Default for Prices {
 
 /// A bill for a month, in USD.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Bill {
     /// For the bytes.
     pub storage: f64,

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use crate::error::{Code, Error, Result};
-use crate::safetensors::read_limited;
+use crate::fs::read_limited;
 use crate::sheet;
 
 /// Bytes of a table of owners beyond which it is not read.
@@ -34,10 +34,10 @@ pub enum Owners {
 
 /// A parsed template.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Template(Vec<Vec<Part>>);
+pub struct Template(Vec<Vec<Token>>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Part {
+enum Token {
     Text(String),
     User,
     Task,
@@ -59,9 +59,9 @@ impl FromStr for Owners {
     /// # Errors
     /// [`Code::PathTemplate`].
     fn from_str(text: &str) -> Result<Self> {
-        let segments: Vec<Vec<Part>> = text.split('/').map(parse).collect::<Result<_>>()?;
+        let segments: Vec<Vec<Token>> = text.split('/').map(parse).collect::<Result<_>>()?;
         let count = |part| segments.iter().flatten().filter(|p| **p == part).count();
-        let (users, tasks) = (count(Part::User), count(Part::Task));
+        let (users, tasks) = (count(Token::User), count(Token::Task));
         if users > 1 || tasks > 1 || users + tasks == 0 {
             return Err(invalid(format!(
                 "`{text}` has {users} {{user}} and {tasks} {{task}}"
@@ -71,18 +71,18 @@ impl FromStr for Owners {
     }
 }
 
-fn parse(segment: &str) -> Result<Vec<Part>> {
+fn parse(segment: &str) -> Result<Vec<Token>> {
     if matches!(segment, "" | "." | "..") {
         return Err(invalid(format!("`{segment}` is no part of a path")));
     }
-    let mut parts: Vec<Part> = Vec::new();
+    let mut parts: Vec<Token> = Vec::new();
     let mut rest = segment;
     while let Some(first) = rest.chars().next() {
         let (part, end) = match first {
-            '*' => (Part::Any, 1),
+            '*' => (Token::Any, 1),
             '{' => match rest.find('}').map(|end| (&rest[..=end], end + 1)) {
-                Some(("{user}", end)) => (Part::User, end),
-                Some(("{task}", end)) => (Part::Task, end),
+                Some(("{user}", end)) => (Token::User, end),
+                Some(("{task}", end)) => (Token::Task, end),
                 _ => {
                     return Err(invalid(format!(
                         "`{rest}` does not begin with {{user}} or {{task}}"
@@ -92,11 +92,11 @@ fn parse(segment: &str) -> Result<Vec<Part>> {
             '}' => return Err(invalid(format!("a `}}` without `{{` in `{segment}`"))),
             _ => {
                 let end = rest.find(['{', '}', '*']).unwrap_or(rest.len());
-                (Part::Text(rest[..end].to_owned()), end)
+                (Token::Text(rest[..end].to_owned()), end)
             }
         };
-        let text = matches!(part, Part::Text(_));
-        if !text && parts.last().is_some_and(|p| !matches!(p, Part::Text(_))) {
+        let text = matches!(part, Token::Text(_));
+        if !text && parts.last().is_some_and(|p| !matches!(p, Token::Text(_))) {
             return Err(invalid(format!(
                 "nothing divides two values in `{segment}`"
             )));
@@ -121,21 +121,21 @@ impl Template {
 
 /// Matches one segment; values end at the first place where the next text stands, and the last
 /// text ends the segment.
-fn matched(parts: &[Part], segment: &str, owner: &mut Owner) -> Option<()> {
+fn matched(parts: &[Token], segment: &str, owner: &mut Owner) -> Option<()> {
     let mut rest = segment;
     let mut parts = parts.iter().peekable();
     while let Some(part) = parts.next() {
-        if let Part::Text(text) = part {
+        if let Token::Text(text) = part {
             rest = rest.strip_prefix(text.as_str())?;
             continue;
         }
         let next = parts.next();
         let end = match next {
-            Some(Part::Text(text)) if parts.peek().is_none() => rest
+            Some(Token::Text(text)) if parts.peek().is_none() => rest
                 .len()
                 .checked_sub(text.len())
                 .filter(|_| rest.ends_with(text.as_str()))?,
-            Some(Part::Text(text)) => {
+            Some(Token::Text(text)) => {
                 let first = rest.chars().next()?.len_utf8();
                 first + rest.get(first..)?.find(text.as_str())?
             }
@@ -143,12 +143,12 @@ fn matched(parts: &[Part], segment: &str, owner: &mut Owner) -> Option<()> {
         };
         let value = rest.get(..end).filter(|v| !v.is_empty())?;
         match part {
-            Part::User => owner.user = Some(value.to_owned()),
-            Part::Task => owner.task = Some(value.to_owned()),
+            Token::User => owner.user = Some(value.to_owned()),
+            Token::Task => owner.task = Some(value.to_owned()),
             _ => {}
         }
         rest = rest.get(end..)?;
-        if let Some(Part::Text(text)) = next {
+        if let Some(Token::Text(text)) = next {
             rest = rest.strip_prefix(text.as_str())?;
         }
     }

@@ -1,13 +1,14 @@
 //! What the page of a report shows, as values for its template: sections, tables, cells.
 
 use minijinja::{Value, context};
-use serde::Serialize;
 
-use super::charts::{Part, bar, bytes, count, percent, plural, signed_bytes};
+use super::cells::{in_bytes, in_count, in_usd, more, name, number, table, text};
+use super::charts::{Segment, bar, bytes, count, percent, plural, signed_bytes};
 use super::money::usd;
+use super::problem::Problem;
 use super::report::{FleetScenario, Group, Marginal, Report};
-use super::row::{Problem, Row, Waste};
-use super::whatif::Quality;
+use super::row::{Kind, Row, Waste};
+use super::scenario::Quality;
 use crate::tensor::Dtype;
 
 /// Lines of a table; the rest is counted.
@@ -37,57 +38,6 @@ pub(super) fn page(report: &Report) -> Value {
         marginal => marginal(report),
         broken => broken(report),
         definitions => definitions(report),
-    }
-}
-
-/// A number of the JSON report, with its place there.
-fn number(field: impl Into<String>, value: impl Serialize, text: String) -> Value {
-    let value = serde_json::to_string(&value).unwrap_or_default();
-    context! { field => field.into(), value, text, num => true }
-}
-
-fn in_bytes(field: impl Into<String>, n: u64) -> Value {
-    number(field, n, bytes(n))
-}
-
-fn in_count(field: impl Into<String>, n: u64) -> Value {
-    number(field, n, count(n))
-}
-
-fn in_usd(field: impl Into<String>, amount: f64) -> Value {
-    number(field, amount, usd(amount))
-}
-
-/// Text that is no number of the report, or computed from those beside it.
-fn text(text: impl Into<String>, num: bool) -> Value {
-    context! { text => text.into(), num }
-}
-
-fn name(name: Option<&str>) -> Value {
-    match name {
-        Some(name) => context! { text => name, name => true },
-        None => context! { text => "not known", muted => true },
-    }
-}
-
-/// `head` has a `>` before the titles of columns with numbers.
-fn table(id: &str, title: &str, note: &str, head: &[&str], rows: Vec<Vec<Value>>) -> Value {
-    let column = |title: &&str| match title.strip_prefix('>') {
-        Some(title) => text(title, true),
-        None => text(*title, false),
-    };
-    let head: Vec<Value> = head.iter().map(column).collect();
-    let rows: Vec<Value> = rows.into_iter().map(Value::from).collect();
-    context! { id, title, note, head, rows }
-}
-
-fn more(shown: usize, all: usize) -> String {
-    match all.saturating_sub(shown) {
-        0 => String::new(),
-        left => format!(
-            "{} more: see the JSON, CSV or Parquet report.",
-            count(left as u64)
-        ),
     }
 }
 
@@ -159,10 +109,85 @@ fn cards(report: &Report) -> Vec<Value> {
     ]
 }
 
+/// One kind of bytes: a line of the table, and a part of the bar.
+struct Place {
+    class: &'static str,
+    label: &'static str,
+    /// Where the JSON report has the number; empty where it is computed.
+    field: &'static str,
+    bytes: u64,
+    /// What to do about it.
+    advice: String,
+}
+
+impl Place {
+    fn wasted(
+        class: &'static str,
+        label: &'static str,
+        field: &'static str,
+        bytes: u64,
+        advice: impl Into<String>,
+    ) -> Self {
+        Self {
+            class,
+            label,
+            field,
+            bytes,
+            advice: advice.into(),
+        }
+    }
+
+    fn row(&self, all: u64) -> Vec<Value> {
+        let n_bytes = match self.field.is_empty() {
+            true => text(bytes(self.bytes), true),
+            false => in_bytes(self.field, self.bytes),
+        };
+        vec![
+            context! { swatch => self.class, text => self.label },
+            n_bytes,
+            text(percent(self.bytes as f64, all), true),
+            text(self.advice.as_str(), false),
+        ]
+    }
+}
+
 /// Where the bytes are: a bar, and a table that is its legend.
 fn places(report: &Report) -> Value {
-    let (total, waste) = (&report.total, &report.total.waste);
-    let used = total.bytes.saturating_sub(waste.total());
+    let mut places = vec![Place {
+        class: "used",
+        label: "Adapters themselves",
+        field: "",
+        bytes: report
+            .total
+            .bytes
+            .saturating_sub(report.total.waste.total()),
+        advice: String::new(),
+    }];
+    places.extend(wasted(report));
+    places.push(Place {
+        class: "other",
+        label: "Files of no adapter",
+        field: "/other/bytes",
+        bytes: report.other.bytes,
+        advice: String::new(),
+    });
+    let segment = |place: &Place| Segment {
+        class: place.class,
+        label: place.label,
+        bytes: place.bytes,
+    };
+    let segments: Vec<Segment<'_>> = places.iter().map(segment).collect();
+    let head = ["What", ">Bytes", ">Share", "What to do"];
+    let rows = places.iter().map(|place| place.row(report.bytes)).collect();
+    context! {
+        bar => bar("Where the bytes are", &segments, report.bytes, None),
+        table => table("places", "", "", &head, rows),
+    }
+}
+
+/// What of the adapters' bytes could go, by reason.
+fn wasted(report: &Report) -> [Place; 5] {
+    let waste = &report.total.waste;
     let duplicates = match report.hashed {
         true => "Keep one of each",
         false => "Keep one of each; PEFT tensors were not compared (--hash does)",
@@ -172,81 +197,48 @@ fn places(report: &Report) -> Value {
         _ => "Make them from their seeds: thin; --hash proves that they are theirs",
     };
     let [fp16, bf16] = [Dtype::F16, Dtype::BF16].map(|d| relative(d.unit_roundoff()));
-    let rounds = format!("fp16 or bf16: rounds, relative error up to {fp16} or {bf16}");
-    let lines = [
-        ("used", "Adapters themselves", "", used, ""),
-        (
+    [
+        Place::wasted(
             "dtype",
             "Numbers wider than 16 bits",
             "/total/waste/dtype",
             waste.dtype,
-            &rounds,
+            format!("fp16 or bf16: rounds, relative error up to {fp16} or {bf16}"),
         ),
-        (
+        Place::wasted(
             "duplicates",
             "Equal tensors, stored again",
             "/total/waste/duplicates",
             waste.duplicates,
             duplicates,
         ),
-        (
+        Place::wasted(
             "projections",
             "Frozen random tensors, stored beside their seeds",
             "/total/waste/projections",
             waste.projections,
             projections,
         ),
-        (
+        Place::wasted(
             "optimizer",
             "Leftovers of training",
             "/total/waste/optimizer",
             waste.optimizer,
             "Delete what no run will continue from",
         ),
-        (
+        Place::wasted(
             "full",
             "Whole models in adapters' folders",
             "/total/waste/full_weights",
             waste.full_weights,
             "Keep the base model in one place",
         ),
-        (
-            "other",
-            "Files of no adapter",
-            "/other/bytes",
-            report.other.bytes,
-            "",
-        ),
-    ];
-    let part = |line: &(&'static str, &'static str, &str, u64, &str)| Part {
-        class: line.0,
-        label: line.1,
-        bytes: line.3,
-    };
-    let parts: Vec<Part<'_>> = lines.iter().map(part).collect();
-    let row = |(class, label, field, n, advice): (&str, &str, &str, u64, &str)| {
-        let n_bytes = match field.is_empty() {
-            true => text(bytes(n), true),
-            false => in_bytes(field, n),
-        };
-        vec![
-            context! { swatch => class, text => label },
-            n_bytes,
-            text(percent(n as f64, report.bytes), true),
-            text(advice, false),
-        ]
-    };
-    let head = ["What", ">Bytes", ">Share", "What to do"];
-    let rows = lines.into_iter().map(row).collect();
-    context! {
-        bar => bar("Where the bytes are", &parts, report.bytes, None),
-        table => table("places", "", "", &head, rows),
-    }
+    ]
 }
 
 /// What of a row's or a group's bytes is in use, as long as its share of the longest.
 fn split(title: &str, all: u64, waste: &Waste, max: u64) -> Value {
-    let part = |class, label, bytes| Part {
+    let part = |class, label, bytes| Segment {
         class,
         label,
         bytes,
@@ -318,7 +310,7 @@ fn largest(report: &Report) -> Value {
         let waste = &row.waste;
         vec![
             name(Some(&row.path)),
-            text(row.kind.as_deref().unwrap_or("–"), false),
+            text(row.kind.as_ref().map_or("–", Kind::name), false),
             optional(at("rank"), row.rank),
             text(row.dtype.as_deref().unwrap_or("–"), false),
             optional(at("parameters"), row.parameters),
@@ -344,7 +336,7 @@ fn largest(report: &Report) -> Value {
 
 fn form(scenario: &FleetScenario) -> String {
     let joint = if scenario.joint { " joint" } else { "" };
-    format!("{}{joint}", scenario.name)
+    format!("{}{joint}", scenario.form.name())
 }
 
 /// What a form costs in quality, and how its bar is drawn: a saving is never told without it.
@@ -386,7 +378,7 @@ fn forms(report: &Report) -> Vec<Value> {
     let fleets = report.scenarios.iter().map(|s| s.fleet_bytes);
     let max = fleets.max().unwrap_or(0).max(report.bytes);
     let line = |label: String, class, n: u64, field: String, quality: String| {
-        let part = Part {
+        let part = Segment {
             class,
             label: &quality,
             bytes: n,

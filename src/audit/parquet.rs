@@ -12,11 +12,10 @@ use ::parquet::file::properties::WriterProperties;
 use ::parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
 use ::parquet::schema::types::Type;
 
-use super::read::empty_row;
-use super::row::{Form, Row};
+use super::row::{Format, Row};
 use super::table::{COLUMNS, Cell, Column};
 use crate::error::{Code, Error, Result};
-use crate::safetensors::{AtomicFile, Existing};
+use crate::fs::{AtomicFile, Existing};
 use crate::store::Backend;
 
 /// Rows of a row group: what is held in memory as columns at a time, one column at a time.
@@ -91,12 +90,12 @@ fn write(rows: &[Row], writer: impl Write + Send) -> Parquet<()> {
 }
 
 /// A row of which nothing is known: each column's kind of cell tells its type.
-pub(super) fn blank(path: &str) -> Row {
-    empty_row(path.to_owned(), Form::Peft)
+fn typical() -> Row {
+    Row::new("", Format::Peft)
 }
 
 fn schema_of() -> Parquet<Type> {
-    let typical = blank("");
+    let typical = typical();
     let column = |(name, cell): &Column| {
         let (physical, logical) = match cell(&typical) {
             Cell::Text(_) => (Physical::BYTE_ARRAY, Some(LogicalType::String)),
@@ -121,7 +120,7 @@ fn write_column(
     rows: &[Row],
 ) -> Parquet<()> {
     let cells = || rows.iter().map(column.1);
-    match column.1(&blank("")) {
+    match column.1(&typical()) {
         Cell::Text(_) => put::<ByteArrayType>(out, cells(), |cell| match cell {
             Cell::Text(text) => text.map(|t| ByteArray::from(t.into_owned().into_bytes())),
             _ => None,
@@ -163,14 +162,14 @@ mod tests {
     use crate::audit::Problem;
 
     fn rows() -> Vec<Row> {
-        let mut full = blank("a/<b>\u{1b}ü");
+        let mut full = Row::new("a/<b>\u{1b}ü", Format::Peft);
         full.kind = Some("tl6".into());
         full.user = Some(String::new());
         full.rank = Some(8);
         full.alpha = Some(0.1);
         full.bytes = u64::MAX;
         full.waste.dtype = 7;
-        let mut broken = blank("b");
+        let mut broken = Row::new("b", Format::Peft);
         broken.error = Some(Problem {
             code: "TL0101",
             message: "cut".into(),

@@ -51,6 +51,7 @@ pub fn model_shape(name: &str) -> Result<Shape> {
 
 /// The fleet that is planned.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct PlanOptions {
     /// Users.
     pub users: u64,
@@ -66,9 +67,24 @@ pub struct PlanOptions {
     pub prices: Prices,
 }
 
+impl PlanOptions {
+    /// A fleet of one adapter for each user, of rank 8 in BF16, at the default prices.
+    pub fn new(users: u64, shape: Shape) -> Self {
+        Self {
+            users,
+            tasks: 1,
+            shape,
+            rank: 8,
+            dtype: Dtype::BF16,
+            prices: Prices::default(),
+        }
+    }
+}
+
 /// One method in a plan.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct PlanForm {
+#[non_exhaustive]
+pub struct PlannedMethod {
     /// The method.
     pub method: &'static str,
     /// Numbers trained, as `tlkit params` counts them.
@@ -94,7 +110,8 @@ pub struct PlanForm {
 
 /// A fleet in every form.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Plan {
+#[non_exhaustive]
+pub struct FleetPlan {
     /// `tlkit-plan/1`.
     pub schema: &'static str,
     /// Users.
@@ -110,7 +127,7 @@ pub struct Plan {
     /// The prices.
     pub prices: Prices,
     /// One for each method, LoRA first.
-    pub forms: Vec<PlanForm>,
+    pub forms: Vec<PlannedMethod>,
 }
 
 /// Projects a fleet in each of the paper's methods; nothing is read.
@@ -118,7 +135,7 @@ pub struct Plan {
 /// # Errors
 /// [`Code::Usage`]: as for [`Shape::template`], no float dtype, prices that are none, or a number
 /// beyond 64 bits.
-pub fn plan(options: &PlanOptions) -> Result<Plan> {
+pub fn plan(options: &PlanOptions) -> Result<FleetPlan> {
     options.prices.check()?;
     if !options.dtype.is_float() {
         return Err(crate::tensor::not_float(options.dtype));
@@ -129,7 +146,7 @@ pub fn plan(options: &PlanOptions) -> Result<Plan> {
         .checked_mul(options.tasks)
         .ok_or_else(overflow)?;
     let width = options.dtype.bits() as u64 / 8;
-    let mut forms: Vec<PlanForm> = Vec::new();
+    let mut forms: Vec<PlannedMethod> = Vec::new();
     for method in Method::PRESETS {
         let parameters = options.shape.parameters(method, options.rank)?;
         let frozen = frozen(&options.shape, method, options.rank)?;
@@ -138,7 +155,7 @@ pub fn plan(options: &PlanOptions) -> Result<Plan> {
             let adapter_bytes = weight_bytes.checked_add(header_bytes(4))?;
             let fleet_bytes = adapter_bytes.checked_mul(adapters)?;
             let lora = forms.first().map_or(fleet_bytes, |f| f.fleet_bytes);
-            Some(PlanForm {
+            Some(PlannedMethod {
                 method: method.name(),
                 parameters,
                 weight_bytes,
@@ -156,7 +173,7 @@ pub fn plan(options: &PlanOptions) -> Result<Plan> {
         })();
         forms.push(form.ok_or_else(overflow)?);
     }
-    Ok(Plan {
+    Ok(FleetPlan {
         schema: "tlkit-plan/1",
         users: options.users,
         tasks: options.tasks,

@@ -6,13 +6,17 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::money::{Bill, Prices};
-use super::row::{Problem, Row, Waste, add};
+use super::problem::Problem;
+use super::row::{Row, Waste};
 use super::scan::Other;
+use super::scenario::{Form, Quality, Scenario};
+use super::sum::add;
 use super::waste;
-use super::whatif::{Quality, Scenario, scenarios, signed};
+use super::whatif::{scenarios, signed};
 
 /// Sums over rows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Total {
     /// Rows.
     pub adapters: u64,
@@ -57,6 +61,7 @@ impl Total {
 
 /// The rows that have one thing in common.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Group {
     /// The user, task, base or kind; `None` for rows of which it is not known.
     pub name: Option<String>,
@@ -67,6 +72,7 @@ pub struct Group {
 
 /// What one more adapter of the mean size adds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Marginal {
     /// Bytes of the next task of a user: the mean adapter.
     pub next_task_bytes: u64,
@@ -81,9 +87,11 @@ pub struct Marginal {
 
 /// One form, for all adapters that it applies to.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct FleetScenario {
-    /// As in [`Scenario::name`].
-    pub name: &'static str,
+    /// The form, by its name.
+    #[serde(rename = "name")]
+    pub form: Form,
     /// As in [`Scenario::joint`].
     pub joint: bool,
     /// Adapters that have this form; all others stay as they are.
@@ -110,6 +118,7 @@ pub struct FleetScenario {
 
 /// Everything an audit found out.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct Report {
     /// `tlkit-audit/1`; changes where a field changes its meaning.
     pub schema: &'static str,
@@ -151,6 +160,7 @@ pub struct Report {
 
 /// What a report says beside its rows.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct Context {
     /// The paths or addresses that were audited.
     pub roots: Vec<String>,
@@ -190,7 +200,7 @@ impl Report {
             by_user: grouped(&rows, |row| row.user.clone()),
             by_task: grouped(&rows, |row| row.task.clone()),
             by_base: grouped(&rows, |row| row.base.clone()),
-            by_kind: grouped(&rows, |row| row.kind.clone()),
+            by_kind: grouped(&rows, |row| row.kind.as_ref().map(|k| k.name().to_owned())),
             bill: prices.bill(bytes),
             marginal: users.marginal(total.bytes, total.adapters, &prices),
             scenarios: fleet(&rows, bytes, &users, &prices),
@@ -259,17 +269,11 @@ fn ratio(a: u64, b: u64, c: u64) -> Option<u64> {
     Some(u64::try_from(rounded).unwrap_or(u64::MAX))
 }
 
-/// Scenarios in the order in which they are told.
-const ORDER: [&str; 13] = [
-    "thin", "zstd", "fp16", "bf16", "fit", "lora", "vera", "tl1", "tl2", "tl3", "tl4", "tl5", "tl6",
-];
-
 fn fleet(rows: &[Row], all: u64, users: &Users, prices: &Prices) -> Vec<FleetScenario> {
-    let mut sums: BTreeMap<(bool, usize), Vec<(&Row, &Scenario)>> = BTreeMap::new();
+    let mut sums: BTreeMap<(bool, Form), Vec<(&Row, &Scenario)>> = BTreeMap::new();
     for row in rows {
         for scenario in &row.what_if {
-            let place = ORDER.iter().position(|n| *n == scenario.name);
-            let key = (scenario.joint, place.unwrap_or(ORDER.len()));
+            let key = (scenario.joint, scenario.form);
             sums.entry(key).or_default().push((row, scenario));
         }
     }
@@ -285,7 +289,7 @@ fn fleet(rows: &[Row], all: u64, users: &Users, prices: &Prices) -> Vec<FleetSce
         let rest = all.saturating_sub(bytes_now);
         let fleet_bytes = rest.saturating_add(bytes);
         Some(FleetScenario {
-            name: first.name,
+            form: first.form,
             joint: first.joint,
             adapters,
             bytes_now,

@@ -1,22 +1,18 @@
 //! One adapter of the fleet: what it is, what it takes, what of that is waste.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
-use super::fitted::Fit;
-use super::whatif::Scenario;
-use crate::error::Error;
-use crate::format::Digest;
-
-/// Adds, and stays at the end of the type: sparse files may claim any length.
-pub(super) fn add(sum: &mut u64, more: u64) {
-    *sum = sum.saturating_add(more);
-}
+use super::facts::Facts;
+use super::problem::Problem;
+use super::scenario::Scenario;
+use super::sum::add;
+use crate::adapter::Method;
 
 /// In which form an adapter is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
-pub enum Form {
+pub enum Format {
     /// A PEFT directory, or what looks like one.
     Peft,
     /// A `.tl` file.
@@ -25,32 +21,49 @@ pub enum Form {
     Store,
 }
 
-impl Form {
+impl Format {
     /// `peft`, `tl` or `store`.
     pub fn name(self) -> &'static str {
         match self {
-            Form::Peft => "peft",
-            Form::Tl => "tl",
-            Form::Store => "store",
+            Format::Peft => "peft",
+            Format::Tl => "tl",
+            Format::Store => "store",
         }
     }
 }
 
-/// Why something could not be read.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Problem {
-    /// The stable code, such as `TL0102`.
-    pub code: &'static str,
-    /// One line: what is wrong, and in which file.
-    pub message: String,
+/// What kind of adapter one is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Kind {
+    /// A method: PEFT's LoRA or VeRA, or that of a `.tl`.
+    Method(Method),
+    /// Another type of PEFT's, in lower case (`ia3`, …).
+    Other(String),
 }
 
-impl From<&Error> for Problem {
-    fn from(error: &Error) -> Self {
-        Self {
-            code: error.code().as_str(),
-            message: error.to_string(),
+impl Kind {
+    /// The method's name, or the PEFT type in lower case.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Method(method) => method.name(),
+            Self::Other(name) => name,
         }
+    }
+}
+
+impl From<&str> for Kind {
+    fn from(name: &str) -> Self {
+        match name.parse() {
+            Ok(method) => Self::Method(method),
+            Err(_) => Self::Other(name.to_owned()),
+        }
+    }
+}
+
+impl Serialize for Kind {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(self.name())
     }
 }
 
@@ -101,13 +114,14 @@ impl Waste {
 
 /// One adapter. What is not known is `None`; a broken adapter has an `error` and its bytes.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct Row {
     /// Where it is, as reached from the path that was audited.
     pub path: String,
     /// In which form.
-    pub format: Form,
-    /// The PEFT type in lower case (`lora`, `vera`, `ia3`, …), or the method of a `.tl`.
-    pub kind: Option<String>,
+    pub format: Format,
+    /// What kind of adapter it is.
+    pub kind: Option<Kind>,
     /// Whose it is.
     pub user: Option<String>,
     /// What it is for.
@@ -151,93 +165,33 @@ pub struct Row {
     pub facts: Facts,
 }
 
-/// One tie group that a retrained adapter would have: a target module over its layers.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Target {
-    /// Module path with `{}` for the layer's number.
-    pub module: String,
-    /// Input features.
-    pub input: u64,
-    /// Output features.
-    pub out: u64,
-    /// Largest rank over the layers.
-    pub rank: u64,
-    /// Layers that have it.
-    pub layers: u64,
-}
-
-/// A stored tensor whose digest is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Piece {
-    /// SHA-256 of its raw bytes.
-    pub digest: Digest,
-    /// Bytes as stored.
-    pub bytes: u64,
-    /// What a 16-bit form would save of them.
-    pub wide: u64,
-}
-
-/// A frozen random tensor, stored beside the seed that makes it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Projection {
-    /// What it is by its seed: equal recipes are presumed to give equal tensors.
-    pub recipe: Recipe,
-    /// As a stored tensor; the digest is there where its bytes were read or are vouched for.
-    pub digest: Option<Digest>,
-    /// Bytes as stored.
-    pub bytes: u64,
-    /// What a 16-bit form would save of them.
-    pub wide: u64,
-}
-
-/// What makes a projection.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Recipe {
-    /// PEFT's VeRA pair: both come from one generator, A first.
-    Vera {
-        /// `projection_prng_key`.
-        key: u64,
-        /// Rank.
-        rank: usize,
-        /// Input features of A.
-        input: usize,
-        /// Output features of B.
-        out: usize,
-        /// Element type by name.
-        dtype: &'static str,
-        /// Whether this is B.
-        is_b: bool,
-    },
-    /// A seeded tensor of a `.tl`, whose digest pins what the seed makes.
-    Seeded(Digest),
-}
-
-/// What the waste and the scenarios of a row are computed from. The default is a row of which
-/// nothing is known but its bytes.
-#[derive(Debug, Clone, Default)]
-pub struct Facts {
-    /// Whole models among its files, in bytes.
-    pub full_weights: u64,
-    /// Leftovers of training among its files, in bytes.
-    pub optimizer: u64,
-    /// Bytes of files that would stay beside a new adapter: not weights, config or waste.
-    pub kept: u64,
-    /// Tie groups of a LoRA; empty for all else.
-    pub targets: Vec<Target>,
-    /// Bits of a LoRA factor's number.
-    pub bits: u64,
-    /// Bytes of tensors in a LoRA's weights that are no factors (biases, replaced modules).
-    pub extra_bytes: u64,
-    /// What a 16-bit form would save of stored floats, projections left aside.
-    pub wide: u64,
-    /// Frozen random tensors stored beside their seed.
-    pub projections: Vec<Projection>,
-    /// All other stored tensors, where digests are known.
-    pub pieces: Vec<Piece>,
-    /// Bytes of the weights' tensors, and what they take packed with zstd, where measured.
-    pub packed: Option<(u64, u64)>,
-    /// The closest tied adapters, where they were looked for.
-    pub fits: Vec<Fit>,
-    /// Why none could be found.
-    pub unfitted: Option<Problem>,
+impl Row {
+    /// The row of an adapter of which nothing is known but where it is.
+    pub fn new(path: impl Into<String>, format: Format) -> Self {
+        Self {
+            path: path.into(),
+            format,
+            kind: None,
+            user: None,
+            task: None,
+            base: None,
+            base_fingerprint: None,
+            rank: None,
+            alpha: None,
+            dtype: None,
+            modules: None,
+            layers: None,
+            parameters: None,
+            trained_parameters: None,
+            files: 0,
+            bytes: 0,
+            disk_bytes: 0,
+            linked_bytes: 0,
+            adapter_bytes: 0,
+            waste: Waste::default(),
+            what_if: Vec::new(),
+            error: None,
+            facts: Facts::default(),
+        }
+    }
 }

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::row::{Problem, add};
+use super::problem::Problem;
+use super::sum::add;
 use crate::error::{Code, Error, Result};
 use crate::fs::check_inside;
 use crate::peft::{CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE};
@@ -41,6 +42,7 @@ pub(super) struct Found {
 
 /// Files that belong to no adapter.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
 pub struct Other {
     /// How many.
     pub files: u64,

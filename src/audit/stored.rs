@@ -2,10 +2,15 @@
 
 use std::path::Path;
 
-use super::read::{describe_tl, empty_row, summarise, tensor_item};
-use super::row::{Form, Piece, Problem, Row};
+use super::describe::Description;
+use super::facts::HashedTensor;
+use super::owner::Owner;
+use super::parts::{FileSums, Parts};
+use super::problem::Problem;
+use super::row::{Format, Row};
 use super::scan::Other;
-use crate::error::Result;
+use super::tensors::{Contents, StoredTensor, TensorSums};
+use crate::error::{Error, Result};
 use crate::format::Manifest;
 use crate::store::{Name, Store, StoredAdapter};
 
@@ -32,10 +37,11 @@ pub(super) fn rows(address: &str) -> Result<(Vec<Row>, Other)> {
         let inventory = match store.inventory(&user) {
             // The tenant's part of the store, not the store.
             Err(e) if e.code() != crate::Code::StoreBackend => {
-                let mut row = empty_row(format!("{address}#{user}"), Form::Store);
-                row.user = Some(user.to_string());
-                row.error = Some(Problem::from(&e));
-                rows.push(row);
+                rows.push(Row {
+                    user: Some(user.to_string()),
+                    error: Some(Problem::from(&e)),
+                    ..Row::new(format!("{address}#{user}"), Format::Store)
+                });
                 continue;
             }
             inventory => inventory?,
@@ -43,51 +49,77 @@ pub(super) fn rows(address: &str) -> Result<(Vec<Row>, Other)> {
         other.files += inventory.other_objects;
         other.bytes += inventory.other_bytes;
         other.disk_bytes += inventory.other_bytes;
-        let row = |stored| row(address, &user, stored);
+        let row = |stored: StoredAdapter| {
+            let owner = Owner {
+                user: Some(user.to_string()),
+                task: Some(stored.task.to_string()),
+            };
+            parts(address, &user, &stored).into_row(owner, None)
+        };
         rows.extend(inventory.adapters.into_iter().map(row));
     }
     Ok((rows, other))
 }
 
-fn row(address: &str, user: &Name, stored: StoredAdapter) -> Row {
+fn parts(address: &str, user: &Name, stored: &StoredAdapter) -> Parts {
     let address = address.trim_end_matches('/');
     let path = format!("{address}#{user}/{}@{}", stored.task, stored.number);
-    let mut row = empty_row(path, Form::Store);
-    row.user = Some(user.to_string());
-    row.task = Some(stored.task.to_string());
-    row.files = stored.objects;
-    row.bytes = stored.bytes;
-    row.disk_bytes = stored.bytes;
-    row.adapter_bytes = stored.bytes;
-    let described = match &stored.error {
-        Some(e) => Err(Problem::from(e)),
-        None => describe(&stored, &mut row).map_err(|e| Problem::from(&e)),
+    let files = FileSums {
+        files: stored.objects,
+        bytes: stored.bytes,
+        disk_bytes: stored.bytes,
+        adapter_bytes: stored.bytes,
+        ..FileSums::default()
     };
-    row.error = described.err();
-    row
+    let empty = Parts::new(path, Format::Store, files);
+    let failed = |parts: Parts, e: &Error| Parts {
+        error: Some(Problem::from(e)),
+        ..parts
+    };
+    if let Some(e) = &stored.error {
+        return failed(empty, e);
+    }
+    let manifest = Manifest::parse(&stored.manifest);
+    let described = manifest.and_then(|m| Ok((Description::of_tl(&m.adapter()?), m)));
+    let (description, manifest) = match described {
+        Ok(described) => described,
+        Err(e) => return failed(empty, &e),
+    };
+    let described = Parts {
+        description,
+        ..empty
+    };
+    match tensors(stored, &manifest) {
+        Ok((sums, contents)) => Parts {
+            sums: Some(sums),
+            contents,
+            ..described
+        },
+        Err(e) => failed(described, &e),
+    }
 }
 
-fn describe(stored: &StoredAdapter, row: &mut Row) -> Result<()> {
-    let manifest = Manifest::parse(&stored.manifest)?;
-    describe_tl(&manifest.adapter()?, row);
+/// The tensors that a version has in the store, packed as they are there.
+fn tensors(stored: &StoredAdapter, manifest: &Manifest) -> Result<(TensorSums, Contents)> {
     let blobs = stored.version.iter().flat_map(|v| &v.blobs);
     let sizes: Vec<_> = blobs.zip(&stored.blob_bytes).collect();
-    let mut items = Vec::new();
+    let mut tensors = Vec::new();
     for (name, tensor) in manifest.tensors() {
         let held = sizes.iter().find(|(blob, _)| blob.sha256 == tensor.sha256);
         if let Some((_, bytes)) = held {
-            items.push(tensor_item(name, tensor, **bytes)?);
+            tensors.push(StoredTensor::of_manifest(name, tensor, **bytes)?);
         }
     }
-    summarise(&items, row);
-    // Packed bytes say nothing of what a narrower type would take.
-    let pieces = sizes.iter().filter(|(_, bytes)| **bytes > 0);
-    row.facts.pieces = pieces
-        .map(|(blob, bytes)| Piece {
-            digest: blob.sha256,
-            bytes: **bytes,
-            wide: 0,
-        })
-        .collect();
-    Ok(())
+    let own = sizes.iter().filter(|(_, bytes)| **bytes > 0);
+    let hashed = own.map(|(blob, bytes)| HashedTensor {
+        digest: blob.sha256,
+        bytes: **bytes,
+        // Packed bytes say nothing of what a narrower type would take.
+        wide: 0,
+    });
+    let contents = Contents {
+        hashed: hashed.collect(),
+        ..Contents::default()
+    };
+    Ok((TensorSums::of(&tensors), contents))
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::row::Row;
 use crate::error::{Error, Result};
-use crate::safetensors::{AtomicFile, Existing};
+use crate::fs::{AtomicFile, Existing};
 use crate::sheet;
 
 /// A value of a column.
@@ -29,7 +29,9 @@ fn text(value: &Option<String>) -> Cell<'_> {
 pub const COLUMNS: &[Column] = &[
     ("path", |r| Cell::Text(Some(r.path.as_str().into()))),
     ("format", |r| Cell::Text(Some(r.format.name().into()))),
-    ("kind", |r| text(&r.kind)),
+    ("kind", |r| {
+        Cell::Text(r.kind.as_ref().map(|k| k.name().into()))
+    }),
     ("user", |r| text(&r.user)),
     ("task", |r| text(&r.task)),
     ("base", |r| text(&r.base)),

@@ -2,15 +2,18 @@ mod store;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::AtomicBool;
 
 use tempfile::TempDir;
 
 use super::*;
 use crate::adapter::{Method, Shape};
+use crate::error::Code;
 use crate::peft::projection::{Fma, regenerate};
 use crate::peft::testing::shared;
+use crate::progress::Progress;
 use crate::safetensors::{Existing, write_tensors};
 use crate::tensor::{Dtype, Tensor};
 
@@ -73,14 +76,14 @@ fn vera(dir: &Path, key: u64, a: &[f32], b: &[f32]) {
     write(dir, &config, &tensors);
 }
 
-fn run(dir: &Path, options: &Options<'_>) -> Report {
+fn run(dir: &Path, options: &AuditOptions<'_>) -> Report {
     audit(&[dir.to_owned()], options).unwrap()
 }
 
-fn hashing() -> Options<'static> {
-    Options {
+fn hashing() -> AuditOptions<'static> {
+    AuditOptions {
         hash: true,
-        ..Options::default()
+        ..AuditOptions::default()
     }
 }
 
@@ -172,9 +175,9 @@ fn every_byte_is_counted_once() {
     symlink(dir.path(), at("bob/loop")).unwrap();
     symlink("nowhere", at("bob/dangling")).unwrap();
 
-    let options = Options {
+    let options = AuditOptions {
         owners: "{user}/{task}".parse().unwrap(),
-        ..Options::default()
+        ..AuditOptions::default()
     };
     let report = run(dir.path(), &options);
     assert_every_byte_once(&report, dir.path());
@@ -197,7 +200,10 @@ fn every_byte_is_counted_once() {
     let qa = row(&report, "bob/qa");
     assert_eq!((qa.linked_bytes, qa.what_if.len()), (sum.adapter_bytes, 0));
     assert_eq!(qa.waste, Waste::default());
-    assert_eq!(row(&report, "own.tl").kind.as_deref(), Some("tl6"));
+    assert_eq!(
+        row(&report, "own.tl").kind.as_ref().map(Kind::name),
+        Some("tl6")
+    );
     // The same folder twice, and a part of it, are the same bytes.
     let twice = audit(&[at("ann"), dir.path().to_owned(), at("bob")], &options).unwrap();
     assert_eq!(twice.bytes, report.bytes);
@@ -221,10 +227,10 @@ fn links_into_a_cache_belong_to_the_adapter() {
         let target = Path::new("../../blobs").join(name.replace("adapter", "0"));
         symlink(target, snapshot.join(name)).unwrap();
     }
-    let report = run(dir.path(), &Options::default());
+    let report = run(dir.path(), &AuditOptions::default());
     assert_every_byte_once(&report, dir.path());
     assert_eq!((report.rows.len(), report.other.files), (1, 0));
-    assert_eq!(report.rows[0].kind.as_deref(), Some("lora"));
+    assert_eq!(report.rows[0].kind.as_ref().map(Kind::name), Some("lora"));
     assert_eq!(report.rows[0].waste.dtype, 0);
 }
 
@@ -235,7 +241,7 @@ fn duplicates_come_before_wide_numbers() {
     lora(&dir.path().join("a"), Dtype::F32, 2, 0.0);
     lora(&dir.path().join("b"), Dtype::F32, 2, 0.0);
     let numbers: u64 = (LAYERS * (3 * 2 * 8 + 2 * 16)) as u64;
-    let report = run(dir.path(), &Options::default());
+    let report = run(dir.path(), &AuditOptions::default());
     let waste = report.total.waste;
     assert_eq!((waste.duplicates, waste.dtype), (0, 2 * numbers * 2));
     let report = run(dir.path(), &hashing());
@@ -267,7 +273,7 @@ fn projections_are_presumed_until_they_are_read() {
     vera(&dir.path().join("true-too"), 7, &a, &b);
     vera(&dir.path().join("other"), 8, &a, &b);
     let size = 2 * 4 * 8 * 4;
-    let waste = run(dir.path(), &Options::default()).total.waste;
+    let waste = run(dir.path(), &AuditOptions::default()).total.waste;
     assert_eq!((waste.projections, waste.presumed), (3 * size, 3 * size));
     assert_eq!(waste.projection_copies, size);
     let report = run(dir.path(), &hashing());
@@ -283,7 +289,7 @@ fn projections_are_presumed_until_they_are_read() {
 fn scenarios_are_the_papers_formulas() {
     let dir = TempDir::new().unwrap();
     lora(dir.path(), Dtype::F32, 2, 0.0);
-    let report = run(dir.path(), &Options::default());
+    let report = run(dir.path(), &AuditOptions::default());
     let shape = Shape {
         layers: LAYERS as u64,
         input: 8,
@@ -293,7 +299,7 @@ fn scenarios_are_the_papers_formulas() {
         let found = report.rows[0]
             .what_if
             .iter()
-            .find(|s| s.joint && s.name == method.name());
+            .find(|s| s.joint && s.form == Form::Method(method));
         let expected = shape.parameters(method, 2).unwrap();
         assert_eq!(found.and_then(|s| s.parameters), Some(expected), "{method}");
     }
@@ -317,11 +323,11 @@ fn zstd_is_there_only_where_measured() {
     let dir = TempDir::new().unwrap();
     lora(&dir.path().join("a"), Dtype::F32, 2, 0.0);
     lora(&dir.path().join("b"), Dtype::F32, 2, 0.0);
-    let zstd = |report: Report| report.scenarios.into_iter().find(|s| s.name == "zstd");
-    assert!(zstd(run(dir.path(), &Options::default())).is_none());
-    let options = Options {
+    let zstd = |report: Report| report.scenarios.into_iter().find(|s| s.form == Form::Zstd);
+    assert!(zstd(run(dir.path(), &AuditOptions::default())).is_none());
+    let options = AuditOptions {
         measure: Some(1),
-        ..Options::default()
+        ..AuditOptions::default()
     };
     let measured = zstd(run(dir.path(), &options)).unwrap();
     assert_eq!((measured.adapters, measured.quality), (1, Quality::Exact));
@@ -350,7 +356,7 @@ fn broken_files_are_rows() {
     fs::remove_file(at("missing/adapter_config.json")).unwrap();
     fs::write(at("not.tl"), "not").unwrap();
     lora(&at("good"), Dtype::F32, 2, 0.0);
-    for options in [Options::default(), hashing()] {
+    for options in [AuditOptions::default(), hashing()] {
         let report = run(dir.path(), &options);
         assert_every_byte_once(&report, dir.path());
         let codes: Vec<_> = report
@@ -396,14 +402,18 @@ fn other_types_are_counted_by_name() {
         tensor(Dtype::F32, &[4, 8], 0.0),
     )];
     write(dir.path(), config, &tensors);
-    let report = run(dir.path(), &Options::default());
+    let report = run(dir.path(), &AuditOptions::default());
     let row = &report.rows[0];
     assert_eq!(
-        (row.kind.as_deref(), row.rank, row.base.as_deref()),
+        (
+            row.kind.as_ref().map(Kind::name),
+            row.rank,
+            row.base.as_deref()
+        ),
         (Some("loha"), Some(4), Some("m"))
     );
     assert_eq!((row.parameters, row.error.is_none()), (Some(32), true));
-    let names: Vec<_> = row.what_if.iter().map(|s| s.name).collect();
+    let names: Vec<_> = row.what_if.iter().map(|s| s.form.name()).collect();
     assert_eq!(
         names,
         ["thin", "fp16", "bf16"],
@@ -416,14 +426,14 @@ fn other_types_are_counted_by_name() {
 fn nothing_found_is_an_error() {
     let dir = TempDir::new().unwrap();
     fs::write(dir.path().join("x"), "x").unwrap();
-    let code = |paths: &[PathBuf]| audit(paths, &Options::default()).unwrap_err().code();
+    let code = |paths: &[PathBuf]| audit(paths, &AuditOptions::default()).unwrap_err().code();
     assert_eq!(code(&[dir.path().to_owned()]), Code::NothingToAudit);
     assert_eq!(code(&[dir.path().join("no")]), Code::NotFound);
     lora(dir.path(), Dtype::F32, 2, 0.0);
-    let stop = || Err(Error::new(Code::Interrupted, "stop"));
-    let options = Options {
-        tick: Some(&stop),
-        ..Options::default()
+    let stop = AtomicBool::new(true);
+    let options = AuditOptions {
+        progress: Progress::new().stopped_by(&stop),
+        ..AuditOptions::default()
     };
     let stopped = audit(&[dir.path().to_owned()], &options).unwrap_err();
     assert_eq!(stopped.code(), Code::Interrupted);
@@ -456,7 +466,7 @@ fn reports_do_not_depend_on_threads() {
 fn csv_has_every_row_and_column() {
     let dir = TempDir::new().unwrap();
     lora(&dir.path().join("fleet/a,\"b\""), Dtype::BF16, 2, 0.0);
-    let report = run(&dir.path().join("fleet"), &Options::default());
+    let report = run(&dir.path().join("fleet"), &AuditOptions::default());
     let file = dir.path().join("rows.csv");
     write_csv(&file, &report.rows, Existing::Refuse).unwrap();
     assert!(write_csv(&file, &report.rows, Existing::Refuse).is_err());
@@ -523,11 +533,11 @@ fn real_adapters_are_right_to_the_byte() {
         return;
     };
     for (dir, broken) in [(&adapters, 1), (&interop, 0)] {
-        let report = run(dir, &Options::default());
+        let report = run(dir, &AuditOptions::default());
         assert_every_byte_once(&report, dir);
         assert_eq!(report.total.broken, broken, "{}", dir.display());
     }
-    let report = run(&adapters, &Options::default());
+    let report = run(&adapters, &AuditOptions::default());
     let bin = row(&report, "bloom-560m-r8-bin");
     let file = adapters.join("bloom-560m-r8-bin/adapter_model.bin");
     assert_eq!(bin.adapter_bytes, fs::metadata(file).unwrap().len());
@@ -545,6 +555,9 @@ fn real_adapters_are_right_to_the_byte() {
     assert_eq!(waste.presumed, 0);
     assert_eq!(
         waste.projections,
-        run(&interop, &Options::default()).total.waste.projections
+        run(&interop, &AuditOptions::default())
+            .total
+            .waste
+            .projections
     );
 }

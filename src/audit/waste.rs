@@ -2,8 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::row::{Recipe, Row, add};
-use crate::format::Digest;
+use super::facts::Recipe;
+use super::row::Row;
+use super::sum::add;
+use crate::digest::Digest;
 use crate::peft::projection::{Fma, regenerate};
 use crate::tensor::{Dtype, Tensor};
 
@@ -39,10 +41,10 @@ pub(super) fn settle(rows: &mut [Row]) {
                 add(&mut waste.projection_copies, projection.bytes);
             }
         }
-        for piece in &facts.pieces {
-            if !digests.insert(piece.digest) {
-                add(&mut waste.duplicates, piece.bytes);
-                waste.dtype = waste.dtype.saturating_sub(piece.wide);
+        for tensor in &facts.hashed {
+            if !digests.insert(tensor.digest) {
+                add(&mut waste.duplicates, tensor.bytes);
+                waste.dtype = waste.dtype.saturating_sub(tensor.wide);
             }
         }
     }
@@ -62,9 +64,9 @@ fn make(recipe: &Recipe) -> Vec<Digest> {
     else {
         return Vec::new();
     };
-    let Some(dtype) = dtype.parse::<Dtype>().ok().filter(|d| d.is_float()) else {
+    if !dtype.is_float() {
         return Vec::new();
-    };
+    }
     let mut digests = Vec::new();
     for fma in [Fma::Fused, Fma::Separate] {
         let Ok((a, b)) = regenerate(*key, *rank, *input, *out, fma) else {
@@ -76,7 +78,7 @@ fn make(recipe: &Recipe) -> Vec<Digest> {
         };
         let rounded = |base: Dtype| {
             let values = Tensor::narrowed(base, shape.clone(), &values)?.to_f32()?;
-            Tensor::narrowed(dtype, shape.clone(), &values)
+            Tensor::narrowed(*dtype, shape.clone(), &values)
         };
         for base in [Dtype::F32, Dtype::F16, Dtype::BF16] {
             digests.extend(rounded(base).ok().map(|t| Digest::of(t.data())));

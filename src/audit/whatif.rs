@@ -2,67 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
-
-use super::row::{Row, Target};
+use super::facts::TargetModule;
+use super::row::Row;
+use super::scenario::{Form, Quality, Scenario};
 use crate::adapter::{Method, Part, Shape};
-use crate::base::modules::QKV;
-use crate::tensor::{Dtype, larger};
-
-/// What a form does to the adapter's quality.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[serde(rename_all = "lowercase", tag = "kind")]
-pub enum Quality {
-    /// Every number stays what it is.
-    Exact,
-    /// Every number is rounded to nearest; `bound` is the largest relative error of one that
-    /// neither overflows nor is subnormal in the new type.
-    Rounded {
-        /// Unit roundoff.
-        bound: f64,
-    },
-    /// The closest tied adapter at the same rank, found by fitting.
-    Fitted {
-        /// ‖ΔW − ΔW'‖_F / ‖ΔW‖_F over the fitted modules; of several adapters the largest.
-        error: f64,
-    },
-    /// The adapter has to be trained anew.
-    Retrain {
-        /// Error against the present adapter; `None`: not measured.
-        error: Option<f64>,
-    },
-}
-
-impl Quality {
-    /// What is known of both.
-    pub(super) fn worst(self, other: Self) -> Self {
-        match (self, other) {
-            (Self::Fitted { error: a }, Self::Fitted { error: b }) => Self::Fitted {
-                error: larger(a, b),
-            },
-            _ => self,
-        }
-    }
-}
-
-/// What one adapter takes in one form.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Scenario {
-    /// `thin`, `zstd`, `fp16`, `bf16`, `fit`, or a method: `vera`, `tl1` … `tl6`.
-    pub name: &'static str,
-    /// Whether q, k and v share one A, as in the paper.
-    pub joint: bool,
-    /// Bytes of the adapter and of what stays beside it.
-    pub bytes: u64,
-    /// Bytes that it takes less than now; negative where it takes more.
-    pub saving: i64,
-    /// Of the saving, what rests on the presumption that projections are what their seed makes.
-    pub presumed: u64,
-    /// Numbers trained (retraining only).
-    pub parameters: Option<u64>,
-    /// What it does to the adapter's quality.
-    pub quality: Quality,
-}
+use crate::base::modules::in_joint_set;
+use crate::tensor::Dtype;
 
 /// Bytes that the header of a `.tl` with so many tensors takes at most, about.
 pub fn header_bytes(tensors: u64) -> u64 {
@@ -71,43 +16,59 @@ pub fn header_bytes(tensors: u64) -> u64 {
 
 /// Every scenario that applies to a row whose waste is known.
 pub(super) fn scenarios(row: &Row) -> Vec<Scenario> {
-    let mut found = Vec::new();
-    let mut add = |name, joint, bytes: u64, presumed, parameters, quality| {
-        found.push(Scenario {
-            name,
-            joint,
-            bytes,
-            saving: signed(row.bytes, bytes),
-            presumed,
-            parameters,
-            quality,
-        });
-    };
     if row.error.is_some() || row.parameters.is_none() || row.adapter_bytes > row.bytes {
-        return found;
+        return Vec::new();
     }
+    let mut found = exact_and_rounded(row);
+    for fit in &row.facts.fits {
+        let bytes = fit.bytes.saturating_add(row.facts.kept);
+        let quality = Quality::Fitted { error: fit.error };
+        found.push(scenario(row, Form::Fit, fit.joint, bytes, quality));
+    }
+    found.extend(trained_anew(row));
+    found
+}
+
+/// A form that rests on no presumption.
+fn scenario(row: &Row, form: Form, joint: bool, bytes: u64, quality: Quality) -> Scenario {
+    Scenario {
+        form,
+        joint,
+        bytes,
+        saving: signed(row.bytes, bytes),
+        presumed: 0,
+        parameters: None,
+        quality,
+    }
+}
+
+/// What keeps the adapter, or rounds it.
+fn exact_and_rounded(row: &Row) -> Vec<Scenario> {
     let waste = row.waste;
     let thin = row.bytes.saturating_sub(waste.lossless());
-    add("thin", false, thin, waste.presumed, None, Quality::Exact);
+    let with_waste = |form, bytes, quality| Scenario {
+        presumed: waste.presumed,
+        ..scenario(row, form, false, bytes, quality)
+    };
+    let mut found = vec![with_waste(Form::Thin, thin, Quality::Exact)];
     if let Some((raw, packed)) = row.facts.packed {
         let bytes = row.bytes.saturating_sub(raw).saturating_add(packed);
-        add("zstd", false, bytes, 0, None, Quality::Exact);
+        found.push(scenario(row, Form::Zstd, false, bytes, Quality::Exact));
     }
     if waste.dtype > 0 {
-        for (name, dtype) in [("fp16", Dtype::F16), ("bf16", Dtype::BF16)] {
-            let bound = dtype.unit_roundoff();
+        for (form, dtype) in [(Form::Fp16, Dtype::F16), (Form::Bf16, Dtype::BF16)] {
             let bytes = thin.saturating_sub(waste.dtype);
-            let quality = Quality::Rounded { bound };
-            add(name, false, bytes, waste.presumed, None, quality);
+            let bound = dtype.unit_roundoff();
+            found.push(with_waste(form, bytes, Quality::Rounded { bound }));
         }
     }
+    found
+}
+
+/// What another method would train on the same modules.
+fn trained_anew(row: &Row) -> Vec<Scenario> {
     let facts = &row.facts;
-    for fit in &facts.fits {
-        let bytes = fit.bytes.saturating_add(facts.kept);
-        let quality = Quality::Fitted { error: fit.error };
-        add("fit", fit.joint, bytes, 0, None, quality);
-    }
-    let error = None;
+    let mut found = Vec::new();
     for joint in [false, true] {
         // A LoRA is another adapter only where q, k and v then share A.
         let methods = Method::PRESETS.into_iter();
@@ -116,17 +77,15 @@ pub(super) fn scenarios(row: &Row) -> Vec<Scenario> {
                 continue;
             };
             let weights = retrained.parameters.saturating_mul(facts.bits) / 8;
-            let bytes = [
-                weights,
-                header_bytes(retrained.tensors),
-                facts.extra_bytes,
-                facts.kept,
-            ]
-            .into_iter()
-            .fold(0u64, u64::saturating_add);
-            let parameters = Some(retrained.parameters);
-            let quality = Quality::Retrain { error };
-            add(method.name(), joint, bytes, 0, parameters, quality);
+            let header = header_bytes(retrained.tensors);
+            let bytes = [weights, header, facts.extra_bytes, facts.kept]
+                .into_iter()
+                .fold(0u64, u64::saturating_add);
+            let quality = Quality::Retrain { error: None };
+            found.push(Scenario {
+                parameters: Some(retrained.parameters),
+                ..scenario(row, Form::Method(method), joint, bytes, quality)
+            });
         }
     }
     found
@@ -140,6 +99,7 @@ pub(super) fn signed(before: u64, after: u64) -> i64 {
 
 /// What a method would train on the modules of an adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Retrained {
     /// Numbers trained, each tied tensor once.
     pub parameters: u64,
@@ -150,7 +110,7 @@ pub struct Retrained {
 /// Numbers that `method` would train on these targets, each at its own rank, A and B tied over its
 /// layers; with `joint`, q, k and v of the same input and layers share one A. `None` where there
 /// is no target, or a count is beyond the limits of an adapter.
-pub fn retrained(targets: &[Target], method: Method, joint: bool) -> Option<Retrained> {
+pub fn retrained(targets: &[TargetModule], method: Method, joint: bool) -> Option<Retrained> {
     let mut total = Retrained {
         parameters: 0,
         tensors: 0,
@@ -168,7 +128,7 @@ pub fn retrained(targets: &[Target], method: Method, joint: bool) -> Option<Retr
     (!groups.is_empty()).then_some(total)
 }
 
-fn alone(target: &Target) -> (Shape, u64) {
+fn alone(target: &TargetModule) -> (Shape, u64) {
     let shape = Shape {
         layers: target.layers,
         input: target.input,
@@ -179,17 +139,17 @@ fn alone(target: &Target) -> (Shape, u64) {
 
 /// Targets with q, k and v of one parent, input and number of layers put together; their rank is
 /// the largest of the three.
-fn joined(targets: &[Target]) -> Vec<(Shape, u64)> {
+fn joined(targets: &[TargetModule]) -> Vec<(Shape, u64)> {
     let mut together: BTreeMap<_, Vec<(Shape, u64)>> = BTreeMap::new();
     let mut groups = Vec::new();
     for target in targets {
         let (mut shape, rank) = alone(target);
-        let Some((parent, family, slot)) = role(&target.module) else {
+        let Some((parent, set, slot)) = role(&target.module) else {
             groups.push((shape, rank));
             continue;
         };
         shape.outs = [0; 3];
-        let key = (parent, family, target.input, target.layers);
+        let key = (parent, set, target.input, target.layers);
         let alike = together.entry(key).or_default();
         // Layers of two widths give two of a kind, which are two groups.
         match alike.iter_mut().find(|(shape, _)| shape.outs[slot] == 0) {
@@ -207,11 +167,9 @@ fn joined(targets: &[Target]) -> Vec<(Shape, u64)> {
     groups
 }
 
-/// Parent, architecture and place among q, k, v of a module that is one of them.
+/// Parent, set of names and place among q, k, v of a module that is one of them.
 fn role(module: &str) -> Option<(&str, usize, usize)> {
     let (parent, last) = module.rsplit_once('.').unwrap_or(("", module));
-    QKV.iter().enumerate().find_map(|(family, names)| {
-        let slot = names.iter().position(|n| *n == last)?;
-        Some((parent, family, slot))
-    })
+    let (set, slot) = in_joint_set(last)?;
+    Some((parent, set, slot))
 }

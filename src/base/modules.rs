@@ -1,13 +1,37 @@
 //! What the last segments of module names say, in the architectures that are known. Elsewhere a module
 //! of the same name may be anything.
 
-/// The query, key and value projections of one attention, which share their input, in this order.
-pub(crate) const QKV: [[&str; 3]; 5] = [
-    ["q_proj", "k_proj", "v_proj"],
-    ["query", "key", "value"],
-    ["query_proj", "key_proj", "value_proj"],
-    ["q", "k", "v"],
-    ["q_lin", "k_lin", "v_lin"],
+/// The query, key and value projections of one attention, which share their input.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct JointSet {
+    /// Query, key, value: the order of the rows of a B that they share.
+    pub(crate) names: [&'static str; 3],
+    /// Whether a fit that is asked for joint groups makes one of these.
+    pub(crate) fitted: bool,
+}
+
+/// Every such set. An audit prices all of them as one tie group each.
+pub(crate) const JOINT_SETS: [JointSet; 5] = [
+    JointSet {
+        names: ["q_proj", "k_proj", "v_proj"],
+        fitted: true,
+    },
+    JointSet {
+        names: ["query", "key", "value"],
+        fitted: true,
+    },
+    JointSet {
+        names: ["query_proj", "key_proj", "value_proj"],
+        fitted: false,
+    },
+    JointSet {
+        names: ["q", "k", "v"],
+        fitted: true,
+    },
+    JointSet {
+        names: ["q_lin", "k_lin", "v_lin"],
+        fitted: false,
+    },
 ];
 
 /// Modules that are `Conv1D` in GPT-2 and its kin, stored (in, out); elsewhere they are `nn.Linear`.
@@ -40,6 +64,14 @@ const SAVED_WHEN_RESIZED: [&str; 7] = [
 /// The last segment of a module's path.
 pub(crate) fn last_segment(path: &str) -> &str {
     path.rsplit('.').next().unwrap_or(path)
+}
+
+/// The joint set that a last segment is in, by its place in [`JOINT_SETS`], and its own place there.
+pub(crate) fn in_joint_set(name: &str) -> Option<(usize, usize)> {
+    JOINT_SETS.iter().enumerate().find_map(|(set, joint)| {
+        let place = joint.names.iter().position(|n| *n == name)?;
+        Some((set, place))
+    })
 }
 
 /// Whether a module is `Conv1D` where its model has any.

@@ -5,15 +5,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::modules::ModuleSet;
 use super::options::{Budget, FitOptions};
 use crate::adapter::{Adapter, ModuleKind, Target, TieGroup};
+use crate::base::modules::{JOINT_SETS, in_joint_set};
 use crate::convert::Tied;
 use crate::error::{Code, Error, Result};
-
-/// The last names of modules that share A and u where asked, in the order of B's rows.
-const JOINT: &[&[&str]] = &[
-    &["q_proj", "k_proj", "v_proj"],
-    &["query", "key", "value"],
-    &["q", "k", "v"],
-];
 
 /// What is fitted, and what stays.
 pub(super) struct Selection {
@@ -103,9 +97,7 @@ fn join(found: BTreeMap<Key, BTreeMap<u32, TieGroup>>, joint: bool) -> Vec<Modul
     let mut places: BTreeMap<(String, usize, Vec<u32>), Vec<Member>> = BTreeMap::new();
     for ((module, n, out, kind), layers) in found {
         let (parent, name) = module.rsplit_once('.').unwrap_or(("", &module));
-        let position = |names: &[&str]| names.iter().position(|n| *n == name);
-        let mut sets = JOINT.iter().enumerate();
-        let set = sets.find_map(|(s, names)| Some((s, position(names)?)));
+        let set = in_joint_set(name).filter(|(set, _)| JOINT_SETS[*set].fitted);
         let (shared, position) = match set {
             Some((s, at)) if joint && kind == ModuleKind::Linear => (format!("{parent} {s}"), at),
             // The shape too: a module may change its width from one layer to another.

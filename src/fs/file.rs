@@ -10,9 +10,11 @@ use std::sync::OnceLock;
 use rustix::fs::{AtFlags, CWD, OFlags, linkat};
 use rustix::io::Errno;
 
+use super::check::check_output;
+use super::compare::same_bytes;
+use super::parent::{Parent, parent};
 use super::rule::{self, Existing, Output};
 use super::staging::Staging;
-use super::{Parent, check_output, parent, same_bytes};
 use crate::error::{Code, Error, Result};
 
 /// A file that appears under its name only when it is complete.

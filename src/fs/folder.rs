@@ -4,9 +4,10 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
+use super::check::check_output;
+use super::parent::{Parent, sync_dir};
 use super::rule::{Existing, Output};
 use super::staging::Staging;
-use super::{Parent, check_output, sync_dir};
 use crate::error::{Error, Result};
 
 /// Fills a folder that appears under its name only when it is complete and on the disk.

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-use super::parent;
+use super::parent::parent;
 use crate::error::{Code, Error, Result};
 
 /// Opens a regular file, with its length. Anything else is refused: a pipe in a folder that came

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 
-use super::parent;
+use super::parent::parent;
 use crate::error::{Code, Error, Result};
 
 /// Deepest folder of a model that is looked at, as merging copies no deeper ones.

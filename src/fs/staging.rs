@@ -28,9 +28,11 @@ use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::compare::same_bytes;
 use super::live::{List, Live, undisturbed};
+use super::parent::parent;
+use super::rename::rename_no_replace;
 use super::rule::{self, Existing, Output, identity};
-use super::{parent, same_bytes};
 use crate::error::{Code, Error, Result};
 
 const MARK: &str = ".tlkit-staging";
@@ -214,7 +216,7 @@ impl Staging {
         let (new, dest) = (self.new_path(), self.dest.clone());
         // Others may come and go under the name between two steps, but not for ever.
         for _ in 0..8 {
-            match rename_new(&new, &dest) {
+            match rename_no_replace(&new, &dest) {
                 Err(Errno::EXIST | Errno::NOTEMPTY | Errno::ISDIR | Errno::NOTDIR) => {}
                 Err(e) => return Err(Error::io(&dest, "rename", e.into())),
                 Ok(()) => {
@@ -244,9 +246,9 @@ impl Staging {
         let (new, swap) = (self.new_path(), self.path.join(SWAP));
         let dest = self.dest.clone();
         let failed = |e: Errno| Error::io(&dest, "rename", e.into());
-        rename_new(&new, &swap).map_err(failed)?;
+        rename_no_replace(&new, &swap).map_err(failed)?;
         let back = |e: Errno| {
-            let _ = rename_new(&swap, &new);
+            let _ = rename_no_replace(&swap, &new);
             e
         };
         match exchange(&swap, &dest) {
@@ -256,7 +258,7 @@ impl Staging {
                 return Ok(false);
             }
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                rename_new(&swap, &new).map_err(failed)?;
+                rename_no_replace(&swap, &new).map_err(failed)?;
                 return self.move_aside(output, list);
             }
             Err(e) => return Err(failed(back(e))),
@@ -266,7 +268,7 @@ impl Staging {
             Err(e) => {
                 let again = exchange(&swap, &dest);
                 self.keep_what_is_not_ours(again, list)?;
-                let _ = rename_new(&swap, &new);
+                let _ = rename_no_replace(&swap, &new);
                 return Err(e);
             }
         }
@@ -277,18 +279,18 @@ impl Staging {
     fn move_aside(&mut self, output: Output<'_>, list: &mut List) -> Result<bool> {
         let (new, swap, dest) = (self.new_path(), self.path.join(SWAP), self.dest.clone());
         let failed = |e: Errno| Error::io(&dest, "rename", e.into());
-        match rename_new(&dest, &swap) {
+        match rename_no_replace(&dest, &swap) {
             Err(Errno::NOENT) => return Ok(false),
             other => other.map_err(failed)?,
         }
         let done = match rule::contents(&swap, output) {
-            Ok(old) => rename_new(&new, &dest).map_err(failed).map(|()| old),
+            Ok(old) => rename_no_replace(&new, &dest).map_err(failed).map(|()| old),
             Err(e) => Err(e),
         };
         match done {
             Ok(old) => old.remove(&swap),
             Err(e) => {
-                let again = rename_new(&swap, &dest);
+                let again = rename_no_replace(&swap, &dest);
                 self.keep_what_is_not_ours(again, list)?;
                 return Err(e);
             }
@@ -329,25 +331,6 @@ fn no_name(dest: &Path) -> Error {
 
 fn exchange(a: &Path, b: &Path) -> rustix::io::Result<()> {
     renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE)
-}
-
-/// Renames, and fails with EXIST where the name is taken.
-pub(super) fn rename_new(from: &Path, to: &Path) -> rustix::io::Result<()> {
-    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        Err(Errno::INVAL | Errno::NOSYS) => {}
-        other => return other,
-    }
-    // Not every file system knows NOREPLACE. For a file, a hard link refuses an existing name as
-    // well; for a folder, renaming does, unless it is an empty folder.
-    let is_dir = from.symlink_metadata().is_ok_and(|m| m.is_dir());
-    if is_dir {
-        return match to.symlink_metadata() {
-            Ok(_) => Err(Errno::EXIST),
-            Err(_) => rustix::fs::rename(from, to),
-        };
-    }
-    rustix::fs::link(from, to)?;
-    rustix::fs::unlink(from)
 }
 
 /// Names for the staging folder of an output: fixed ones, where leftovers are found, then random ones.

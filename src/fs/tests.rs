@@ -4,7 +4,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use super::*;
-use crate::error::Code;
+use crate::error::{Code, Error, Result};
 
 fn write(dest: &Path, existing: Existing, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(dest, existing)?;

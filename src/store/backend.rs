@@ -18,6 +18,7 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 use tokio::runtime::Runtime;
 use url::Url;
 
+use super::failure::no_store;
 use super::folder::{Folder, IRREGULAR, Irregular, Stray};
 use super::redact::{Redact, shown_address};
 use super::{cloud, layout};
@@ -476,12 +477,6 @@ fn cause<'e, T: std::error::Error + 'static>(
         at = e.source();
     }
     None
-}
-
-pub(super) fn no_store(address: &str) -> Error {
-    Error::new(Code::NoStore, "there is no store here")
-        .file(shown_address(address))
-        .hint("make one with `tlkit store init`")
 }
 
 #[cfg(test)]

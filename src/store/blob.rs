@@ -1,7 +1,8 @@
 //! A blob as an object: a frame around the bytes of one tensor (`spec/tl-store-v1.md` §3).
 
+use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
-use crate::format::{Digest, MAX_TENSOR_BYTES, pack_elements, unpack_elements};
+use crate::format::{MAX_TENSOR_BYTES, pack_elements, unpack_elements};
 use crate::tensor::Bytes;
 
 const MAGIC: [u8; 4] = *b"TLB1";
@@ -79,7 +80,7 @@ pub(super) fn decode(object: &Bytes, digest: &Digest, len: u64) -> Result<Bytes>
         }
         RAW => return Err(invalid("its payload has another length than it says")),
         SHUFFLED => unpack_elements(usize::from(width), payload, size)
-            .map_err(|e| Error::new(Code::StoreDamaged, e.message()))?
+            .map_err(|e| Error::new(Code::StoreDamaged, e.message()).cause(e))?
             .into(),
         other => return Err(invalid(&format!("unknown codec {other}"))),
     };

@@ -4,15 +4,20 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::failure::{ATTEMPTS, conflict, is_damage};
+use super::handle::Store;
+use super::layout;
 use super::layout::Subject;
+use super::listing::Sequences;
 use super::name::{AdapterName, Name};
 use super::record::{Body, Place, Read, Version};
 use super::sign::Scope;
-use super::{ATTEMPTS, Sequences, Skipped, Store, conflict, is_damage, layout};
+use super::tenants::Skipped;
 use crate::error::{Code, Error, Result};
 
 /// An adapter in a listing: its last version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Listed {
     /// The tenant.
     pub user: Name,
@@ -28,6 +33,7 @@ pub struct Listed {
 
 /// A version of an adapter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct VersionEntry {
     /// Its number.
     pub version: u64,
@@ -57,6 +63,7 @@ pub struct VersionEntry {
 
 /// What a tenant has, object by object.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct Inventory {
     /// The last version of each adapter, by task.
     pub adapters: Vec<StoredAdapter>,
@@ -68,6 +75,7 @@ pub struct Inventory {
 
 /// The last version of an adapter, with the objects it takes.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct StoredAdapter {
     /// The task.
     pub task: Name,
@@ -89,6 +97,7 @@ pub struct StoredAdapter {
 
 /// Totals of a store.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Stat {
     /// Number of tenants.
     pub tenants: u64,
@@ -117,6 +126,7 @@ pub struct Stat {
 
 /// Totals of a tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct TenantStat {
     /// The tenant.
     pub user: Name,
@@ -294,25 +304,32 @@ impl Store {
 
     /// As [`tags`](Self::tags), without those that cannot be read, of which a warning tells.
     fn readable_tags(&self, sequences: &Sequences, task: &Name) -> Result<Vec<(Name, u64)>> {
-        let mut tags = Vec::new();
-        for tag in sequences.tags_of(task) {
-            match self.tagged(sequences, task, tag) {
-                Ok(version) => tags.extend(version.map(|v| (tag.clone(), v))),
-                Err(e) if is_damage(&e) => {
-                    self.warn(format!("{e}; what the tag `{tag}` names is not known"));
-                }
-                Err(e) => return Err(e),
+        self.tags_or(sequences, task, &|tag, e| match is_damage(&e) {
+            true => {
+                self.warn(format!("{e}; what the tag `{tag}` names is not known"));
+                Ok(())
             }
-        }
-        Ok(tags)
+            false => Err(e),
+        })
     }
 
     /// The tags of an adapter, and the versions they name.
     pub(super) fn tags(&self, sequences: &Sequences, task: &Name) -> Result<Vec<(Name, u64)>> {
+        self.tags_or(sequences, task, &|_, e| Err(e))
+    }
+
+    /// The tags of an adapter, without those that fail in a way that `skip` passes over.
+    fn tags_or(
+        &self,
+        sequences: &Sequences,
+        task: &Name,
+        skip: &dyn Fn(&Name, Error) -> Result<()>,
+    ) -> Result<Vec<(Name, u64)>> {
         let mut tags = Vec::new();
         for tag in sequences.tags_of(task) {
-            if let Some(version) = self.tagged(sequences, task, tag)? {
-                tags.push((tag.clone(), version));
+            match self.tagged(sequences, task, tag) {
+                Ok(version) => tags.extend(version.map(|v| (tag.clone(), v))),
+                Err(e) => skip(tag, e)?,
             }
         }
         Ok(tags)

@@ -1,19 +1,25 @@
 //! Garbage collection (`spec/tl-store-v1.md` §7): condemn, look again, declare dead, delete.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::Serialize;
 
+use super::backend::Entry;
+use super::failure::{ATTEMPTS, conflict, is_damage};
+use super::handle::Store;
+use super::layout;
 use super::layout::Subject;
+use super::listing::Sequences;
 use super::name::Name;
 use super::record::{Collection, Place};
-use super::{ATTEMPTS, Sequences, Skipped, Store, conflict, is_damage, layout};
+use super::tenants::Skipped;
+use crate::digest::Digest;
 use crate::error::Result;
-use crate::format::Digest;
 
 /// What to collect.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct CollectOptions {
     /// Keep this many versions of each adapter, and those that a tag names; all where not given.
     pub keep: Option<u64>,
@@ -23,6 +29,7 @@ pub struct CollectOptions {
 
 /// What came of a collection.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Collected {
     /// Versions that were deleted: of removed adapters, or beyond those to keep.
     pub versions: u64,
@@ -51,7 +58,7 @@ const MAX_PASSES: usize = 4;
 pub(super) const MAX_CONDEMNED: usize = 30_000;
 
 /// A version of an adapter, or its removal.
-struct Seen {
+struct ListedVersion {
     task: Name,
     number: u64,
     key: String,
@@ -65,7 +72,7 @@ struct Seen {
 }
 
 /// What one pass of a collection goes by.
-struct Round<'a> {
+struct Pass<'a> {
     user: &'a Name,
     now: u64,
     options: &'a CollectOptions,
@@ -75,7 +82,7 @@ struct Round<'a> {
 
 /// What one pass of a collection does.
 #[derive(Default)]
-struct Plan {
+struct PassPlan {
     next: Collection,
     /// What is dead and there.
     delete: Vec<String>,
@@ -140,14 +147,14 @@ impl Store {
             if !collection.condemned.is_empty() || !collection.dead.is_empty() {
                 sequences = self.sequences(&folder)?;
             }
-            let round = Round {
+            let pass = Pass {
                 user,
                 now,
                 options,
                 fresh: &fresh,
                 collection,
             };
-            let plan = self.plan(&round, &sequences)?;
+            let plan = self.plan(&pass, &sequences)?;
             if options.dry_run {
                 return Ok(plan.count(done));
             }
@@ -175,34 +182,68 @@ impl Store {
     }
 
     /// What a collection does, from one state and what was listed after it.
-    fn plan(&self, round: &Round<'_>, sequences: &Sequences) -> Result<Plan> {
-        let state = round.collection;
-        let seen = self.seen(sequences, round.user)?;
-        let mut plan = Plan::default();
-        let dying = self.condemn_versions(round, sequences, &seen, &mut plan)?;
-        let (going, left): (Vec<&Seen>, Vec<&Seen>) = seen.iter().partition(|s| {
-            let dead = state.dead.contains(&s.key) || plan.next.dead.contains(&s.key);
-            dead || (round.options.dry_run && dying.contains(&s.key))
+    fn plan(&self, pass: &Pass<'_>, sequences: &Sequences) -> Result<PassPlan> {
+        let state = pass.collection;
+        let versions = self.listed_versions(sequences, pass.user)?;
+        let mut plan = PassPlan::default();
+        let dying = self.condemn_versions(pass, sequences, &versions, &mut plan)?;
+        let (going, staying): (Vec<&ListedVersion>, Vec<_>) = versions.iter().partition(|v| {
+            let dead = state.dead.contains(&v.key) || plan.next.dead.contains(&v.key);
+            dead || (pass.options.dry_run && dying.contains(&v.key))
         });
-        let names = |of: Vec<&'_ Seen>| -> BTreeSet<String> {
-            of.iter().flat_map(|s| s.names.iter().cloned()).collect()
+        let names = |of: Vec<&'_ ListedVersion>| -> BTreeSet<String> {
+            of.iter().flat_map(|v| v.names.iter().cloned()).collect()
         };
-        let (going, named) = (names(going), names(left));
-        let folder = layout::blobs(round.user);
+        let (going, named) = (names(going), names(staying));
+        let folder = layout::blobs(pass.user);
         let mut blobs = self.backend.list(&folder)?;
         // What else lies there is none of a collection's business.
         blobs.retain(|b| b.regular && layout::parse_blob(&folder, &b.key).is_some());
-        let mut there: BTreeSet<&String> = blobs.iter().map(|b| &b.key).collect();
-        let mut bytes = BTreeMap::new();
-        for blob in &blobs {
+        self.condemn_blobs(pass, &blobs, (&going, &named), &mut plan);
+        let tags = self.superseded_tags(sequences, pass.now)?;
+        plan.next.dead.extend(tags);
+        let records: BTreeSet<String> = sequences.keys().collect();
+        let present = blobs.iter().map(|b| &b.key).chain(&records);
+        let present: BTreeSet<&String> = present.collect();
+        // What was declared dead stays so until it is gone, and nothing names it.
+        let dead = state.dead.iter();
+        let dead = dead.filter(|k| present.contains(k) || named.contains(*k));
+        plan.next.dead.extend(dead.cloned());
+        let delete = plan.next.dead.iter().filter(|k| present.contains(k));
+        plan.delete = delete.cloned().collect();
+        plan.next.dropped = state.dropped.clone();
+        plan.next.dropped.extend(&sequences.folder, &plan.delete);
+        plan.count_blobs(&blobs);
+        let is_dead = |v: &&ListedVersion| plan.next.dead.contains(&v.key);
+        plan.versions = match pass.options.dry_run {
+            true => dying.len() as u64,
+            false => versions.iter().filter(is_dead).count() as u64,
+        };
+        let is_version = |key: &String| versions.iter().any(|v| v.key == *key);
+        let deleted = plan.delete.iter().filter(|k| records.contains(*k));
+        plan.records = deleted.filter(|k| !is_version(k)).count() as u64;
+        Ok(plan)
+    }
+
+    /// Condemns the blobs that no version names, and declares those dead that were condemned a grace
+    /// period ago. `going` are named by versions on their way out, `named` by those that stay.
+    fn condemn_blobs(
+        &self,
+        pass: &Pass<'_>,
+        blobs: &[Entry],
+        (going, named): (&BTreeSet<String>, &BTreeSet<String>),
+        plan: &mut PassPlan,
+    ) {
+        let state = pass.collection;
+        for blob in blobs {
             if state.dead.contains(&blob.key) || named.contains(&blob.key) {
                 continue;
             }
             let since = state.condemned.get(&blob.key).copied();
             match since {
                 Some(since)
-                    if round.now >= since.saturating_add(self.grace)
-                        && !round.fresh.contains(&blob.key)
+                    if self.is_old(since, pass.now)
+                        && !pass.fresh.contains(&blob.key)
                         // A version that is there is whole, though it is on its way out.
                         && !going.contains(&blob.key) =>
                 {
@@ -210,7 +251,7 @@ impl Store {
                 }
                 None if plan.next.condemned.len() >= MAX_CONDEMNED => {}
                 _ => {
-                    let since = since.unwrap_or(round.now);
+                    let since = since.unwrap_or(pass.now);
                     plan.next.condemned.insert(blob.key.clone(), since);
                     plan.condemned += 1;
                     plan.condemned_bytes += blob.bytes;
@@ -218,53 +259,21 @@ impl Store {
                 }
             }
         }
-        bytes.extend(blobs.iter().map(|b| (&b.key, b.bytes)));
-        let tags = self.superseded_tags(sequences, round.now)?;
-        plan.next.dead.extend(tags);
-        let records: BTreeSet<String> = sequences.keys().collect();
-        there.extend(&records);
-        // What was declared dead stays so until it is gone, and nothing names it.
-        let dead = state.dead.iter();
-        let dead = dead.filter(|k| there.contains(k) || named.contains(*k));
-        plan.next.dead.extend(dead.cloned());
-        plan.delete = plan.next.dead.iter().cloned().collect();
-        plan.delete.retain(|k| there.contains(k));
-        plan.next.dropped = state.dropped.clone();
-        plan.next.dropped.extend(&sequences.folder, &plan.delete);
-        plan.blobs = bytes
-            .iter()
-            .filter(|(k, _)| plan.next.dead.contains(**k))
-            .count() as u64;
-        plan.bytes = bytes
-            .iter()
-            .filter(|(k, _)| plan.next.dead.contains(**k))
-            .map(|(_, n)| *n)
-            .sum();
-        plan.versions = match round.options.dry_run {
-            true => dying.len() as u64,
-            false => seen
-                .iter()
-                .filter(|s| plan.next.dead.contains(&s.key))
-                .count() as u64,
-        };
-        let tag = |k: &&String| records.contains(*k) && !seen.iter().any(|s| s.key == **k);
-        plan.records = plan.delete.iter().filter(tag).count() as u64;
-        Ok(plan)
     }
 
     /// Condemns the versions that nothing needs, and declares those dead that were condemned
     /// before; the keys of both.
     fn condemn_versions(
         &self,
-        round: &Round<'_>,
+        pass: &Pass<'_>,
         sequences: &Sequences,
-        seen: &[Seen],
-        plan: &mut Plan,
+        listed: &[ListedVersion],
+        plan: &mut PassPlan,
     ) -> Result<BTreeSet<String>> {
-        let state = round.collection;
+        let state = pass.collection;
         let mut dying = BTreeSet::new();
-        let expired = self.expired(seen, round.now, round.options);
-        for versions in seen.chunk_by(|a, b| a.task == b.task) {
+        let expired = self.expired(listed, pass.now, pass.options);
+        for versions in listed.chunk_by(|a, b| a.task == b.task) {
             let Some((last, older)) = versions.split_last() else {
                 continue;
             };
@@ -292,7 +301,7 @@ impl Store {
                 if since.is_some() {
                     plan.next.dead.insert(s.key.clone());
                 } else if plan.next.condemned.len() < MAX_CONDEMNED {
-                    plan.next.condemned.insert(s.key.clone(), round.now);
+                    plan.next.condemned.insert(s.key.clone(), pass.now);
                     plan.again = true;
                 }
             }
@@ -301,14 +310,14 @@ impl Store {
     }
 
     /// Every version and removal of a tenant, each adapter's in order.
-    fn seen(&self, sequences: &Sequences, user: &Name) -> Result<Vec<Seen>> {
+    fn listed_versions(&self, sequences: &Sequences, user: &Name) -> Result<Vec<ListedVersion>> {
         let mut all = Vec::new();
         for (task, numbers) in sequences.tasks() {
             let subject = Subject::Adapter(task.clone());
             let place = |n: &u64| (task.clone(), *n, sequences.key(&subject, *n));
             all.extend(numbers.iter().map(place));
         }
-        let mut seen = Vec::new();
+        let mut listed = Vec::new();
         for part in all.chunks(AT_ONCE) {
             let keys: Vec<String> = part.iter().map(|(_, _, key)| key.clone()).collect();
             for ((task, number, key), read) in part.iter().zip(self.records(&keys)) {
@@ -319,7 +328,7 @@ impl Store {
                     Place::Tenant(generation) => Some(layout::blob(user, &blob.sha256, generation)),
                     _ => None,
                 });
-                seen.push(Seen {
+                listed.push(ListedVersion {
                     task: task.clone(),
                     number: *number,
                     key: key.clone(),
@@ -331,20 +340,25 @@ impl Store {
                 });
             }
         }
-        Ok(seen)
+        Ok(listed)
     }
 
     /// The keys of the tenant's blobs that versions name.
-    pub(super) fn seen_names(&self, of: &Sequences, user: &Name) -> Result<BTreeSet<String>> {
-        let seen = self.seen(of, user)?;
-        Ok(seen.into_iter().flat_map(|s| s.names).collect())
+    pub(super) fn named_blobs(&self, of: &Sequences, user: &Name) -> Result<BTreeSet<String>> {
+        let listed = self.listed_versions(of, user)?;
+        Ok(listed.into_iter().flat_map(|s| s.names).collect())
     }
 
     /// The keys of versions that may go: of adapters removed a grace period ago, and beyond those to
     /// keep. The last record of a sequence always stays, so that numbers only grow.
-    fn expired(&self, seen: &[Seen], now: u64, options: &CollectOptions) -> BTreeSet<String> {
+    fn expired(
+        &self,
+        listed: &[ListedVersion],
+        now: u64,
+        options: &CollectOptions,
+    ) -> BTreeSet<String> {
         let mut keys = BTreeSet::new();
-        for versions in seen.chunk_by(|a, b| a.task == b.task) {
+        for versions in listed.chunk_by(|a, b| a.task == b.task) {
             let Some((last, older)) = versions.split_last() else {
                 continue;
             };
@@ -417,7 +431,15 @@ impl Store {
     }
 }
 
-impl Plan {
+impl PassPlan {
+    /// Counts the blobs that this pass declares dead, or finds dead.
+    fn count_blobs(&mut self, blobs: &[Entry]) {
+        for blob in blobs.iter().filter(|b| self.next.dead.contains(&b.key)) {
+            self.blobs += 1;
+            self.bytes += blob.bytes;
+        }
+    }
+
     /// The totals with what this pass does.
     fn count(&self, done: Collected) -> Collected {
         Collected {

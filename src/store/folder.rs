@@ -21,6 +21,8 @@ use object_store::PutPayload;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
+use super::system::random;
+
 /// Put before a random number, it names the temporary file of a write that is under way.
 const TEMPORARY: &str = ".tlkit-";
 /// Deepest folder that is looked into; the layout has four levels.
@@ -254,7 +256,7 @@ impl<'a> Temporary<'a> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(0o666);
         let (name, file) = loop {
-            let name = format!("{TEMPORARY}{:016x}", super::random());
+            let name = format!("{TEMPORARY}{:016x}", random());
             let file = match rustix::fs::openat(dir, &name, flags | OFlags::NOFOLLOW, mode) {
                 Ok(file) => File::from(file),
                 Err(Errno::EXIST) => continue,

@@ -1,16 +1,18 @@
 //! Getting an adapter back: every byte is verified against its digest.
 
+use super::failure::is_damage;
+use super::handle::Store;
 use super::layout::Subject;
+use super::listing::Sequences;
 use super::name::{AdapterName, Name, Which};
 use super::record::{Body, Place, Read, StoredBlob, Version};
-use super::sign::{Trust, check};
-use super::{Sequences, Store, blob, is_damage, layout};
+use super::sign::{self, Trust};
+use super::{blob, layout};
+use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
-use crate::format::{BlobSource, Digest};
 use crate::tensor::Bytes;
 
-/// A version of an adapter whose record was read and verified. Its blobs are read on demand, by
-/// [`BlobSource`].
+/// A version of an adapter whose record was read and verified. Its blobs are read on demand.
 #[derive(Debug)]
 pub struct Fetched<'a> {
     store: &'a Store,
@@ -116,7 +118,7 @@ impl Fetched<'_> {
     /// [`Code::SignatureInvalid`].
     pub fn require_signature(&self, trust: &Trust) -> Result<()> {
         let place = (&self.user, &self.task, self.number);
-        check(
+        sign::check(
             &self.version.root,
             place,
             self.version.signature.as_ref(),
@@ -124,7 +126,21 @@ impl Fetched<'_> {
         )
     }
 
-    fn blob(&self, stored: &StoredBlob) -> Result<Bytes> {
+    /// The raw bytes of a blob that this version names, verified; `None` where it names none of this
+    /// digest and length.
+    ///
+    /// # Errors
+    /// [`Code::BlobMissing`]; [`Code::StoreDamaged`], [`Code::StoreRecord`]; [`Code::StoreBackend`].
+    pub fn blob(&self, digest: &Digest, len: u64) -> Result<Option<Bytes>> {
+        let stored = self
+            .version
+            .blobs
+            .iter()
+            .find(|b| b.sha256 == *digest && b.bytes == len);
+        stored.map(|s| self.stored_blob(s)).transpose()
+    }
+
+    fn stored_blob(&self, stored: &StoredBlob) -> Result<Bytes> {
         let key = match stored.at {
             Place::Inline(_) => {
                 let inside = self.read.inline(stored)?;
@@ -146,17 +162,6 @@ impl Fetched<'_> {
     }
 }
 
-impl BlobSource for Fetched<'_> {
-    fn get(&self, digest: &Digest, len: u64) -> Result<Option<Bytes>> {
-        let stored = self
-            .version
-            .blobs
-            .iter()
-            .find(|b| b.sha256 == *digest && b.bytes == len);
-        stored.map(|s| self.blob(s)).transpose()
-    }
-}
-
 /// The blobs that a tenant may name: the published ones, then its own that are objects.
 #[derive(Debug)]
 pub struct TenantBlobs<'a> {
@@ -171,8 +176,12 @@ impl Store {
     }
 }
 
-impl BlobSource for TenantBlobs<'_> {
-    fn get(&self, digest: &Digest, len: u64) -> Result<Option<Bytes>> {
+impl TenantBlobs<'_> {
+    /// The raw bytes of a blob that the tenant may name, verified; `None` where there is none.
+    ///
+    /// # Errors
+    /// [`Code::StoreDamaged`], [`Code::StoreRecord`]; [`Code::StoreBackend`].
+    pub fn blob(&self, digest: &Digest, len: u64) -> Result<Option<Bytes>> {
         if self.store.published()?.contains_key(digest) {
             return self.store.read_blob(&layout::public(digest), digest, len);
         }

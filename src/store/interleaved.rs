@@ -9,10 +9,14 @@ use futures_util::FutureExt;
 use object_store::ObjectStoreExt;
 use object_store::memory::InMemory;
 
+use super::layout::Subject;
 use super::testing::sample;
 use super::testing::schedule::{Chance, Odds, Port, Schedule};
 use super::*;
-use crate::format::BlobSource;
+use crate::digest::Digest;
+use crate::error::{Code, Result};
+use crate::progress::Progress;
+use crate::tensor::Bytes;
 
 const GRACE_PERIOD: u64 = 100;
 /// Of the processes' numbers, that of whoever prepares and judges.
@@ -200,7 +204,9 @@ impl World {
                 };
                 store.collect(&options).map(|_| Came::Done(0, false))
             }
-            Deed::Check => store.fsck(None, &mut |_| ()).map(|_| Came::Done(0, false)),
+            Deed::Check => store
+                .fsck(None, Progress::new())
+                .map(|_| Came::Done(0, false)),
             Deed::Get(at) => match store.get(&task(*at)) {
                 Ok(fetched) => {
                     self.judge_bytes(&fetched);
@@ -231,7 +237,7 @@ impl World {
         let package = self.packages.iter();
         let package = package.clone().find(|p| p.root == fetched.version().root);
         for blob in &package.unwrap().blobs {
-            if let Ok(Some(bytes)) = fetched.get(&blob.digest, blob.bytes.len() as u64) {
+            if let Ok(Some(bytes)) = fetched.blob(&blob.digest, blob.bytes.len() as u64) {
                 assert!(*bytes == *blob.bytes);
             }
         }
@@ -256,7 +262,7 @@ impl World {
         let package = self.packages.iter();
         let package = package.clone().find(|p| p.root == fetched.version().root);
         for blob in &package.unwrap().blobs {
-            match fetched.get(&blob.digest, blob.bytes.len() as u64) {
+            match fetched.blob(&blob.digest, blob.bytes.len() as u64) {
                 Ok(Some(bytes)) if *bytes == *blob.bytes => {}
                 Ok(_) => return Some(format!("{name} has other bytes")),
                 Err(e) => return Some(format!("{name}: {e}")),
@@ -361,7 +367,7 @@ impl World {
     fn leaked(&self, store: &Store) -> Option<String> {
         let user: Name = "u".parse().unwrap();
         let sequences = store.sequences("tenants/u/records").unwrap();
-        let seen = store.seen_names(&sequences, &user).unwrap();
+        let seen = store.named_blobs(&sequences, &user).unwrap();
         for entry in store.backend().list("tenants/u/blobs").unwrap() {
             if !seen.contains(&entry.key) {
                 return Some(format!("{} stays for ever", entry.key));
@@ -486,7 +492,7 @@ fn judge(world: &World) -> Option<String> {
         .unwrap()
         .iter()
         .any(|e| e.came == Came::Unclear);
-    let problems = store.fsck(None, &mut |_| ()).unwrap().problems;
+    let problems = store.fsck(None, Progress::new()).unwrap().problems;
     if !unclear && !problems.is_empty() {
         return Some(format!("{problems:?}"));
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::name::Name;
-use crate::format::Digest;
+use crate::digest::Digest;
 
 /// What makes a place a store.
 pub(super) const MARKER: &str = "store.json";

@@ -8,13 +8,16 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::failure::is_damage;
+use super::handle::Store;
 use super::put::{Package, PutReport};
-use super::{Store, blob, is_damage, layout};
+use super::{blob, layout};
+use crate::digest::Digest;
 use crate::error::Result;
-use crate::format::Digest;
 
 /// A published blob.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Published {
     /// Its digest.
     pub digest: String,
@@ -37,7 +40,7 @@ impl Store {
                 .backend
                 .create(&key, blob::encode(blob.width, &blob.bytes)?)?;
             if !created {
-                self.mend(&key, blob, &mut PutReport::default())?;
+                self.ensure_published(&key, blob, &mut PutReport::default())?;
             }
             published.push(Published {
                 digest: blob.digest.hex(),

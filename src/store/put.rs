@@ -4,15 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
+use super::confirm::{Claim, Outcome};
+use super::failure::{ATTEMPTS, conflict, is_damage};
+use super::handle::Store;
 use super::layout::Subject;
+use super::listing::Sequences;
 use super::name::{AdapterName, Name};
 use super::record::{Body, MAX_INLINE_BYTES, Place, Read, StoredBlob, Version};
 use super::sequence::Appended;
 use super::sign::{Signature, Signer};
-use super::state::{Claim, Outcome, State};
-use super::{ATTEMPTS, Sequences, Store, blob, conflict, is_damage, layout, record};
+use super::state::State;
+use super::{blob, layout};
+use crate::digest::Digest;
 use crate::error::{Code, Result};
-use crate::format::Digest;
 use crate::tensor::Bytes;
 
 /// An adapter as the store sees it: a manifest, and the blobs it names.
@@ -53,6 +57,7 @@ impl Package {
 
 /// What came of a put.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct PutReport {
     /// The tenant and task.
     pub adapter: String,
@@ -86,7 +91,7 @@ struct Attempt<'a> {
 
 /// What earlier attempts of a put left.
 #[derive(Default)]
-struct Own {
+struct EarlierAttempts {
     /// The numbers of the versions that they wrote.
     numbers: BTreeSet<u64>,
     /// The keys of those that are none.
@@ -132,7 +137,7 @@ impl Store {
     ) -> Result<PutReport> {
         name.latest_only()?;
         let folder = layout::records(&name.user);
-        let mut own = Own::default();
+        let mut earlier = EarlierAttempts::default();
         for _ in 0..ATTEMPTS {
             let sequences = self.sequences(&folder)?;
             let mut attempt = Attempt {
@@ -149,20 +154,20 @@ impl Store {
                     ..PutReport::default()
                 },
             };
-            let done = match self.put_again(&mut attempt)? {
+            let done = match self.put_unchanged(&mut attempt)? {
                 Some(done) => done,
                 None => {
                     attempt.report.known_blobs = 0;
                     self.check_quota(&attempt.sequences, name, package)?;
-                    self.put_version(&mut attempt, &mut own)?
+                    self.put_version(&mut attempt, &mut earlier)?
                 }
             };
             if done {
-                if !own.void.is_empty() {
+                if !earlier.void.is_empty() {
                     // What is left of them where this fails, the next collection finds.
-                    let _ = self.disown(&folder, &own.void);
+                    let _ = self.condemn_records(&folder, &earlier.void);
                 }
-                attempt.report.unchanged &= !own.numbers.contains(&attempt.report.version);
+                attempt.report.unchanged &= !earlier.numbers.contains(&attempt.report.version);
                 return Ok(attempt.report);
             }
         }
@@ -171,7 +176,7 @@ impl Store {
 
     /// Whether the last version is this adapter, all of it whole or mended, and stays; `None` where
     /// a new version is needed, `false` where all has to be looked at again.
-    fn put_again(&self, attempt: &mut Attempt<'_>) -> Result<Option<bool>> {
+    fn put_unchanged(&self, attempt: &mut Attempt<'_>) -> Result<Option<bool>> {
         let subject = attempt.subject();
         // A damaged record is no reason to refuse the good copy that replaces it.
         let last = match self.last(&attempt.sequences, &subject) {
@@ -191,29 +196,7 @@ impl Store {
             return Ok(None);
         }
         let mut names = BTreeSet::new();
-        let mut whole = true;
-        let package = attempt.package;
-        for stored in &version.blobs {
-            let Some(blob) = package.blobs.iter().find(|b| b.digest == stored.sha256) else {
-                return Ok(None);
-            };
-            match stored.at {
-                Place::Inline(_) => {
-                    if read.inline(stored).is_err() {
-                        return Ok(None);
-                    }
-                }
-                Place::Public => {
-                    self.mend(&layout::public(&stored.sha256), blob, &mut attempt.report)?;
-                }
-                Place::Tenant(generation) => {
-                    let key = layout::blob(&attempt.name.user, &stored.sha256, generation);
-                    whole &= self.restore(&key, blob, attempt)?;
-                    names.insert(key);
-                }
-            }
-        }
-        if !whole || (!names.is_empty() && attempt.state.collection().is_err()) {
+        if !self.is_restored_whole(attempt, &read, version, &mut names)? {
             return Ok(None);
         }
         let claim = Claim {
@@ -234,6 +217,41 @@ impl Store {
             }
             Outcome::Void | Outcome::Unknown => Ok(Some(false)),
         }
+    }
+
+    /// Whether every blob of the last version is that of the package, and good or restored; `names`
+    /// gets the keys of those that are objects of the tenant.
+    fn is_restored_whole(
+        &self,
+        attempt: &mut Attempt<'_>,
+        read: &Read,
+        version: &Version,
+        names: &mut BTreeSet<String>,
+    ) -> Result<bool> {
+        let mut whole = true;
+        let package = attempt.package;
+        for stored in &version.blobs {
+            let Some(blob) = package.blobs.iter().find(|b| b.digest == stored.sha256) else {
+                return Ok(false);
+            };
+            match stored.at {
+                Place::Inline(_) => {
+                    if read.inline(stored).is_err() {
+                        return Ok(false);
+                    }
+                }
+                Place::Public => {
+                    let key = layout::public(&stored.sha256);
+                    self.ensure_published(&key, blob, &mut attempt.report)?;
+                }
+                Place::Tenant(generation) => {
+                    let key = layout::blob(&attempt.name.user, &stored.sha256, generation);
+                    whole &= self.restore(&key, blob, attempt)?;
+                    names.insert(key);
+                }
+            }
+        }
+        Ok(whole && (names.is_empty() || attempt.state.collection().is_ok()))
     }
 
     /// Whether a further acknowledgement may rest on a blob that a version names. Where it is
@@ -266,7 +284,11 @@ impl Store {
     }
 
     /// Whether a new version was written, and stays.
-    fn put_version(&self, attempt: &mut Attempt<'_>, own: &mut Own) -> Result<bool> {
+    fn put_version(
+        &self,
+        attempt: &mut Attempt<'_>,
+        earlier: &mut EarlierAttempts,
+    ) -> Result<bool> {
         let (package, user) = (attempt.package, &attempt.name.user);
         let subject = attempt.subject();
         let mut version = Version {
@@ -298,7 +320,7 @@ impl Store {
         let Some(appended) = appended else {
             return Ok(false);
         };
-        own.numbers.insert(appended.number);
+        earlier.numbers.insert(appended.number);
         let claim = Claim {
             seen,
             subject: &subject,
@@ -307,7 +329,7 @@ impl Store {
         };
         let outcome = self.confirm(&claim)?;
         if outcome == Outcome::Void {
-            own.void.insert(seen.key(&subject, appended.number));
+            earlier.void.insert(seen.key(&subject, appended.number));
         }
         attempt.report.version = appended.number;
         attempt.report.written += appended.bytes;
@@ -315,7 +337,12 @@ impl Store {
     }
 
     /// Makes sure that an object that is never deleted is there and good.
-    pub(super) fn mend(&self, key: &str, blob: &PackageBlob, report: &mut PutReport) -> Result<()> {
+    pub(super) fn ensure_published(
+        &self,
+        key: &str,
+        blob: &PackageBlob,
+        report: &mut PutReport,
+    ) -> Result<()> {
         if self.condition(key, blob)? != Condition::Bad {
             report.known_blobs += 1;
             return Ok(());
@@ -355,7 +382,9 @@ impl Store {
             let known = self.cache().verified.contains(&blob.digest);
             match known {
                 true => attempt.report.known_blobs += 1,
-                false => self.mend(&layout::public(&blob.digest), blob, &mut attempt.report)?,
+                false => {
+                    self.ensure_published(&layout::public(&blob.digest), blob, &mut attempt.report)?
+                }
             }
             self.cache().verified.insert(blob.digest);
             return Ok(Place::Public);
@@ -413,15 +442,5 @@ impl Store {
             }
         }
         Err(failed.unwrap_or_else(|| conflict("a blob")))
-    }
-
-    /// The records at some keys, a few at a time.
-    pub(super) fn records(&self, keys: &[String]) -> Vec<Result<Option<Read>>> {
-        let objects = self.backend.read_many(keys, record::MAX_RECORD_BYTES);
-        let decode = |(key, object): (&String, Result<Option<Bytes>>)| {
-            let object = object?;
-            object.map(|o| self.decode(key, &o)).transpose()
-        };
-        keys.iter().zip(objects).map(decode).collect()
     }
 }

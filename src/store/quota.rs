@@ -1,9 +1,11 @@
 //! Quotas: how many bytes a tenant keeps, and may keep.
 
+use super::failure::is_damage;
+use super::handle::Store;
 use super::layout::Subject;
+use super::listing::Sequences;
 use super::name::AdapterName;
 use super::put::Package;
-use super::{Sequences, Store, is_damage};
 use crate::error::{Code, Error, Result};
 
 /// Records that are held at a time.

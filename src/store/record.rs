@@ -9,8 +9,9 @@ use super::dropped::Dropped;
 use super::layout::{self, Subject};
 use super::name::Name;
 use super::sign::Signature;
+use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
-use crate::format::{Digest, MAX_MANIFEST_BYTES, pack_elements, unpack_elements};
+use crate::format::{MAX_MANIFEST_BYTES, pack_elements, unpack_elements};
 use crate::tensor::Bytes;
 
 /// A record that says where it lies.
@@ -171,6 +172,7 @@ pub(super) struct Collection {
 /// The settings of a store, all of which its operator may change.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Settings {
     /// Most logical bytes of a tenant that has no quota of its own.
     pub quota: Option<u64>,
@@ -194,7 +196,7 @@ pub(super) struct Read {
 /// The object of a record; `manifest` and `inline` belong to a version.
 pub(super) fn encode(record: &Record, manifest: &[u8], inline: &[Vec<u8>]) -> Result<Vec<u8>> {
     let json = serde_json::to_vec(record)
-        .map_err(|e| Error::new(Code::StoreRecord, format!("no JSON: {e}")))?;
+        .map_err(|e| Error::new(Code::StoreRecord, format!("no JSON: {e}")).cause(e))?;
     let magic = if record.at.is_some() { MAGIC } else { UNBOUND };
     object_of(magic, &json, manifest, inline)
 }
@@ -260,7 +262,6 @@ pub(super) fn decode_at(key: &str, object: &Bytes, bound: bool) -> Result<Read> 
 /// [`Code::StoreDamaged`] where the bytes are not those that were written, [`Code::StoreRecord`]
 /// where they are and are no record of version 1.
 pub(super) fn decode(object: &Bytes) -> Result<Read> {
-    let invalid = |m: &str| Error::new(Code::StoreRecord, format!("not a record: {m}"));
     let (Some(&magic), Some(digest)) = (object.first_chunk(), object.get(4..36)) else {
         return Err(invalid("it begins with other bytes"));
     };
@@ -287,7 +288,7 @@ pub(super) fn decode(object: &Bytes) -> Result<Read> {
     let packed = object.get(FRAME..FRAME.saturating_add(packed_len));
     let packed = packed.ok_or_else(|| invalid("shorter than it says"))?;
     let plain = unpack_elements(1, packed, plain_len as u64)
-        .map_err(|e| Error::new(Code::StoreRecord, e.message()))?;
+        .map_err(|e| Error::new(Code::StoreRecord, e.message()).cause(e))?;
     let (size, plain) = plain
         .split_first_chunk()
         .ok_or_else(|| invalid("shorter than its frame"))?;
@@ -295,32 +296,22 @@ pub(super) fn decode(object: &Bytes) -> Result<Read> {
         .split_at_checked(u32::from_le_bytes(*size) as usize)
         .ok_or_else(|| invalid("its JSON is shorter than it says"))?;
     let record: Record =
-        serde_json::from_slice(json).map_err(|e| invalid(&format!("its JSON: {e}")))?;
+        serde_json::from_slice(json).map_err(|e| invalid(&format!("its JSON: {e}")).cause(e))?;
     if record.at.is_some() != (magic == MAGIC) {
         return Err(invalid("its first bytes and its JSON are of two forms"));
     }
-    let mut at = FRAME + packed_len;
-    let mut inline = Vec::new();
-    if let Body::Adapter(version) = &record.body {
-        for stored in &version.blobs {
-            let Place::Inline(len) = stored.at else {
-                continue;
-            };
-            let end = usize::try_from(len)
-                .ok()
-                .and_then(|len| at.checked_add(len));
-            let slice = end.and_then(|end| object.slice(at..end));
-            let slice = slice.ok_or_else(|| invalid("shorter than its blobs"))?;
-            at += slice.len();
-            inline.push(slice);
+    let manifest_is_named = match &record.body {
+        Body::Adapter(version) => {
+            manifest.len() as u64 == version.manifest && Digest::of(manifest) == version.root
         }
-        if manifest.len() as u64 != version.manifest || Digest::of(manifest) != version.root {
-            return Err(invalid("its manifest is not the one that its root names"));
-        }
-    } else if !manifest.is_empty() {
-        return Err(invalid("bytes follow its JSON"));
+        _ if !manifest.is_empty() => return Err(invalid("bytes follow its JSON")),
+        _ => true,
+    };
+    let inline = inline_blobs(&record, object, FRAME + packed_len)?;
+    if !manifest_is_named {
+        return Err(invalid("its manifest is not the one that its root names"));
     }
-    if at != object.len() {
+    if FRAME + packed_len + inline.iter().map(|b| b.len()).sum::<usize>() != object.len() {
         return Err(invalid("bytes follow its blobs"));
     }
     Ok(Read {
@@ -330,6 +321,31 @@ pub(super) fn decode(object: &Bytes) -> Result<Read> {
         bytes: object.len() as u64,
         object: object.clone(),
     })
+}
+
+fn invalid(message: &str) -> Error {
+    Error::new(Code::StoreRecord, format!("not a record: {message}"))
+}
+
+/// The blobs that lie in the object of a record from a place on, one after another.
+fn inline_blobs(record: &Record, object: &Bytes, mut at: usize) -> Result<Vec<Bytes>> {
+    let mut inline = Vec::new();
+    let Body::Adapter(version) = &record.body else {
+        return Ok(inline);
+    };
+    for stored in &version.blobs {
+        let Place::Inline(len) = stored.at else {
+            continue;
+        };
+        let end = usize::try_from(len)
+            .ok()
+            .and_then(|len| at.checked_add(len));
+        let slice = end.and_then(|end| object.slice(at..end));
+        let slice = slice.ok_or_else(|| invalid("shorter than its blobs"))?;
+        at += slice.len();
+        inline.push(slice);
+    }
+    Ok(inline)
 }
 
 impl Read {

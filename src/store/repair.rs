@@ -5,15 +5,19 @@
 
 use serde::Serialize;
 
+use super::bitflip;
 use super::collect::MAX_CONDEMNED;
+use super::failure::{conflict, is_damage};
+use super::handle::Store;
 use super::layout::{self, Subject};
+use super::listing::Sequences;
 use super::name::Name;
 use super::record::{Body, Collection, MAX_RECORD_BYTES};
-use super::{Sequences, Store, conflict, is_damage, mend};
 use crate::error::{Error, Result};
 
 /// One thing that a repair does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Repair {
     /// The object that is wrong.
     pub key: String,
@@ -27,6 +31,7 @@ pub struct Repair {
 
 /// What a repair did, or would do.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Repaired {
     /// What was done, in this order.
     pub repairs: Vec<Repair>,
@@ -118,7 +123,7 @@ impl Work<'_> {
             Err(e) if is_damage(&e) => return Ok(false),
             object => object?,
         };
-        let object = object.map(|o| mend::candidates(&o)).unwrap_or_default();
+        let object = object.map(|o| bitflip::candidates(&o)).unwrap_or_default();
         let good = |o: &Vec<u8>| self.store.decode(key, &o.clone().into()).is_ok();
         let Some(whole) = object.into_iter().find(good) else {
             return Ok(false);
@@ -193,7 +198,7 @@ impl Work<'_> {
             next.dead = good.dead.clone();
         }
         let Some(user) = user else { return Ok(next) };
-        let named = match self.store.seen_names(sequences, user) {
+        let named = match self.store.named_blobs(sequences, user) {
             // What a damaged version names is not known. Its tenant is not collected either.
             Err(e) if is_damage(&e) => return Ok(next),
             named => named?,
@@ -294,8 +299,7 @@ mod tests {
         for name in ["u/kept", "u/back"] {
             let fetched = store.get(&name.parse().unwrap()).unwrap();
             for blob in &fetched.version().blobs {
-                use crate::format::BlobSource;
-                assert!(fetched.get(&blob.sha256, blob.bytes).unwrap().is_some());
+                assert!(fetched.blob(&blob.sha256, blob.bytes).unwrap().is_some());
             }
         }
     }

@@ -1,12 +1,13 @@
-//! Sequences of records: how one is appended to, and how a writer knows that it was
-//! (`spec/tl-store-v1.md` §5).
+//! How a record is appended to its sequence (`spec/tl-store-v1.md` §5). Whether it is part of it then
+//! is for `confirm` to tell.
 
+use super::failure::is_damage;
+use super::handle::Store;
 use super::layout::{self, Subject};
+use super::listing::Sequences;
 use super::record::{self, At, Body, MAX_RECORD_BYTES, Record};
-use super::state::State;
-use super::{ATTEMPTS, Sequences, Store, conflict, is_damage};
+use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
-use crate::format::Digest;
 
 /// How often a request is sent whose answer did not come.
 const TRIES: u32 = 3;
@@ -18,23 +19,6 @@ pub(super) struct Appended {
     /// Length of the object.
     pub(super) bytes: u64,
     pub(super) digest: Digest,
-}
-
-/// Whether a record is part of its sequence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// It is, or was until a later one came.
-    Holds,
-    /// Its number had been used before, and was free only because that record was collected.
-    Void,
-    /// Later records came and some were collected, so that it cannot be told.
-    Unknown,
-}
-
-/// A tenant's records as they stood at some moment after a record was created.
-pub(super) struct View {
-    pub(super) sequences: Sequences,
-    pub(super) state: State,
 }
 
 impl Store {
@@ -141,100 +125,6 @@ impl Store {
                 }
             }
         }
-    }
-
-    /// How the tenant's records stand now, where `seen` is an earlier listing; `None` where nothing
-    /// of the tenant was ever deleted, since nothing is before the first collection record, which
-    /// stays for good.
-    pub(super) fn view_after(&self, seen: &Sequences) -> Result<Option<View>> {
-        #[cfg(test)]
-        if self.careless {
-            return Ok(None);
-        }
-        let subject = Subject::Collection;
-        if seen.last(&subject).is_none() && !self.exists(&seen.key(&subject, 1))? {
-            return Ok(None);
-        }
-        for _ in 0..ATTEMPTS {
-            let mut sequences = self.sequences(&seen.folder)?;
-            let state = self.state(&sequences)?;
-            if self.backend.lists_in_order() {
-                if sequences.last(&subject).unwrap_or(0) == state.number {
-                    return Ok(Some(View { sequences, state }));
-                }
-                continue;
-            }
-            // A folder may show neither a record that is deleted meanwhile nor the later one that
-            // comes. Nothing is deleted while one state lasts, so a listing within it is complete.
-            sequences = self.sequences(&seen.folder)?;
-            if sequences.last(&subject).unwrap_or(0) == state.number
-                && self.is_last(&state, seen)?
-            {
-                return Ok(Some(View { sequences, state }));
-            }
-        }
-        Err(conflict("the garbage"))
-    }
-
-    /// Whether a state is still the last one. Collection records are deleted in the order of their
-    /// numbers: where this one is there after the next one was not, there never was a next one.
-    fn is_last(&self, state: &State, of: &Sequences) -> Result<bool> {
-        let subject = Subject::Collection;
-        if self.exists(&of.key(&subject, state.number + 1))? {
-            return Ok(false);
-        }
-        self.is_there(&of.folder, state)
-    }
-
-    /// Whether a record of a view is part of its sequence.
-    pub(super) fn standing(
-        &self,
-        view: &View,
-        subject: &Subject,
-        record: &Appended,
-    ) -> Result<Standing> {
-        let Some(last) = view.sequences.last(subject) else {
-            return Ok(Standing::Unknown);
-        };
-        if last == record.number {
-            return Ok(Standing::Holds);
-        }
-        let next = view.sequences.key(subject, record.number + 1);
-        let next = match self.record(&next) {
-            Ok(next) => next,
-            Err(e) if is_damage(&e) => None,
-            Err(e) => return Err(e),
-        };
-        let before = next.and_then(|n| n.record.at).map(|at| at.before);
-        Ok(match before {
-            Some(Some(before)) if before == record.digest => Standing::Holds,
-            Some(Some(_)) => Standing::Void,
-            _ => Standing::Unknown,
-        })
-    }
-
-    /// Appends a record that has nothing but its body, and knows that it was: `make` says what, from
-    /// the listing that it follows.
-    pub(super) fn append_surely(
-        &self,
-        folder: &str,
-        subject: &Subject,
-        make: &mut dyn FnMut(&Sequences) -> Result<Body>,
-    ) -> Result<(Sequences, Option<View>)> {
-        for _ in 0..ATTEMPTS {
-            let sequences = self.sequences(folder)?;
-            let body = make(&sequences)?;
-            let Some(appended) = self.append(&sequences, subject, body)? else {
-                continue;
-            };
-            let Some(view) = self.view_after(&sequences)? else {
-                return Ok((sequences, None));
-            };
-            if self.standing(&view, subject, &appended)? == Standing::Holds {
-                return Ok((sequences, Some(view)));
-            }
-        }
-        Err(conflict(&format!("`{}`", subject.stem())))
     }
 
     pub(super) fn exists(&self, key: &str) -> Result<bool> {

@@ -1,18 +1,12 @@
 //! The store's settings, and what holds where their last record is damaged.
 
+use super::cache::KnownSettings;
+use super::failure::{ATTEMPTS, conflict, is_damage};
+use super::handle::Store;
 use super::layout::{self, Subject};
 use super::name::Name;
 use super::record::{Body, Settings};
-use super::{ATTEMPTS, Store, conflict, is_damage};
 use crate::error::{Code, Error, Result};
-
-/// The settings that hold.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Known {
-    pub(super) settings: Settings,
-    /// Whether there may be others, of which no record can be read.
-    pub(super) lost: bool,
-}
 
 impl Store {
     /// Changes the settings.
@@ -26,7 +20,7 @@ impl Store {
             change(&mut settings);
             let body = Body::Settings(settings.clone());
             if self.append(&sequences, &Subject::Settings, body)?.is_some() {
-                self.known = Known {
+                self.known = KnownSettings {
                     settings,
                     lost: false,
                 };
@@ -38,13 +32,13 @@ impl Store {
 
     /// The last settings that can be read. Where those are not the last that were written, a
     /// warning says so; the damaged record stays where it is.
-    pub(super) fn read_settings(&self) -> Result<Known> {
+    pub(super) fn read_settings(&self) -> Result<KnownSettings> {
         let sequences = match self.sequences(layout::STORE_RECORDS) {
             Err(e) if is_damage(&e) => {
                 self.warn(format!("the settings cannot be read: {e}"));
-                return Ok(Known {
+                return Ok(KnownSettings {
                     lost: true,
-                    ..Known::default()
+                    ..KnownSettings::default()
                 });
             }
             sequences => sequences?,
@@ -60,7 +54,7 @@ impl Store {
                         if let Some(e) = damaged {
                             self.warn(format!("{e}; the settings of {key} hold instead"));
                         }
-                        return Ok(Known {
+                        return Ok(KnownSettings {
                             settings,
                             lost: false,
                         });
@@ -78,7 +72,7 @@ impl Store {
                 "{e}; no settings can be read, so quotas are not known"
             ));
         }
-        Ok(Known {
+        Ok(KnownSettings {
             settings: Settings::default(),
             lost,
         })

@@ -7,9 +7,9 @@ use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 
 use super::name::Name;
+use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
-use crate::format::Digest;
-use crate::safetensors::read_limited;
+use crate::fs::read_limited;
 
 const MAX_KEY_BYTES: u64 = 64 << 10;
 /// Put before what is signed, so that the signature of a version is one of nothing else.
@@ -98,6 +98,7 @@ impl TrustedKey {
 
 /// Which signatures count.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Trust {
     /// Keys one of which must have signed; where there are none, no signature is asked for.
     pub keys: Vec<TrustedKey>,

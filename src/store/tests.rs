@@ -4,8 +4,8 @@
 mod limits;
 
 use std::process::Command;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
@@ -14,7 +14,8 @@ use tempfile::TempDir;
 
 use super::testing::{Action, Faults, Moment, conformance, sample};
 use super::*;
-use crate::format::BlobSource;
+use crate::error::{Code, Result};
+use crate::progress::Progress;
 
 fn memory() -> Arc<dyn ObjectStore> {
     Arc::new(InMemory::new())
@@ -41,7 +42,7 @@ fn assert_whole(store: &Store, at: &str, package: &Package) {
     let fetched = store.get(&name(at)).unwrap_or_else(|e| panic!("{at}: {e}"));
     assert_eq!(fetched.version().root, package.root, "{at}");
     for blob in &package.blobs {
-        let bytes = fetched.get(&blob.digest, blob.bytes.len() as u64).unwrap();
+        let bytes = fetched.blob(&blob.digest, blob.bytes.len() as u64).unwrap();
         assert_eq!(&*bytes.unwrap(), &*blob.bytes, "{at}");
     }
 }
@@ -49,7 +50,7 @@ fn assert_whole(store: &Store, at: &str, package: &Package) {
 /// The invariants: a record names only blobs that are there, and all bytes have their digests.
 #[track_caller]
 fn assert_sound(store: &Store) {
-    assert_eq!(store.fsck(None, &mut |_| ()).unwrap().problems, []);
+    assert_eq!(store.fsck(None, Progress::new()).unwrap().problems, []);
 }
 
 #[test]
@@ -545,7 +546,7 @@ fn temporary_files_of_killed_writers() {
     let collected = store.collect(&CollectOptions::default()).unwrap();
     assert_eq!((collected.temporary, collected.skipped), (1, vec![]));
     assert!(records.join("notes#draft").exists() && records.join("x").exists());
-    let problems = store.fsck(None, &mut |_| ()).unwrap().problems;
+    let problems = store.fsck(None, Progress::new()).unwrap().problems;
     let foreign: Vec<_> = problems.iter().map(|p| p.key.as_str()).collect();
     assert_eq!(
         foreign,

@@ -88,34 +88,6 @@ pub(crate) fn with_bar<T>(label: &str, total: u64, work: impl FnOnce(Control<'_>
     })
 }
 
-/// As [`with_progress`] over things, for work that counts them with a closure.
-pub(crate) fn with_counter<T>(
-    label: &str,
-    total: u64,
-    work: impl FnOnce(&mut dyn FnMut(usize) -> tlkit::Result<()>) -> T,
-) -> T {
-    with_progress(label, Work::Items(total), |progress| {
-        work(&mut |n| progress.advance(n as u64))
-    })
-}
-
-/// As [`with_progress`] over unknown things, for work that counts each with a closure.
-pub(crate) fn with_ticks<T>(
-    label: &str,
-    work: impl FnOnce(&(dyn Fn() -> tlkit::Result<()> + Sync)) -> T,
-) -> T {
-    with_progress(label, Work::SomeItems, |progress| {
-        work(&|| progress.advance(1))
-    })
-}
-
-/// As [`with_progress`] over unknown bytes, for work that counts them with a closure.
-pub(crate) fn with_bytes<T>(label: &str, work: impl FnOnce(&mut dyn FnMut(u64)) -> T) -> T {
-    with_progress(label, Work::SomeBytes, |progress| {
-        work(&mut |n| progress.count(n))
-    })
-}
-
 /// A bar over the steps of a training run.
 pub(crate) struct TrainBar(ProgressBar);
 

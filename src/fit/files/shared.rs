@@ -52,7 +52,7 @@ pub struct ToShared {
     pub bytes: u64,
     /// The result in one sentence for people.
     pub summary: String,
-    /// What a careful user should know.
+    /// What was ignored, guessed or approximated on the way, for people.
     pub notes: Vec<String>,
     /// The folder written.
     pub output: PathBuf,

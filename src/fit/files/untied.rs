@@ -24,7 +24,7 @@ pub struct ToShrunk {
     pub file_bytes: u64,
     /// The adapter's identity.
     pub root: String,
-    /// What a careful user should know.
+    /// What was ignored, guessed or approximated on the way, for people.
     pub notes: Vec<String>,
     /// The file written.
     pub output: PathBuf,

@@ -1,9 +1,11 @@
 //! What lies where a store has its objects, and is none.
 
-use super::{Checked, Problem, foreign, problem};
-use crate::error::{Code, Error, Result};
+use super::finding::{Checked, Finding};
+use crate::error::{Code, Result};
+use crate::store::failure::is_damage;
+use crate::store::handle::Store;
 use crate::store::layout::{self, Moved};
-use crate::store::{Name, Store};
+use crate::store::name::Name;
 
 impl Store {
     /// Reports what is not made as the layout says, level by level, and gives the tenants. What is
@@ -21,45 +23,36 @@ impl Store {
             if aside || reported || only.is_some_and(|only| user.as_ref() != Some(only)) {
                 continue;
             }
-            let e = Error::new(Code::StoreIrregular, stray.what);
-            checked
-                .problems
-                .push(problem(user.as_ref(), None, &stray.path, &e));
+            let found = Finding::new(Code::StoreIrregular, stray.what);
+            checked.report(user.as_ref(), None, &stray.path, &found);
         }
-        if let Some(user) = only {
-            self.check_level(
-                &layout::tenant(user),
-                &layout::IN_TENANT,
-                Some(user),
-                checked,
-            )?;
-            return Ok(vec![user.clone()]);
+        let tenants = match only {
+            Some(user) => vec![user.clone()],
+            None => self.check_tenants(checked)?,
+        };
+        for user in &tenants {
+            let folder = layout::tenant(user);
+            self.check_level(&folder, &layout::IN_TENANT, Some(user), checked)?;
         }
+        Ok(tenants)
+    }
+
+    /// Checks what lies above the tenants, and gives those.
+    fn check_tenants(&self, checked: &mut Checked) -> Result<Vec<Name>> {
         self.check_level("", &layout::IN_STORE, None, checked)?;
         let (names, objects) = self.backend.level(layout::TENANTS)?;
-        checked.problems.extend(
-            objects
-                .iter()
-                .filter(|e| e.regular)
-                .map(|e| foreign(None, e)),
-        );
+        for entry in objects.iter().filter(|e| e.regular) {
+            checked.report_foreign(None, entry);
+        }
         let mut tenants = Vec::new();
         for name in names {
             match name.parse::<Name>() {
                 Ok(user) => tenants.push(user),
                 Err(e) => {
                     let key = format!("{}/{name}", layout::TENANTS);
-                    checked.problems.push(problem(None, None, &key, &e));
+                    checked.report(None, None, &key, &Finding::from(&e));
                 }
             }
-        }
-        for user in &tenants {
-            self.check_level(
-                &layout::tenant(user),
-                &layout::IN_TENANT,
-                Some(user),
-                checked,
-            )?;
         }
         Ok(tenants)
     }
@@ -78,23 +71,21 @@ impl Store {
                 "" => name.clone(),
                 _ => format!("{folder}/{name}"),
             };
-            let e = Error::new(Code::StoreRecord, "no folder of a store has such a name");
-            checked.problems.push(problem(user, None, &key, &e));
+            let message = "no folder of a store has such a name";
+            checked.report(user, None, &key, &Finding::new(Code::StoreRecord, message));
         }
-        let strange = objects.iter().filter(|e| e.key != layout::MARKER);
         // Links and devices are reported as strays.
-        let strange: Vec<Problem> = strange
-            .filter(|e| e.regular)
-            .map(|e| foreign(user, e))
-            .collect();
-        checked.problems.extend(strange);
+        let regular = objects.iter().filter(|e| e.regular);
+        for entry in regular.filter(|e| e.key != layout::MARKER) {
+            checked.report_foreign(user, entry);
+        }
         Ok(())
     }
 
     /// The keys of the objects that repairs have set aside.
     pub(in crate::store) fn set_aside(&self) -> Result<Moved> {
         match self.backend.list(layout::DAMAGED) {
-            Err(e) if crate::store::is_damage(&e) => Ok(Moved::default()),
+            Err(e) if is_damage(&e) => Ok(Moved::default()),
             listed => Ok(listed?
                 .iter()
                 .filter_map(|e| layout::parse_moved(&e.key).map(str::to_owned))

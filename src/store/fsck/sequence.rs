@@ -1,14 +1,15 @@
 //! Whether the records of a sequence follow one another as they were written.
 
-use crate::error::{Code, Error, Result};
-use crate::format::Digest;
-use crate::store::Sequences;
+use super::finding::Finding;
+use crate::digest::Digest;
+use crate::error::{Code, Result};
 use crate::store::layout::{Moved, Subject};
+use crate::store::listing::Sequences;
 use crate::store::record::{Body, Collection, Read};
 use crate::store::sign;
 
 /// The check of one sequence, record by record in the order of their numbers.
-pub(super) struct Check<'a> {
+pub(super) struct SequenceCheck<'a> {
     sequences: &'a Sequences,
     subject: &'a Subject,
     /// What collections noted; none where they noted nothing.
@@ -18,7 +19,7 @@ pub(super) struct Check<'a> {
     last: Option<(u64, Option<Digest>)>,
 }
 
-impl<'a> Check<'a> {
+impl<'a> SequenceCheck<'a> {
     pub(super) fn new(
         sequences: &'a Sequences,
         subject: &'a Subject,
@@ -35,7 +36,7 @@ impl<'a> Check<'a> {
     }
 
     /// What is wrong with a record, and with what should be before it.
-    pub(super) fn next(&mut self, number: u64, read: &Result<Option<Read>>) -> Vec<Error> {
+    pub(super) fn next(&mut self, number: u64, read: &Result<Option<Read>>) -> Vec<Finding> {
         let before = self.last;
         let digest = read
             .as_ref()
@@ -45,20 +46,20 @@ impl<'a> Check<'a> {
         let read = match read {
             Ok(Some(read)) => read,
             Ok(None) => return Vec::new(),
-            Err(e) => return vec![Error::new(e.code(), e.message())],
+            Err(e) => return vec![Finding::from(e)],
         };
         let mut wrong = Vec::new();
         if !self.fits(&read.record.body) {
-            wrong.push(Error::new(
+            wrong.push(Finding::new(
                 Code::StoreRecord,
                 "a record of another kind than its name says",
             ));
         }
         wrong.extend(self.signature(read));
-        let said = read.record.at.as_ref().and_then(|at| at.before.as_ref());
-        let Some(said) = said else { return wrong };
+        let claimed = read.record.at.as_ref().and_then(|at| at.before.as_ref());
+        let Some(claimed) = claimed else { return wrong };
         match before {
-            Some((n, Some(digest))) if n + 1 == number && digest != *said => {
+            Some((n, Some(digest))) if n + 1 == number && digest != *claimed => {
                 wrong.push(broken(format!(
                     "record {n} is another than the one that this one was written after"
                 )));
@@ -101,7 +102,7 @@ impl<'a> Check<'a> {
         }
     }
 
-    fn signature(&self, read: &Read) -> Option<Error> {
+    fn signature(&self, read: &Read) -> Option<Finding> {
         let version = read.version()?;
         let signature = version.signature.as_ref()?;
         let place = read.record.at.as_ref().and_then(|at| {
@@ -113,10 +114,10 @@ impl<'a> Check<'a> {
         });
         let valid = sign::is_valid(&version.root, place, signature);
         let message = "its signature is not valid";
-        (!valid).then(|| Error::new(Code::SignatureInvalid, message))
+        (!valid).then(|| Finding::new(Code::SignatureInvalid, message))
     }
 }
 
-fn broken(message: String) -> Error {
-    Error::new(Code::StoreSequence, message)
+fn broken(message: String) -> Finding {
+    Finding::new(Code::StoreSequence, message)
 }

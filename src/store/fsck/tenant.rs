@@ -2,15 +2,22 @@
 
 use std::collections::BTreeMap;
 
-use super::sequence::Check;
-use super::{AT_ONCE, Checked, Public, foreign, problem};
-use crate::error::{Code, Error, Result};
+use super::finding::{Checked, Finding, Published};
+use super::sequence::SequenceCheck;
+use crate::error::{Code, Result};
+use crate::progress::Progress;
+use crate::store::failure::is_damage;
+use crate::store::handle::Store;
 use crate::store::layout::{self, Moved, Subject};
-use crate::store::record::{Body, Collection, Place, Read, StoredBlob};
-use crate::store::{Name, Sequences, Store, is_damage};
+use crate::store::listing::Sequences;
+use crate::store::name::Name;
+use crate::store::record::{Body, Collection, MAX_RECORD_BYTES, Place, Read, StoredBlob};
 
-/// What each blob of the tenant is like; `None` while it has not been read.
-type Blobs = BTreeMap<String, Option<Option<Error>>>;
+/// Records that are held at a time.
+const AT_ONCE: usize = 256;
+
+/// Whether each blob of the tenant is good; `None` while it has not been read.
+type Blobs = BTreeMap<String, Option<bool>>;
 
 /// A tenant under check.
 struct Tenant<'a> {
@@ -24,18 +31,16 @@ impl Store {
     pub(super) fn check_tenant(
         &self,
         user: &Name,
-        public: &mut Public,
+        public: &mut Published,
         moved: &Moved,
         checked: &mut Checked,
-        progress: &mut dyn FnMut(u64),
+        progress: Progress<'_>,
     ) -> Result<()> {
         let sequences = self.sequences(&layout::records(user))?;
         for key in &sequences.foreign {
-            let e = Error::new(
-                Code::StoreRecord,
-                "no record has such a name; it is left alone",
-            );
-            checked.problems.push(problem(Some(user), None, key, &e));
+            let message = "no record has such a name; it is left alone";
+            let found = Finding::new(Code::StoreRecord, message);
+            checked.report(Some(user), None, key, &found);
         }
         let mut tenant = Tenant {
             store: self,
@@ -46,7 +51,7 @@ impl Store {
         tenant.list_blobs(checked)?;
         let collected = self.last_collection(&sequences)?;
         for (subject, numbers) in &sequences.numbers {
-            let mut sequence = Check::new(&sequences, subject, collected.as_ref(), moved);
+            let mut sequence = SequenceCheck::new(&sequences, subject, collected.as_ref(), moved);
             for part in numbers.chunks(AT_ONCE) {
                 let keys: Vec<String> = part.iter().map(|n| sequences.key(subject, *n)).collect();
                 for (number, read) in part.iter().zip(self.records(&keys)) {
@@ -54,7 +59,7 @@ impl Store {
                     tenant.confirm(subject, *number, wrong, checked)?;
                     match read {
                         Ok(Some(read)) => {
-                            progress(read.bytes);
+                            progress.advance(read.bytes)?;
                             tenant.check_record(subject, *number, &read, public, checked)?;
                         }
                         Ok(None) => {}
@@ -92,16 +97,14 @@ impl Tenant<'_> {
         let folder = layout::blobs(self.user);
         let listed = match self.store.backend.list(&folder) {
             Err(e) if is_damage(&e) => {
-                checked
-                    .problems
-                    .push(problem(Some(self.user), None, &folder, &e));
+                checked.report(Some(self.user), None, &folder, &Finding::from(&e));
                 return Ok(());
             }
             listed => listed?,
         };
         for entry in listed {
             if layout::parse_blob(&folder, &entry.key).is_none() {
-                checked.problems.push(foreign(Some(self.user), &entry));
+                checked.report_foreign(Some(self.user), &entry);
                 continue;
             }
             checked.bytes += entry.bytes;
@@ -116,7 +119,7 @@ impl Tenant<'_> {
         &self,
         subject: &Subject,
         number: u64,
-        wrong: Vec<Error>,
+        wrong: Vec<Finding>,
         checked: &mut Checked,
     ) -> Result<()> {
         if wrong.is_empty() {
@@ -134,15 +137,14 @@ impl Tenant<'_> {
         let read = self.store.record(&key);
         let collected = self.store.last_collection(&again)?;
         let moved = self.store.set_aside()?;
-        let mut sequence = Check::new(&again, subject, collected.as_ref(), &moved);
+        let mut sequence = SequenceCheck::new(&again, subject, collected.as_ref(), &moved);
         let before = again.numbers.get(subject).filter(|_| number > 1);
         if before.is_some_and(|n| n.contains(&(number - 1))) {
             let before = self.store.record(&again.key(subject, number - 1));
             sequence.next(number - 1, &before);
         }
-        for e in sequence.next(number, &read) {
-            let found = problem(Some(self.user), adapter(subject, number), &key, &e);
-            checked.problems.push(found);
+        for found in sequence.next(number, &read) {
+            checked.report(Some(self.user), adapter(subject, number), &key, &found);
         }
         Ok(())
     }
@@ -152,7 +154,7 @@ impl Tenant<'_> {
         subject: &Subject,
         number: u64,
         read: &Read,
-        public: &mut Public,
+        public: &mut Published,
         checked: &mut Checked,
     ) -> Result<()> {
         checked.bytes += read.bytes;
@@ -163,12 +165,14 @@ impl Tenant<'_> {
         let own = self.sequences.key(subject, number);
         for stored in &version.blobs {
             let wrong = match stored.at {
-                Place::Inline(_) => read.inline(stored).err().map(|e| (own.clone(), e)),
+                Place::Inline(_) => {
+                    let damaged = read.inline(stored).err();
+                    damaged.map(|e| (own.clone(), Finding::from(&e)))
+                }
                 _ => self.check_named(stored, &own, public, checked)?,
             };
-            if let Some((key, e)) = wrong {
-                let found = problem(Some(self.user), adapter(subject, number), &key, &e);
-                checked.problems.push(found);
+            if let Some((key, found)) = wrong {
+                checked.report(Some(self.user), adapter(subject, number), &key, &found);
             }
         }
         Ok(())
@@ -180,57 +184,56 @@ impl Tenant<'_> {
         &mut self,
         stored: &StoredBlob,
         record: &str,
-        public: &mut Public,
+        public: &mut Published,
         checked: &mut Checked,
-    ) -> Result<Option<(String, Error)>> {
+    ) -> Result<Option<(String, Finding)>> {
         let folder = match stored.at {
             Place::Public => layout::PUBLIC.to_owned(),
             _ => layout::blobs(self.user),
         };
-        let (key, known) = match stored.at {
+        let (key, good) = match stored.at {
             Place::Tenant(generation) => {
                 let key = layout::blob(self.user, &stored.sha256, generation);
-                let known = match self.blobs.get_mut(&key) {
-                    None => None,
-                    Some(state) => {
-                        if state.is_none() {
-                            checked.blobs += 1;
-                            let len = Some(stored.bytes);
-                            *state = Some(self.store.check_blob(&folder, &key, len)?);
-                        }
-                        state.as_ref().map(|wrong| wrong.as_ref().map(copy))
+                let good = match self.blobs.get_mut(&key) {
+                    None => false,
+                    Some(Some(good)) => *good,
+                    Some(unread) => {
+                        checked.blobs += 1;
+                        let len = Some(stored.bytes);
+                        let wrong = self.store.check_blob(&folder, &key, len)?;
+                        *unread.insert(wrong.is_none())
                     }
                 };
-                (key, known)
+                (key, good)
             }
             _ => {
                 let key = layout::public(&stored.sha256);
-                let known = public.get_mut(&key).map(|(wrong, named)| {
+                let good = public.get_mut(&key).is_some_and(|(wrong, named)| {
                     *named = true;
-                    wrong.as_ref().map(copy)
+                    wrong.is_none()
                 });
-                (key, known)
+                (key, good)
             }
         };
-        if matches!(known, Some(None)) {
+        if good {
             return Ok(None);
         }
         // It was not there when the folder was listed, or not good: both may be otherwise by now,
         // and a collection may have taken both the record and the blob.
-        let there = |store: &Store| store.backend.read(record, crate::store::MAX_RECORD_BYTES);
+        let there = |store: &Store| store.backend.read(record, MAX_RECORD_BYTES);
         if there(self.store)?.is_none() {
             return Ok(None);
         }
         let wrong = match self.store.backend.read(&key, u64::MAX) {
-            Ok(None) => Some(Error::new(
+            Ok(None) => Some(Finding::new(
                 Code::BlobMissing,
                 "a blob that this version names is missing",
             )),
             Ok(Some(_)) => self.store.check_blob(&folder, &key, Some(stored.bytes))?,
-            Err(e) if is_damage(&e) => Some(e),
+            Err(e) if is_damage(&e) => Some(Finding::from(&e)),
             Err(e) => return Err(e),
         };
-        Ok(wrong.map(|e| (key, e)))
+        Ok(wrong.map(|found| (key, found)))
     }
 
     /// Reports tags that name versions which are not there, though nothing took them.
@@ -256,19 +259,17 @@ impl Tenant<'_> {
                 continue;
             }
             let message = format!("the tag names version {version}, which is lost");
-            let e = Error::new(Code::StoreSequence, message);
+            let found = Finding::new(Code::StoreSequence, message);
             let last = self.sequences.last(subject).unwrap_or(0);
             let adapter = Some(format!("{task}:{tag}"));
             let key = self.sequences.key(subject, last);
-            checked
-                .problems
-                .push(problem(Some(self.user), adapter, &key, &e));
+            checked.report(Some(self.user), adapter, &key, &found);
         }
         Ok(())
     }
 
     fn is_there(&self, key: &str) -> Result<bool> {
-        match self.store.backend.read(key, crate::store::MAX_RECORD_BYTES) {
+        match self.store.backend.read(key, MAX_RECORD_BYTES) {
             Err(e) if is_damage(&e) => Ok(true),
             there => Ok(there?.is_some()),
         }
@@ -276,21 +277,15 @@ impl Tenant<'_> {
 
     fn check_unnamed(&self, checked: &mut Checked) -> Result<()> {
         let folder = layout::blobs(self.user);
-        for (key, _) in self.blobs.iter().filter(|(_, state)| state.is_none()) {
+        for (key, _) in self.blobs.iter().filter(|(_, good)| good.is_none()) {
             checked.blobs += 1;
             checked.unnamed += 1;
-            if let Some(e) = self.store.check_blob(&folder, key, None)? {
-                checked
-                    .problems
-                    .push(problem(Some(self.user), None, key, &e));
+            if let Some(found) = self.store.check_blob(&folder, key, None)? {
+                checked.report(Some(self.user), None, key, &found);
             }
         }
         Ok(())
     }
-}
-
-fn copy(e: &Error) -> Error {
-    Error::new(e.code(), e.message())
 }
 
 fn adapter(subject: &Subject, number: u64) -> Option<String> {

@@ -1,10 +1,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
-use crate::format::{BlobSource, Digest};
+use crate::progress::Progress;
+use crate::store::system::unix_time;
 use crate::store::{
-    AdapterName, Backend, CollectOptions, Name, Package, PackageBlob, Place, Store, unix_time,
+    AdapterName, Backend, CollectOptions, Name, Package, PackageBlob, Place, Store,
 };
 
 /// A check of one backend, which nothing else uses.
@@ -108,7 +110,7 @@ fn holds(store: &Store, name: &str, package: &Package) -> Result<()> {
     let fetched = store.get(&name.parse()?)?;
     ensure(fetched.manifest() == package.manifest, "another manifest")?;
     for blob in &package.blobs {
-        let bytes = fetched.get(&blob.digest, blob.bytes.len() as u64)?;
+        let bytes = fetched.blob(&blob.digest, blob.bytes.len() as u64)?;
         ensure(
             bytes.is_some_and(|b| *b == *blob.bytes),
             "other bytes of a blob",
@@ -118,7 +120,7 @@ fn holds(store: &Store, name: &str, package: &Package) -> Result<()> {
 }
 
 fn sound(store: &Store) -> Result<()> {
-    match store.fsck(None, &mut |_| ())?.problems.first() {
+    match store.fsck(None, Progress::new())?.problems.first() {
         None => Ok(()),
         Some(p) => Err(failed(&format!("fsck: {}: {}", p.key, p.message))),
     }
@@ -418,7 +420,7 @@ fn damage_is_mended(backend: Backend) -> Result<()> {
     }
     backend.replace(&key(0), damaged)?;
     backend.delete(&key(1))?;
-    let checked = store.fsck(None, &mut |_| ())?;
+    let checked = store.fsck(None, Progress::new())?;
     let codes: Vec<&str> = checked.problems.iter().map(|p| p.code).collect();
     let named = checked
         .problems
@@ -430,7 +432,7 @@ fn damage_is_mended(backend: Backend) -> Result<()> {
     )?;
     let fetched = store.get(&name)?;
     for blob in package.blobs.iter().take(2) {
-        let got = fetched.get(&blob.digest, blob.bytes.len() as u64);
+        let got = fetched.blob(&blob.digest, blob.bytes.len() as u64);
         ensure(got.is_err(), "damaged bytes are never given out")?;
     }
     let report = store.put(&name, &package, None)?;

@@ -8,8 +8,9 @@ mod faults;
 #[cfg(test)]
 pub(crate) mod schedule;
 
+use super::marker::Marker;
 use super::{blob, record};
-use crate::format::Digest;
+use crate::digest::Digest;
 use crate::tensor::Bytes;
 
 pub use checks::{CHECKS, conformance, sample};
@@ -31,7 +32,7 @@ pub fn decode(bytes: &[u8]) -> bool {
 /// # Panics
 /// Where it does not.
 pub fn decode_json(json: &[u8]) -> bool {
-    let mut valid = super::Marker::parse(json).is_some();
+    let mut valid = Marker::parse(json).is_some();
     for magic in [record::MAGIC, record::UNBOUND] {
         let object = record::object_of(magic, json, b"", &[]);
         let Some(read) = object.ok().and_then(|o| record::decode(&o.into()).ok()) else {

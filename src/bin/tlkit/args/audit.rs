@@ -85,10 +85,10 @@ pub(crate) struct PriceArgs {
 
 impl PriceArgs {
     pub(crate) fn prices(&self) -> Prices {
-        Prices {
-            gb_month: self.price_gb,
-            thousand_requests: self.price_requests,
-            requests: self.requests,
-        }
+        let mut prices = Prices::default();
+        prices.gb_month = self.price_gb;
+        prices.thousand_requests = self.price_requests;
+        prices.requests = self.requests;
+        prices
     }
 }

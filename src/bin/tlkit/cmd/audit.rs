@@ -1,8 +1,8 @@
 use std::path::PathBuf;
 
 use tlkit::audit::{
-    FleetScenario, Group, Options, Owners, Problem, Quality, Report, Total, audit as run, usd,
-    write_csv, write_html, write_parquet,
+    AuditOptions, FleetScenario, Form, Group, Owners, Problem, Quality, Report, Total,
+    audit as run, usd, write_csv, write_html, write_parquet,
 };
 use tlkit::fs::{self, Existing};
 use tlkit::{Code, Error, Result};
@@ -10,7 +10,7 @@ use tlkit::{Code, Error, Result};
 use super::existing;
 use crate::args::Audit;
 use crate::output::{Outcome, Output, bytes, count, fields, number, percent, plural, table};
-use crate::progress::with_ticks;
+use crate::progress::{Work, with_progress};
 
 /// Lines of each table in the text; `--json` and `--csv` have all.
 const TOP: usize = 10;
@@ -52,18 +52,16 @@ pub(crate) fn audit(args: &Audit, output: &Output) -> Result<Outcome> {
         (None, Some(file)) => Owners::from_csv(file)?,
         (None, None) => Owners::Unknown,
     };
-    let options = Options {
-        owners,
-        hash: args.hash,
-        measure: args.measure,
-        fit: args.fit,
-        prices: args.prices.prices(),
-        tick: None,
-    };
     let existing = check_outputs(args)?;
-    let report = with_ticks("adapters", |tick| {
-        let tick: Option<&(dyn Fn() -> Result<()> + Sync)> = Some(tick);
-        run(&args.paths, &Options { tick, ..options })
+    let report = with_progress("adapters", Work::SomeItems, |progress| {
+        let mut options = AuditOptions::default();
+        options.owners = owners;
+        options.hash = args.hash;
+        options.measure = args.measure;
+        options.fit = args.fit;
+        options.prices = args.prices.prices();
+        options.progress = progress;
+        run(&args.paths, &options)
     })?;
     if let Some(file) = &args.csv {
         write_csv(file, &report.rows, existing)?;
@@ -284,7 +282,9 @@ fn largest(report: &Report) -> String {
     let lines = rows.iter().take(TOP).map(|row| {
         vec![
             row.path.clone(),
-            row.kind.clone().unwrap_or_else(unknown),
+            row.kind
+                .as_ref()
+                .map_or_else(unknown, |k| k.name().to_owned()),
             row.rank.map_or_else(unknown, count),
             row.dtype.clone().unwrap_or_else(unknown),
             row.parameters.map_or_else(unknown, count),
@@ -332,7 +332,7 @@ fn scenarios(report: &Report) -> String {
         "fleet USD",
     ];
     let table = table(&header, &[1, 2, 3, 4, 6, 7, 8], rows);
-    let fit = match report.scenarios.iter().any(|s| s.name == "fit") {
+    let fit = match report.scenarios.iter().any(|s| s.form == Form::Fit) {
         true => {
             "\nfit: the closest tied adapter at each LoRA's rank, off by so much of its updates (convert peft-to-tied --fit)."
         }
@@ -346,7 +346,7 @@ fn scenarios(report: &Report) -> String {
 }
 
 fn form(s: &FleetScenario) -> String {
-    format!("{}{}", s.name, if s.joint { " joint" } else { "" })
+    format!("{}{}", s.form.name(), if s.joint { " joint" } else { "" })
 }
 
 fn saving(s: &FleetScenario) -> String {
@@ -365,6 +365,7 @@ fn quality(s: &FleetScenario) -> String {
         Quality::Fitted { error } => format!("fitted, off by up to {}", percent(error)),
         Quality::Retrain { error: Some(error) } => format!("retrain, error {}", number(error)),
         Quality::Retrain { error: None } => "retrain, error not measured".to_owned(),
+        _ => "not known".to_owned(),
     }
 }
 

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 
 use tlkit::audit;
 use tlkit::convert::{ToTiedOptions, peft_to_tied, tied_to_peft};
+use tlkit::fleet;
 use tlkit::format::{NoBlobs, encode};
 use tlkit::fs::live::Live;
 use tlkit::merge::{self, Control, ExecOptions, MergeInput, PlanOptions};
 use tlkit::peft::export::ExportOptions;
 use tlkit::progress::Progress;
 use tlkit::safetensors::{Checkpoint, Existing};
-use tlkit::store::{self, Store, transfer};
+use tlkit::store::{self, Store};
 use tlkit::train::job::{Job, JobOptions};
 use tlkit::train::settings::Settings;
 use tlkit::verify::{verify_file, verify_merged};
@@ -297,9 +298,9 @@ impl Tour<'_> {
     fn store(&mut self, tl: &Path) -> Result<()> {
         let store = Store::init(&show(&self.dir.join("fleet")), store::GRACE)?;
         let name = "alice/words".parse()?;
-        let put = store.put(&name, &transfer::package(tl, &NoBlobs)?, None)?;
+        let put = store.put(&name, &fleet::package(tl, &NoBlobs)?, None)?;
         let back = self.dir.join("words-again.tl");
-        let got = transfer::get(&store, &name, &back, &transfer::GetOptions::default())?;
+        let got = fleet::get(&store, &name, &back, &fleet::GetOptions::default())?;
         expect(got.root == put.root, "the store gave another adapter back")?;
         self.step(
             "store put fleet alice/words words.tl",
@@ -319,10 +320,13 @@ impl Tour<'_> {
 
     fn audit(&mut self, tl: &Path) -> Result<()> {
         let paths = ["adapters", "words-exported", "fleet"].map(|name| self.dir.join(name));
-        let report = audit::audit(&paths, &audit::Options::default())?;
+        let report = audit::audit(&paths, &audit::AuditOptions::default())?;
         let total = &report.total;
         expect(total.broken == 0, "an adapter could not be audited")?;
-        let tl6 = report.scenarios.iter().find(|s| s.name == "tl6" && s.joint);
+        let tl6 = report
+            .scenarios
+            .iter()
+            .find(|s| s.form.name() == "tl6" && s.joint);
         let tl6 = tl6.ok_or_else(|| Error::new(Code::Io, "the demo failed: no LoRA was found"))?;
         let in_tl = fs::metadata(tl)
             .map_err(|e| Error::io(tl, "stat", e))?

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use serde::Serialize;
+use tlkit::fleet::{self, ExportOptions, Exported};
 use tlkit::fs::check_outside;
-use tlkit::store::transfer::{self, ExportOptions, Exported};
 use tlkit::store::{
     Checked, CollectOptions, Collected, Name, Published, Repair, Repaired, Settings, Stat,
     TenantStat,
@@ -16,7 +16,7 @@ use super::store::{tenant, user};
 use super::{blob_source, existing, show};
 use crate::args;
 use crate::output::{Outcome, Output, bytes, count, fields, plural, table};
-use crate::progress::{with_bytes, with_counter};
+use crate::progress::{Work, with_progress};
 
 pub(crate) fn stat(args: &args::Stat, output: &Output) -> Result<Outcome> {
     let only = user(args.user.as_ref())?;
@@ -81,7 +81,9 @@ pub(crate) fn fsck(args: &args::Fsck, output: &Output) -> Result<Outcome> {
         true => Some(store.repair(only.as_ref(), args.dry_run)?),
         false => None,
     };
-    let checked = with_bytes("checking", |progress| store.fsck(only.as_ref(), progress))?;
+    let checked = with_progress("checking", Work::SomeBytes, |progress| {
+        store.fsck(only.as_ref(), progress)
+    })?;
     #[derive(Serialize)]
     struct Report<'a> {
         #[serde(flatten)]
@@ -167,10 +169,9 @@ fn fsck_text(c: &Checked) -> String {
 
 pub(crate) fn gc(args: &args::Gc, output: &Output) -> Result<Outcome> {
     let only = user(args.user.as_ref())?;
-    let options = CollectOptions {
-        keep: args.keep,
-        dry_run: args.dry_run,
-    };
+    let mut options = CollectOptions::default();
+    options.keep = args.keep;
+    options.dry_run = args.dry_run;
     let mut store = Opened::open(&args.url, output)?;
     let done = match tenant(&store, only)? {
         Some(user) => store.collect_tenant(&user, &options)?,
@@ -205,7 +206,7 @@ pub(crate) fn publish(args: &args::Publish, output: &Output) -> Result<Outcome> 
     // All of them are read before the first blob is written, which stays for good.
     let mut packages = Vec::new();
     for adapter in &args.adapters {
-        let (package, notes) = transfer::package_any(adapter, None, &*blobs)?;
+        let (package, notes) = fleet::package_any(adapter, None, &*blobs)?;
         for note in &notes {
             output.note(note);
         }
@@ -280,19 +281,18 @@ fn shown(quota: Option<u64>) -> String {
 }
 
 pub(crate) fn export(args: &args::Export, output: &Output) -> Result<Outcome> {
-    let options = ExportOptions {
-        user: user(args.user.as_ref())?,
-        thin: args.thin,
-        existing: existing(args.force),
-    };
+    let mut options = ExportOptions::default();
+    options.user = user(args.user.as_ref())?;
+    options.thin = args.thin;
+    options.existing = existing(args.force);
     check_outside(&args.output, Path::new(&args.url), "the store")?;
     let mut store = Opened::open(&args.url, output)?;
     let users = match options.user {
         Some(_) => 1,
         None => store.tenants()?.len() as u64,
     };
-    let done = with_counter("exporting users", users, |progress| {
-        transfer::export(&store, &args.output, &options, progress)
+    let done = with_progress("exporting users", Work::Items(users), |progress| {
+        fleet::export(&store, &args.output, &options, progress)
     })?;
     store.report(&done, || export_text(&done, args.thin))?;
     let Some(first) = done.failed.first() else {

@@ -1,5 +1,5 @@
 use tlkit::Result;
-use tlkit::audit::{Plan as Report, PlanOptions, plan as project, usd};
+use tlkit::audit::{FleetPlan, PlanOptions, plan as project, usd};
 
 use super::params::shape;
 use crate::args::Plan;
@@ -7,19 +7,17 @@ use crate::output::{Outcome, Output, bytes, count, fields, percent, table};
 
 pub(crate) fn plan(args: &Plan, output: &Output) -> Result<Outcome> {
     let shape = shape(&args.model)?;
-    let report = project(&PlanOptions {
-        users: args.users,
-        tasks: args.tasks,
-        shape,
-        rank: args.rank,
-        dtype: args.dtype,
-        prices: args.prices.prices(),
-    })?;
+    let mut options = PlanOptions::new(args.users, shape);
+    options.tasks = args.tasks;
+    options.rank = args.rank;
+    options.dtype = args.dtype;
+    options.prices = args.prices.prices();
+    let report = project(&options)?;
     output.report(&report, || text(&report))?;
     Ok(Outcome::Success)
 }
 
-fn text(plan: &Report) -> String {
+fn text(plan: &FleetPlan) -> String {
     let prices = &plan.prices;
     let head = fields(&[
         ("users", count(plan.users)),

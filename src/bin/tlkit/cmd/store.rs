@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde::Serialize;
 use tlkit::digest::Digest;
+use tlkit::fleet::{self, Chain, Form, GetOptions, Got};
 use tlkit::fs::{Output as Kind, check_outside};
-use tlkit::store::transfer::{self, Chain, Form, GetOptions, Got};
 use tlkit::store::{
     AdapterName, Listed, Name, PutReport, Scope, Signer, Store, Trust, TrustedKey, VersionEntry,
 };
@@ -47,7 +47,7 @@ pub(crate) fn put(args: &args::Put, output: &Output) -> Result<Outcome> {
     let folder = blob_source(&args.blobs);
     let own = store.blobs(&name.user);
     let (package, notes) =
-        transfer::package_any(&args.adapter, base.as_ref(), &Chain(&*folder, &own))?;
+        fleet::package_any(&args.adapter, base.as_ref(), &Chain(&*folder, &own))?;
     for note in &notes {
         output.note(note);
     }
@@ -79,19 +79,18 @@ fn put_text(r: &PutReport) -> String {
 pub(crate) fn get(args: &args::Get, output: &Output) -> Result<Outcome> {
     let name: AdapterName = args.name.parse()?;
     let trusted = args.require_signature.iter().map(|p| TrustedKey::open(p));
-    let options = GetOptions {
-        form: match (args.peft, args.thin) {
-            (true, _) => Form::Peft,
-            (_, true) => Form::Thin(args.blobs.clone()),
-            _ => Form::Fat,
-        },
-        zstd: args.zstd,
-        existing: existing(args.force),
-        trust: Trust {
-            keys: trusted.collect::<Result<_>>()?,
-            root_only: args.allow_root_signature,
-        },
+    let mut trust = Trust::default();
+    trust.keys = trusted.collect::<Result<_>>()?;
+    trust.root_only = args.allow_root_signature;
+    let mut options = GetOptions::default();
+    options.form = match (args.peft, args.thin) {
+        (true, _) => Form::Peft,
+        (_, true) => Form::Thin(args.blobs.clone()),
+        _ => Form::Fat,
     };
+    options.zstd = args.zstd;
+    options.existing = existing(args.force);
+    options.trust = trust;
     let kind = match args.peft {
         true => Kind::Adapter,
         false => Kind::File,
@@ -99,7 +98,7 @@ pub(crate) fn get(args: &args::Get, output: &Output) -> Result<Outcome> {
     check_output(&args.output, kind, args.force, &[])?;
     check_outside(&args.output, Path::new(&args.url), "the store")?;
     let mut store = Opened::open(&args.url, output)?;
-    let got = transfer::get(&store, &name, &args.output, &options)?;
+    let got = fleet::get(&store, &name, &args.output, &options)?;
     store.report(&got, || got_text(&got, args))?;
     Ok(Outcome::Success)
 }

@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::adapter::Adapter;
+use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
-use crate::format::{Digest, Encoded, Packing, WriteOptions, encode, write_blobs, write_encoded};
+use crate::format::{Encoded, Manifest, Packing, WriteOptions, encode, write_blobs, write_encoded};
+use crate::fs::{AtomicFile, Existing};
 use crate::peft::export;
-use crate::safetensors::{AtomicFile, Existing};
-use crate::store::{AdapterName, Store, Trust};
+use crate::store::{AdapterName, Fetched, Store, Trust};
 
 /// What an adapter is written as.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -26,6 +28,7 @@ pub enum Form {
 
 /// How to get an adapter.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct GetOptions {
     /// What to write.
     pub form: Form,
@@ -50,6 +53,7 @@ impl Default for GetOptions {
 
 /// What was written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Got {
     /// `USER/TASK`.
     pub adapter: String,
@@ -71,14 +75,14 @@ pub struct Got {
 /// without zstd is the very file that was put, where that was one.
 ///
 /// # Errors
-/// Those of [`Store::get`] and [`adapter`](super::adapter); [`Code::SignatureInvalid`];
+/// Those of [`Store::get`] and [`adapter`]; [`Code::SignatureInvalid`];
 /// [`Code::OutputExists`], [`Code::NoSpace`], [`Code::Io`]; those of [`export::export`].
 pub fn get(store: &Store, name: &AdapterName, output: &Path, options: &GetOptions) -> Result<Got> {
     let fetched = store.get(name)?;
     if !options.trust.keys.is_empty() {
         fetched.require_signature(&options.trust)?;
     }
-    let adapter = super::adapter(&fetched)?;
+    let adapter = adapter(&fetched)?;
     let encoded = encode(&adapter)?;
     if encoded.manifest.root() != fetched.version().root {
         let message = "the adapter has another root than its record";
@@ -129,4 +133,20 @@ fn published(store: &Store, encoded: &Encoded) -> Result<BTreeSet<Digest>> {
     let own = encoded.tensors.values().filter(|t| !t.seeded);
     let public = own.map(|t| t.digest).filter(|d| known.contains_key(d));
     Ok(public.collect())
+}
+
+/// The adapter of a version, every tensor verified.
+///
+/// # Errors
+/// Those of [`Manifest::parse`] and [`Manifest::load`]; [`Code::StoreDamaged`],
+/// [`Code::BlobMissing`]; [`Code::StoreRecord`] where the manifest has another root.
+pub fn adapter(fetched: &Fetched<'_>) -> Result<Adapter> {
+    let manifest = Manifest::parse(fetched.manifest())?;
+    if manifest.root() != fetched.version().root {
+        return Err(Error::new(
+            Code::StoreRecord,
+            "the manifest has another root than its record",
+        ));
+    }
+    manifest.load(fetched)
 }

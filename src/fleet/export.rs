@@ -7,15 +7,16 @@ use serde::Serialize;
 
 use super::get::{Form, GetOptions, get};
 use crate::error::{Code, Error, Result};
-use crate::safetensors::Existing;
-use crate::store::name::Which;
-use crate::store::{AdapterName, Listed, Name, Store};
+use crate::fs::Existing;
+use crate::progress::Progress;
+use crate::store::{AdapterName, Listed, Name, Store, Which};
 
 /// The folder of an export that holds published blobs.
 const BLOBS: &str = "blobs";
 
 /// What to export, and how.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct ExportOptions {
     /// One tenant; all of them where not given.
     pub user: Option<Name>,
@@ -25,8 +26,20 @@ pub struct ExportOptions {
     pub existing: Existing,
 }
 
+impl Default for ExportOptions {
+    /// Everything, in fat files, over no existing ones.
+    fn default() -> Self {
+        Self {
+            user: None,
+            thin: false,
+            existing: Existing::Refuse,
+        }
+    }
+}
+
 /// What was exported.
 #[derive(Debug, Clone, Default, Serialize)]
+#[non_exhaustive]
 pub struct Exported {
     /// Number of tenants.
     pub tenants: usize,
@@ -44,6 +57,7 @@ pub struct Exported {
 
 /// An adapter that could not be exported.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct NotExported {
     /// `USER/TASK`, or `USER` whose adapters could not be listed.
     pub adapter: String,
@@ -55,26 +69,20 @@ pub struct NotExported {
 }
 
 /// Writes the last version of every adapter as `dir/USER/TASK.tl`, each whole or not at all, and
-/// holds one at a time. One that fails is reported, and the others go on. `progress` is told the
-/// number of tenants done, 0 before each adapter; an error from it ends the export.
+/// holds one at a time. One that fails is reported, and the others go on. `progress` counts tenants,
+/// and may end the export before each adapter.
 ///
 /// # Errors
 /// [`Code::StoreBackend`] where the store cannot be listed, [`Code::NoSpace`]; [`Code::Io`] where
-/// `dir` cannot be made; [`Code::NotInStore`] where there is no such tenant; those of `progress`.
+/// `dir` cannot be made; [`Code::NotInStore`] where there is no such tenant;
+/// [`Code::Interrupted`] by `progress`.
 pub fn export(
     store: &Store,
     dir: &Path,
     options: &ExportOptions,
-    progress: &mut dyn FnMut(usize) -> Result<()>,
+    progress: Progress<'_>,
 ) -> Result<Exported> {
-    let mut tenants = store.tenants()?;
-    if let Some(user) = &options.user {
-        tenants.retain(|t| t == user);
-        if tenants.is_empty() {
-            let message = format!("no tenant `{user}`");
-            return Err(Error::new(Code::NotInStore, message).file(store.backend().address()));
-        }
-    }
+    let tenants = tenants(store, options)?;
     let mut done = Exported {
         tenants: tenants.len(),
         output: dir.to_owned(),
@@ -85,11 +93,7 @@ pub fn export(
         let listed = match store.list(user) {
             // The tenant's part of the store, not the store.
             Err(e) if e.code() != Code::StoreBackend => {
-                done.failed.push(NotExported {
-                    adapter: user.to_string(),
-                    code: e.code(),
-                    message: e.to_string(),
-                });
+                done.fail(user.to_string(), &e);
                 continue;
             }
             listed => listed?,
@@ -99,50 +103,64 @@ pub fn export(
             fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, "create", e))?;
         }
         for adapter in &listed {
-            progress(0)?;
+            progress.advance(0)?;
+            let name = format!("{user}/{}", adapter.task);
             let output = folder.join(format!("{}.tl", adapter.task));
-            let there = output.symlink_metadata().is_ok();
-            match one(store, dir, &folder, adapter, options) {
+            let was_there = output.symlink_metadata().is_ok();
+            match one(store, dir, &output, adapter, options) {
                 Ok((bytes, blobs)) => {
                     done.adapters += 1;
                     done.bytes += bytes;
                     done.blobs += blobs;
-                    if there && options.existing == Existing::Refuse {
-                        same.push((format!("{user}/{}", adapter.task), output));
+                    if was_there && options.existing == Existing::Refuse {
+                        same.push((name, output));
                     }
                 }
                 Err(e) if e.code() == Code::NoSpace => return Err(e),
                 // Removed since it was listed.
                 Err(e) if e.code() == Code::NotInStore => {}
-                Err(e) => done.failed.push(NotExported {
-                    adapter: format!("{user}/{}", adapter.task),
-                    code: e.code(),
-                    message: e.to_string(),
-                }),
+                Err(e) => done.fail(name, &e),
             }
         }
-        progress(1)?;
+        progress.advance(1)?;
     }
     if same.len() == done.adapters {
         // None was missing: the files exist, as those of any other command.
         (done.adapters, done.bytes, done.blobs) = (0, 0, 0);
-        done.failed
-            .extend(same.into_iter().map(|(adapter, output)| {
-                let e = Error::output_exists(output);
-                NotExported {
-                    adapter,
-                    code: e.code(),
-                    message: e.to_string(),
-                }
-            }));
+        for (adapter, output) in same {
+            done.fail(adapter, &Error::output_exists(output));
+        }
     }
     Ok(done)
+}
+
+/// The tenants to export.
+fn tenants(store: &Store, options: &ExportOptions) -> Result<Vec<Name>> {
+    let mut tenants = store.tenants()?;
+    if let Some(user) = &options.user {
+        tenants.retain(|t| t == user);
+        if tenants.is_empty() {
+            let message = format!("no tenant `{user}`");
+            return Err(Error::new(Code::NotInStore, message).file(store.backend().address()));
+        }
+    }
+    Ok(tenants)
+}
+
+impl Exported {
+    fn fail(&mut self, adapter: String, e: &Error) {
+        self.failed.push(NotExported {
+            adapter,
+            code: e.code(),
+            message: e.to_string(),
+        });
+    }
 }
 
 fn one(
     store: &Store,
     dir: &Path,
-    folder: &Path,
+    output: &Path,
     adapter: &Listed,
     options: &ExportOptions,
 ) -> Result<(u64, usize)> {
@@ -163,8 +181,7 @@ fn one(
         },
         ..GetOptions::default()
     };
-    let output = folder.join(format!("{}.tl", adapter.task));
-    let got = get(store, &name, &output, &get_options)?;
+    let got = get(store, &name, output, &get_options)?;
     Ok((got.bytes, got.blobs_written))
 }
 
@@ -174,9 +191,11 @@ fn as_str<S: serde::Serializer>(code: &Code, to: S) -> std::result::Result<S::Ok
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
     use super::*;
+    use crate::fleet::package;
     use crate::format::NoBlobs;
-    use crate::store::transfer::package;
 
     /// Breaks where a user who stops an export waits for its end, or finds half a file.
     #[test]
@@ -197,15 +216,15 @@ mod tests {
             thin: false,
             existing: Existing::Refuse,
         };
-        let mut calls = 0;
-        let out = dir.path().join("out");
-        let stopped = export(&store, &out, &options, &mut |_| {
-            calls += 1;
-            match calls {
-                2 => Err(Error::new(Code::Interrupted, "stopped")),
-                _ => Ok(()),
+        let (calls, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+        let second = |_| {
+            if calls.fetch_add(1, Ordering::Relaxed) == 1 {
+                stop.store(true, Ordering::Relaxed);
             }
-        });
+        };
+        let progress = Progress::new().counted_by(&second).stopped_by(&stop);
+        let out = dir.path().join("out");
+        let stopped = export(&store, &out, &options, progress);
         assert_eq!(stopped.unwrap_err().code(), Code::Interrupted);
         let names = |folder: &Path| -> Vec<_> {
             let entries = fs::read_dir(folder).unwrap();

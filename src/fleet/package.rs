@@ -1,22 +1,14 @@
-//! Adapters as packages of blobs, and back.
-
-mod export;
-mod get;
+//! Adapters as packages of blobs.
 
 use std::path::Path;
 
-pub use export::{ExportOptions, Exported, NotExported, export};
-pub use get::{Form, GetOptions, Got, get};
-
-use super::get::Fetched;
-use super::put::{Package, PackageBlob};
 use crate::adapter::Adapter;
 use crate::convert::{ToTiedOptions, import_tied};
 use crate::error::{Code, Error, Result};
-use crate::format::{BlobSource, Digest, Manifest, TlFile, encode};
+use crate::format::{BlobSource, TlFile, encode};
 use crate::peft::is_peft_dir;
 use crate::safetensors::Checkpoint;
-use crate::tensor::Bytes;
+use crate::store::{Package, PackageBlob};
 
 /// The package of a `.tl`. Tensors that its seeds make are not kept; what a thin file leaves out is
 /// looked for in `blobs`.
@@ -57,7 +49,7 @@ fn distinct(mut blobs: Vec<PackageBlob>) -> Vec<PackageBlob> {
 }
 
 /// The package of a `.tl`, or of a PEFT directory, which is brought into tie groups as
-/// [`import_tied`] does, with what a careful user should know. `base` answers what a VeRA directory
+/// [`import_tied`] does, with notes on what that changed or left open. `base` answers what a VeRA directory
 /// leaves open, and gives its fingerprint; for a `.tl` it is not looked at.
 ///
 /// # Errors
@@ -115,33 +107,4 @@ pub fn package_adapter(adapter: &Adapter) -> Result<Package> {
         base: adapter.base.as_ref().and_then(|b| b.name.clone()),
         blobs: distinct(kept),
     })
-}
-
-/// The adapter of a version, every tensor verified.
-///
-/// # Errors
-/// Those of [`Manifest::parse`] and [`Manifest::load`]; [`Code::StoreDamaged`],
-/// [`Code::BlobMissing`]; [`Code::StoreRecord`] where the manifest has another root.
-pub fn adapter(fetched: &Fetched<'_>) -> Result<Adapter> {
-    let manifest = Manifest::parse(fetched.manifest())?;
-    if manifest.root() != fetched.version().root {
-        return Err(Error::new(
-            Code::StoreRecord,
-            "the manifest has another root than its record",
-        ));
-    }
-    manifest.load(fetched)
-}
-
-/// A source that asks one after another.
-#[derive(Debug)]
-pub struct Chain<'a, A: ?Sized, B: ?Sized>(pub &'a A, pub &'a B);
-
-impl<A: BlobSource + ?Sized, B: BlobSource + ?Sized> BlobSource for Chain<'_, A, B> {
-    fn get(&self, digest: &Digest, len: u64) -> Result<Option<Bytes>> {
-        match self.0.get(digest, len)? {
-            Some(bytes) => Ok(Some(bytes)),
-            None => self.1.get(digest, len),
-        }
-    }
 }

@@ -1,7 +1,7 @@
 //! Finding the one bit of a record that has changed.
 
 use super::record::{MAGIC, UNBOUND};
-use crate::format::Digest;
+use crate::digest::Digest;
 
 /// Longest record of which every bit is tried.
 const MAX_TRIED_BYTES: usize = 4 << 10;

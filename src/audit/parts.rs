@@ -1,0 +1,107 @@
+//! What was found out about one adapter, part by part, and the row that it makes.
+
+use super::describe::Description;
+use super::facts::{Facts, Fit};
+use super::owner::Owner;
+use super::problem::Problem;
+use super::row::{Format, Row};
+use super::tensors::{Contents, TensorSums};
+
+/// Sums over the files of an adapter. Those counted elsewhere hold nothing here.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct FileSums {
+    pub(super) files: u64,
+    pub(super) bytes: u64,
+    pub(super) disk_bytes: u64,
+    pub(super) linked_bytes: u64,
+    pub(super) adapter_bytes: u64,
+    pub(super) full_weights: u64,
+    pub(super) optimizer: u64,
+    /// Bytes of files that would stay beside a new adapter.
+    pub(super) kept: u64,
+}
+
+/// What fits an adapter has: those that were found, or why none could be.
+pub(super) type Fits = Result<Vec<Fit>, Problem>;
+
+/// Everything that was read of one adapter.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) path: String,
+    pub(super) format: Format,
+    pub(super) files: FileSums,
+    pub(super) description: Description,
+    /// Where the tensors could be listed.
+    pub(super) sums: Option<TensorSums>,
+    pub(super) contents: Contents,
+    /// Bytes of the weights' tensors, and what they take packed with zstd, where measured.
+    pub(super) packed: Option<(u64, u64)>,
+    pub(super) error: Option<Problem>,
+}
+
+impl Parts {
+    /// Those of an adapter of which nothing is known but where it is and what it takes.
+    pub(super) fn new(path: String, format: Format, files: FileSums) -> Self {
+        Self {
+            path,
+            format,
+            files,
+            description: Description::default(),
+            sums: None,
+            contents: Contents::default(),
+            packed: None,
+            error: None,
+        }
+    }
+
+    /// The row of the adapter, which has this owner.
+    pub(super) fn into_row(self, owner: Owner, fits: Option<Fits>) -> Row {
+        let Self {
+            files,
+            description: known,
+            sums,
+            contents,
+            ..
+        } = self;
+        let lora = known.lora.unwrap_or_default();
+        let (fits, unfitted) = match fits.transpose() {
+            Ok(fits) => (fits.unwrap_or_default(), None),
+            Err(problem) => (Vec::new(), Some(problem)),
+        };
+        Row {
+            kind: known.kind,
+            user: owner.user,
+            task: owner.task,
+            base: known.base,
+            base_fingerprint: known.base_fingerprint,
+            rank: known.rank,
+            alpha: known.alpha,
+            modules: known.modules,
+            layers: known.layers,
+            trained_parameters: known.trained_parameters,
+            parameters: sums.as_ref().map(|s| s.parameters),
+            dtype: sums.and_then(|s| s.dtype),
+            files: files.files,
+            bytes: files.bytes,
+            disk_bytes: files.disk_bytes,
+            linked_bytes: files.linked_bytes,
+            adapter_bytes: files.adapter_bytes,
+            error: self.error,
+            facts: Facts {
+                full_weights: files.full_weights,
+                optimizer: files.optimizer,
+                kept: files.kept,
+                targets: lora.targets,
+                bits: lora.bits,
+                extra_bytes: lora.extra_bytes,
+                wide: contents.wide,
+                projections: contents.projections,
+                hashed: contents.hashed,
+                packed: self.packed,
+                fits,
+                unfitted,
+            },
+            ..Row::new(self.path, self.format)
+        }
+    }
+}

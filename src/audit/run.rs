@@ -1,0 +1,94 @@
+//! The audit of folders, files and stores.
+
+use std::path::PathBuf;
+
+use rayon::prelude::*;
+
+use super::money::Prices;
+use super::owner::Owners;
+use super::problem::Problem;
+use super::report::{Context, Report};
+use super::row::Row;
+use super::{fitted, read, scan, stored};
+use crate::error::{Code, Error, Result};
+use crate::progress::Progress;
+
+/// What [`audit`] is told beside the paths.
+#[derive(Default)]
+#[non_exhaustive]
+pub struct AuditOptions<'a> {
+    /// Where user and task come from.
+    pub owners: Owners,
+    /// Read and hash PEFT tensors, so that equal ones are found (`.tl` files have digests).
+    pub hash: bool,
+    /// Read the weights of the first so many adapters and compress them with zstd.
+    pub measure: Option<usize>,
+    /// Read the weights of the first so many adapters, and fit the closest tied adapter to each LoRA
+    /// in a PEFT directory, at its own rank.
+    pub fit: Option<usize>,
+    /// What bytes and requests cost.
+    pub prices: Prices,
+    /// Counts adapters, and may end the audit.
+    pub progress: Progress<'a>,
+}
+
+/// Audits folders and files, reading headers only unless the options say otherwise.
+///
+/// A file that cannot be read is a row with its error. The report is the same for any number of
+/// threads.
+///
+/// # Errors
+/// [`Code::NothingToAudit`]; [`Code::NotFound`] and [`Code::Io`] for the paths themselves;
+/// [`Code::Usage`] for prices that are none; [`Code::Interrupted`] by `progress`.
+pub fn audit(paths: &[PathBuf], options: &AuditOptions<'_>) -> Result<Report> {
+    options.prices.check()?;
+    let (mut stores, folders): (Vec<PathBuf>, Vec<PathBuf>) =
+        paths.iter().cloned().partition(|p| stored::is_remote(p));
+    let mut scan = scan::scan(&folders)?;
+    stores.append(&mut scan.stores);
+    let mut stored = Vec::new();
+    for store in &stores {
+        match stored::rows(&store.to_string_lossy()) {
+            Ok((rows, other)) => {
+                stored.extend(rows);
+                scan.other.add(&other);
+            }
+            Err(e) if paths.contains(store) => return Err(e),
+            Err(e) => scan.problems.push(Problem::from(&e)),
+        }
+    }
+    if scan.found.is_empty() && stored.is_empty() {
+        let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
+        let message = format!("no adapter in {}", names.join(", "));
+        return Err(Error::new(Code::NothingToAudit, message)
+            .hint("an adapter is a folder with adapter_config.json, or a .tl file"));
+    }
+    let measured = options.measure.unwrap_or(0);
+    let fitted = options.fit.unwrap_or(0);
+    let row = |(at, found): (usize, &scan::Found)| {
+        let depth = read::Depth {
+            hash: options.hash,
+            measure: at < measured,
+        };
+        let parts = read::read(found, depth);
+        let fits = match at < fitted {
+            true => fitted::measure(&found.path, &parts),
+            false => None,
+        };
+        let owner = options.owners.find(&found.relative, &parts.path);
+        options.progress.advance(1)?;
+        Ok(parts.into_row(owner.unwrap_or_default(), fits))
+    };
+    let rows = scan.found.par_iter().enumerate().map(row);
+    let mut rows: Vec<Row> = rows.collect::<Result<_>>()?;
+    rows.extend(stored);
+    let context = Context {
+        roots: paths.iter().map(|p| p.display().to_string()).collect(),
+        hashed: options.hash,
+        other: scan.other,
+        folder_links: scan.folder_links,
+        problems: scan.problems,
+        prices: options.prices,
+    };
+    Ok(Report::from_rows(rows, context))
+}

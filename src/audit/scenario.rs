@@ -1,0 +1,102 @@
+//! Forms that an adapter could have, and what one of them takes and costs in quality.
+
+use serde::{Serialize, Serializer};
+
+use crate::adapter::Method;
+use crate::tensor::larger;
+
+/// A form that an adapter could have, in the order in which they are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Form {
+    /// Without what can go exactly: leftovers, seeded projections, duplicates.
+    Thin,
+    /// Its tensors byte-shuffled and packed with zstd.
+    Zstd,
+    /// Numbers rounded to F16.
+    Fp16,
+    /// Numbers rounded to BF16.
+    Bf16,
+    /// The closest tied adapter at the same rank.
+    Fit,
+    /// Trained anew by this method.
+    Method(Method),
+}
+
+impl Form {
+    /// `thin`, `zstd`, `fp16`, `bf16`, `fit`, or the method's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Thin => "thin",
+            Self::Zstd => "zstd",
+            Self::Fp16 => "fp16",
+            Self::Bf16 => "bf16",
+            Self::Fit => "fit",
+            Self::Method(method) => method.name(),
+        }
+    }
+}
+
+impl Serialize for Form {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(self.name())
+    }
+}
+
+/// What a form does to the adapter's quality.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase", tag = "kind")]
+#[non_exhaustive]
+pub enum Quality {
+    /// Every number stays what it is.
+    Exact,
+    /// Every number is rounded to nearest; `bound` is the largest relative error of one that
+    /// neither overflows nor is subnormal in the new type.
+    Rounded {
+        /// Unit roundoff.
+        bound: f64,
+    },
+    /// The closest tied adapter at the same rank, found by fitting.
+    Fitted {
+        /// ‖ΔW − ΔW'‖_F / ‖ΔW‖_F over the fitted modules; of several adapters the largest.
+        error: f64,
+    },
+    /// The adapter has to be trained anew.
+    Retrain {
+        /// Error against the present adapter; `None`: not measured.
+        error: Option<f64>,
+    },
+}
+
+impl Quality {
+    /// What is known of both.
+    pub(super) fn worst(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Fitted { error: a }, Self::Fitted { error: b }) => Self::Fitted {
+                error: larger(a, b),
+            },
+            _ => self,
+        }
+    }
+}
+
+/// What one adapter takes in one form.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Scenario {
+    /// The form, by its name.
+    #[serde(rename = "name")]
+    pub form: Form,
+    /// Whether q, k and v share one A, as in the paper.
+    pub joint: bool,
+    /// Bytes of the adapter and of what stays beside it.
+    pub bytes: u64,
+    /// Bytes that it takes less than now; negative where it takes more.
+    pub saving: i64,
+    /// Of the saving, what rests on the presumption that projections are what their seed makes.
+    pub presumed: u64,
+    /// Numbers trained (retraining only).
+    pub parameters: Option<u64>,
+    /// What it does to the adapter's quality.
+    pub quality: Quality,
+}

@@ -1,0 +1,12 @@
+//! Adapters into a store and out of it: a `.tl` or a PEFT directory as the package of blobs that a
+//! [`Store`](crate::store::Store) keeps, and a version of a store as a file, a folder or an [`Adapter`](crate::adapter::Adapter).
+
+mod blobs;
+mod export;
+mod get;
+mod package;
+
+pub use blobs::Chain;
+pub use export::{ExportOptions, Exported, NotExported, export};
+pub use get::{Form, GetOptions, Got, adapter, get};
+pub use package::{package, package_adapter, package_any};

@@ -1,0 +1,131 @@
+//! The records of a tenant, or of the store itself, as a listing shows them, and how they are read.
+
+use std::collections::BTreeMap;
+
+use super::failure::{ATTEMPTS, conflict};
+use super::handle::Store;
+use super::layout::{self, Subject};
+use super::name::Name;
+use super::record::{self, MAX_RECORD_BYTES, Read};
+use crate::error::{Code, Error, Result};
+use crate::tensor::Bytes;
+
+/// The records of one tenant, as a listing shows them.
+pub(super) struct Sequences {
+    pub(super) folder: String,
+    pub(super) numbers: BTreeMap<Subject, Vec<u64>>,
+    /// Keys that are no record's.
+    pub(super) foreign: Vec<String>,
+    /// Bytes of all records as objects.
+    pub(super) bytes: u64,
+}
+
+impl Store {
+    pub(super) fn sequences(&self, folder: &str) -> Result<Sequences> {
+        let mut found = Sequences {
+            folder: folder.to_owned(),
+            numbers: BTreeMap::new(),
+            foreign: Vec::new(),
+            bytes: 0,
+        };
+        for entry in self.backend.list(folder)? {
+            found.bytes += entry.bytes;
+            match layout::parse_record(folder, &entry.key) {
+                Some((subject, number)) => found.numbers.entry(subject).or_default().push(number),
+                None => found.foreign.push(entry.key),
+            }
+        }
+        for numbers in found.numbers.values_mut() {
+            numbers.sort_unstable();
+        }
+        Ok(found)
+    }
+
+    /// The record at a key.
+    pub(super) fn record(&self, key: &str) -> Result<Option<Read>> {
+        let object = self.backend.read(key, MAX_RECORD_BYTES)?;
+        object.map(|o| self.decode(key, &o)).transpose()
+    }
+
+    pub(super) fn decode(&self, key: &str, object: &Bytes) -> Result<Read> {
+        record::decode_at(key, object, self.bound).map_err(|e| e.file(self.backend.show(key)))
+    }
+
+    /// The last record of a sequence.
+    pub(super) fn last(
+        &self,
+        sequences: &Sequences,
+        subject: &Subject,
+    ) -> Result<Option<(u64, Read)>> {
+        let Some(mut number) = sequences.last(subject) else {
+            return Ok(None);
+        };
+        for _ in 0..ATTEMPTS {
+            if let Some(read) = self.record(&sequences.key(subject, number))? {
+                return Ok(Some((number, read)));
+            }
+            // It was the last one when it was listed. A later one came, and it was collected.
+            let again = self.sequences(&sequences.folder)?;
+            match again.last(subject) {
+                None => return Ok(None),
+                Some(last) => number = last,
+            }
+        }
+        Err(conflict(&sequences.key(subject, number)))
+    }
+
+    pub(super) fn foreign(&self, sequences: &Sequences, subject: &Subject, number: u64) -> Error {
+        let key = sequences.key(subject, number);
+        Error::new(
+            Code::StoreRecord,
+            "a record of another kind than its name says",
+        )
+        .file(self.backend.show(&key))
+    }
+
+    /// The records at some keys, a few at a time.
+    pub(super) fn records(&self, keys: &[String]) -> Vec<Result<Option<Read>>> {
+        let objects = self.backend.read_many(keys, record::MAX_RECORD_BYTES);
+        let decode = |(key, object): (&String, Result<Option<Bytes>>)| {
+            let object = object?;
+            object.map(|o| self.decode(key, &o)).transpose()
+        };
+        keys.iter().zip(objects).map(decode).collect()
+    }
+}
+
+impl Sequences {
+    pub(super) fn last(&self, subject: &Subject) -> Option<u64> {
+        self.numbers.get(subject).and_then(|n| n.last().copied())
+    }
+
+    pub(super) fn key(&self, subject: &Subject, number: u64) -> String {
+        layout::record(&self.folder, subject, number)
+    }
+
+    /// The keys of all records.
+    pub(super) fn keys(&self) -> impl Iterator<Item = String> {
+        let all = self.numbers.iter();
+        all.flat_map(|(subject, numbers)| numbers.iter().map(|n| self.key(subject, *n)))
+    }
+
+    /// The tags that a task has, or had.
+    pub(super) fn tags_of(&self, task: &Name) -> impl Iterator<Item = &Name> {
+        self.numbers
+            .keys()
+            .filter_map(move |subject| match subject {
+                Subject::Tag(of, tag) if of == task => Some(tag),
+                _ => None,
+            })
+    }
+
+    /// The tasks that have, or had, an adapter.
+    pub(super) fn tasks(&self) -> impl Iterator<Item = (&Name, &[u64])> {
+        self.numbers
+            .iter()
+            .filter_map(|(subject, numbers)| match subject {
+                Subject::Adapter(task) => Some((task, numbers.as_slice())),
+                _ => None,
+            })
+    }
+}
