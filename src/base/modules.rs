@@ -7,7 +7,6 @@ pub(crate) struct JointSet {
     /// Query, key, value: the order of the rows of a B that they share.
     pub(crate) names: [&'static str; 3],
     /// Whether a fit that is asked for joint groups makes one of these.
-    #[allow(dead_code)]
     pub(crate) fitted: bool,
 }
 

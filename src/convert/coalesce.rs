@@ -1,8 +1,54 @@
+//! The layers of a module as one tie group.
+
 use std::collections::BTreeMap;
 
-use crate::adapter::{Adapter, Factor, Part, TieGroup};
+use crate::adapter::{Adapter, Factor, FactorName, ModuleKind, Scaling, TieGroup};
 use crate::error::Result;
 use crate::tensor::{Dtype, Tensor};
+
+/// What layers of one module have in common that can be put into one tie group.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    module: String,
+    rank: usize,
+    in_features: usize,
+    out: usize,
+    kind: ModuleKind,
+    scaling: Scaling,
+    factors: Vec<FactorKey>,
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct FactorKey {
+    name: FactorName,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    trained: bool,
+}
+
+impl Key {
+    /// `None` for a group of several targets or layers, or of none.
+    fn of(group: &TieGroup) -> Option<Self> {
+        let ([target], Some([_])) = (&group.targets[..], group.layers.as_deref()) else {
+            return None;
+        };
+        let factors = group.factors().map(|(name, f)| FactorKey {
+            name,
+            dtype: f.tensor.dtype(),
+            shape: f.tensor.shape().to_vec(),
+            trained: f.trained,
+        });
+        Some(Self {
+            module: target.module.clone(),
+            rank: group.rank,
+            in_features: group.in_features,
+            out: target.out,
+            kind: target.kind,
+            scaling: group.scaling,
+            factors: factors.collect(),
+        })
+    }
+}
 
 /// Puts the layers of one module into one tie group: vectors are stacked; A and B are kept once
 /// where all layers have the same bytes, else stacked too.
@@ -13,44 +59,17 @@ use crate::tensor::{Dtype, Tensor};
 /// # Errors
 /// [`crate::Code::ShapeOverflow`] where a stack's size would overflow.
 pub fn coalesce(adapter: &Adapter) -> Result<Adapter> {
-    type Key = (
-        String,
-        usize,
-        usize,
-        usize,
-        (u64, bool),
-        Vec<(Part, Dtype, Vec<usize>, bool)>,
-    );
-    let mut families: BTreeMap<Key, Vec<&TieGroup>> = BTreeMap::new();
+    let mut modules: BTreeMap<Key, Vec<&TieGroup>> = BTreeMap::new();
     let mut groups = Vec::new();
     for group in &adapter.groups {
-        let single =
-            group.targets.len() == 1 && group.layers.as_ref().is_some_and(|l| l.len() == 1);
-        if !single {
-            groups.push(group.clone());
-            continue;
+        match Key::of(group) {
+            Some(key) => modules.entry(key).or_default().push(group),
+            None => groups.push(group.clone()),
         }
-        let target = &group.targets[0];
-        let factors = group
-            .factors()
-            .map(|(p, f)| (p, f.tensor.dtype(), f.tensor.shape().to_vec(), f.trained))
-            .collect();
-        let rs = group.scaling.rule == crate::adapter::ScalingRule::AlphaOverSqrtRank;
-        let scaling = (group.scaling.alpha.to_bits(), rs);
-        let kind = target.kind as usize;
-        let key = (
-            target.module.clone(),
-            group.rank,
-            group.in_features,
-            target.out * 4 + kind,
-            scaling,
-            factors,
-        );
-        families.entry(key).or_default().push(group);
     }
-    for mut family in families.into_values() {
-        family.sort_by(|a, b| a.layers.cmp(&b.layers));
-        groups.push(stack_family(&family)?);
+    for mut layers in modules.into_values() {
+        layers.sort_by(|a, b| a.layers.cmp(&b.layers));
+        groups.push(stack(&layers)?);
     }
     let mut out = Adapter {
         groups,
@@ -60,62 +79,57 @@ pub fn coalesce(adapter: &Adapter) -> Result<Adapter> {
     Ok(out)
 }
 
-fn stack_family(family: &[&TieGroup]) -> Result<TieGroup> {
-    let first = family[0];
-    if family.len() == 1 {
+/// One group of some groups of one layer.
+fn stack(groups: &[&TieGroup]) -> Result<TieGroup> {
+    let first = groups[0];
+    if groups.len() == 1 {
         return Ok(first.clone());
     }
-    let parts = |pick: fn(&TieGroup) -> Option<&Factor>| -> Vec<&Factor> {
-        family.iter().filter_map(|g| pick(g)).collect()
+    let all = |pick: fn(&TieGroup) -> Option<&Factor>| -> Vec<&Factor> {
+        groups.iter().filter_map(|g| pick(g)).collect()
     };
-    let vector = |factors: Vec<&Factor>| -> Result<Option<Factor>> {
-        factors
-            .first()
-            .map(|first| {
-                Ok(Factor {
-                    tensor: concat_layers(&factors, false)?,
-                    ..(*first).clone()
-                })
-            })
-            .transpose()
-    };
+    let layers = groups
+        .iter()
+        .flat_map(|g| g.layers.iter().flatten().copied());
     Ok(TieGroup {
-        layers: Some(
-            family
-                .iter()
-                .flat_map(|g| g.layers.iter().flatten().copied())
-                .collect(),
-        ),
-        a: matrix(&parts(|g| Some(&g.a)))?,
-        b: matrix(&parts(|g| Some(&g.b)))?,
-        core: vector(parts(|g| g.core.as_ref()))?,
-        u: vector(parts(|g| g.u.as_ref()))?,
-        v: vector(parts(|g| g.v.as_ref()))?,
+        layers: Some(layers.collect()),
+        a: matrix(&all(|g| Some(&g.a)))?,
+        b: matrix(&all(|g| Some(&g.b)))?,
+        core: per_layer(&all(|g| g.core.as_ref()))?,
+        u: per_layer(&all(|g| g.u.as_ref()))?,
+        v: per_layer(&all(|g| g.v.as_ref()))?,
         ..first.clone()
     })
 }
 
+/// Factors whose first axis, of extent one, is the layer's.
+fn per_layer(factors: &[&Factor]) -> Result<Option<Factor>> {
+    let Some(first) = factors.first() else {
+        return Ok(None);
+    };
+    let own = first.tensor.shape().get(1..).unwrap_or_default();
+    Ok(Some(Factor {
+        tensor: concat(factors, own)?,
+        ..(*first).clone()
+    }))
+}
+
+/// Factors without a layer axis: one where all are the same.
 fn matrix(factors: &[&Factor]) -> Result<Factor> {
     let first = factors[0];
     if factors.iter().all(|f| f.tensor.same_bytes(&first.tensor)) {
         return Ok(first.clone());
     }
     Ok(Factor {
-        tensor: concat_layers(factors, true)?,
+        tensor: concat(factors, first.tensor.shape())?,
         trained: first.trained,
         seed: None,
     })
 }
 
-/// The tensors one after another; `new_axis` puts the layer axis before theirs, else their first
-/// axis, of extent one, becomes it.
-fn concat_layers(factors: &[&Factor], new_axis: bool) -> Result<Tensor> {
+/// The tensors one after another; `own` is the shape of a layer's.
+fn concat(factors: &[&Factor], own: &[usize]) -> Result<Tensor> {
     let first = &factors[0].tensor;
-    let own = if new_axis {
-        first.shape()
-    } else {
-        &first.shape()[1..]
-    };
     let mut shape = vec![factors.len()];
     shape.extend_from_slice(own);
     let mut data = Vec::with_capacity(first.data().len() * factors.len());

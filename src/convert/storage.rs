@@ -1,3 +1,5 @@
+//! An adapter in a smaller type.
+
 use std::collections::BTreeMap;
 
 use crate::adapter::Adapter;

@@ -1,11 +1,18 @@
 use std::path::Path;
 
+use super::tied::largest_error;
 use super::*;
-use crate::adapter::{Factor, ModuleKind, Scaling, ScalingRule, Seed, Target};
-use crate::format::{NoBlobs, seeded_tensor};
+use crate::adapter::{
+    Adapter, BaseModel, Factor, ModuleKind, Scaling, ScalingRule, Seed, Target, TieGroup,
+};
+use crate::error::Code;
+use crate::format::{NoBlobs, TlFile, fingerprint, seeded_tensor};
+use crate::open::import_with_base;
+use crate::peft::export::{ExportOptions, Form, export};
+use crate::peft::projection::Fma;
 use crate::peft::testing::shared;
-use crate::safetensors::{Existing, write_tensors};
-use crate::tensor::Tensor;
+use crate::safetensors::{Checkpoint, Existing, write_tensors};
+use crate::tensor::{Dtype, Tensor};
 
 fn random(shape: &[usize], key: u8) -> Tensor {
     seeded_tensor(
@@ -82,7 +89,7 @@ fn an_exported_tied_adapter_is_recognised_in_every_dtype() {
                 let sub = tempfile::tempdir_in(&dir).unwrap();
                 let report = round_trip(&adapter, dtype, form, sub.path());
                 assert_eq!(
-                    (report.found, report.method.as_str()),
+                    (report.found, report.method.name()),
                     (Found::Tied, method),
                     "{dtype} {form:?}"
                 );
@@ -193,7 +200,7 @@ fn vera_goes_there_and_back_as_vera() {
     assert_eq!(
         (
             report.found,
-            report.method.as_str(),
+            report.method.name(),
             report.max_relative_error
         ),
         (Found::Vera, "vera", 0.0)

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use crate::error::{Code, Error, Result};
 use crate::model::{Branches, Model};
+use crate::progress::Progress;
 use crate::safetensors::Checkpoint;
 use crate::tensor::worst::{at_least_zero, is_within, largest};
 use crate::tensor::{Dtype, larger};
@@ -50,16 +51,16 @@ pub fn rounding_share(merged: &Checkpoint) -> f64 {
 }
 
 /// Compares `base` and its `branches` with `merged` on `texts`, one at a time, as tokens × vocabulary
-/// logits of both are held. `watch` is called after each; its error stops the work.
+/// logits of both are held. `progress` counts the texts.
 ///
 /// # Errors
 /// [`Code::BaseShape`] for models of different vocabularies; [`Code::NoExamples`] without a token;
-/// [`Code::Diverged`] for logits that are not finite; those of [`Model::logits`] and `watch`.
+/// [`Code::Diverged`] for logits that are not finite; those of [`Model::logits`] and `progress`.
 pub fn compare_logits(
     (base, branches): (&Model, &Branches),
     merged: &Model,
     texts: &[Vec<u32>],
-    watch: &mut dyn FnMut() -> Result<()>,
+    progress: Progress<'_>,
 ) -> Result<LogitsReport> {
     let (n, m) = (base.config().vocabulary, merged.config().vocabulary);
     if n != m {
@@ -86,7 +87,7 @@ pub fn compare_logits(
         }
         report.texts += 1;
         report.tokens += ours.len();
-        watch()?;
+        progress.advance(1)?;
     }
     if report.tokens == 0 {
         return Err(Error::new(Code::NoExamples, "no text to compare on"));
@@ -166,7 +167,7 @@ mod tests {
         let (branches, _) = branches_of(&adapter, &base, &NoBlobs).unwrap();
         let texts = [vec![1, 5, 9, 77, 3, 20], (0..40).collect()];
         let compare = |merged: &Model| {
-            compare_logits((&base, &branches), merged, &texts, &mut || Ok(())).unwrap()
+            compare_logits((&base, &branches), merged, &texts, Progress::new()).unwrap()
         };
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("merged");

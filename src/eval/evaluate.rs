@@ -10,6 +10,7 @@ use super::score::rouge::rouge_l;
 use crate::error::{Code, Error, Result};
 use crate::model::generate::{Generation, StopReason, generate, text};
 use crate::model::{Branches, Model};
+use crate::progress::Progress;
 use crate::text::{Batch, EvalItem, Example, Vocabulary};
 
 /// What is asked, and how answers are scored.
@@ -94,20 +95,20 @@ pub struct EvalReport {
 /// Scores a model on `items`.
 ///
 /// A prompt that leaves no room for the answer among the model's positions keeps its last tokens
-/// and its bos, and is counted. `watch` is called with the number of questions done since its last
-/// call, at least after every token; its error stops the work and is returned.
+/// and its bos, and is counted. `progress` counts the questions, and is asked after every token
+/// whether the work may go on.
 ///
 /// # Errors
 /// [`Code::NoExamples`] without items; [`Code::BadExample`] with the number, from 1, of an item
 /// that lacks what the task needs; [`Code::Diverged`] for logits that are not finite; those of
-/// [`generate`], [`Model::loss`] and `watch`.
+/// [`generate`], [`Model::loss`] and `progress`.
 pub fn evaluate(
     model: &Model,
     branches: &Branches,
     vocabulary: &Vocabulary,
     items: &[EvalItem],
     options: &EvalOptions,
-    watch: &mut dyn FnMut(usize) -> Result<()>,
+    progress: Progress<'_>,
 ) -> Result<EvalReport> {
     check_items(items, options.task)?;
     let mut run = Run {
@@ -118,9 +119,9 @@ pub fn evaluate(
         unfinished: 0,
     };
     let (predictions, scores) = if options.task == Task::Choice {
-        run.choose(items, watch)?
+        run.choose(items, progress)?
     } else {
-        let predictions = run.answer(items, options, watch)?;
+        let predictions = run.answer(items, options, progress)?;
         let scores = score_texts(options.task, items, &predictions)?;
         let wrap = |prediction| Prediction {
             prediction,
@@ -233,7 +234,7 @@ impl Run<'_> {
         &mut self,
         items: &[EvalItem],
         options: &EvalOptions,
-        watch: &mut dyn FnMut(usize) -> Result<()>,
+        progress: Progress<'_>,
     ) -> Result<Vec<String>> {
         let generation = Generation {
             max_tokens: options.max_tokens,
@@ -247,7 +248,7 @@ impl Run<'_> {
                 prompts.push(self.prompt(start + i, item, options.max_tokens)?);
             }
             let results = generate(self.model, self.branches, &prompts, &generation, |_, _| {
-                watch(0)
+                progress.check()
             })?;
             for (prompt, result) in prompts.iter().zip(&results) {
                 self.unfinished += usize::from(result.stopped != StopReason::Eos);
@@ -263,7 +264,7 @@ impl Run<'_> {
                 }
                 texts.push(text);
             }
-            watch(batch.len())?;
+            progress.advance(batch.len() as u64)?;
         }
         Ok(texts)
     }
@@ -288,15 +289,11 @@ impl Run<'_> {
         Ok(tokens)
     }
 
-    fn choose(
-        &mut self,
-        items: &[EvalItem],
-        watch: &mut dyn FnMut(usize) -> Result<()>,
-    ) -> Result<Chosen> {
+    fn choose(&mut self, items: &[EvalItem], progress: Progress<'_>) -> Result<Chosen> {
         let mut predictions = Vec::with_capacity(items.len());
         let (mut right, mut right_norm) = (0, 0);
         for (number, item) in items.iter().enumerate() {
-            let (sums, means) = self.likelihoods(number, item, watch)?;
+            let (sums, means) = self.likelihoods(number, item, progress)?;
             let (choice, choice_norm) = chosen(number, &sums, &means)?;
             right += usize::from(item.label == Some(choice));
             right_norm += usize::from(item.label == Some(choice_norm));
@@ -304,7 +301,7 @@ impl Run<'_> {
                 prediction: item.choices[choice].clone(),
                 log_likelihoods: sums,
             });
-            watch(1)?;
+            progress.advance(1)?;
         }
         let share = |n: usize| 100.0 * n as f64 / items.len() as f64;
         let scores = [
@@ -319,7 +316,7 @@ impl Run<'_> {
         &mut self,
         number: usize,
         item: &EvalItem,
-        watch: &mut dyn FnMut(usize) -> Result<()>,
+        progress: Progress<'_>,
     ) -> Result<(Vec<f64>, Vec<f64>)> {
         let positions = self.model.config().max_positions;
         let mut choices = Vec::with_capacity(item.choices.len());
@@ -346,7 +343,7 @@ impl Run<'_> {
             let loss = self.model.loss(self.branches, &batch)?;
             sums.push(-loss.nats);
             means.push(-loss.mean());
-            watch(0)?;
+            progress.check()?;
         }
         Ok((sums, means))
     }
@@ -355,6 +352,7 @@ impl Run<'_> {
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
+    use std::sync::atomic::AtomicBool;
 
     use candle_core::Device;
 
@@ -432,7 +430,7 @@ mod tests {
                 max_tokens: 12,
                 batch_size,
             };
-            evaluate(&model, &none, &vocabulary, items, &options, &mut |_| Ok(())).unwrap()
+            evaluate(&model, &none, &vocabulary, items, &options, Progress::new()).unwrap()
         };
         let long = "Once upon a time, there was a dog. ".repeat(100);
         let right = "there was a little girl";
@@ -459,14 +457,14 @@ mod tests {
         assert_eq!(report.scores, BTreeMap::from(all));
         let sums = &report.predictions[0].log_likelihoods;
         assert!(sums[0] < sums[1] && sums[1] < 0.0, "{sums:?}");
-        let stopped = || Error::new(Code::Interrupted, "stopped on request");
+        let stopped = AtomicBool::new(true);
         let options = EvalOptions {
             task: Task::Choice,
             max_tokens: 1,
             batch_size: 1,
         };
-        let mut watch = |_| Err(stopped());
-        let e = evaluate(&model, &none, &vocabulary, &choices, &options, &mut watch).unwrap_err();
+        let progress = Progress::new().stopped_by(&stopped);
+        let e = evaluate(&model, &none, &vocabulary, &choices, &options, progress).unwrap_err();
         assert_eq!(e.code(), Code::Interrupted);
     }
 }

@@ -2,44 +2,45 @@
 
 use rayon::prelude::*;
 
-use super::groups::{Family, FitPlan};
+use super::modules::ModuleSet;
+use super::select::Selection;
+use super::solver::problem::singular_squares;
+use super::solver::untied::NUMBER_BYTES;
 use crate::adapter::{Adapter, Factor, Scaling, TieGroup};
 use crate::error::{Code, Error, Result};
-use crate::fit::solver::problem::singular_squares;
-use crate::fit::solver::untied::NUMBER;
 use crate::format::{WriteOptions, encoded_len};
 use crate::tensor::Tensor;
 
 /// Ranks with which the file of a fit has at most so many bytes, packing aside.
 ///
-/// Every family gets rank 1. Each further rank goes to the family whose error it lowers most for its
+/// Every set of modules gets rank 1. Each further rank goes to the one whose error it lowers most for its
 /// bytes, as the largest singular triplets tell: they are seldom far from the best fit, and cost no
 /// fit to know.
 ///
 /// # Errors
-/// [`Code::Usage`] where the bytes do not hold rank 1 of all families.
-pub(super) fn ranks_within(plan: &FitPlan, bytes: u64) -> Result<Vec<usize>> {
-    let spectra: Vec<Vec<f64>> = plan.families.iter().map(spectrum).collect::<Result<_>>()?;
+/// [`Code::Usage`] where the bytes do not hold rank 1 of all sets.
+pub(super) fn ranks_within(selection: &Selection, bytes: u64) -> Result<Vec<usize>> {
+    let spectra: Vec<Vec<f64>> = selection.sets.iter().map(spectrum).collect::<Result<_>>()?;
     let smallest: Vec<usize> = spectra.iter().map(|s| s.len().min(1)).collect();
-    let least = file_bytes(plan, &smallest)?;
+    let least = file_bytes(selection, &smallest)?;
     if least > bytes {
         let message = format!("{bytes} bytes do not hold all tie groups at rank 1");
         return Err(Error::new(Code::Usage, message).hint(format!("at least {least}")));
     }
     let mut left = bytes - least;
     loop {
-        let ranks = spend(plan, &spectra, left);
+        let ranks = spend(selection, &spectra, left);
         // The header grows with the digits of the sizes.
-        match file_bytes(plan, &ranks)?.checked_sub(bytes) {
+        match file_bytes(selection, &ranks)?.checked_sub(bytes) {
             None | Some(0) => return Ok(ranks),
             Some(over) => left = left.saturating_sub(over),
         }
     }
 }
 
-/// Squared singular values of all layers of a family, descending; none where all updates are zero.
-fn spectrum(family: &Family) -> Result<Vec<f64>> {
-    let updates = family.updates()?;
+/// Squared singular values of all layers of a set, descending; none where all updates are zero.
+fn spectrum(set: &ModuleSet) -> Result<Vec<f64>> {
+    let updates = set.updates()?;
     let layers: Vec<Vec<f64>> = updates
         .par_iter()
         .map(|layer| singular_squares(layer))
@@ -49,15 +50,15 @@ fn spectrum(family: &Family) -> Result<Vec<f64>> {
     Ok(squares)
 }
 
-/// Rank 1 for every family, and what `left` bytes buy beyond it.
-fn spend(plan: &FitPlan, spectra: &[Vec<f64>], mut left: u64) -> Vec<usize> {
-    let cost = |f: usize| NUMBER * plan.families[f].numbers() as u64;
+/// Rank 1 for every set, and what `left` bytes buy beyond it.
+fn spend(selection: &Selection, spectra: &[Vec<f64>], mut left: u64) -> Vec<usize> {
+    let cost = |f: usize| NUMBER_BYTES * selection.sets[f].numbers() as u64;
     let of_family = |(f, s): (usize, &Vec<f64>)| -> Vec<(f64, usize)> {
         let gain = |square: &f64| (square / cost(f) as f64, f);
         s.iter().skip(1).map(gain).collect()
     };
     let mut terms: Vec<(f64, usize)> = spectra.iter().enumerate().flat_map(of_family).collect();
-    // Stable, so that equal gains keep the order of the families.
+    // Stable, so that equal gains keep the order of the sets.
     terms.sort_by(|a, b| b.0.total_cmp(&a.0));
     let mut ranks: Vec<usize> = spectra.iter().map(|s| s.len().min(1)).collect();
     for (_, f) in terms {
@@ -68,16 +69,16 @@ fn spend(plan: &FitPlan, spectra: &[Vec<f64>], mut left: u64) -> Vec<usize> {
     ranks
 }
 
-/// Bytes of the file with tie groups of these ranks; a family of rank 0 stays as it is.
-fn file_bytes(plan: &FitPlan, ranks: &[usize]) -> Result<u64> {
-    let mut groups = plan.rest.groups.clone();
-    for (number, (family, rank)) in plan.families.iter().zip(ranks).enumerate() {
+/// Bytes of the file with tie groups of these ranks; a set of rank 0 stays as it is.
+fn file_bytes(selection: &Selection, ranks: &[usize]) -> Result<u64> {
+    let mut groups = selection.rest.groups.clone();
+    for (number, (set, rank)) in selection.sets.iter().zip(ranks).enumerate() {
         match rank {
-            0 => groups.extend(family.sources.iter().cloned()),
-            _ => groups.push(family_stand_in(family, *rank, number)?),
+            0 => groups.extend(set.sources.iter().cloned()),
+            _ => groups.push(set_stand_in(set, *rank, number)?),
         }
     }
-    file_len(&plan.rest, groups)
+    file_len(&selection.rest, groups)
 }
 
 /// Bytes of the file of an adapter with these groups in place of its own.
@@ -96,14 +97,14 @@ pub(super) fn stand_in(number: usize, shape: Vec<usize>) -> Result<Tensor> {
     Tensor::from_f32(shape, &values)
 }
 
-/// A tie group of a family's shapes whose tensors are no other family's: equal ones are stored once.
-fn family_stand_in(family: &Family, rank: usize, number: usize) -> Result<TieGroup> {
-    let (layers, n, out) = (family.layers.len(), family.in_features(), family.out());
+/// A tie group of a set's shapes whose tensors are no other set's: equal ones are stored once.
+fn set_stand_in(set: &ModuleSet, rank: usize, number: usize) -> Result<TieGroup> {
+    let (layers, n, out) = (set.layers.len(), set.in_features(), set.out());
     let factor =
         |part: usize, shape: Vec<usize>| stand_in(3 * number + part, shape).map(Factor::trained);
     Ok(TieGroup {
         core: None,
-        layers: Some(family.layers.clone()),
+        layers: Some(set.layers.clone()),
         rank,
         in_features: n,
         scaling: Scaling::one(rank),
@@ -111,6 +112,6 @@ fn family_stand_in(family: &Family, rank: usize, number: usize) -> Result<TieGro
         b: factor(1, vec![out, rank])?,
         u: Some(factor(2, vec![layers, rank])?),
         v: None,
-        targets: family.targets.clone(),
+        targets: set.targets.clone(),
     })
 }

@@ -3,15 +3,18 @@
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::choose::Chosen;
-use super::groups::{Family, FitPlan, families};
-use super::{Budget, FitOptions, GroupFit, finish, nothing_to_fit, report};
+use super::choose::Solution;
+use super::finish::finish;
+use super::modules::ModuleSet;
+use super::options::{Budget, FitOptions};
+use super::report::{GroupFit, report};
+use super::select::{Selection, nothing_to_fit, select};
+use super::solver::cores::fit_cores;
+use super::solver::problem::Problem;
+use super::solver::solve::{WORK, fit_within};
+use super::solver::untied::Untied;
 use crate::convert::Tied;
 use crate::error::Result;
-use crate::fit::solver::cores::fit_cores;
-use crate::fit::solver::problem::Problem;
-use crate::fit::solver::solve::{WORK, fit_within};
-use crate::fit::solver::untied::Untied;
 
 /// Share of a fit's usual work that each rank of a curve gets.
 const SHARE: f64 = 0.25;
@@ -19,9 +22,18 @@ const SHARE: f64 = 0.25;
 /// Errors below this are roundings of f32.
 const EXACT: f64 = 1e-5;
 
+/// What the fits of a curve have in common.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CurveOptions {
+    /// As [`FitOptions::joint`].
+    pub joint: bool,
+}
+
 /// One rank of a [`Curve`]. Errors are relative, of all fitted modules together; bytes are those of
 /// f32 factors.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct CurvePoint {
     /// Rank of every tie group.
     pub rank: usize,
@@ -49,6 +61,7 @@ pub struct CurvePoint {
 
 /// Error against bytes.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Curve {
     /// Bytes of the fitted modules' factors before.
     pub bytes_before: u64,
@@ -64,32 +77,32 @@ pub struct Curve {
 ///
 /// # Errors
 /// Those of [`super::fit_adapter`].
-pub fn fit_curve(tied: &Tied, joint: bool) -> Result<Curve> {
+pub fn fit_curve(tied: &Tied, options: &CurveOptions) -> Result<Curve> {
     let options = FitOptions {
-        // No tied group is of a higher one: all of them stay.
-        budget: Budget::Rank(usize::MAX),
-        joint,
-        core: false,
-        quick: false,
+        joint: options.joint,
+        // No tied group is of a higher rank: all of them stay.
+        ..FitOptions::new(Budget::Rank(usize::MAX))
     };
-    let FitPlan {
-        families, mut kept, ..
-    } = families(tied, &options)?;
-    let ranks = ranks(&families);
+    let Selection { sets, mut kept, .. } = select(tied, &options)?;
+    let ranks = ranks(&sets);
     let (mut fitted, mut fits) = (Vec::new(), Vec::new());
-    for family in families {
-        match fits_of(&family, &ranks)? {
+    for set in sets {
+        match fits_of(&set, &ranks)? {
             Some(found) => {
                 fits.push(found);
-                fitted.push(family);
+                fitted.push(set);
             }
-            None => kept.extend(family.module_paths()),
+            None => kept.extend(set.module_paths()),
         }
     }
     if fits.is_empty() {
         return Err(nothing_to_fit());
     }
-    let untied = Untied::of(&fitted)?;
+    let mut values = Vec::new();
+    for set in &fitted {
+        values.append(&mut set.values()?);
+    }
+    let untied = Untied::new(values);
     let share = |square: f64| (square / untied.square()).sqrt();
     let point = |(at, rank): (usize, &usize)| {
         let fit = report(fits.iter().map(|f| f[at].0.clone()).collect(), Vec::new());
@@ -116,7 +129,7 @@ pub fn fit_curve(tied: &Tied, joint: bool) -> Result<Curve> {
         points.truncate(exact + 1);
     }
     Ok(Curve {
-        bytes_before: fitted.iter().map(Family::bytes).sum(),
+        bytes_before: fitted.iter().map(ModuleSet::bytes).sum(),
         summary: summary(&points),
         points,
         kept,
@@ -124,31 +137,31 @@ pub fn fit_curve(tied: &Tied, joint: bool) -> Result<Curve> {
 }
 
 /// 1, 2, 3, 4, 6, 8, 12, … up to the bytes that the LoRA itself would take.
-fn ranks(families: &[Family]) -> Vec<usize> {
-    let numbers: usize = families.iter().map(|f| f.numbers()).sum();
-    let before: usize = families.iter().map(Family::numbers_before).sum();
+fn ranks(sets: &[ModuleSet]) -> Vec<usize> {
+    let numbers: usize = sets.iter().map(|f| f.numbers()).sum();
+    let before: usize = sets.iter().map(ModuleSet::numbers_before).sum();
     let powers = (0..usize::BITS).map(|p| 1usize << p);
     let ranks = powers.flat_map(|p| [Some(p), (p > 1).then_some(p + p / 2)]);
     let fits = |rank: &usize| rank.saturating_mul(numbers) <= before;
     ranks.flatten().take_while(|r| *r == 1 || fits(r)).collect()
 }
 
-/// One family at each rank; `None` where all updates are zero.
-fn fits_of(family: &Family, ranks: &[usize]) -> Result<Option<Vec<(GroupFit, Cores)>>> {
-    let Some(problem) = Problem::new(&family.updates()?)? else {
+/// The fits of one set of modules at each rank; `None` where all updates are zero.
+fn fits_of(set: &ModuleSet, ranks: &[usize]) -> Result<Option<Vec<(GroupFit, Cores)>>> {
+    let Some(problem) = Problem::new(&set.updates()?)? else {
         return Ok(None);
     };
     let at = |rank: &usize| {
         let found = fit_within(&problem, *rank, SHARE * WORK);
-        let chosen = Chosen::plain(&problem, &found);
-        let cores = Cores::at(family, &problem, *rank);
-        Ok((finish(family, &problem, chosen)?.1, cores))
+        let chosen = Solution::plain(&problem, &found);
+        let cores = Cores::at(set, &problem, *rank);
+        Ok((finish(set, &problem, chosen)?.1, cores))
     };
     let fits: Result<Vec<(GroupFit, Cores)>> = ranks.par_iter().map(at).collect();
     fits.map(Some)
 }
 
-/// A family with cores.
+/// The fit of a set of modules with cores.
 #[derive(Debug, Clone, Copy)]
 struct Cores {
     rank: usize,
@@ -158,11 +171,11 @@ struct Cores {
 
 impl Cores {
     /// At the bytes that `rank` takes with u.
-    fn at(family: &Family, problem: &Problem, rank: usize) -> Self {
-        let layers = family.layers.len();
-        let most = rank * family.numbers();
+    fn at(set: &ModuleSet, problem: &Problem, rank: usize) -> Self {
+        let layers = set.layers.len();
+        let most = rank * set.numbers();
         // numbers() has the layer's u: a core takes R times that.
-        let numbers = |r: usize| r * (family.numbers() - layers) + layers * r * r;
+        let numbers = |r: usize| r * (set.numbers() - layers) + layers * r * r;
         let bought = (1..=rank).take_while(|r| numbers(*r) <= most).last();
         match bought {
             None => Self {

@@ -5,15 +5,17 @@ use std::ops::Range;
 
 use serde::Serialize;
 
-use super::groups::{Factors, Family, FitPlan, families, tie_group};
-use super::onto::onto;
-use super::{Budget, FitOptions, check, nothing_to_fit};
+use super::factors::{Factors, tie_group};
+use super::measure::measure;
+use super::modules::ModuleSet;
+use super::options::{Budget, FitOptions};
+use super::select::{Selection, nothing_to_fit, select};
+use super::solver::problem::Problem;
+use super::solver::solve::fit;
+use super::with_factors::fit_set_with;
 use crate::adapter::{Adapter, Factor, ModuleKind, Target, TieGroup};
 use crate::convert::Tied;
 use crate::error::{Code, Error, Result};
-use crate::fit::solver::measure::measure;
-use crate::fit::solver::problem::Problem;
-use crate::fit::solver::solve::fit;
 use crate::tensor::Tensor;
 use crate::tensor::worst::is_within;
 
@@ -22,29 +24,60 @@ const DROPPED: usize = 8;
 
 /// How adapters share.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct ShareOptions {
     /// Rank of every shared pair.
     pub rank: usize,
     /// As [`FitOptions::joint`].
     pub joint: bool,
-    /// An adapter that the shared pairs leave with a larger relative error is left apart.
-    pub apart: f64,
+    /// An adapter that the shared pairs leave with a larger relative error is left out: above 0, at most 1.
+    pub max_error: f64,
+}
+
+impl ShareOptions {
+    /// A pair for each target, and adapters left out above an error of a half.
+    pub fn new(rank: usize) -> Self {
+        Self {
+            rank,
+            joint: false,
+            max_error: 0.5,
+        }
+    }
+
+    /// The fit of each pair.
+    ///
+    /// # Errors
+    /// [`Code::Usage`] for a rank or an error out of range.
+    fn fit_options(&self) -> Result<FitOptions> {
+        let options = FitOptions {
+            joint: self.joint,
+            ..FitOptions::new(Budget::Rank(self.rank))
+        };
+        options.check()?;
+        if !(self.max_error > 0.0 && self.max_error <= 1.0) {
+            let message = format!("a bound of {} is not above 0 and at most 1", self.max_error);
+            return Err(Error::new(Code::Usage, message));
+        }
+        Ok(options)
+    }
 }
 
 /// One adapter of a shared fit.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct SharedAdapter {
-    /// With the shared A and B; as it was where it is left apart.
+    /// With the shared A and B; as it was where it is left out.
     pub adapter: Adapter,
-    /// ‖ΔW − ΔW'‖_F / ‖ΔW‖_F over its shared modules; for one left apart, what sharing would have
+    /// ‖ΔW − ΔW'‖_F / ‖ΔW‖_F over its shared modules; for one left out, what sharing would have
     /// left it with.
     pub error: f64,
-    /// Whether it is left apart, for its error or because no other adapter changes what it changes.
-    pub apart: bool,
+    /// Whether it is left out, for its error or because no other adapter changes what it changes.
+    pub left_out: bool,
 }
 
 /// One shared pair of A and B. Errors are relative, over all adapters that share it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct PairFit {
     /// Module paths with `{}` for the layer number, in the order of B's rows.
     pub targets: Vec<String>,
@@ -64,6 +97,7 @@ pub struct PairFit {
 
 /// What [`fit_shared`] found.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Shared {
     /// In the order given.
     pub adapters: Vec<SharedAdapter>,
@@ -76,14 +110,14 @@ pub struct Shared {
 /// Targets, with the width of their input.
 type Key = (Vec<(String, usize, ModuleKind)>, usize);
 
-/// One adapter's part of a shared fit.
-struct Member<'t> {
+/// What one adapter brings to a shared fit.
+struct AdapterModules<'t> {
     number: usize,
-    family: &'t Family,
+    set: &'t ModuleSet,
 }
 
 /// What one adapter gets from the shared pairs.
-struct Part {
+struct AdapterGroup {
     number: usize,
     group: TieGroup,
     /// Squared error and squared norm.
@@ -93,7 +127,7 @@ struct Part {
 /// What one fit of all pairs found.
 #[derive(Default)]
 struct Pairs {
-    parts: Vec<Part>,
+    groups: Vec<AdapterGroup>,
     fits: Vec<PairFit>,
     tensors: Vec<Tensor>,
 }
@@ -106,102 +140,123 @@ struct Pairs {
 /// Those of [`super::fit_adapter`]; [`Code::Usage`] for fewer than two adapters, a bound that is not
 /// above 0 and at most 1, and where no two adapters share.
 pub fn fit_shared(all: &[Tied], options: &ShareOptions) -> Result<Shared> {
-    let fit_options = FitOptions {
-        budget: Budget::Rank(options.rank),
-        joint: options.joint,
-        core: false,
-        quick: false,
-    };
-    check(&fit_options)?;
-    if !(options.apart > 0.0 && options.apart <= 1.0) {
-        let message = format!("a bound of {} is not above 0 and at most 1", options.apart);
-        return Err(Error::new(Code::Usage, message));
-    }
+    let fit_options = options.fit_options()?;
     if all.len() < 2 {
         return Err(Error::new(
             Code::Usage,
             "one adapter has nothing to share with",
         ));
     }
-    let plans: Vec<FitPlan> = all
+    let selections: Vec<Selection> = all
         .iter()
-        .map(|tied| families(tied, &fit_options))
+        .map(|tied| select(tied, &fit_options))
         .collect::<Result<_>>()?;
-    if plans.iter().all(|p| p.families.is_empty()) {
+    if selections.iter().all(|p| p.sets.is_empty()) {
         return Err(nothing_to_fit());
     }
-    let mut apart: Vec<Option<f64>> = vec![None; all.len()];
-    let (pairs, errors) = loop {
-        let pairs = fit_pairs(&plans, &apart, options.rank)?;
-        let errors = errors(all.len(), &pairs.parts);
-        let mut unserved: Vec<usize> = (0..all.len())
-            .filter(|n| apart[*n].is_none() && !is_within(errors[*n], options.apart))
-            .collect();
-        let served = apart.iter().filter(|a| a.is_none()).count();
-        if unserved.is_empty() {
-            break (pairs, errors);
-        }
-        // The worst first, and few at a time: without them the others may be served.
-        unserved.sort_by(|a, b| errors[*b].total_cmp(&errors[*a]));
-        unserved.truncate(unserved.len().div_ceil(DROPPED));
-        if served - unserved.len() < 2 {
-            let message = format!("no two adapters are served within {}", options.apart);
-            return Err(Error::new(Code::Usage, message).hint("raise --rank or --apart"));
-        }
-        for number in unserved {
-            apart[number] = Some(errors[number]);
-        }
-    };
-    if pairs.fits.is_empty() {
+    let found = fit_served(&selections, options)?;
+    if found.pairs.fits.is_empty() {
         let message = "no two adapters change the same modules";
         return Err(Error::new(Code::Usage, message));
     }
-    let (pairs, errors, apart) = readmit(&plans, options, (pairs, errors, apart))?;
+    let SharedFit {
+        pairs,
+        errors,
+        left_out,
+    } = readmit(&selections, options, found)?;
     Ok(Shared {
-        adapters: finish(all, &plans, pairs.parts, &errors, &apart)?,
+        adapters: finish(all, &selections, pairs.groups, &errors, &left_out)?,
         pairs: pairs.fits,
         tensors: pairs.tensors,
     })
 }
 
-/// Pairs, each adapter's error, and why it is left apart.
-type Found = (Pairs, Vec<f64>, Vec<Option<f64>>);
+/// Pairs for the adapters that they serve.
+struct SharedFit {
+    pairs: Pairs,
+    /// Relative error of each adapter.
+    errors: Vec<f64>,
+    /// For each adapter that is left out, the error that it had before.
+    left_out: Vec<Option<f64>>,
+}
+
+/// Leaves out the worst adapters and fits again, until all that are left are served.
+///
+/// # Errors
+/// [`Code::Usage`] where no two are.
+fn fit_served(selections: &[Selection], options: &ShareOptions) -> Result<SharedFit> {
+    let mut left_out: Vec<Option<f64>> = vec![None; selections.len()];
+    loop {
+        let pairs = fit_pairs(selections, &left_out, options.rank)?;
+        let errors = errors(selections.len(), &pairs.groups);
+        let mut unserved: Vec<usize> = (0..selections.len())
+            .filter(|n| left_out[*n].is_none() && !is_within(errors[*n], options.max_error))
+            .collect();
+        let served = left_out.iter().filter(|a| a.is_none()).count();
+        if unserved.is_empty() {
+            return Ok(SharedFit {
+                pairs,
+                errors,
+                left_out,
+            });
+        }
+        // The worst first, and few at a time: without them the others may be served.
+        unserved.sort_by(|a, b| errors[*b].total_cmp(&errors[*a]));
+        unserved.truncate(unserved.len().div_ceil(DROPPED));
+        if served - unserved.len() < 2 {
+            let message = format!("no two adapters are served within {}", options.max_error);
+            let hint = "raise the rank, or the error at which one is left out";
+            return Err(Error::new(Code::Usage, message).hint(hint));
+        }
+        for number in unserved {
+            left_out[number] = Some(errors[number]);
+        }
+    }
+}
 
 /// Takes in again what was left out for others' sake, where all are served then.
-fn readmit(plans: &[FitPlan], options: &ShareOptions, found: Found) -> Result<Found> {
-    let mut apart = found.2.clone();
-    for (number, plan) in plans.iter().enumerate() {
-        if apart[number].is_none() {
+fn readmit(
+    selections: &[Selection],
+    options: &ShareOptions,
+    found: SharedFit,
+) -> Result<SharedFit> {
+    let mut left_out = found.left_out.clone();
+    for (number, plan) in selections.iter().enumerate() {
+        if left_out[number].is_none() {
             continue;
         }
         let mut square = [0.0; 2];
-        for family in &plan.families {
-            let same = |p: &&Part| {
-                let group = &p.group;
-                group.targets == family.targets && group.in_features == family.in_features()
+        for set in &plan.sets {
+            let same = |g: &&AdapterGroup| {
+                let group = &g.group;
+                group.targets == set.targets && group.in_features == set.in_features()
             };
-            if let Some(part) = found.0.parts.iter().find(same) {
-                let (_, own) = onto(family, &part.group)?;
-                square = [square[0] + own[0], square[1] + own[1]];
+            if let Some(own) = found.pairs.groups.iter().find(same) {
+                let (_, [off, norm]) = fit_set_with(set, &own.group)?;
+                square = [square[0] + off, square[1] + norm];
             }
         }
-        if square[1] > 0.0 && is_within((square[0] / square[1]).sqrt(), options.apart) {
-            apart[number] = None;
+        if square[1] > 0.0 && is_within((square[0] / square[1]).sqrt(), options.max_error) {
+            left_out[number] = None;
         }
     }
-    if apart == found.2 {
+    if left_out == found.left_out {
         return Ok(found);
     }
-    let pairs = fit_pairs(plans, &apart, options.rank)?;
-    let errors = errors(plans.len(), &pairs.parts);
-    match errors.iter().all(|e| is_within(*e, options.apart)) {
-        true => Ok((pairs, errors, apart)),
+    let pairs = fit_pairs(selections, &left_out, options.rank)?;
+    let errors = errors(selections.len(), &pairs.groups);
+    match errors.iter().all(|e| is_within(*e, options.max_error)) {
+        true => Ok(SharedFit {
+            pairs,
+            errors,
+            left_out,
+        }),
         false => Ok(found),
     }
 }
 
-/// Each adapter's relative error over its parts; 0 where it has none.
-fn errors(adapters: usize, parts: &[Part]) -> Vec<f64> {
+/// Each adapter's relative error over its groups; 0 where it has none.
+fn errors(adapters: usize, parts: &[AdapterGroup]) -> Vec<f64> {
     let mut squares = vec![[0.0; 2]; adapters];
     for part in parts {
         for (sum, square) in squares[part.number].iter_mut().zip(part.square) {
@@ -212,23 +267,20 @@ fn errors(adapters: usize, parts: &[Part]) -> Vec<f64> {
     squares.into_iter().map(error).collect()
 }
 
-fn fit_pairs(plans: &[FitPlan], apart: &[Option<f64>], rank: usize) -> Result<Pairs> {
-    let mut kinds: BTreeMap<Key, Vec<Member<'_>>> = BTreeMap::new();
-    for (number, plan) in plans
+fn fit_pairs(selections: &[Selection], left_out: &[Option<f64>], rank: usize) -> Result<Pairs> {
+    let mut kinds: BTreeMap<Key, Vec<AdapterModules<'_>>> = BTreeMap::new();
+    for (number, plan) in selections
         .iter()
         .enumerate()
-        .filter(|(n, _)| apart[*n].is_none())
+        .filter(|(n, _)| left_out[*n].is_none())
     {
-        for family in &plan.families {
+        for set in &plan.sets {
             let target = |t: &Target| (t.module.clone(), t.out, t.kind);
-            let key = (
-                family.targets.iter().map(target).collect(),
-                family.in_features(),
-            );
+            let key = (set.targets.iter().map(target).collect(), set.in_features());
             kinds
                 .entry(key)
                 .or_default()
-                .push(Member { number, family });
+                .push(AdapterModules { number, set });
         }
     }
     let mut pairs = Pairs::default();
@@ -241,7 +293,7 @@ fn fit_pairs(plans: &[FitPlan], apart: &[Option<f64>], rank: usize) -> Result<Pa
             let group = own.iter().map(|part| &part.group).take(1);
             let both = |g: &TieGroup| [g.a.tensor.clone(), g.b.tensor.clone()];
             pairs.tensors.extend(group.flat_map(both));
-            pairs.parts.extend(own);
+            pairs.groups.extend(own);
             pairs.fits.push(pair);
         }
     }
@@ -249,12 +301,15 @@ fn fit_pairs(plans: &[FitPlan], apart: &[Option<f64>], rank: usize) -> Result<Pa
 }
 
 /// `None` where all updates are zero.
-fn fit_pair(members: &[Member<'_>], rank: usize) -> Result<Option<(Vec<Part>, PairFit)>> {
-    let whole = Family {
-        targets: members[0].family.targets.clone(),
-        layers: (0..members.iter().map(|m| m.family.layers.len() as u32).sum()).collect(),
+fn fit_pair(
+    members: &[AdapterModules<'_>],
+    rank: usize,
+) -> Result<Option<(Vec<AdapterGroup>, PairFit)>> {
+    let whole = ModuleSet {
+        targets: members[0].set.targets.clone(),
+        layers: (0..members.iter().map(|m| m.set.layers.len() as u32).sum()).collect(),
         sources: (members.iter())
-            .flat_map(|m| m.family.sources.iter().cloned())
+            .flat_map(|m| m.set.sources.iter().cloned())
             .collect(),
     };
     let updates = whole.updates()?;
@@ -278,10 +333,10 @@ fn fit_pair(members: &[Member<'_>], rank: usize) -> Result<Option<(Vec<Part>, Pa
     let mut first = 0;
     let mut parts = Vec::with_capacity(members.len());
     for member in members {
-        let own = first..first + member.family.layers.len();
-        parts.push(Part {
+        let own = first..first + member.set.layers.len();
+        parts.push(AdapterGroup {
             number: member.number,
-            group: part_of(&group, own.clone(), &member.family.layers)?,
+            group: part_of(&group, own.clone(), &member.set.layers)?,
             square: [&squares, &norms].map(|s| s[own.clone()].iter().sum()),
         });
         first = own.end;
@@ -317,10 +372,10 @@ fn part_of(group: &TieGroup, own: Range<usize>, layers: &[u32]) -> Result<TieGro
 /// The adapters: the shared groups, and of the rest what each has already.
 fn finish(
     all: &[Tied],
-    plans: &[FitPlan],
-    parts: Vec<Part>,
+    selections: &[Selection],
+    parts: Vec<AdapterGroup>,
     errors: &[f64],
-    apart: &[Option<f64>],
+    left_out: &[Option<f64>],
 ) -> Result<Vec<SharedAdapter>> {
     let mut shared: Vec<Vec<TieGroup>> = all.iter().map(|_| Vec::new()).collect();
     for part in parts {
@@ -330,17 +385,16 @@ fn finish(
         if groups.is_empty() {
             return Ok(SharedAdapter {
                 adapter: all[number].adapter.clone(),
-                error: apart[number].unwrap_or(0.0),
-                apart: true,
+                error: left_out[number].unwrap_or(0.0),
+                left_out: true,
             });
         }
-        let mut adapter = plans[number].rest.clone();
-        for family in &plans[number].families {
-            let same = |g: &TieGroup| {
-                g.targets == family.targets && g.layers.as_ref() == Some(&family.layers)
-            };
+        let mut adapter = selections[number].rest.clone();
+        for set in &selections[number].sets {
+            let same =
+                |g: &TieGroup| g.targets == set.targets && g.layers.as_ref() == Some(&set.layers);
             if !groups.iter().any(same) {
-                adapter.groups.extend(family.sources.iter().cloned());
+                adapter.groups.extend(set.sources.iter().cloned());
             }
         }
         adapter.groups.extend(groups);
@@ -349,7 +403,7 @@ fn finish(
         Ok(SharedAdapter {
             adapter,
             error: errors[number],
-            apart: false,
+            left_out: false,
         })
     };
     shared.into_iter().enumerate().map(adapter).collect()
@@ -361,7 +415,7 @@ pub(super) mod tests {
     use super::*;
     use crate::fit::solver::problem::singular_squares;
 
-    /// Adapters with the same A and B of q and their own u, the factors of every layer scaled apart.
+    /// Adapters with the same A and B of q and their own u, the factors of every layer scaled differently.
     pub(in super::super) fn family_of_adapters(count: u8, rank: usize) -> Vec<Tied> {
         let (n, out) = (30, 18);
         let (a, b) = (values(rank * n, 1, 1), values(out * rank, 1, 2));
@@ -399,7 +453,7 @@ pub(super) mod tests {
         ShareOptions {
             rank,
             joint: false,
-            apart: 0.2,
+            max_error: 0.2,
         }
     }
 
@@ -417,7 +471,7 @@ pub(super) mod tests {
         assert!(pair.error < 1e-4 && pair.bound <= pair.error && pair.error <= pair.baseline);
         let first = &found.adapters[0].adapter.groups[0];
         for (number, (shared, tied)) in found.adapters.iter().zip(&all).enumerate() {
-            assert_eq!(shared.apart, number == 2);
+            assert_eq!(shared.left_out, number == 2);
             if number == 2 {
                 assert!(shared.error > 0.2);
                 assert_eq!(shared.adapter.groups.len(), tied.adapter.groups.len());
@@ -426,16 +480,8 @@ pub(super) mod tests {
             let group = &shared.adapter.groups[0];
             assert_eq!(group.a.tensor.data().id(), first.a.tensor.data().id());
             assert_eq!(group.b.tensor.data().id(), first.b.tensor.data().id());
-            let families = families(
-                tied,
-                &FitOptions {
-                    budget: Budget::Rank(0),
-                    joint: false,
-                    core: false,
-                    quick: false,
-                },
-            );
-            let updates = families.unwrap().families[0].updates().unwrap();
+            let selection = select(tied, &FitOptions::new(Budget::Rank(0)));
+            let updates = selection.unwrap().sets[0].updates().unwrap();
             let off: f64 = measure(&updates, group).unwrap().iter().sum();
             let norm: f64 = updates
                 .iter()
@@ -462,7 +508,7 @@ pub(super) mod tests {
             (
                 &all[..],
                 ShareOptions {
-                    apart: f64::NAN,
+                    max_error: f64::NAN,
                     ..options(3)
                 },
             ),

@@ -5,27 +5,25 @@
 //! triplets, so all there is to choose is how many each module gets.
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use serde::Serialize;
 
 use super::budget::{file_len, stand_in};
-use super::groups::kept_tied;
-use super::{Budget, check_budget, groups_as, nothing_to_fit};
+use super::measure::measure;
+use super::options::Budget;
+use super::select::{kept_tied, nothing_to_fit};
+use super::solver::problem::leading_factors;
+use super::solver::untied::{Untied, Values};
+use super::stored::groups_as;
 use crate::adapter::{Adapter, Factor, Scaling, TieGroup};
-use crate::convert::{
-    Tied, ToTiedOptions, coalesce, fingerprinted, import_unbound, touched_tensors,
-};
+use crate::convert::{Tied, coalesce};
 use crate::error::{Code, Error, Result};
-use crate::fit::solver::measure::measure;
-use crate::fit::solver::problem::leading_factors;
-use crate::fit::solver::untied::{Untied, Values};
-use crate::format::write_tl;
 use crate::tensor::{Dtype, Tensor};
 
 /// One module of a shrunk LoRA.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct ShrunkModule {
     /// Its path in the base.
     pub module: String,
@@ -41,6 +39,7 @@ pub struct ShrunkModule {
 
 /// What shrinking lost. Errors are ‖ΔW − ΔW'‖_F / ‖ΔW‖_F over all shrunk modules together.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct ShrinkReport {
     /// Error of what is written, in the type it is written in.
     pub error: f64,
@@ -101,12 +100,12 @@ fn shrunk(group: &TieGroup, rank: usize, a: Tensor, b: Tensor) -> TieGroup {
 /// [`Code::Usage`] for a budget out of range or one that holds nothing, or an adapter without a LoRA;
 /// [`Code::NonFinite`]; those of [`TieGroup::low_rank`] and [`Adapter::to_dtype`].
 pub fn shrink(tied: &Tied, budget: Budget, dtype: Dtype) -> Result<(Adapter, ShrinkReport)> {
-    check_budget(budget)?;
-    let Parts {
+    budget.check()?;
+    let ShrinkPlan {
         rest,
         modules,
         kept,
-    } = Parts::of(tied);
+    } = ShrinkPlan::of(tied);
     let values = modules.par_iter().map(|group| values(group));
     let untied = Untied::new(values.collect::<Result<_>>()?);
     if untied.square() == 0.0 {
@@ -141,7 +140,7 @@ pub fn shrink(tied: &Tied, budget: Budget, dtype: Dtype) -> Result<(Adapter, Shr
 }
 
 /// What is shrunk, and what stays.
-struct Parts<'a> {
+struct ShrinkPlan<'a> {
     /// The adapter with the groups that stay.
     rest: Adapter,
     /// Groups of one layer, without vectors of their own.
@@ -150,14 +149,14 @@ struct Parts<'a> {
     kept: Vec<String>,
 }
 
-impl<'a> Parts<'a> {
+impl<'a> ShrinkPlan<'a> {
     fn of(tied: &'a Tied) -> Self {
         let (mut rest, mut kept) = kept_tied(tied, |_| true);
         let stays: HashSet<&str> = kept.iter().map(String::as_str).collect();
-        let apart = |g: &&TieGroup| path(g).is_some_and(|p| !stays.contains(p.as_str()));
+        let untied = |g: &&TieGroup| path(g).is_some_and(|p| !stays.contains(p.as_str()));
         // What has vectors of its own is smaller than any LoRA of it.
         let (modules, small): (Vec<&TieGroup>, Vec<&TieGroup>) = (tied.source.groups.iter())
-            .filter(apart)
+            .filter(untied)
             .partition(|g| g.factors().count() == 2);
         kept.extend(small.iter().filter_map(|g| path(g)));
         rest.groups.extend(small.into_iter().cloned());
@@ -370,53 +369,4 @@ fn summary(r: &ShrinkReport) -> String {
         ),
         _ => off,
     }
-}
-
-/// Report of [`peft_to_untied`].
-#[derive(Debug, Clone, Serialize)]
-pub struct ToShrunk {
-    /// What was lost.
-    #[serde(flatten)]
-    pub shrunk: ShrinkReport,
-    /// Bytes of the PEFT files.
-    pub file_bytes_before: u64,
-    /// Bytes of the `.tl`.
-    pub file_bytes: u64,
-    /// The adapter's identity.
-    pub root: String,
-    /// What a careful user should know.
-    pub notes: Vec<String>,
-    /// The file written.
-    pub output: PathBuf,
-}
-
-/// Converts a PEFT adapter directory to a `.tl` with the closest untied LoRA within a budget.
-///
-/// # Errors
-/// Those of [`import_tied`](crate::convert::import_tied), [`shrink`] and [`write_tl`].
-pub fn peft_to_untied(
-    dir: &Path,
-    output: &Path,
-    options: &ToTiedOptions<'_>,
-    budget: Budget,
-    dtype: Dtype,
-) -> Result<ToShrunk> {
-    let tied = import_unbound(dir, options)?;
-    if let Some(base) = options.base {
-        touched_tensors(&tied.adapter, base, &[])?;
-    }
-    let (mut adapter, report) = shrink(&tied, budget, dtype)?;
-    if let Some(base) = options.base {
-        // Of the modules that are left.
-        adapter.base = Some(fingerprinted(&adapter, base)?);
-    }
-    let written = write_tl(output, &adapter, &options.write)?;
-    Ok(ToShrunk {
-        shrunk: report,
-        file_bytes_before: tied.bytes,
-        file_bytes: written.bytes,
-        root: written.root.to_string(),
-        notes: tied.notes,
-        output: output.to_owned(),
-    })
 }

@@ -3,14 +3,17 @@ mod shrink;
 
 use proptest::prelude::*;
 
+use super::select::select;
+use super::solver::untied::Untied;
 use super::*;
-use crate::adapter::{DeltaError, delta_error};
+use crate::adapter::{Adapter, DeltaError, TieGroup, delta_error};
 use crate::adapter::{Factor, ModuleKind, Scaling, Seed, Target};
-use crate::convert::{Found, find_ties};
+use crate::convert::{Found, Tied, ToTiedOptions, find_ties, import_tied};
+use crate::error::Code;
 use crate::format::generate;
 use crate::peft::import::PeftKind;
 use crate::peft::testing::shared;
-use crate::tensor::Tensor;
+use crate::tensor::{Dtype, Tensor};
 
 pub(super) fn values(len: usize, seed: u16, salt: u8) -> Vec<f32> {
     let mut key = [salt; 32];
@@ -290,7 +293,7 @@ fn a_budget_of_bytes_is_kept_and_spent() {
 fn a_curve_compares_with_loras_of_the_same_bytes() {
     let tied = random_lora(&[("q_proj", 12), ("v_proj", 6)], 4, 20, 3, 31);
     for joint in [false, true] {
-        let curve = fit_curve(&tied, joint).unwrap();
+        let curve = fit_curve(&tied, &CurveOptions { joint }).unwrap();
         let ranks: Vec<usize> = curve.points.iter().map(|p| p.rank).collect();
         assert_eq!(ranks[..5], [1, 2, 3, 4, 6]);
         for p in &curve.points {
@@ -316,8 +319,9 @@ fn a_curve_compares_with_loras_of_the_same_bytes() {
         assert!(figure(&curve).unwrap().contains("<svg"));
     }
     // At half the bytes, each module keeps one of its three terms.
-    let plan = families(&tied, &options(1, false)).unwrap();
-    let untied = Untied::of(&plan.families).unwrap();
+    let plan = select(&tied, &options(1, false)).unwrap();
+    let values = plan.sets.iter().flat_map(|set| set.values().unwrap());
+    let untied = Untied::new(values.collect());
     let all = 4 * 4 * 3 * (32 + 26);
     assert_eq!(untied.per_module(all / 2).0, 1);
     assert!(untied.per_module(all).1 < 1e-9 && untied.spend(all).1 < 1e-9);
@@ -342,7 +346,7 @@ fn a_curve_compares_with_loras_of_the_same_bytes() {
         (per_module - dense).abs() < 1e-5 * dense,
         "{per_module} {dense}"
     );
-    let scrambled = fit_curve(&scrambled(4, 6, 5), true).unwrap();
+    let scrambled = fit_curve(&scrambled(4, 6, 5), &CurveOptions { joint: true }).unwrap();
     assert!(
         scrambled.summary.starts_with("tying pays: at rank 4"),
         "{}",

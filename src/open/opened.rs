@@ -25,6 +25,7 @@ pub enum Source {
 
 /// An adapter read from a `.tl` or a PEFT directory.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Opened {
     /// The adapter; from PEFT, in groups of one layer.
     pub adapter: Adapter,
@@ -34,7 +35,7 @@ pub struct Opened {
     pub identity: Digest,
     /// DoRA's magnitudes by module path.
     pub magnitudes: BTreeMap<String, Tensor>,
-    /// What a careful user should know.
+    /// What was ignored, guessed or approximated on the way, for people.
     pub notes: Vec<String>,
     /// Bytes of the files.
     pub bytes: u64,

@@ -25,6 +25,7 @@ use crate::error::{Code, Error, Result};
 use crate::eval::{EvalOptions, check_items, evaluate};
 use crate::format::NoBlobs;
 use crate::model::Session;
+use crate::progress::Progress;
 use crate::safetensors::{AtomicFile, Existing, read_limited};
 use crate::text::{EvalItem, load_items};
 use crate::train::job::{Job, JobOptions, MAX_DATA_BYTES};
@@ -178,11 +179,6 @@ pub trait Watch: Observer {
         let _ = questions;
     }
 
-    /// So many more have been answered.
-    fn evaluated(&mut self, questions: usize) {
-        let _ = questions;
-    }
-
     /// The cell is done.
     fn done(&mut self, result: &CellResult) {
         let _ = result;
@@ -255,13 +251,14 @@ impl Sweep {
     }
 
     /// Runs every cell that is not done yet. One that was stopped goes on where it was, and ends
-    /// with the bytes of one that was not; one that diverges is a result as any other.
+    /// with the bytes of one that was not; one that diverges is a result as any other. `progress` counts
+    /// the questions that are answered, and stops training as well.
     ///
     /// # Errors
     /// Those of [`Job::run`] but [`Code::Diverged`], and of [`evaluate`]; [`Code::Busy`] where
     /// another process works in the folder; [`Code::BadCheckpoint`] for a damaged result;
     /// [`Code::SweepMismatch`], [`Code::OutputExists`], [`Code::Io`] and its kin.
-    pub fn run(&self, watch: &mut dyn Watch) -> Result<SweepReport> {
+    pub fn run(&self, watch: &mut dyn Watch, progress: Progress<'_>) -> Result<SweepReport> {
         fs::create_dir_all(&self.dir).map_err(|e| Error::io(&self.dir, "create", e))?;
         let _lock = locked(&self.dir)?;
         if !self.check_folder()? {
@@ -276,7 +273,7 @@ impl Sweep {
                 continue;
             }
             watch.cell(at + 1, cells.len(), cell);
-            let result = self.train(*cell, watch).map_err(again)?;
+            let result = self.train(*cell, watch, progress).map_err(again)?;
             let path = self.dir.join(cell.name()).join(RESULT_FILE);
             write(&path, json(&result)?.as_bytes())?;
             watch.done(&result);
@@ -359,13 +356,18 @@ impl Sweep {
         }
     }
 
-    fn train(&self, cell: Cell, watch: &mut dyn Watch) -> Result<CellResult> {
+    fn train(
+        &self,
+        cell: Cell,
+        watch: &mut dyn Watch,
+        progress: Progress<'_>,
+    ) -> Result<CellResult> {
         let dir = self.dir.join(cell.name());
         fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, "create", e))?;
         let config = self.config.run(cell, &dir.join(ADAPTER_FILE))?;
         let job = Job::open(config, job_options(&dir, &self.device))?;
         let mut result = CellResult::new(cell, job.parameters()?);
-        match self.score(job, &mut result, watch) {
+        match self.score(job, &mut result, watch, progress) {
             Err(e) if e.code() == Code::Diverged => {
                 let text = format!("{}: {}", e.code().as_str(), e.message());
                 (result.score, result.error) = (None, Some(text));
@@ -375,8 +377,14 @@ impl Sweep {
         Ok(result)
     }
 
-    fn score(&self, job: Job, result: &mut CellResult, watch: &mut dyn Watch) -> Result<()> {
-        let report = job.run(watch)?;
+    fn score(
+        &self,
+        job: Job,
+        result: &mut CellResult,
+        watch: &mut dyn Watch,
+        progress: Progress<'_>,
+    ) -> Result<()> {
+        let report = job.run(watch, progress.uncounted())?;
         result.initial_valid_loss = report.initial_valid_loss;
         result.valid_loss = report.valid_loss;
         result.bytes = Some(report.bytes);
@@ -403,20 +411,13 @@ impl Sweep {
         };
         watch.evaluating(self.items.len());
         let (model, branches) = (&runner.model, &runner.branches);
-        let mut advance = |n| {
-            watch.evaluated(n);
-            match watch.cancelled() {
-                true => Err(Error::new(Code::Interrupted, "stopped on request")),
-                false => Ok(()),
-            }
-        };
         let scored = evaluate(
             model,
             branches,
             &runner.vocabulary,
             &self.items,
             &options,
-            &mut advance,
+            progress,
         )
         .map_err(|e| match e.code() {
             Code::BadExample => e.file(&eval.data),

@@ -7,6 +7,7 @@ use candle_core::{DType, Device};
 use crate::adapter::Method;
 use crate::model::Model;
 use crate::model::ops::{composing, host};
+use crate::progress::Progress;
 use crate::text::Example;
 use crate::train::optim::{AdamWOptions, Schedule};
 use crate::train::run::{Data, Event, LoopConfig, Observer, train};
@@ -103,7 +104,17 @@ fn curve_of(
     };
     let mut curve = Curve::default();
     let mut objective = TrainingModel::new(model, trainable, recompute);
-    train(&mut objective, start, data, &config, None, &mut curve).unwrap();
+    let progress = Progress::new();
+    train(
+        &mut objective,
+        start,
+        data,
+        &config,
+        None,
+        &mut curve,
+        progress,
+    )
+    .unwrap();
     assert_eq!(curve.0.len(), steps as usize);
     let (first, last) = (curve.0[0], curve.0[curve.0.len() - 1]);
     assert!(

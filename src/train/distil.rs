@@ -4,12 +4,13 @@ use serde::Serialize;
 
 use super::optim::{AdamWOptions, Schedule};
 use super::params::{Objective, Param};
-use super::run::{Data, LoopConfig, Observer, train};
+use super::run::{Data, LoopConfig, train};
 use crate::adapter::{Adapter, TieGroup};
 use crate::error::{Code, Error, Result};
 use crate::model::LossSum;
 use crate::model::attach;
 use crate::model::{Branches, Keep, Model};
+use crate::progress::Progress;
 use crate::tensor::Dtype;
 use crate::text::{Batch, Example, batches};
 use crate::train::trainable::Trainable;
@@ -105,7 +106,7 @@ impl Objective for Distillation<'_> {
 /// others stay to the byte.
 ///
 /// Returns the adapter with the lowest divergence on `data.valid`, which is `student` itself where
-/// training found no better one. Trained tensors are f32.
+/// training found no better one. Trained tensors are f32. `progress` is that of [`train`].
 ///
 /// # Errors
 /// [`Code::Usage`] for a learning rate that is not positive; those of [`Trainable::of`], [`attach`] and
@@ -117,7 +118,7 @@ pub fn distil(
     trains: &dyn Fn(&TieGroup) -> bool,
     data: Data<'_>,
     options: &DistilOptions,
-    observer: &mut dyn Observer,
+    progress: Progress<'_>,
 ) -> Result<Adapter> {
     options.check()?;
     let (trained, fixed): (Vec<TieGroup>, _) = student.groups.iter().cloned().partition(trains);
@@ -160,7 +161,15 @@ pub fn distil(
         seed: options.seed,
         checkpoint_every: options.steps,
     };
-    let trained = train(&mut objective, start, data, &config, None, observer)?;
+    let trained = train(
+        &mut objective,
+        start,
+        data,
+        &config,
+        None,
+        &mut (),
+        progress,
+    )?;
     let found = objective.student.adapter(&trained.params, Dtype::F32)?;
     let mut adapter = of([fixed, found.groups].concat());
     adapter.sort();
@@ -171,19 +180,19 @@ pub fn distil(
 ///
 /// # Errors
 /// [`Code::NoExamples`] without texts; [`Code::Diverged`] for predictions that are not finite; those of
-/// [`Model::divergence`]; that of `watch`, which is called after each batch.
+/// [`Model::divergence`]; that of `progress`, which counts the batches.
 pub fn nearness(
     model: &Model,
     teacher: &Branches,
     student: &Branches,
     texts: &[Example],
-    watch: &mut dyn FnMut() -> Result<()>,
+    progress: Progress<'_>,
 ) -> Result<Nearness> {
     let (mut kl, mut loss) = (LossSum::default(), LossSum::default());
     for batch in batches(texts) {
         kl += model.divergence(student, teacher, &batch)?;
         loss += model.loss(student, &batch)?;
-        watch()?;
+        progress.advance(1)?;
     }
     if kl.tokens == 0 {
         return Err(Error::new(Code::NoExamples, "no text to compare on"));
@@ -211,7 +220,7 @@ pub fn nearness_of(
     teacher: &Branches,
     student: &Adapter,
     texts: &[Example],
-    watch: &mut dyn FnMut() -> Result<()>,
+    progress: Progress<'_>,
 ) -> Result<Nearness> {
-    nearness(model, teacher, &attach(student, model)?, texts, watch)
+    nearness(model, teacher, &attach(student, model)?, texts, progress)
 }

@@ -18,6 +18,7 @@ use crate::format::{NoBlobs, Packing, WriteOptions, fingerprint, write_tl};
 use crate::fs::{Existing, Output, check_inputs, check_output};
 use crate::model::Model;
 use crate::peft::export::{ExportOptions, Form};
+use crate::progress::Progress;
 use crate::text::{DataOptions, DataStats, Dataset, Vocabulary};
 use crate::train::trainable::{Template, Trainable};
 
@@ -160,11 +161,11 @@ impl Job {
         &self.identity
     }
 
-    /// Trains, and writes the adapter.
+    /// Trains, and writes the adapter. `progress` is that of [`train`].
     ///
     /// # Errors
     /// Those of [`train`]; [`Code::Io`] and its kin.
-    pub fn run(mut self, observer: &mut dyn Observer) -> Result<JobReport> {
+    pub fn run(mut self, observer: &mut dyn Observer, progress: Progress<'_>) -> Result<JobReport> {
         let start = self.objective.adapter().start()?;
         let parameters = start.iter().map(|p| p.values.len() as u64).sum();
         let data = Data {
@@ -184,6 +185,7 @@ impl Job {
             &config,
             Some(&dir),
             observer,
+            progress,
         )?;
         let mut adapter = self
             .objective

@@ -75,10 +75,8 @@ fn first_difference(
 
 fn to_tl(adapter: &Path, out: &Path, base: &Path) -> Result<PathBuf> {
     let base = Checkpoint::open(base)?;
-    let options = ToTiedOptions {
-        base: Some(&base),
-        ..ToTiedOptions::default()
-    };
+    let mut options = ToTiedOptions::default();
+    options.base = Some(&base);
     peft_to_tied(adapter, out, &options)?;
     Ok(out.to_owned())
 }

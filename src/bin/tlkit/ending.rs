@@ -30,11 +30,6 @@ const LAST_WORD: Duration = Duration::from_millis(100);
 /// How long the removal of temporary files may take.
 const CLEANING: Duration = Duration::from_millis(150);
 
-/// Whether the user wants long work to stop.
-pub(crate) fn interrupted() -> bool {
-    INTERRUPTED.load(Ordering::Relaxed)
-}
-
 /// Says what to do should the work be ended in its middle from here on.
 pub(crate) fn remedy(text: String) {
     *REMEDY.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);

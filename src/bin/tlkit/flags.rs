@@ -20,6 +20,23 @@ const HINTS: &[(&str, &str)] = &[
         "export in the faithful form, or merge",
         "export without --portable, or merge",
     ),
+    ("convert without a fit", "convert without --fit"),
+    (
+        "raise the rank, or the error at which one is left out",
+        "raise --rank or --apart",
+    ),
+    (
+        "give at least 10, or others to hold out",
+        "give at least 10, or others with --valid",
+    ),
+    (
+        "record one when converting, with the base at hand",
+        "record one when converting: tlkit convert peft-to-tied … --base BASE",
+    ),
+    (
+        "merge it directly, without converting",
+        "merge it directly: tlkit merge BASE ADAPTER_DIR",
+    ),
     ("export as LoRA", "export as LoRA, without --as vera"),
     (
         "choose the policy `untie` (an output tensor of its own) or `shared` (change both, as PEFT does)",

@@ -8,7 +8,7 @@ use tlkit::merge::Control;
 use tlkit::progress::Progress;
 use tlkit::train::run::{Event, Observer};
 
-use crate::ending::{INTERRUPTED, interrupted};
+use crate::ending::INTERRUPTED;
 
 /// How much there is to do.
 #[derive(Debug, Clone, Copy)]
@@ -81,27 +81,6 @@ pub(crate) fn with_bar<T>(label: &str, total: u64, work: impl FnOnce(Control<'_>
     with_progress(label, Work::Bytes(total), |progress| work(progress.into()))
 }
 
-/// As [`with_progress`] over things, for work that counts them with a closure.
-pub(crate) fn with_counter<T>(
-    label: &str,
-    total: u64,
-    work: impl FnOnce(&mut dyn FnMut(usize) -> tlkit::Result<()>) -> T,
-) -> T {
-    with_progress(label, Work::Items(total), |progress| {
-        work(&mut |n| progress.advance(n as u64))
-    })
-}
-
-/// As [`with_progress`] over unknown things, for work that counts each with a closure.
-pub(crate) fn with_ticks<T>(
-    label: &str,
-    work: impl FnOnce(&(dyn Fn() -> tlkit::Result<()> + Sync)) -> T,
-) -> T {
-    with_progress(label, Work::SomeItems, |progress| {
-        work(&|| progress.advance(1))
-    })
-}
-
 /// A bar over the steps of a training run.
 pub(crate) struct TrainBar(ProgressBar);
 
@@ -123,9 +102,10 @@ impl TrainBar {
         self.0.set_length(total);
     }
 
-    /// Counts so many more.
-    pub(crate) fn advance(&self, n: u64) {
-        self.0.inc(n);
+    /// What counts on this bar, beside the steps that it observes.
+    pub(crate) fn counter(&self) -> impl Fn(u64) + Sync + use<> {
+        let bar = self.0.clone();
+        move |n| bar.inc(n)
     }
 
     /// Writes a line above the bar.
@@ -155,9 +135,5 @@ impl Observer for TrainBar {
             }
             Event::Saved { .. } => {}
         }
-    }
-
-    fn cancelled(&self) -> bool {
-        interrupted()
     }
 }

@@ -7,8 +7,8 @@
 use faer::{Mat, Side};
 use rayon::prelude::*;
 
+use super::model::PlainModel;
 use super::problem::Problem;
-use super::solve::Model;
 use crate::tensor::worst::at_least_zero;
 
 /// Most rounds, and the share of what is explained that a round has to gain.
@@ -32,7 +32,7 @@ pub(in crate::fit) struct CoreModel {
 
 /// The better of two starts: the spans of `plain`, a fit without cores, and those that hold most of
 /// one side each (HOSVD). Never worse than `plain`, of the same rank.
-pub(in crate::fit) fn fit_cores(problem: &Problem, plain: &Model) -> CoreModel {
+pub(in crate::fit) fn fit_cores(problem: &Problem, plain: &PlainModel) -> CoreModel {
     let (p, q) = (problem.y.nrows(), problem.x.nrows());
     let rank = plain.u.ncols().min(p).min(q);
     let own = || {

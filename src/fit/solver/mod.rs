@@ -1,9 +1,10 @@
 //! The numbers of a fit: least squares over layers, its starts and its bounds. No files, no choices.
 
+pub(super) mod algebra;
 pub(super) mod basis;
 pub(super) mod cores;
 pub(super) mod descend;
-pub(super) mod measure;
+pub(super) mod model;
 pub(super) mod problem;
 pub(super) mod scaled;
 pub(super) mod solve;

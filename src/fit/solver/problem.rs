@@ -12,7 +12,7 @@ use faer::{Mat, Side};
 use rayon::prelude::*;
 
 use super::basis::Basis;
-use super::solve::Model;
+use super::model::PlainModel;
 use crate::adapter::LowRank;
 use crate::adapter::error::{left_columns, right_columns};
 use crate::error::{Code, Error, Result};
@@ -225,10 +225,10 @@ impl Problem {
     }
 
     /// The `rank` largest singular triplets, each used by its own layer.
-    pub(in crate::fit) fn triplets(&self, rank: usize) -> Model {
+    pub(in crate::fit) fn triplets(&self, rank: usize) -> PlainModel {
         let chosen = &self.order[..rank.min(self.order.len())];
         let r = chosen.len();
-        Model {
+        PlainModel {
             a: Mat::from_fn(self.y.nrows(), r, |j, k| {
                 self.y[(j, chosen[k])] / self.sigma[chosen[k]]
             }),

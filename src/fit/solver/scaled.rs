@@ -9,13 +9,13 @@ use faer::linalg::solvers::Solve;
 use faer::{Mat, MatRef, Side};
 use rayon::prelude::*;
 
+use super::algebra::{eigenvectors, gram, least_squares, product};
 use super::descend::{Point, descend};
+use super::model::PlainModel;
 use super::problem::Problem;
-use super::solve::{Model, gram, least_squares, product};
-use super::starts::eigenvectors;
 use crate::tensor::worst::at_least_zero;
 
-/// Rows that one task solves for; results do not hang on the number of threads.
+/// Rows that one task solves for; results do not depend on the number of threads.
 const ROWS: usize = 64;
 /// Largest rank at which the layers are unscrambled; the work grows with its sixth power.
 const MAX_PENCIL: usize = 24;
@@ -98,7 +98,7 @@ impl<'p> Scaled<'p> {
     }
 
     /// The better of what `start` and unscrambled layers lead to.
-    pub(in crate::fit) fn fit(&self, start: &Model) -> Option<ScaledFit> {
+    pub(in crate::fit) fn fit(&self, start: &PlainModel) -> Option<ScaledFit> {
         let rank = start.u.ncols();
         let plain = ScaledModel {
             a: start.a.clone(),
@@ -293,7 +293,7 @@ fn unscramble(rows: &[Mat<f64>], (l, m): (usize, usize), basis: &Mat<f64>) -> Op
     let mut f = basis.transpose().to_owned();
     e.partial_piv_lu().solve_in_place(&mut f);
     let b = z[l].clone();
-    let layers: Vec<(Vec<f64>, Vec<f64>)> = z.iter().map(|z| apart(z, &b)).collect();
+    let layers: Vec<(Vec<f64>, Vec<f64>)> = z.iter().map(|z| split_scales(z, &b)).collect();
     Some(ScaledModel {
         a: f.transpose().to_owned(),
         u: Mat::from_fn(rows.len(), r, |l, k| layers[l].1[k]),
@@ -303,7 +303,7 @@ fn unscramble(rows: &[Mat<f64>], (l, m): (usize, usize), basis: &Mat<f64>) -> Op
 }
 
 /// v and u with `diag(v)·B·diag(u)` near Z.
-fn apart(z: &Mat<f64>, b: &Mat<f64>) -> (Vec<f64>, Vec<f64>) {
+fn split_scales(z: &Mat<f64>, b: &Mat<f64>) -> (Vec<f64>, Vec<f64>) {
     let (out, r) = (z.nrows(), z.ncols());
     let weighed = Mat::from_fn(out, r, |i, k| z[(i, k)] * b[(i, k)]);
     let mut u = match weighed.thin_svd() {

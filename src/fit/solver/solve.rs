@@ -1,29 +1,18 @@
 //! The best tied adapter of a rank: several starts, each improved by alternating least squares.
 
-use faer::linalg::solvers::Solve;
-use faer::{Mat, Side};
+use faer::Mat;
 use rayon::prelude::*;
 
-use super::descend::{Point, descend};
+use super::algebra::{gram, least_squares, product};
+use super::descend::descend;
+use super::model::PlainModel;
 use super::problem::Problem;
-use super::starts::starts;
-use crate::fit::Start;
+use super::starts::{Start, starts};
 use crate::tensor::worst::at_least_zero;
-
-/// `M_l ≈ B·diag(u_l)·Aᵀ` in the common bases.
-#[derive(Clone)]
-pub(in crate::fit) struct Model {
-    /// p × R.
-    pub(in crate::fit) a: Mat<f64>,
-    /// q × R.
-    pub(in crate::fit) b: Mat<f64>,
-    /// layers × R.
-    pub(in crate::fit) u: Mat<f64>,
-}
 
 /// What [`fit`] found.
 pub(in crate::fit) struct Fitted {
-    pub(in crate::fit) model: Model,
+    pub(in crate::fit) model: PlainModel,
     /// Where it came from.
     pub(in crate::fit) start: Start,
     /// Sweeps over B, A, u from that start.
@@ -43,10 +32,6 @@ const PATIENCE: usize = 8;
 const GAIN: f64 = 1e-5;
 /// Squared errors below this share of the squared norm are rounding errors.
 const EXACT: f64 = 1e-15;
-/// A factor keeps to its old value by this share of the largest curvature, where the data do not
-/// say what it should be. It costs no descent: the old value is its own least change.
-const PROXIMAL: f64 = 1e-12;
-
 /// The best of all starts; never worse than the triplets.
 pub(in crate::fit) fn fit(problem: &Problem, rank: usize) -> Fitted {
     fit_within(problem, rank, WORK)
@@ -121,9 +106,9 @@ pub(in crate::fit) fn smallest(problem: &Problem, error: f64) -> Fitted {
 }
 
 /// Alternating least squares that jumps ahead where that helps. The error never rises.
-fn improve(problem: &Problem, start: Start, model: Model, sweeps: usize) -> Option<Fitted> {
+fn improve(problem: &Problem, start: Start, model: PlainModel, sweeps: usize) -> Option<Fitted> {
     let (mut model, mut error) = refit_u(problem, model)?;
-    let (mut last, mut jump) = (None::<Model>, 1.0);
+    let (mut last, mut jump) = (None::<PlainModel>, 1.0);
     let mut past = vec![error];
     let mut done = 0;
     while done < sweeps && error > EXACT * problem.square {
@@ -174,7 +159,7 @@ fn polish(problem: &Problem, found: Fitted, sweeps: usize) -> Fitted {
 }
 
 /// One round of least squares: B, then A, then u, each with the others held.
-fn sweep(problem: &Problem, model: &Model) -> Option<(Model, f64)> {
+fn sweep(problem: &Problem, model: &PlainModel) -> Option<(PlainModel, f64)> {
     let uu = gram(&model.u);
     let ya = problem.y.transpose() * &model.a;
     let b = least_squares(
@@ -189,11 +174,11 @@ fn sweep(problem: &Problem, model: &Model) -> Option<(Model, f64)> {
         &model.a,
     )?;
     let u = model.u.clone();
-    refit_u(problem, Model { a, b, u })
+    refit_u(problem, PlainModel { a, b, u })
 }
 
 /// The best u for given A and B, columns of both scaled to length one; and the squared error.
-pub(in crate::fit) fn refit_u(problem: &Problem, model: Model) -> Option<(Model, f64)> {
+pub(in crate::fit) fn refit_u(problem: &Problem, model: PlainModel) -> Option<(PlainModel, f64)> {
     let mut model = model.unit_columns();
     let xb = problem.x.transpose() * &model.b;
     let ya = problem.y.transpose() * &model.a;
@@ -213,87 +198,6 @@ pub(in crate::fit) fn refit_u(problem: &Problem, model: Model) -> Option<(Model,
         }
     }
     error.is_finite().then(|| (model, at_least_zero(error)))
-}
-
-impl Model {
-    /// Columns of A and B of length one, their lengths moved into u.
-    fn unit_columns(mut self) -> Self {
-        for k in 0..self.u.ncols() {
-            let (na, nb) = (self.a.col(k).norm_l2(), self.b.col(k).norm_l2());
-            let unit = |x: f64, n: f64| if n > 0.0 { x / n } else { 0.0 };
-            self.a.col_mut(k).iter_mut().for_each(|x| *x = unit(*x, na));
-            self.b.col_mut(k).iter_mut().for_each(|x| *x = unit(*x, nb));
-            self.u.col_mut(k).iter_mut().for_each(|x| *x *= na * nb);
-        }
-        self
-    }
-
-    /// The point beyond this one, coming from `last`. B follows from A and u.
-    fn beyond(&self, last: &Self, jump: f64) -> Self {
-        let go = |now: &Mat<f64>, then: &Mat<f64>| {
-            Mat::from_fn(now.nrows(), now.ncols(), |i, k| {
-                now[(i, k)] + jump * (now[(i, k)] - then[(i, k)])
-            })
-        };
-        Self {
-            a: go(&self.a, &last.a),
-            b: self.b.clone(),
-            u: go(&self.u, &last.u),
-        }
-    }
-}
-
-impl Point for Model {
-    /// B follows from A and u.
-    fn parts(&self) -> Vec<&Mat<f64>> {
-        vec![&self.a, &self.u]
-    }
-
-    fn with(&self, parts: Vec<Mat<f64>>) -> Self {
-        let mut parts = parts.into_iter();
-        let mut next = |old: &Mat<f64>| parts.next().unwrap_or_else(|| old.clone());
-        Self {
-            a: next(&self.a),
-            u: next(&self.u),
-            b: self.b.clone(),
-        }
-    }
-}
-
-/// The minimiser Z of ‖…‖² whose normal equations are Z·curvature = rhs, near `old` where the
-/// curvature is flat. `None` where the curvature is not finite.
-pub(in crate::fit) fn least_squares(
-    rhs: Mat<f64>,
-    curvature: &Mat<f64>,
-    old: &Mat<f64>,
-) -> Option<Mat<f64>> {
-    let largest = (0..curvature.nrows()).fold(0.0, |m: f64, k| m.max(curvature[(k, k)]));
-    if !(largest.is_finite() && largest > 0.0) {
-        return None;
-    }
-    for hold in [PROXIMAL, 1e3 * PROXIMAL, 1e6 * PROXIMAL] {
-        let hold = hold * largest;
-        let held = Mat::from_fn(curvature.nrows(), curvature.ncols(), |i, j| {
-            curvature[(i, j)] + if i == j { hold } else { 0.0 }
-        });
-        if let Ok(factors) = held.llt(Side::Lower) {
-            let mut z = Mat::from_fn(rhs.ncols(), rhs.nrows(), |k, i| {
-                rhs[(i, k)] + hold * old[(i, k)]
-            });
-            factors.solve_in_place(&mut z);
-            return Some(z.transpose().to_owned());
-        }
-    }
-    None
-}
-
-pub(in crate::fit) fn gram(m: &Mat<f64>) -> Mat<f64> {
-    m.transpose() * m
-}
-
-/// Element by element.
-pub(in crate::fit) fn product(one: &Mat<f64>, two: &Mat<f64>) -> Mat<f64> {
-    Mat::from_fn(one.nrows(), one.ncols(), |i, j| one[(i, j)] * two[(i, j)])
 }
 
 /// Rows of S × R times the u of their layer.

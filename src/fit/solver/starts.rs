@@ -6,11 +6,12 @@ use std::ops::Range;
 
 use faer::linalg::solvers::Solve;
 use faer::{Mat, Side};
+use serde::Serialize;
 
+use super::algebra::{eigenvectors, finite};
+use super::model::PlainModel;
 use super::problem::Problem;
-use super::solve::Model;
 use crate::adapter::Seed;
-use crate::fit::Start;
 use crate::format::generate;
 
 /// Largest rank for which pencils are decomposed; the work grows with its cube.
@@ -18,12 +19,27 @@ const MAX_PENCIL: usize = 512;
 /// Pencils with weights from the generator, besides the principal one.
 const RANDOM_PENCILS: u8 = 2;
 
+/// What a fit started from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Start {
+    /// The largest singular triplets over all layers, each used by one layer.
+    Triplets,
+    /// The subspaces that hold most of all layers (HOSVD).
+    Subspace,
+    /// Joint diagonalisation of two combinations of the layers.
+    Pencil,
+    /// The fit to the updates, or the triplets that matter most to the outputs, improved for them.
+    Outputs,
+}
+
 /// All starts that make sense at a rank, the triplets first.
 pub(in crate::fit) fn starts(
     problem: &Problem,
     rank: usize,
-    triplets: &Model,
-) -> Vec<(Start, Model)> {
+    triplets: &PlainModel,
+) -> Vec<(Start, PlainModel)> {
     let mut all = vec![(Start::Triplets, triplets.clone())];
     let dimension = |most: usize| {
         let most = most.min(problem.row_side.dimension());
@@ -34,7 +50,7 @@ pub(in crate::fit) fn starts(
     if a.ncols() == rank && b.ncols() == rank {
         let u = Mat::zeros(problem.layers, rank);
         let (a, b) = (a.clone(), b.clone());
-        all.push((Start::Subspace, Model { a, b, u }));
+        all.push((Start::Subspace, PlainModel { a, b, u }));
     }
     // Beyond a layer's own rank most of u would have to be zero: one try is enough.
     let widest = problem.columns().iter().map(Range::len).max().unwrap_or(0);
@@ -118,7 +134,7 @@ fn pencil(
     a: &Mat<f64>,
     b: &Mat<f64>,
     rank: usize,
-) -> Option<Model> {
+) -> Option<PlainModel> {
     let r = a.ncols();
     let combine = |weights: &[f64]| {
         let mut sum = Mat::<f64>::zeros(r, r);
@@ -158,35 +174,9 @@ fn pencil(
             wide[(j, k)] = e[(j, k)];
         }
     }
-    Some(Model {
+    Some(PlainModel {
         a: a * f,
         b: b * wide,
         u,
     })
-}
-
-/// Real columns spanning the invariant subspaces of a square matrix: its eigenvectors, of complex
-/// pairs the real and the imaginary part.
-pub(in crate::fit) fn eigenvectors(m: &Mat<f64>) -> Option<Mat<f64>> {
-    if !finite(m) {
-        return None;
-    }
-    let eigen = m.eigen().ok()?;
-    let n = m.nrows();
-    let mut columns: Vec<Vec<f64>> = Vec::with_capacity(n);
-    for (k, value) in eigen.S().column_vector().iter().enumerate() {
-        let vector = eigen.U().col(k);
-        if value.im >= 0.0 {
-            columns.push(vector.iter().map(|z| z.re).collect());
-        }
-        if value.im > 0.0 {
-            columns.push(vector.iter().map(|z| z.im).collect());
-        }
-    }
-    let vectors = (columns.len() == n).then(|| Mat::from_fn(n, n, |i, k| columns[k][i]))?;
-    finite(&vectors).then_some(vectors)
-}
-
-fn finite(m: &Mat<f64>) -> bool {
-    (0..m.ncols()).all(|k| m.col_as_slice(k).iter().all(|x| x.is_finite()))
 }

@@ -1,14 +1,11 @@
 //! What LoRAs that stay untied lose: the peer of a tied fit at the same bytes.
 
-use rayon::prelude::*;
-
 use super::problem::singular_squares;
 use crate::adapter::LowRank;
 use crate::error::Result;
-use crate::fit::groups::Family;
 
 /// Bytes of a number of a factor.
-pub(in crate::fit) const NUMBER: u64 = 4;
+pub(in crate::fit) const NUMBER_BYTES: u64 = 4;
 
 /// Every module's singular value decomposition, by its values alone.
 pub(in crate::fit) struct Untied {
@@ -38,7 +35,7 @@ impl Values {
     /// [`crate::Code::NonFinite`].
     pub(in crate::fit) fn of(update: &LowRank) -> Result<Self> {
         Ok(Self {
-            cost: NUMBER * (update.in_features + update.out) as u64,
+            cost: NUMBER_BYTES * (update.in_features + update.out) as u64,
             squares: singular_squares(std::slice::from_ref(update))?,
         })
     }
@@ -54,21 +51,6 @@ impl Values {
 }
 
 impl Untied {
-    /// Of all modules of some families.
-    ///
-    /// # Errors
-    /// [`crate::Code::NonFinite`].
-    pub(in crate::fit) fn of<'f>(families: impl IntoIterator<Item = &'f Family>) -> Result<Self> {
-        let mut modules = Vec::new();
-        for family in families {
-            let updates = family.updates()?;
-            let all: Vec<&LowRank> = updates.iter().flatten().collect();
-            let values = all.into_par_iter().map(Values::of);
-            modules.append(&mut values.collect::<Result<Vec<_>>>()?);
-        }
-        Ok(Self::new(modules))
-    }
-
     pub(in crate::fit) fn new(modules: Vec<Values>) -> Self {
         let of_module = |(module, values): (usize, &Values)| -> Vec<Term> {
             let term = |square: &f64| Term {

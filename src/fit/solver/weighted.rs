@@ -14,8 +14,9 @@ use faer::linalg::solvers::Solve;
 use faer::{Mat, Scale, Side};
 use rayon::prelude::*;
 
+use super::algebra::{gram, least_squares, product};
+use super::model::PlainModel;
 use super::problem::{Problem, Spectrum, failed};
-use super::solve::{Model, gram, least_squares, product};
 use crate::error::Result;
 use crate::tensor::worst::at_least_zero;
 
@@ -30,7 +31,7 @@ const FLOOR: f64 = 1e-3;
 
 /// What [`Weighted::fit`] found; squared errors with the floor, summed over layers.
 pub(in crate::fit) struct WeightedFit {
-    pub(in crate::fit) model: Model,
+    pub(in crate::fit) model: PlainModel,
     pub(in crate::fit) error: f64,
     /// Of the start given.
     pub(in crate::fit) before: f64,
@@ -156,14 +157,14 @@ impl<'p> Weighted<'p> {
     }
 
     /// Squared error of a model's outputs.
-    pub(in crate::fit) fn outputs_error(&self, model: &Model) -> f64 {
+    pub(in crate::fit) fn outputs_error(&self, model: &PlainModel) -> f64 {
         let seen = self.look(&model.a, &self.floors);
         self.left_of(self.values.iter().rev().sum(), model, &seen)
     }
 
     /// The better of two: `start` improved, and the largest weighted triplets improved. Never worse
     /// than either as it was.
-    pub(in crate::fit) fn fit(&self, start: &Model) -> WeightedFit {
+    pub(in crate::fit) fn fit(&self, start: &PlainModel) -> WeightedFit {
         let rank = start.u.ncols();
         let (ours, theirs) = rayon::join(
             || self.improve(start.clone()),
@@ -180,9 +181,9 @@ impl<'p> Weighted<'p> {
     }
 
     /// The `rank` largest weighted triplets, each used by its own layer.
-    fn largest(&self, rank: usize) -> Model {
+    fn largest(&self, rank: usize) -> PlainModel {
         let chosen = &self.triplets[..rank.min(self.triplets.len())];
-        let mut model = Model {
+        let mut model = PlainModel {
             a: Mat::zeros(self.problem.y.nrows(), rank),
             b: Mat::zeros(self.problem.x.nrows(), rank),
             u: Mat::zeros(self.problem.layers, rank),
@@ -199,7 +200,7 @@ impl<'p> Weighted<'p> {
         model
     }
 
-    fn improve(&self, model: Model) -> WeightedFit {
+    fn improve(&self, model: PlainModel) -> WeightedFit {
         let mean = self.mean_metric();
         let nothing = vec![0.0; self.floors.len()];
         let mut seen = self.look(&model.a, &nothing);
@@ -247,7 +248,7 @@ impl<'p> Weighted<'p> {
     }
 
     /// What a model leaves of `square`.
-    fn left_of(&self, square: f64, model: &Model, seen: &[Seen]) -> f64 {
+    fn left_of(&self, square: f64, model: &PlainModel, seen: &[Seen]) -> f64 {
         let bb = gram(&model.b);
         let mut error = square;
         for (l, seen) in seen.iter().enumerate() {
@@ -261,7 +262,7 @@ impl<'p> Weighted<'p> {
     }
 
     /// b_kᵀ·M_l·K_l·a_k for each k, 1 × R.
-    fn against(&self, model: &Model, l: usize, seen: &Seen) -> Mat<f64> {
+    fn against(&self, model: &PlainModel, l: usize, seen: &Seen) -> Mat<f64> {
         let c = &self.columns[l];
         let xb = self.problem.x.subcols(c.start, c.len()).transpose() * &model.b;
         Mat::from_fn(1, model.u.ncols(), |_, k| {
@@ -270,7 +271,7 @@ impl<'p> Weighted<'p> {
     }
 
     /// B, then u, then A, each with the others held.
-    fn round(&self, mut model: Model, seen: &[Seen], mean: &Mat<f64>) -> Option<Model> {
+    fn round(&self, mut model: PlainModel, seen: &[Seen], mean: &Mat<f64>) -> Option<PlainModel> {
         let (q, rank) = (model.b.nrows(), model.u.ncols());
         let mut rhs = Mat::<f64>::zeros(q, rank);
         let mut curvature = Mat::<f64>::zeros(rank, rank);
@@ -297,7 +298,7 @@ impl<'p> Weighted<'p> {
 
     /// A after some steps of preconditioned conjugate gradients on
     /// Σ_l K_l·A·C_l = Σ_l K_l·Y_l·X_lᵀ·B·diag(u_l), with C_l = diag(u_l)·BᵀB·diag(u_l).
-    fn towards(&self, model: &Model, bb: &Mat<f64>, mean: &Mat<f64>) -> Option<Mat<f64>> {
+    fn towards(&self, model: &PlainModel, bb: &Mat<f64>, mean: &Mat<f64>) -> Option<Mat<f64>> {
         let rank = model.u.ncols();
         let weights: Vec<Mat<f64>> = (0..self.problem.layers)
             .map(|l| {
@@ -420,7 +421,7 @@ mod tests {
     }
 
     /// ‖(M_l − B·diag(u_l)·Aᵀ)·K_l^½‖² over all layers, from its definition.
-    fn direct(w: &Weighted<'_>, model: &Model) -> f64 {
+    fn direct(w: &Weighted<'_>, model: &PlainModel) -> f64 {
         (0..w.problem.layers)
             .map(|l| {
                 let off = off(w, model, l);
@@ -433,7 +434,7 @@ mod tests {
     }
 
     /// M_l − B·diag(u_l)·Aᵀ
-    fn off(w: &Weighted<'_>, model: &Model, l: usize) -> Mat<f64> {
+    fn off(w: &Weighted<'_>, model: &PlainModel, l: usize) -> Mat<f64> {
         let c = &w.columns[l];
         let y = w.problem.y.subcols(c.start, c.len());
         let u = model.u.row(l);

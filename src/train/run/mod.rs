@@ -20,6 +20,7 @@ use super::optim::{AdamWOptions, Schedule, clip, scale};
 use super::{Objective, Param};
 use crate::error::{Code, Error, Result};
 use crate::model::LossSum;
+use crate::progress::Progress;
 use crate::text::{Batch, Example};
 use crate::train::sampler::Sampler;
 
@@ -93,11 +94,6 @@ pub trait Observer {
     fn event(&mut self, event: &Event<'_>) {
         let _ = event;
     }
-
-    /// Whether the run shall stop. Asked before every micro-batch.
-    fn cancelled(&self) -> bool {
-        false
-    }
 }
 
 impl Observer for () {}
@@ -137,13 +133,15 @@ pub struct Trained {
 
 /// Trains `params` on `data`. With `dir`, the run leaves its state, metrics and loss curve there,
 /// and can be resumed; a run that had ended is not gone on with, and returns the same again.
+/// `progress` counts the micro-batches of training and validation, and is asked before each whether
+/// the run may go on.
 ///
 /// # Errors
 /// - [`Code::NoExamples`], [`Code::BadExample`]: there is nothing to learn from, or an example has
 ///   nothing to predict; [`Code::Usage`] where two parameters have one name.
 /// - [`Code::Diverged`]: a loss or gradient is not finite, or the loss ran away
 ///   ([`RUNAWAY_FACTOR`]). The step was not taken.
-/// - [`Code::Interrupted`]: the observer cancelled.
+/// - [`Code::Interrupted`]: `progress` was stopped.
 /// - [`Code::OutputExists`], [`Code::NotFound`]: a new run in a folder that has one, or the
 ///   contrary; [`Code::Busy`] where another process works there; as [`State::load`].
 /// - What `objective` fails with, and what writing the files can fail with.
@@ -156,6 +154,7 @@ pub fn train(
     config: &LoopConfig,
     dir: Option<&RunDir<'_>>,
     observer: &mut dyn Observer,
+    progress: Progress<'_>,
 ) -> Result<Trained> {
     check(&params, data)?;
     let lengths: Vec<usize> = data.train.iter().map(|e| e.tokens.len()).collect();
@@ -183,6 +182,7 @@ pub fn train(
         state,
         files,
         observer,
+        progress,
     };
     match run.run() {
         Ok(stopped) => Ok(run.trained(stopped)),
@@ -224,6 +224,7 @@ struct Run<'a> {
     grads: Vec<Vec<f32>>,
     files: Option<Files<'a>>,
     observer: &'a mut dyn Observer,
+    progress: Progress<'a>,
     /// Seconds of earlier sessions.
     earlier: f64,
     begun: Instant,
@@ -274,7 +275,7 @@ impl Run<'_> {
         let step = self.step_number();
         let mut sum = LossSum::default();
         for examples in self.data.valid.chunks(self.config.batch_size.max(1)) {
-            self.stop_if_cancelled()?;
+            self.begin_batch()?;
             sum += self
                 .objective
                 .loss(&self.state.params, &Batch::new(examples))?;
@@ -352,7 +353,7 @@ impl Run<'_> {
         }
         let (mut sum, mut tokens) = (LossSum::default(), 0);
         for micro in self.sampler.step(step) {
-            self.stop_if_cancelled()?;
+            self.begin_batch()?;
             let batch = Batch::new(micro.iter().filter_map(|at| self.data.train.get(*at)));
             tokens += batch.tokens.len() as u64;
             sum += self
@@ -393,8 +394,10 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn stop_if_cancelled(&self) -> Result<()> {
-        match self.observer.cancelled() {
+    /// Counts a micro-batch, unless the run is to end before it.
+    fn begin_batch(&self) -> Result<()> {
+        self.progress.count(1);
+        match self.progress.is_stopped() {
             true => Err(Error::new(
                 Code::Interrupted,
                 format!("the run was interrupted after step {}", self.step_number()),

@@ -1,6 +1,6 @@
-use std::cell::Cell;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::*;
 use crate::text::IGNORE;
@@ -169,13 +169,26 @@ impl Fixture {
             resume,
             fingerprint: &self.fingerprint,
         };
+        let Watch {
+            cancel_at,
+            asked,
+            stop,
+            events,
+        } = watch;
+        let count = |n| {
+            let asked = asked.fetch_add(n, Ordering::Relaxed) + n;
+            if Some(asked) == *cancel_at {
+                stop.store(true, Ordering::Relaxed);
+            }
+        };
         train(
             bigram,
             params(),
             self.data(),
             &self.config,
             Some(&dir),
-            watch,
+            events,
+            Progress::new().stopped_by(stop).counted_by(&count),
         )
     }
 
@@ -188,6 +201,7 @@ impl Fixture {
             &self.config,
             None,
             &mut (),
+            Progress::new(),
         )
         .unwrap()
     }
@@ -205,17 +219,24 @@ impl Fixture {
     }
 }
 
-/// Cancels at the given question, and copies what a killed process would leave after each event.
+/// Cancels at the given question.
 #[derive(Default)]
 struct Watch {
-    cancel_at: Option<usize>,
-    asked: Cell<usize>,
+    cancel_at: Option<u64>,
+    asked: AtomicU64,
+    stop: AtomicBool,
+    events: Events,
+}
+
+/// Copies what a killed process would leave after each event.
+#[derive(Default)]
+struct Events {
     copy: Option<(PathBuf, PathBuf)>,
     copies: usize,
     saved: Vec<u64>,
 }
 
-impl Observer for Watch {
+impl Observer for Events {
     fn event(&mut self, event: &Event<'_>) {
         if let Event::Saved { step, .. } = event {
             self.saved.push(*step);
@@ -228,11 +249,6 @@ impl Observer for Watch {
             }
             self.copies += 1;
         }
-    }
-
-    fn cancelled(&self) -> bool {
-        self.asked.set(self.asked.get() + 1);
-        Some(self.asked.get()) == self.cancel_at
     }
 }
 
@@ -270,7 +286,7 @@ fn a_run_learns_and_returns_its_best_state() {
     assert!(trained.valid_loss.unwrap() < 1.4 && trained.train_loss.unwrap() < 1.4);
     assert_eq!((trained.steps, trained.stopped), (12, StopReason::MaxSteps));
     assert_eq!(trained.best_step, Some(12));
-    assert_eq!(watch.saved, [0, 4, 8, 12]);
+    assert_eq!(watch.events.saved, [0, 4, 8, 12]);
     let validated = |line: &Line| match line {
         Line::Valid(line) => Some(line.step),
         Line::Step(_) => None,
@@ -300,7 +316,7 @@ fn a_run_interrupted_anywhere_goes_on_to_the_same_bytes() {
             f.run(&mut Bigram::default(), &mut watch, "whole", false)
                 .unwrap(),
         );
-        let questions = watch.asked.get();
+        let questions = watch.asked.into_inner();
         assert!(questions > 40);
         for cancel_at in 1..=questions {
             let name = cancel_at.to_string();
@@ -333,14 +349,17 @@ fn a_run_killed_after_any_event_goes_on_to_the_same_bytes() {
     for config in [config(), impatient()] {
         let f = Fixture::new(config);
         let mut watch = Watch {
-            copy: Some((f.path("whole"), f.path("killed"))),
+            events: Events {
+                copy: Some((f.path("whole"), f.path("killed"))),
+                ..Events::default()
+            },
             ..Watch::default()
         };
         let whole = timeless(
             f.run(&mut Bigram::default(), &mut watch, "whole", false)
                 .unwrap(),
         );
-        for n in 0..watch.copies {
+        for n in 0..watch.events.copies {
             let name = format!("killed/{n}");
             let log = f.path(&name).join(METRICS_FILE);
             let torn = [fs::read(&log).unwrap(), b"{\"step\":".to_vec()].concat();
@@ -490,6 +509,7 @@ fn data_that_cannot_be_trained_on_is_refused() {
             &f.config,
             None,
             &mut (),
+            Progress::new(),
         );
         result.unwrap_err().code()
     };

@@ -1,9 +1,10 @@
 //! Arguments of the conversions.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 use tlkit::tensor::Dtype;
+use tlkit::{Code, Error, Result};
 
 use super::store::byte_count;
 use super::{Blobs, float_dtype, positive, storage_dtype};
@@ -50,6 +51,14 @@ pub(crate) struct PeftToTied {
     pub(crate) calibrate: Calibrate,
     #[command(flatten)]
     pub(crate) sharing: Sharing,
+}
+
+impl PeftToTied {
+    /// Where the output goes; clap has seen to it that there is one where anything is written.
+    pub(crate) fn output(&self) -> Result<&Path> {
+        let missing = || Error::new(Code::Usage, "--output is missing");
+        self.output.as_deref().ok_or_else(missing)
+    }
 }
 
 /// Adapters that have A and B in common.

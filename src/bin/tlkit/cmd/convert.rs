@@ -1,3 +1,5 @@
+//! `convert peft-to-tied` and `convert tied-to-peft`, without loss; what loses is in `fit` and `share`.
+
 use std::path::{Path, PathBuf};
 
 use tlkit::convert::{self, Found, ToPeft, ToTied, ToTiedOptions};
@@ -9,7 +11,7 @@ use tlkit::{Code, Error, Result};
 
 use super::{as_closed_as, blob_source, check_output, existing, open_base, show};
 use crate::args::{PeftForm, PeftToTied, ProjectionRounding, TiedToPeft};
-use crate::output::{Outcome, Output, bytes, count, fields, number, plural};
+use crate::output::{Outcome, Output, change, count, fields, number, plural};
 
 pub(crate) fn peft_to_tied(args: &PeftToTied, output: &Output) -> Result<Outcome> {
     check_tied(args)?;
@@ -17,15 +19,14 @@ pub(crate) fn peft_to_tied(args: &PeftToTied, output: &Output) -> Result<Outcome
     let mut write = WriteOptions::default();
     write.zstd = args.zstd;
     write.existing = existing(args.force);
-    let options = ToTiedOptions {
-        base: base.as_ref(),
-        write,
-        fma: match args.projection_rounding {
-            ProjectionRounding::Fused => Fma::Fused,
-            ProjectionRounding::Separate => Fma::Separate,
-        },
-        projection_dtype: args.projection_dtype,
+    let mut options = ToTiedOptions::default();
+    options.base = base.as_ref();
+    options.write = write;
+    options.fma = match args.projection_rounding {
+        ProjectionRounding::Fused => Fma::Fused,
+        ProjectionRounding::Separate => Fma::Separate,
     };
+    options.projection_dtype = args.projection_dtype;
     if args.sharing.share {
         return super::share::run(args, &options, output);
     }
@@ -37,13 +38,13 @@ pub(crate) fn peft_to_tied(args: &PeftToTied, output: &Output) -> Result<Outcome
         return Err(error.hint("convert them one by one"));
     };
     if let Some(pair) = &args.sharing.onto {
-        return super::share::onto(args, adapter, pair, &options, output);
+        return super::share::with_factors_of(args, adapter, pair, &options, output);
     }
     if args.fit.fit {
         return super::fit::run(args, adapter, &options, output);
     }
     let report =
-        convert::peft_to_tied(adapter, to(args)?, &options).map_err(|e| e.file(adapter))?;
+        convert::peft_to_tied(adapter, args.output()?, &options).map_err(|e| e.file(adapter))?;
     for note in &report.notes {
         output.note(note);
     }
@@ -77,12 +78,6 @@ fn check_tied(args: &PeftToTied) -> Result<()> {
     Ok(())
 }
 
-/// Where the output goes; clap has seen to it that there is one where anything is written.
-pub(super) fn to(args: &PeftToTied) -> Result<&Path> {
-    let missing = || Error::new(Code::Usage, "--output is missing");
-    args.output.as_deref().ok_or_else(missing)
-}
-
 fn tied_text(r: &ToTied) -> String {
     let found = match r.found {
         Found::Vera => "VeRA: tied as it is",
@@ -99,7 +94,7 @@ fn tied_text(r: &ToTied) -> String {
     };
     fields(&[
         ("found", found.to_owned()),
-        ("method", r.method.clone()),
+        ("method", r.method.name().to_owned()),
         (
             "modules",
             format!("{} in {}", r.modules, plural(r.groups, "tie group")),
@@ -117,15 +112,6 @@ fn tied_text(r: &ToTied) -> String {
         ("root", r.root.clone()),
         ("output", show(&r.output)),
     ])
-}
-
-pub(super) fn change(before: u64, after: u64) -> String {
-    format!(
-        "{} → {} ({:.1} %)",
-        bytes(before),
-        bytes(after),
-        100.0 * after as f64 / before.max(1) as f64
-    )
 }
 
 pub(crate) fn tied_to_peft(args: &TiedToPeft, output: &Output) -> Result<Outcome> {
@@ -157,7 +143,7 @@ fn peft_text(r: &ToPeft) -> String {
     };
     fields(&[
         ("form", form.to_owned()),
-        ("method", r.method.clone()),
+        ("method", r.method.name().to_owned()),
         ("modules", r.modules.to_string()),
         ("tensors", r.tensors.to_string()),
         ("bytes", change(r.bytes_before, r.bytes_after)),

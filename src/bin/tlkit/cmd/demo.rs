@@ -10,6 +10,7 @@ use tlkit::format::{NoBlobs, encode};
 use tlkit::fs::live::Live;
 use tlkit::merge::{self, Control, ExecOptions, InPlaceOptions, MergeInput, PlanOptions};
 use tlkit::peft::export::ExportOptions;
+use tlkit::progress::Progress;
 use tlkit::safetensors::{Checkpoint, Existing};
 use tlkit::store::{self, Store};
 use tlkit::train::job::{Job, JobOptions};
@@ -133,7 +134,7 @@ impl Tour<'_> {
             existing: Existing::Refuse,
             device: tlkit::model::device(None)?,
         };
-        let report = Job::open(settings.resolve()?, options)?.run(&mut ())?;
+        let report = Job::open(settings.resolve()?, options)?.run(&mut (), Progress::new())?;
         let loss = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{x:.3}"));
         self.step(
             "train --model llama-tiny --data task/train.jsonl --valid task/valid.jsonl \
@@ -151,10 +152,8 @@ impl Tour<'_> {
 
     fn convert(&mut self, base: &Checkpoint) -> Result<()> {
         let tl = self.dir.join("style.tl");
-        let options = ToTiedOptions {
-            base: Some(base),
-            ..Default::default()
-        };
+        let mut options = ToTiedOptions::default();
+        options.base = Some(base);
         let tied = peft_to_tied(&self.dir.join("adapters/style-peft"), &tl, &options)?;
         let lora = peft_to_tied(
             &self.dir.join("adapters/lora"),
@@ -164,7 +163,7 @@ impl Tour<'_> {
         let line = |r: &tlkit::convert::ToTied, what: &str| {
             format!(
                 "{what} ({}): {} → {}, largest error of any ΔW {}",
-                r.method,
+                r.method.name(),
                 bytes(r.bytes_before),
                 bytes(r.bytes_after),
                 number(r.max_relative_error)

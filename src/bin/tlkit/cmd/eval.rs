@@ -11,7 +11,7 @@ use super::generate::open_runner;
 use super::{check_output, existing};
 use crate::args::{Eval, EvalTask};
 use crate::output::{Outcome, Output, fields, plural};
-use crate::progress::with_counter;
+use crate::progress::{Work, with_progress};
 
 pub(crate) fn eval(args: &Eval, output: &Output) -> Result<Outcome> {
     let small = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
@@ -31,7 +31,7 @@ pub(crate) fn eval(args: &Eval, output: &Output) -> Result<Outcome> {
         max_tokens: args.max_tokens,
         batch_size: small(args.batch_size),
     };
-    let report = with_counter("evaluating", items.len() as u64, |advance| {
+    let report = with_progress("evaluating", Work::Items(items.len() as u64), |progress| {
         let (model, branches) = (&runner.model, &runner.branches);
         evaluate(
             model,
@@ -39,7 +39,7 @@ pub(crate) fn eval(args: &Eval, output: &Output) -> Result<Outcome> {
             &runner.vocabulary,
             &items,
             &options,
-            advance,
+            progress,
         )
     });
     let report = report.map_err(|e| match e.code() {

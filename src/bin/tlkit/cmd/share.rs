@@ -4,15 +4,14 @@ use std::path::Path;
 
 use tlkit::convert::ToTiedOptions;
 use tlkit::fit::{
-    PairFit, ShareOptions, SharedFile, ToOnto, ToShared, peft_to_tied_onto, peft_to_tied_shared,
+    PairFit, ShareOptions, SharedFile, ToShared, ToTiedWithFactors, peft_to_tied_shared,
+    peft_to_tied_with_factors_of,
 };
 use tlkit::{Code, Error, Result};
 
-use super::convert::{change, to};
-use super::fit::share;
 use super::show;
 use crate::args::PeftToTied;
-use crate::output::{Outcome, Output, bytes, fields, table};
+use crate::output::{Outcome, Output, bytes, change, fields, relative_error, table};
 
 pub(super) fn run(
     args: &PeftToTied,
@@ -21,12 +20,10 @@ pub(super) fn run(
 ) -> Result<Outcome> {
     let missing = || Error::new(Code::Usage, "--share needs --rank");
     let rank = args.fit.rank.ok_or_else(missing)?;
-    let how = ShareOptions {
-        rank: usize::try_from(rank).unwrap_or(usize::MAX),
-        joint: args.fit.joint,
-        apart: args.sharing.apart,
-    };
-    let report = peft_to_tied_shared(&args.adapters, to(args)?, options, &how)?;
+    let mut how = ShareOptions::new(usize::try_from(rank).unwrap_or(usize::MAX));
+    how.joint = args.fit.joint;
+    how.max_error = args.sharing.apart;
+    let report = peft_to_tied_shared(&args.adapters, args.output()?, options, &how)?;
     for note in &report.notes {
         output.note(note);
     }
@@ -40,9 +37,9 @@ fn shared_text(r: &ToShared) -> String {
             p.targets.join("\n"),
             p.adapters.to_string(),
             p.rank.to_string(),
-            share(p.error),
-            share(p.bound),
-            share(p.baseline),
+            relative_error(p.error),
+            relative_error(p.bound),
+            relative_error(p.baseline),
             bytes(p.bytes),
         ]
     };
@@ -53,9 +50,9 @@ fn shared_text(r: &ToShared) -> String {
     let adapter = |a: &SharedFile| {
         vec![
             a.name.clone(),
-            share(a.error),
+            relative_error(a.error),
             change(a.bytes_before, a.bytes),
-            match a.apart {
+            match a.left_out {
                 true => "left apart, as it is".to_owned(),
                 false => String::new(),
             },
@@ -75,7 +72,7 @@ fn shared_text(r: &ToShared) -> String {
     )
 }
 
-pub(super) fn onto(
+pub(super) fn with_factors_of(
     args: &PeftToTied,
     adapter: &Path,
     pair: &Path,
@@ -83,19 +80,22 @@ pub(super) fn onto(
     output: &Output,
 ) -> Result<Outcome> {
     let blobs = args.sharing.blobs.as_deref();
-    let report = peft_to_tied_onto(adapter, to(args)?, pair, blobs, options)?;
+    let report = peft_to_tied_with_factors_of(adapter, args.output()?, pair, blobs, options)?;
     for note in &report.notes {
         output.note(note);
     }
-    output.report(&report, || onto_text(&report))?;
+    output.report(&report, || with_factors_text(&report))?;
     Ok(Outcome::Success)
 }
 
-fn onto_text(r: &ToOnto) -> String {
+fn with_factors_text(r: &ToTiedWithFactors) -> String {
     fields(&[
         (
             "error",
-            format!("{} (u is the best for this A and B)", share(r.error)),
+            format!(
+                "{} (u is the best for this A and B)",
+                relative_error(r.error)
+            ),
         ),
         (
             "modules",

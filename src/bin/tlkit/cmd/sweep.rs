@@ -7,19 +7,19 @@ use tlkit::train::run::{Event, Observer};
 
 use super::show;
 use crate::args;
-use crate::ending::interrupted;
 use crate::output::{Outcome, Output, count, fields, plural, table};
-use crate::progress::TrainBar;
+use crate::progress::{TrainBar, unseen};
 
 pub(crate) fn sweep(args: &args::Sweep, output: &Output) -> Result<Outcome> {
     let config = SweepConfig::read(&args.config)?;
     let sweep = Sweep::open(config, &args.output)?;
     let report = TrainBar::during("sweep", |bar| {
+        let count = bar.counter();
         let mut watcher = Watcher {
             bar,
             label: String::new(),
         };
-        sweep.run(&mut watcher)
+        sweep.run(&mut watcher, unseen().counted_by(&count))
     })?;
     if report.found_done > 0 {
         let cells = plural(report.found_done, "cell");
@@ -41,10 +41,6 @@ impl Observer for Watcher<'_> {
             self.bar.event(event);
         }
     }
-
-    fn cancelled(&self) -> bool {
-        interrupted()
-    }
 }
 
 impl Watch for Watcher<'_> {
@@ -56,10 +52,6 @@ impl Watch for Watcher<'_> {
     fn evaluating(&mut self, questions: usize) {
         let label = format!("{}, evaluating", self.label);
         self.bar.restart(label, questions as u64);
-    }
-
-    fn evaluated(&mut self, questions: usize) {
-        self.bar.advance(questions as u64);
     }
 
     fn done(&mut self, result: &CellResult) {

@@ -8,7 +8,7 @@ use super::{existing, show};
 use crate::args::Train;
 use crate::ending;
 use crate::output::{Outcome, Output, bytes, count, fields, plural};
-use crate::progress::TrainBar;
+use crate::progress::{TrainBar, unseen};
 
 pub(crate) fn train(args: &Train, output: &Output) -> Result<Outcome> {
     let file = match &args.config {
@@ -56,7 +56,7 @@ pub(crate) fn train(args: &Train, output: &Output) -> Result<Outcome> {
         "go on from the last checkpoint, where there is one, with --resume {}",
         run_dir.display()
     ));
-    let report = TrainBar::during("train", |bar| job.run(bar))?;
+    let report = TrainBar::during("train", |bar| job.run(bar, unseen()))?;
     output.report(&report, || text(&report))?;
     Ok(Outcome::Success)
 }

@@ -16,7 +16,7 @@ use tlkit::text::{DataOptions, Dataset, Vocabulary};
 use super::files::{blob_source, open_base, open_inputs, show};
 use crate::args::{VerifyAdapters, VerifyFile, VerifyLogits, VerifyMerged};
 use crate::output::{Outcome, Output, bytes, count, fields, number, percent, plural, table};
-use crate::progress::{with_bar, with_counter};
+use crate::progress::{Work, with_bar, with_progress};
 
 const MOST_ROWS: usize = 40;
 
@@ -340,8 +340,8 @@ pub(crate) fn logits(args: &VerifyLogits, output: &Output) -> Result<Outcome> {
     }
     let merged = Model::open(&args.merged, &device, Some(Dtype::F32))?;
     let texts = texts(args, base.config().max_positions, output)?;
-    let report = with_counter("comparing", texts.len() as u64, |advance| {
-        compare_logits((&base, &branches), &merged, &texts, &mut || advance(1))
+    let report = with_progress("comparing", Work::Items(texts.len() as u64), |progress| {
+        compare_logits((&base, &branches), &merged, &texts, progress)
     })?;
     let max_diff = match args.max_diff {
         Some(bound) => bound,

@@ -8,4 +8,6 @@ mod text;
 pub(crate) use failure::{exit_code, json, lines};
 pub(crate) use json::wants_json;
 pub(crate) use stream::{Outcome, Output, usage};
-pub(crate) use text::{bytes, count, fields, number, percent, plural, table, time};
+pub(crate) use text::{
+    bytes, change, count, fields, number, percent, plural, relative_error, table, time,
+};

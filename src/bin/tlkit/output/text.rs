@@ -55,6 +55,16 @@ pub(crate) fn bytes(n: u64) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
+/// Bytes before and after, and the share that is left.
+pub(crate) fn change(before: u64, after: u64) -> String {
+    format!(
+        "{} → {} ({:.1} %)",
+        bytes(before),
+        bytes(after),
+        100.0 * after as f64 / before.max(1) as f64
+    )
+}
+
 /// A count with thin groups of three: `4 194 304`.
 pub(crate) fn count(n: u64) -> String {
     let digits = n.to_string();
@@ -85,6 +95,15 @@ pub(crate) fn number(x: f64) -> String {
 /// A share as a percentage.
 pub(crate) fn percent(x: f64) -> String {
     format!("{:.1} %", 100.0 * x)
+}
+
+/// A relative error: as a percentage where it is one, else as a number.
+pub(crate) fn relative_error(error: f64) -> String {
+    if error < 1e-5 {
+        number(error)
+    } else {
+        format!("{:.2} %", 100.0 * error)
+    }
 }
 
 /// Seconds of Unix time as RFC 3339 has them: `2026-01-31T12:00:00Z`.

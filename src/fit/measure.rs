@@ -3,7 +3,7 @@
 use faer::Mat;
 use rayon::prelude::*;
 
-use super::basis::Basis;
+use super::solver::basis::Basis;
 use crate::adapter::error::{left_columns, right_columns};
 use crate::adapter::{Factor, LowRank, TieGroup};
 use crate::error::Result;
@@ -13,7 +13,7 @@ use crate::error::Result;
 /// As [`crate::adapter::delta_error`] without its search for the largest element, which costs out × in; in
 /// bases of A and B, which all layers share. The products u·A and v·B are not rounded here: rounded in
 /// each layer, it leaves the span of A, and could pass below the bound by the last digit of f32.
-pub(in crate::fit) fn measure(updates: &[Vec<LowRank>], group: &TieGroup) -> Result<Vec<f64>> {
+pub(super) fn measure(updates: &[Vec<LowRank>], group: &TieGroup) -> Result<Vec<f64>> {
     let stored = Stored::of(group)?;
     let shared = match stored.v {
         Some(_) => None,

@@ -6,34 +6,35 @@ use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::model::{Branches, Model, Slot};
+use crate::progress::Progress;
 use crate::text::Example;
 use crate::text::batches;
 
-/// Columns that one task computes; results do not hang on the number of threads.
+/// Columns that one task computes; results do not depend on the number of threads.
 const COLUMNS: usize = 64;
 
 /// Where moments are wanted: what a layer's product reads, in a basis.
 #[derive(Debug, Clone, Copy)]
-pub struct Wanted<'b> {
+pub(super) struct Wanted<'b> {
     /// The layer.
-    pub layer: usize,
+    pub(super) layer: usize,
     /// The product.
-    pub slot: Slot,
+    pub(super) slot: Slot,
     /// Q, in × p.
-    pub basis: MatRef<'b, f64>,
+    pub(super) basis: MatRef<'b, f64>,
 }
 
 /// `Qᵀ·E[x·xᵀ]·Q` (p × p) for each of `wanted`, x running over all positions of `texts` when the
 /// model runs with `branches`.
 ///
 /// # Errors
-/// Those of [`Model::inputs`]; that of `watch`, which is called after each batch.
-pub fn second_moments(
+/// Those of [`Model::inputs`]; that of `progress`, which counts the batches.
+pub(super) fn second_moments(
     model: &Model,
     branches: &Branches,
     texts: &[Example],
     wanted: &[Wanted<'_>],
-    watch: &mut dyn FnMut() -> Result<()>,
+    progress: Progress<'_>,
 ) -> Result<Vec<Mat<f64>>> {
     let size = |w: &Wanted<'_>| w.basis.ncols();
     let mut sums: Vec<Mat<f64>> = wanted
@@ -61,7 +62,7 @@ pub fn second_moments(
             }
             Ok(())
         })?;
-        watch()?;
+        progress.advance(1)?;
     }
     let share = 1.0 / positions.max(1) as f64;
     for sum in &mut sums {
@@ -124,7 +125,7 @@ mod tests {
                 slot,
                 basis: basis.as_ref(),
             };
-            let found = second_moments(&model, &none, &texts, &[wanted], &mut || Ok(())).unwrap();
+            let found = second_moments(&model, &none, &texts, &[wanted], Progress::new()).unwrap();
             let mut right = Mat::<f64>::zeros(70, 70);
             for text in &texts {
                 let batch = Batch::new([text]);

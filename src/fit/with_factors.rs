@@ -2,19 +2,21 @@
 
 use faer::Mat;
 
-use super::groups::{Family, FitPlan, families};
-use super::{Budget, FitOptions};
+use super::measure::measure;
+use super::modules::ModuleSet;
+use super::options::{Budget, FitOptions};
+use super::select::{Selection, select};
+use super::solver::algebra::{gram, least_squares, product};
+use super::solver::problem::singular_squares;
 use crate::adapter::{Adapter, Factor, LowRank, TieGroup};
 use crate::convert::Tied;
 use crate::error::{Code, Error, Result};
-use crate::fit::solver::measure::measure;
-use crate::fit::solver::problem::singular_squares;
-use crate::fit::solver::solve::{gram, least_squares, product};
 use crate::tensor::Tensor;
 
 /// A LoRA in the A and B of another adapter.
 #[derive(Debug)]
-pub struct Onto {
+#[non_exhaustive]
+pub struct FitWithFactors {
     /// The adapter.
     pub adapter: Adapter,
     /// ‖ΔW − ΔW'‖_F / ‖ΔW‖_F over the modules that take A and B from the pair.
@@ -28,33 +30,32 @@ pub struct Onto {
 ///
 /// # Errors
 /// [`Code::Usage`] where the pair has none of its modules; those of [`super::fit_adapter`].
-pub fn fit_onto(tied: &Tied, pair: &Adapter) -> Result<Onto> {
+pub fn fit_with_factors_of(tied: &Tied, pair: &Adapter) -> Result<FitWithFactors> {
     let joint = pair.groups.iter().any(|g| g.targets.len() > 1);
     let options = FitOptions {
-        budget: Budget::Rank(0),
         joint,
-        core: false,
-        quick: false,
+        // No tied group is of a lower rank: all modules with layers are fitted.
+        ..FitOptions::new(Budget::Rank(0))
     };
-    let FitPlan {
-        families,
+    let Selection {
+        sets,
         rest: mut adapter,
         ..
-    } = families(tied, &options)?;
+    } = select(tied, &options)?;
     let (mut square, mut modules) = ([0.0; 2], 0);
-    for family in &families {
+    for set in &sets {
         let fits = |g: &&TieGroup| {
-            let pair = g.is_tied() && g.v.is_none() && g.targets == family.targets;
-            pair && g.in_features == family.in_features()
+            let pair = g.is_tied() && g.v.is_none() && g.targets == set.targets;
+            pair && g.in_features == set.in_features()
         };
         let Some(group) = pair.groups.iter().find(fits) else {
-            adapter.groups.extend(family.sources.iter().cloned());
+            adapter.groups.extend(set.sources.iter().cloned());
             continue;
         };
-        let (onto, own) = onto(family, group)?;
+        let (fitted, own) = fit_set_with(set, group)?;
         square = [square[0] + own[0], square[1] + own[1]];
-        modules += family.sources.len();
-        adapter.groups.push(onto);
+        modules += set.sources.len();
+        adapter.groups.push(fitted);
     }
     if square[1] == 0.0 {
         let message = "the pair has none of the adapter's modules, or they change nothing";
@@ -62,17 +63,17 @@ pub fn fit_onto(tied: &Tied, pair: &Adapter) -> Result<Onto> {
     }
     adapter.sort();
     adapter.validate()?;
-    Ok(Onto {
+    Ok(FitWithFactors {
         adapter,
         error: (square[0] / square[1]).sqrt(),
         modules,
     })
 }
 
-/// A family on a pair's A and B; its squared error and squared norm.
-pub(super) fn onto(family: &Family, pair: &TieGroup) -> Result<(TieGroup, [f64; 2])> {
-    let updates = family.updates()?;
-    let group = project(family, &updates, pair)?;
+/// The tie group of a set of modules with a pair's A and B; its squared error and squared norm.
+pub(super) fn fit_set_with(set: &ModuleSet, pair: &TieGroup) -> Result<(TieGroup, [f64; 2])> {
+    let updates = set.updates()?;
+    let group = project(set, &updates, pair)?;
     let off = measure(&updates, &group)?.iter().sum();
     let mut norm = 0.0;
     for layer in &updates {
@@ -81,8 +82,8 @@ pub(super) fn onto(family: &Family, pair: &TieGroup) -> Result<(TieGroup, [f64; 
     Ok((group, [off, norm]))
 }
 
-/// The tie group with a pair's A and B that is closest to a family's updates.
-fn project(family: &Family, updates: &[Vec<LowRank>], pair: &TieGroup) -> Result<TieGroup> {
+/// The tie group with a pair's A and B that is closest to a set's updates.
+fn project(set: &ModuleSet, updates: &[Vec<LowRank>], pair: &TieGroup) -> Result<TieGroup> {
     let (r, n, out) = (pair.rank, pair.in_features, pair.total_out());
     let s = pair.scaling.factor(r);
     let (a, b) = (pair.a.tensor.to_f32()?, pair.b.tensor.to_f32()?);
@@ -113,7 +114,7 @@ fn project(family: &Family, updates: &[Vec<LowRank>], pair: &TieGroup) -> Result
         .map(|at| u[at] as f32)
         .collect();
     Ok(TieGroup {
-        layers: Some(family.layers.clone()),
+        layers: Some(set.layers.clone()),
         u: Some(Factor::trained(Tensor::from_f32(
             vec![updates.len(), r],
             &flat,
@@ -138,11 +139,11 @@ mod tests {
         let new = all.pop().unwrap();
         let found = fit_shared(&all, &options(4)).unwrap();
         let pair = &found.adapters[0].adapter;
-        let Onto {
+        let FitWithFactors {
             adapter,
             error,
             modules,
-        } = fit_onto(&new, pair).unwrap();
+        } = fit_with_factors_of(&new, pair).unwrap();
         assert_eq!(modules, 3);
         assert!(error < 1e-4, "{error}");
         let same = |part: fn(&TieGroup) -> &Factor| {
@@ -150,15 +151,10 @@ mod tests {
         };
         assert!(same(|g| &g.a) && same(|g| &g.b));
         let stranger = stranger();
-        let Onto { adapter, error, .. } = fit_onto(&stranger, pair).unwrap();
+        let FitWithFactors { adapter, error, .. } = fit_with_factors_of(&stranger, pair).unwrap();
         assert!(error > 0.3 && error <= 1.0, "{error}");
-        let options = FitOptions {
-            budget: Budget::Rank(0),
-            joint: false,
-            core: false,
-            quick: false,
-        };
-        let updates = families(&stranger, &options).unwrap().families[0]
+        let options = FitOptions::new(Budget::Rank(0));
+        let updates = select(&stranger, &options).unwrap().sets[0]
             .updates()
             .unwrap();
         let off = |group: &TieGroup| measure(&updates, group).unwrap().iter().sum::<f64>();
@@ -174,6 +170,9 @@ mod tests {
             module("o_proj", 0, &values(60, 7, 1), &values(36, 8, 1), 2),
             module("o_proj", 1, &values(60, 7, 2), &values(36, 8, 2), 2),
         ]);
-        assert_eq!(fit_onto(&elsewhere, pair).unwrap_err().code(), Code::Usage);
+        assert_eq!(
+            fit_with_factors_of(&elsewhere, pair).unwrap_err().code(),
+            Code::Usage
+        );
     }
 }

@@ -1,98 +1,25 @@
-//! The closest tied adapter to a LoRA by what it does to a model on texts, rather than by its numbers.
+//! A model with texts, and the fits that it chooses between.
 
-use std::cell::Cell;
-use std::path::Path;
-
-use candle_core::Device;
-use serde::Serialize;
+use faer::Mat;
 
 use super::moments::{Wanted, second_moments};
+use super::options::CalibrateOptions;
+use super::outputs::{LayerInputs, OutputFit, fit_outputs};
+use super::report::{CalibrateReport, Kept, Stage, summary};
 use crate::adapter::{Adapter, TieGroup};
 use crate::convert::Tied;
 use crate::error::{Code, Error, Result};
-use crate::fit::{FitOptions, FitReport, LayerInputs, OutputFit, fit_outputs, measure_again};
-use crate::model::{Branches, Model};
-use crate::model::{attach, find};
+use crate::fit::options::FitOptions;
+use crate::fit::report::FitReport;
+use crate::fit::stored::measure_again;
+use crate::model::{Branches, Model, attach, find};
+use crate::progress::Progress;
 use crate::text::{DataOptions, DataStats, Dataset, Example, Vocabulary};
-use crate::train::distil::{DistilOptions, Nearness, distil, nearness, nearness_of};
-use crate::train::run::{Data, Event, Observer};
+use crate::train::distil::{DistilOptions, Nearness, distil, nearness};
+use crate::train::run::Data;
 
 /// Without other texts to hold out, every so-many-th one is.
 const HELD_OUT: usize = 10;
-
-/// What a fit on texts is told.
-#[derive(Debug, Clone)]
-pub struct CalibrateOptions<'a> {
-    /// Directory of the base model, with its tokenizer.
-    pub model: &'a Path,
-    /// JSONL as for training; prompts count like all else.
-    pub text: &'a Path,
-    /// JSONL to compare on; without it, every tenth example of `text` is held out.
-    pub valid: Option<&'a Path>,
-    /// Most tokens of an example.
-    pub seq_len: usize,
-    /// Most examples to read of each file.
-    pub limit: Option<usize>,
-    /// The device that runs the model.
-    pub device: &'a Device,
-}
-
-/// One adapter of a calibration, compared with the LoRA on texts that none was fitted on.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Stage {
-    /// Relative Frobenius error of the updates.
-    pub error: f64,
-    /// Relative error of the outputs on the calibration texts; none for a distilled adapter.
-    pub output_error: Option<f64>,
-    /// KL(LoRA ‖ this) and loss.
-    #[serde(flatten)]
-    pub near: Nearness,
-    /// The loss less that of the LoRA.
-    pub loss_change: f64,
-}
-
-/// Which adapter of a calibration is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kept {
-    /// The fit to the updates.
-    Plain,
-    /// The fit to the outputs.
-    Calibrated,
-    /// What was trained from the better of the two.
-    Distilled,
-}
-
-/// What came of a calibration. Losses and divergences are nats per target token of the held-out texts.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct CalibrateReport {
-    /// What the file of texts held.
-    pub text: DataStats,
-    /// Texts that were fitted on.
-    pub fitted_on: usize,
-    /// Texts held out.
-    pub held_out: usize,
-    /// Their target tokens.
-    pub held_out_targets: usize,
-    /// Loss of the LoRA.
-    pub lora_loss: f64,
-    /// The base model without an adapter.
-    pub base: Nearness,
-    /// The fit to the updates.
-    pub plain: Stage,
-    /// The fit to the outputs.
-    pub calibrated: Stage,
-    /// No tied adapter of these ranks, without v, has a lower output error.
-    pub output_bound: f64,
-    /// Output error of the best untied LoRA of the same bytes.
-    pub output_untied: f64,
-    /// What was trained from the better one.
-    pub distilled: Option<Stage>,
-    /// The one with the lowest divergence.
-    pub kept: Kept,
-    /// What that one is worth, in one sentence for people.
-    pub summary: String,
-}
 
 /// A model with texts.
 #[derive(Debug)]
@@ -132,7 +59,7 @@ impl Calibration {
             let message = format!("of {} examples none is left to hold out", text.len());
             return Err(Error::new(Code::NoExamples, message)
                 .file(options.text)
-                .hint("give at least 10, or others with --valid"));
+                .hint("give at least 10, or others to hold out"));
         }
         Ok(Self {
             model,
@@ -148,21 +75,22 @@ impl Calibration {
     }
 
     /// The adapter of the plain, the calibrated and the distilled one that is nearest to the LoRA
-    /// `tied.source`, with the report of its fit where it is one. `tick` is called after each batch,
-    /// and its error ends the work.
+    /// `tied.source`, with the report of its fit where it is one. `progress` counts batches.
     ///
     /// # Errors
-    /// Those of [`fit_outputs`], [`attach`], [`distil`] and `tick`.
+    /// [`Code::Usage`] for a fit with cores or without a search, and those of
+    /// [`fit_adapter`](crate::fit::fit_adapter); those of [`attach`] and [`distil`];
+    /// [`Code::Interrupted`] where `progress` is stopped.
     pub fn run(
         &self,
         tied: &Tied,
         fit: &FitOptions,
         options: Option<&DistilOptions>,
-        tick: &dyn Fn() -> Result<()>,
+        progress: Progress<'_>,
     ) -> Result<(Adapter, FitReport, CalibrateReport)> {
         options.map_or(Ok(()), DistilOptions::check)?;
-        let lora = attach(&tied.source, &self.model)?;
-        let found = fit_outputs(tied, fit, &mut |wanted| self.moments(wanted, tick))?;
+        let held_out = HeldOut::of(self, &tied.source, progress)?;
+        let found = fit_outputs(tied, fit, &mut |wanted| self.moments(wanted, progress))?;
         let OutputFit {
             plain,
             calibrated,
@@ -171,54 +99,25 @@ impl Calibration {
             bound,
             untied,
         } = found;
-        let none = Branches::none(self.model.config().layers);
-        let near =
-            |branches| nearness(&self.model, &lora, branches, &self.held_out, &mut || tick());
-        let (itself, base) = (near(&lora)?, near(&none)?);
-        let stage = |adapter: &Adapter, error, output_error| -> Result<Stage> {
-            let near = nearness_of(&self.model, &lora, adapter, &self.held_out, &mut || tick())?;
-            Ok(Stage {
-                error,
-                output_error,
-                near,
-                loss_change: near.loss - itself.loss,
-            })
-        };
-        let first = stage(&plain.0, plain.1.error, Some(plain_error))?;
-        let second = stage(&calibrated.0, calibrated.1.error, Some(error))?;
-        let (mut kept, mut best, (mut adapter, mut fitted)) = if second.near.kl < first.near.kl {
-            (Kept::Calibrated, second, calibrated)
-        } else {
-            (Kept::Plain, first, plain)
+        let (itself, base) = held_out.ends()?;
+        let first = held_out.stage(&plain, Some(plain_error), &itself)?;
+        let second = held_out.stage(&calibrated, Some(error), &itself)?;
+        let mut best = match second.near.kl < first.near.kl {
+            true => (Kept::Calibrated, second, calibrated),
+            false => (Kept::Plain, first, plain),
         };
         let mut distilled = None;
         if let Some(options) = options {
-            let (valid, train) = self.for_distillation();
-            let data = Data {
-                train: &train,
-                valid: &valid,
-            };
-            let fits = |g: &TieGroup| fitted.groups.iter().any(|f| f.describes(g));
-            let mut watch = Watch {
-                tick,
-                stopped: Cell::new(false),
-            };
-            let trained = distil(
-                &self.model,
-                &lora,
-                &adapter,
-                &fits,
-                data,
-                options,
-                &mut watch,
-            )?;
-            let report = measure_again(tied, fit, &fitted, &trained)?;
-            let third = stage(&trained, report.error, None)?;
+            let trained = self.distilled(&held_out.lora, &best.2, options, progress)?;
+            let report = measure_again(tied, fit, &best.2.1, &trained)?;
+            let trained = (trained, report);
+            let third = held_out.stage(&trained, None, &itself)?;
             distilled = Some(third);
-            if third.near.kl < best.near.kl {
-                (kept, best, adapter, fitted) = (Kept::Distilled, third, trained, report);
+            if third.near.kl < best.1.near.kl {
+                best = (Kept::Distilled, third, trained);
             }
         }
+        let (kept, best, (adapter, fitted)) = best;
         debug_assert!(best.near.kl <= first.near.kl);
         let targets = |e: &Example| e.predicted.iter().skip(1).filter(|p| **p).count();
         let mut report = CalibrateReport {
@@ -240,6 +139,23 @@ impl Calibration {
         Ok((adapter, fitted, report))
     }
 
+    /// What training makes of a fit's tie groups, so that they predict what the LoRA does.
+    fn distilled(
+        &self,
+        lora: &Branches,
+        (adapter, fitted): &(Adapter, FitReport),
+        options: &DistilOptions,
+        progress: Progress<'_>,
+    ) -> Result<Adapter> {
+        let (valid, train) = self.for_distillation();
+        let data = Data {
+            train: &train,
+            valid: &valid,
+        };
+        let fits = |g: &TieGroup| fitted.groups.iter().any(|f| f.describes(g));
+        distil(&self.model, lora, adapter, &fits, data, options, progress)
+    }
+
     /// Texts to choose the best step on, and texts to learn from; none of them is held out.
     fn for_distillation(&self) -> (Vec<Example>, Vec<Example>) {
         let (valid, train) = split(self.text.clone());
@@ -250,11 +166,7 @@ impl Calibration {
     }
 
     /// What the modules read on the texts, in the model as it is without an adapter.
-    fn moments(
-        &self,
-        wanted: &[LayerInputs<'_>],
-        tick: &dyn Fn() -> Result<()>,
-    ) -> Result<Vec<faer::Mat<f64>>> {
+    fn moments(&self, wanted: &[LayerInputs<'_>], progress: Progress<'_>) -> Result<Vec<Mat<f64>>> {
         let modules = self.model.modules();
         let paths: Vec<String> = wanted.iter().map(|w| w.module.clone()).collect();
         let places = find(&modules, &paths)?;
@@ -267,28 +179,8 @@ impl Calibration {
             })
             .collect();
         let none = Branches::none(self.model.config().layers);
-        second_moments(&self.model, &none, &self.text, &wanted, &mut || tick())
+        second_moments(&self.model, &none, &self.text, &wanted, progress)
     }
-}
-
-/// What is left of the LoRA, as its predictions on other texts tell.
-fn summary(best: &Stage, r: &CalibrateReport) -> String {
-    let name = match r.kept {
-        Kept::Plain => "the fit to the updates",
-        Kept::Calibrated => "the fit to the outputs",
-        Kept::Distilled => "the distilled adapter",
-    };
-    let verdict = match best.near.kl < r.base.kl {
-        true => format!(
-            "the base alone is {:.2} times as far",
-            r.base.kl / best.near.kl.max(f64::MIN_POSITIVE)
-        ),
-        false => "no nearer than the base alone: do not use it".to_owned(),
-    };
-    format!(
-        "{name} is {:.4} nats a token from the LoRA's predictions on held-out texts; {verdict}",
-        best.near.kl
-    )
 }
 
 /// Every tenth text, and the others.
@@ -303,25 +195,57 @@ fn split(texts: Vec<Example>) -> (Vec<Example>, Vec<Example>) {
     (tenths, others)
 }
 
-struct Watch<'t> {
-    tick: &'t dyn Fn() -> Result<()>,
-    stopped: Cell<bool>,
+/// The LoRA on the texts that no adapter was fitted on.
+struct HeldOut<'c> {
+    model: &'c Model,
+    texts: &'c [Example],
+    lora: Branches,
+    progress: Progress<'c>,
 }
 
-impl Observer for Watch<'_> {
-    fn event(&mut self, event: &Event<'_>) {
-        if matches!(event, Event::Step(_)) && (self.tick)().is_err() {
-            self.stopped.set(true);
-        }
+impl<'c> HeldOut<'c> {
+    fn of(of: &'c Calibration, lora: &Adapter, progress: Progress<'c>) -> Result<Self> {
+        Ok(Self {
+            model: &of.model,
+            texts: &of.held_out,
+            lora: attach(lora, &of.model)?,
+            progress,
+        })
     }
 
-    fn cancelled(&self) -> bool {
-        self.stopped.get()
+    /// How near the LoRA is to itself, and the base without an adapter to it.
+    fn ends(&self) -> Result<(Nearness, Nearness)> {
+        let none = Branches::none(self.model.config().layers);
+        Ok((self.near(&self.lora)?, self.near(&none)?))
+    }
+
+    fn near(&self, branches: &Branches) -> Result<Nearness> {
+        nearness(self.model, &self.lora, branches, self.texts, self.progress)
+    }
+
+    fn stage(
+        &self,
+        (adapter, fit): &(Adapter, FitReport),
+        output_error: Option<f64>,
+        lora: &Nearness,
+    ) -> Result<Stage> {
+        let near = self.near(&attach(adapter, self.model)?)?;
+        Ok(Stage {
+            error: fit.error,
+            output_error,
+            near,
+            loss_change: near.loss - lora.loss,
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+    use candle_core::Device;
+
     use super::*;
     use crate::convert::{ToTiedOptions, import_tied};
     use crate::fit::Budget;
@@ -348,18 +272,13 @@ mod tests {
         let calibration = Calibration::open(&options).unwrap();
         assert_eq!(calibration.held_out.len(), 6);
         let tied = import_tied(&fixture("adapters/lora"), &ToTiedOptions::default()).unwrap();
-        let fit = FitOptions {
-            budget: Budget::Rank(4),
-            joint: false,
-            core: false,
-            quick: false,
-        };
+        let fit = FitOptions::new(Budget::Rank(4));
         let distil = DistilOptions {
             steps: 20,
             ..DistilOptions::default()
         };
         let (adapter, fitted, report) = calibration
-            .run(&tied, &fit, Some(&distil), &|| Ok(()))
+            .run(&tied, &fit, Some(&distil), Progress::new())
             .unwrap();
         let error = |s: &Stage| s.output_error.unwrap();
         let (plain, calibrated) = (&report.plain, &report.calibrated);
@@ -379,7 +298,7 @@ mod tests {
             &lora,
             &kept,
             &calibration.held_out,
-            &mut || Ok(()),
+            Progress::new(),
         );
         assert_eq!(again.unwrap(), third.near);
     }
@@ -401,23 +320,20 @@ mod tests {
         let calibration = Calibration::open(&options(20)).unwrap();
         let tied = import_tied(&fixture("adapters/lora"), &ToTiedOptions::default()).unwrap();
         let fit = FitOptions {
-            budget: Budget::Rank(2),
             joint: true,
-            core: false,
-            quick: false,
+            ..FitOptions::new(Budget::Rank(2))
         };
         let steps = DistilOptions::default();
         for stop in [1, 4, 7] {
-            let count = Cell::new(0);
-            let tick = || {
-                count.set(count.get() + 1);
-                match count.get() < stop {
-                    true => Ok(()),
-                    false => Err(Error::new(Code::Interrupted, "stopped")),
+            let (done, end) = (AtomicU64::new(0), AtomicBool::new(false));
+            let count = |n| {
+                if done.fetch_add(n, Ordering::Relaxed) + n >= stop {
+                    end.store(true, Ordering::Relaxed);
                 }
             };
+            let progress = Progress::new().stopped_by(&end).counted_by(&count);
             let error = calibration
-                .run(&tied, &fit, Some(&steps), &tick)
+                .run(&tied, &fit, Some(&steps), progress)
                 .unwrap_err();
             assert_eq!(error.code(), Code::Interrupted, "{stop}");
         }

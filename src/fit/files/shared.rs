@@ -1,4 +1,4 @@
-//! Thin files of adapters over blobs of A and B that they share.
+//! PEFT directories to thin `.tl` files over blobs of A and B that they share.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,31 +6,26 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::onto::fit_onto;
-use super::share::{PairFit, ShareOptions, fit_shared};
-use crate::adapter::{Adapter, TieGroup};
+use super::thin::{BLOBS, write_over};
 use crate::convert::{Tied, ToTiedOptions, import_tied};
 use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
-use crate::format::{
-    BlobSource, DirBlobs, NoBlobs, Packing, TlFile, WriteOptions, encode, write_blobs,
-    write_encoded,
-};
+use crate::fit::share::{PairFit, ShareOptions, Shared, fit_shared};
+use crate::format::WriteOptions;
 use crate::fs::{Existing, Output, check_inputs, check_output, write_dir};
 use crate::tensor::worst::largest;
 
-/// The folder of A and B beside the adapters.
-const BLOBS: &str = "blobs";
-
 /// One adapter of [`peft_to_tied_shared`].
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct SharedFile {
     /// What it is called in the output folder.
     pub name: String,
-    /// As [`super::SharedAdapter::error`].
+    /// As [`SharedAdapter::error`](crate::fit::SharedAdapter::error).
     pub error: f64,
-    /// As [`super::SharedAdapter::apart`].
-    pub apart: bool,
+    /// As [`SharedAdapter::left_out`](crate::fit::SharedAdapter::left_out).
+    #[serde(rename = "apart")]
+    pub left_out: bool,
     /// Number of adapted modules.
     pub modules: usize,
     /// Bytes of the PEFT files.
@@ -43,6 +38,7 @@ pub struct SharedFile {
 
 /// Report of [`peft_to_tied_shared`].
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct ToShared {
     /// In the order given.
     pub adapters: Vec<SharedFile>,
@@ -56,7 +52,7 @@ pub struct ToShared {
     pub bytes: u64,
     /// The result in one sentence for people.
     pub summary: String,
-    /// What a careful user should know.
+    /// What was ignored, guessed or approximated on the way, for people.
     pub notes: Vec<String>,
     /// The folder written.
     pub output: PathBuf,
@@ -88,35 +84,13 @@ pub fn peft_to_tied_shared(
     let import = |dir: &PathBuf| import_tied(dir, options).map_err(|e| e.file(dir));
     let all: Vec<Tied> = dirs.iter().map(import).collect::<Result<_>>()?;
     let shared = fit_shared(&all, share)?;
-    let pairs: BTreeSet<Digest> = shared
-        .tensors
-        .iter()
-        .map(|t| Digest::of(t.data()))
-        .collect();
     let (mut files, mut blob_bytes) = (Vec::new(), 0);
     write_dir(
         output,
         Output::SharedAdapters,
         options.write.existing,
         |folder| {
-            for ((name, tied), found) in names.iter().zip(&all).zip(&shared.adapters) {
-                let pair = match found.apart {
-                    true => BTreeSet::new(),
-                    false => pairs.clone(),
-                };
-                let to = folder.join(format!("{name}.tl"));
-                let blobs = folder.join(BLOBS);
-                let (root, bytes) = write_over(&found.adapter, &to, &blobs, pair, &options.write)?;
-                files.push(SharedFile {
-                    name: name.clone(),
-                    error: found.error,
-                    apart: found.apart,
-                    modules: found.adapter.modules().len(),
-                    bytes_before: tied.bytes,
-                    bytes,
-                    root,
-                });
-            }
+            files = write_files(folder, &names, &all, &shared, &options.write)?;
             blob_bytes = folder_bytes(&folder.join(BLOBS))?;
             Ok(())
         },
@@ -137,87 +111,36 @@ pub fn peft_to_tied_shared(
     })
 }
 
-/// Report of [`peft_to_tied_onto`].
-#[derive(Debug, Clone, Serialize)]
-pub struct ToOnto {
-    /// ‖ΔW − ΔW'‖_F / ‖ΔW‖_F over the modules that take A and B from the pair.
-    pub error: f64,
-    /// Number of these modules.
-    pub modules: usize,
-    /// Modules that the pair does not have; they stay as they are.
-    pub kept: usize,
-    /// Bytes of the PEFT files.
-    pub bytes_before: u64,
-    /// Bytes of the `.tl`.
-    pub bytes: u64,
-    /// The adapter's identity.
-    pub root: String,
-    /// What a careful user should know.
-    pub notes: Vec<String>,
-    /// The file written.
-    pub output: PathBuf,
-}
-
-/// Converts a PEFT adapter to a `.tl` with the A and B of another `.tl`. With `blobs`, where what that
-/// one leaves out is found, A and B are left out of the new one too.
-///
-/// # Errors
-/// Those of [`import_tied`], [`fit_onto`], [`TlFile::open`] and [`TlFile::load`].
-pub fn peft_to_tied_onto(
-    dir: &Path,
-    output: &Path,
-    pair: &Path,
-    blobs: Option<&Path>,
-    options: &ToTiedOptions<'_>,
-) -> Result<ToOnto> {
-    let source: Box<dyn BlobSource> = match blobs {
-        Some(dir) => Box::new(DirBlobs(dir.to_owned())),
-        None => Box::new(NoBlobs),
-    };
-    let pair = TlFile::open(pair)?.load(&*source)?;
-    let tied = import_tied(dir, options).map_err(|e| e.file(dir))?;
-    let onto = fit_onto(&tied, &pair).map_err(|e| e.file(dir))?;
-    let factors = |g: &TieGroup| [&g.a, &g.b].map(|f| Digest::of(f.tensor.data()));
-    let out = match blobs {
-        Some(_) => pair.groups.iter().flat_map(factors).collect(),
-        None => BTreeSet::new(),
-    };
-    let blobs = blobs.unwrap_or(Path::new(BLOBS));
-    let (root, bytes) = write_over(&onto.adapter, output, blobs, out, &options.write)?;
-    Ok(ToOnto {
-        error: onto.error,
-        modules: onto.modules,
-        kept: onto.adapter.modules().len() - onto.modules,
-        bytes_before: tied.bytes,
-        bytes,
-        root,
-        notes: tied.notes,
-        output: output.to_owned(),
-    })
-}
-
-/// Writes a `.tl` without the tensors `left_out`, which go to a folder of blobs; its root and length.
-fn write_over(
-    adapter: &Adapter,
-    to: &Path,
-    blobs: &Path,
-    left_out: BTreeSet<Digest>,
+/// Writes each adapter's file into a folder, and the shared A and B into its folder of blobs.
+fn write_files(
+    folder: &Path,
+    names: &[String],
+    all: &[Tied],
+    shared: &Shared,
     options: &WriteOptions,
-) -> Result<(String, u64)> {
-    let encoded = encode(adapter)?;
-    let packing = match left_out.is_empty() {
-        true => Packing::Fat,
-        false => {
-            write_blobs(blobs, &encoded, &left_out)?;
-            Packing::External(left_out)
-        }
-    };
-    let options = WriteOptions {
-        packing,
-        ..options.clone()
-    };
-    let written = write_encoded(to, &encoded, &options)?;
-    Ok((written.root.to_string(), written.bytes))
+) -> Result<Vec<SharedFile>> {
+    let tensors = shared.tensors.iter();
+    let pairs: BTreeSet<Digest> = tensors.map(|t| Digest::of(t.data())).collect();
+    let blobs = folder.join(BLOBS);
+    let mut files = Vec::with_capacity(names.len());
+    for ((name, tied), found) in names.iter().zip(all).zip(&shared.adapters) {
+        let pair = match found.left_out {
+            true => BTreeSet::new(),
+            false => pairs.clone(),
+        };
+        let to = folder.join(format!("{name}.tl"));
+        let (root, bytes) = write_over(&found.adapter, &to, &blobs, pair, options)?;
+        files.push(SharedFile {
+            name: name.clone(),
+            error: found.error,
+            left_out: found.left_out,
+            modules: found.adapter.modules().len(),
+            bytes_before: tied.bytes,
+            bytes,
+            root,
+        });
+    }
+    Ok(files)
 }
 
 /// The name of an adapter's folder.
@@ -250,7 +173,7 @@ fn folder_bytes(folder: &Path) -> Result<u64> {
 }
 
 fn summary(files: &[SharedFile], blob_bytes: u64) -> String {
-    let shared: Vec<&SharedFile> = files.iter().filter(|f| !f.apart).collect();
+    let shared: Vec<&SharedFile> = files.iter().filter(|f| !f.left_out).collect();
     let sum = |of: fn(&SharedFile) -> u64| shared.iter().map(|f| of(f)).sum::<u64>();
     let count = (shared.len() as u64).max(1);
     let worst = largest(shared.iter().map(|f| f.error));

@@ -1,0 +1,62 @@
+//! Whether a base is the one that an adapter was made for.
+
+use crate::adapter::{Adapter, BaseModel};
+use crate::base::names::resolve;
+use crate::base::ties::{Ties, is_output};
+use crate::error::{Code, Error, Result};
+use crate::format::fingerprint;
+use crate::safetensors::Checkpoint;
+
+/// Checks that a base is the one whose fingerprint the adapter carries; `renames` are those of the merge
+/// ([`crate::merge::PlanOptions::renames`]).
+///
+/// # Errors
+/// [`Code::FingerprintAbsent`], [`Code::FingerprintMismatch`]; [`Code::UnmatchedModule`],
+/// [`Code::AmbiguousModule`].
+pub fn check_fingerprint(
+    adapter: &Adapter,
+    base: &Checkpoint,
+    renames: &[(String, String)],
+) -> Result<()> {
+    let Some(want) = adapter.base.as_ref().and_then(|b| b.weights.as_ref()) else {
+        return Err(Error::new(
+            Code::FingerprintAbsent,
+            "the adapter carries no fingerprint of its base",
+        )
+        .hint("record one when converting, with the base at hand"));
+    };
+    let names = touched_tensors(adapter, base, renames)?;
+    let actual = fingerprint(base, names)?.hex();
+    if actual == *want {
+        return Ok(());
+    }
+    let message = format!("made for a base with fingerprint {want}, this one has {actual}");
+    Err(Error::new(Code::FingerprintMismatch, message)
+        .hint("use the base that the adapter was trained on"))
+}
+
+/// What an adapter says of its base, with the fingerprint of this one.
+pub(crate) fn fingerprinted(adapter: &Adapter, base: &Checkpoint) -> Result<BaseModel> {
+    let names = touched_tensors(adapter, base, &[])?;
+    Ok(BaseModel {
+        weights: Some(fingerprint(base, names)?.hex()),
+        ..adapter.base.clone().unwrap_or_default()
+    })
+}
+
+/// The base tensors that an adapter changes, under the base's names: those that a merge finds. An
+/// output projection that the base leaves out, being its embedding, is that embedding (spec §11).
+pub(crate) fn touched_tensors<'b>(
+    adapter: &Adapter,
+    base: &'b Checkpoint,
+    renames: &[(String, String)],
+) -> Result<Vec<&'b str>> {
+    let wanted = adapter.base_tensors();
+    let outputs = wanted.iter().any(|name| is_output(name));
+    let ties = outputs.then(|| Ties::of(base)).transpose()?;
+    let embedding = ties.filter(|t| t.tied).and_then(|t| t.input);
+    let may_miss = |name: &str| embedding.is_some() && is_output(name);
+    let places = resolve(base, &wanted, renames, may_miss)?;
+    let places = places.into_iter().filter_map(|place| place.or(embedding));
+    Ok(places.map(|place| base.at(place).1.name.as_str()).collect())
+}

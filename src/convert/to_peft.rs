@@ -1,0 +1,72 @@
+//! A `.tl` to a PEFT directory.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::adapter::Method;
+use crate::error::Result;
+use crate::format::{BlobSource, TlFile};
+use crate::open::CheckpointModules;
+use crate::peft::export::{ExportOptions, Form, export};
+use crate::peft::target_names::BaseModules;
+use crate::safetensors::Checkpoint;
+
+/// Report of [`tied_to_peft`].
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct ToPeft {
+    /// What was written.
+    pub form: Form,
+    /// The preset that the `.tl` follows.
+    #[serde(serialize_with = "super::method_name::serialize")]
+    pub method: Method,
+    /// Number of adapted modules.
+    pub modules: usize,
+    /// Number of tensors written.
+    pub tensors: usize,
+    /// Bytes of the `.tl`.
+    pub bytes_before: u64,
+    /// Bytes of the PEFT files.
+    pub bytes_after: u64,
+    /// The adapter's identity.
+    pub root: String,
+    /// The folder written.
+    pub output: PathBuf,
+}
+
+/// Converts a `.tl` to a PEFT adapter directory.
+///
+/// # Errors
+/// Those of [`TlFile::open`], [`TlFile::load`] and [`export`].
+pub fn tied_to_peft(
+    file: &Path,
+    output: &Path,
+    blobs: &dyn BlobSource,
+    base: Option<&Checkpoint>,
+    options: &ExportOptions<'_>,
+) -> Result<ToPeft> {
+    let tl = TlFile::open(file)?;
+    let adapter = tl.load(blobs)?;
+    let known = base.map(CheckpointModules::new).transpose()?;
+    let known = known.as_ref().map(|k| k as &dyn BaseModules);
+    let written = export(
+        &adapter,
+        output,
+        &ExportOptions {
+            base: known,
+            ..*options
+        },
+    )
+    .map_err(|e| e.file(file))?;
+    Ok(ToPeft {
+        form: options.form,
+        method: adapter.method(),
+        modules: adapter.modules().len(),
+        tensors: written.tensors,
+        bytes_before: tl.file().byte_len(),
+        bytes_after: written.bytes,
+        root: tl.root().to_string(),
+        output: output.to_owned(),
+    })
+}

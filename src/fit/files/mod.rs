@@ -1,0 +1,12 @@
+//! From PEFT directories to `.tl` files: read, fit, write, report.
+
+mod shared;
+mod thin;
+mod tied;
+mod untied;
+mod with_factors;
+
+pub use shared::{SharedFile, ToShared, peft_to_tied_shared};
+pub use tied::{ToFitted, peft_to_tied_fit, write_fitted};
+pub use untied::{ToShrunk, peft_to_untied};
+pub use with_factors::{ToTiedWithFactors, peft_to_tied_with_factors_of};
