@@ -22,7 +22,13 @@ pub enum FactorName {
 
 impl FactorName {
     /// All of them, in canonical order.
-    pub const ALL: [FactorName; 5] = [FactorName::A, FactorName::B, FactorName::C, FactorName::U, FactorName::V];
+    pub const ALL: [FactorName; 5] = [
+        FactorName::A,
+        FactorName::B,
+        FactorName::C,
+        FactorName::U,
+        FactorName::V,
+    ];
 
     /// `A`, `B`, `C`, `u` or `v`.
     pub fn name(self) -> &'static str {

@@ -21,6 +21,7 @@ mod validate;
 mod whole;
 
 pub use self::error::{DeltaError, delta_error};
+pub use FactorName as Part;
 pub use count::{Shape, percent_tenths};
 pub use extra::{Extra, ExtraRole};
 pub use factor::{Factor, FactorName, Seed};
@@ -33,7 +34,6 @@ pub(crate) use names::{split_digits, split_layer};
 pub use scaling::{Scaling, ScalingRule};
 pub use target::{ModuleKind, Target};
 pub use whole::{Adapter, BaseModel, Module};
-pub use FactorName as Part;
 
 #[cfg(test)]
 mod tests;

@@ -113,7 +113,11 @@ impl TieGroup {
             }
             let (own, stacked) = match (shape, part) {
                 ([l, own @ ..], FactorName::A | FactorName::B) if own.len() == 2 => (own, Some(*l)),
-                ([l, own @ ..], FactorName::C | FactorName::U | FactorName::V) if layers.is_some() => (own, Some(*l)),
+                ([l, own @ ..], FactorName::C | FactorName::U | FactorName::V)
+                    if layers.is_some() =>
+                {
+                    (own, Some(*l))
+                }
                 _ => (shape, None),
             };
             let fits = match (part, own) {

@@ -10,6 +10,7 @@ use minijinja::value::{Enumerator, Object, Value, ValueKind, from_args};
 use minijinja::{Environment, ErrorKind, State};
 use serde::Deserialize;
 
+use super::sized::{Jinja, invalid};
 use super::{clock, sized};
 use crate::budget;
 use crate::error::{Code, Error, Result};
@@ -35,8 +36,6 @@ const MAX_DATE_BYTES: usize = 4096;
 /// Most of what a template says when it refuses the messages.
 const MAX_REASON_CHARS: usize = 1000;
 const NAME: &str = "chat_template";
-
-pub(super) type Jinja<T> = std::result::Result<T, minijinja::Error>;
 
 /// One message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -238,10 +237,6 @@ fn plain_blocks(source: &str) -> String {
 
 fn raise(message: &str) -> Jinja<Value> {
     Err(invalid(message.chars().take(MAX_REASON_CHARS).collect()))
-}
-
-pub(super) fn invalid(message: String) -> minijinja::Error {
-    minijinja::Error::new(ErrorKind::InvalidOperation, message)
 }
 
 /// The methods of Python's `str` and `dict` that templates call.

@@ -178,14 +178,8 @@ fn example(
             builder.end();
         }
         (None, None, None, Some(messages)) => {
-            let turns = conversation(&messages, vocabulary, all).map_err(|e| {
-                let error = Error::new(e.code(), format!("line {number}: {}", e.message()));
-                match e.hint_text() {
-                    Some(hint) => error.hint(hint),
-                    None => error,
-                }
-                .cause(e)
-            })?;
+            let turns = conversation(&messages, vocabulary, all);
+            let turns = turns.map_err(|e| e.context(format_args!("line {number}")))?;
             for (text, assistant) in turns {
                 let pushed = builder.push(&text, all || assistant);
                 pushed.map_err(at_line)?;

@@ -3,7 +3,7 @@
 use candle_core::cuda_backend::cudarc::driver::{DriverError, result, sys};
 use candle_core::{DType, Device, Tensor};
 
-use super::{Gpu, no_device};
+use super::gpu::{Gpu, no_device};
 use crate::error::{Code, Error, Result};
 
 /// The GPUs of the machine, in the order of their numbers.

@@ -19,7 +19,7 @@ pub fn gate(x: &Tensor) -> Result<Tensor> {
     if !is_fused(x) {
         if kernels::serve(x) {
             let call = Call::new("gate_forward", rows, &[x])?;
-            return call.shape(&[rows, width]).ints(&[width]).run();
+            return kernels::run(call.shape(&[rows, width]).ints(&[width]));
         }
         let [g, u] = halves(x, width)?;
         return Ok((g.silu()? * u)?.to_dtype(x.dtype())?);
@@ -41,7 +41,7 @@ pub fn gate_backward(dy: &Tensor, x: &Tensor) -> Result<Tensor> {
     if !is_fused(x) {
         if kernels::serve(x) {
             let call = Call::new("gate_backward", rows, &[dy, x])?;
-            return call.shape(&[rows, cols]).ints(&[width]).run();
+            return kernels::run(call.shape(&[rows, cols]).ints(&[width]));
         }
         let [g, u] = halves(x, width)?;
         let dy = dy.to_dtype(g.dtype())?;

@@ -14,6 +14,7 @@
 //! the number of threads, so results do not either.
 
 mod attention;
+mod backend;
 mod divergence;
 mod gate;
 mod kernels;
@@ -35,24 +36,7 @@ pub use loss::{HeadScratch, head_loss, head_loss_backward};
 pub use low_rank::{Branch, BranchGrads, Span, add_branch, branch_backward};
 pub use norm::{Norm, NormKind};
 pub use rope::{Rotation, rotate};
+use slices::ROWS;
 #[cfg(test)]
 pub(crate) use slices::composing;
 pub(super) use slices::{add_in_place, f32s, fuses, is_fused, tensor};
-
-/// Tokens handled by one task: enough to keep a matrix product busy, few enough to share out.
-const ROWS: usize = 128;
-
-impl From<candle_core::Error> for crate::Error {
-    fn from(error: candle_core::Error) -> Self {
-        let text = error.to_string();
-        let line = text.lines().next().unwrap_or_default();
-        let error = crate::Error::new(
-            crate::Code::Backend,
-            format!("the tensor library says: {line}"),
-        );
-        match line.contains("OUT_OF_MEMORY") {
-            true => error.hint("recomputation, or a smaller batch or length, takes less memory"),
-            false => error,
-        }
-    }
-}

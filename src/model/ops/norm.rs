@@ -129,7 +129,7 @@ impl Norm {
         let inputs = [inputs, &[gain]].concat();
         let groups = inputs.first().map_or(0, |x| x.elem_count() / cols);
         let call = Call::new(kernel, groups, &inputs)?;
-        call.ints(&[cols]).floats(&[self.eps as f32]).run()
+        kernels::run(call.ints(&[cols]).floats(&[self.eps as f32]))
     }
 
     fn composed(&self, x: &Tensor) -> Result<Tensor> {

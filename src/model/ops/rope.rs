@@ -97,7 +97,7 @@ fn composed(
     if kernels::serve(x) {
         let call = Call::new("rotate", tokens, &[x, cos, sin])?;
         let sign = if back { -1.0 } else { 1.0 };
-        return (call.ints(&[cols, heads, width, half]).floats(&[sign])).run();
+        return kernels::run(call.ints(&[cols, heads, width, half]).floats(&[sign]));
     }
     let all = x.reshape((tokens, cols / width, width))?;
     let turned = all.narrow(1, 0, heads)?;
