@@ -1,5 +1,6 @@
 use super::*;
-use crate::tensor::Dtype;
+use crate::error::Code;
+use crate::tensor::{Dtype, Tensor};
 
 /// A joint q,k,v group with u and v: rank 2, in 3, out 4 + 2, layers 0 and 5.
 fn joint() -> TieGroup {

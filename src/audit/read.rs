@@ -8,13 +8,14 @@ use serde_json::Value;
 use super::leftover::{Leftover, leftover};
 use super::row::{Facts, Form, Piece, Problem, Projection, Recipe, Row, Target, add};
 use super::scan::{File, Found};
-use crate::adapter::{Adapter, Method};
+use crate::adapter::{Adapter, LAYER_PLACE, Method, split_digits};
 use crate::error::{Code, Error, Result};
 use crate::format::{
-    Digest, Hasher, MAX_TENSOR_BYTES, ManifestTensor, Stored, TlFile, pack_tensor,
+    Digest, Hasher, MAX_TENSOR_BYTES, ManifestTensor, Stored, TlFile, pack_tensor, packed_name,
 };
 use crate::peft::config::MAX_CONFIG_BYTES;
 use crate::peft::pickle::{Limits, read_torch_archive, read_torch_shapes};
+use crate::peft::slot::Slot;
 use crate::peft::{CONFIG_FILE, PICKLE_FILE, PeftConfig, WEIGHTS_FILE, names::strip_prefix};
 use crate::safetensors::{SafetensorsFile, TensorInfo, read_limited};
 use crate::tensor::Dtype;
@@ -168,7 +169,7 @@ fn read_tl(path: &Path, depth: Depth, row: &mut Row) -> Result<()> {
     for (name, tensor) in file.manifest().tensors() {
         let info = match storage.get(name.as_str()) {
             Some(Stored::Raw) => header.get(name),
-            Some(Stored::Packed) => header.get(&format!("z.{name}")),
+            Some(Stored::Packed) => header.get(&packed_name(name)),
             _ => None,
         };
         let Some(info) = info else { continue };
@@ -491,45 +492,27 @@ fn describe_lora(items: &[Item], row: &mut Row) {
     row.rank = rank.or(row.rank);
 }
 
-/// What ends the name of a factor, and which it is: 0 for A, 1 for B, 2 for others of a module.
-const FACTORS: [(&str, usize); 7] = [
-    (".lora_A.weight", 0),
-    (".lora_B.weight", 1),
-    (".lora_embedding_A", 0),
-    (".lora_embedding_B", 1),
-    (".vera_lambda_b", 2),
-    (".lora_A.default.weight", 0),
-    (".lora_B.default.weight", 1),
-];
-
-/// The module that a tensor is a factor of, and which.
+/// The module that a tensor is a factor of, and which: 0 for A, 1 for B, 2 for VeRA's outputs.
 fn factor(name: &str) -> Option<(&str, usize)> {
-    let name = strip_prefix(name);
-    FACTORS
-        .iter()
-        .find_map(|(end, slot)| Some((name.strip_suffix(end)?, *slot)))
-}
-
-/// A module path with `{}` for its first number, and that number.
-fn template(module: &str) -> (String, Option<&str>) {
-    let mut layer = None;
-    let segments = module.split('.').map(|segment| {
-        let number = !segment.is_empty() && segment.bytes().all(|b| b.is_ascii_digit());
-        if number && layer.is_none() {
-            layer = Some(segment);
-            return "{}";
-        }
-        segment
-    });
-    let path: Vec<&str> = segments.collect();
-    (path.join("."), layer)
+    let (module, slot) = Slot::split_saved(strip_prefix(name))?;
+    let which = match slot {
+        Slot::A | Slot::EmbeddingA => 0,
+        Slot::B | Slot::EmbeddingB => 1,
+        Slot::LambdaB => 2,
+        Slot::Bias | Slot::Magnitude | Slot::LambdaD => return None,
+    };
+    Some((module, which))
 }
 
 /// How many layers these modules are in; the same number in two lists of layers is two.
 fn layers<'m>(modules: impl Iterator<Item = &'m str>) -> u64 {
     let layer = |module: &'m str| {
-        let (path, layer) = template(module);
-        let list = path.split("{}").next().unwrap_or_default().to_owned();
+        let (path, layer) = split_digits(module);
+        let list = path
+            .split(LAYER_PLACE)
+            .next()
+            .unwrap_or_default()
+            .to_owned();
         layer.map(|layer| (list, layer))
     };
     modules.filter_map(layer).collect::<BTreeSet<_>>().len() as u64
@@ -542,7 +525,7 @@ struct Targets(BTreeMap<(String, u64, u64), (u64, u64)>);
 impl Targets {
     /// Adds a module with its input, output and rank.
     fn add(&mut self, module: &str, [input, out, rank]: [u64; 3]) {
-        let key = (template(module).0, input, out);
+        let key = (split_digits(module).0, input, out);
         let (layers, largest) = self.0.entry(key).or_default();
         *layers += 1;
         *largest = rank.max(*largest);

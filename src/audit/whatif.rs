@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::row::{Row, Target};
 use crate::adapter::{Method, Part, Shape};
+use crate::base::modules::QKV;
 use crate::tensor::{Dtype, larger};
 
 /// What a form does to the adapter's quality.
@@ -62,15 +63,6 @@ pub struct Scenario {
     /// What it does to the adapter's quality.
     pub quality: Quality,
 }
-
-/// Names of the three attention projections that share an input, by architecture.
-const QKV: [[&str; 3]; 5] = [
-    ["q_proj", "k_proj", "v_proj"],
-    ["query", "key", "value"],
-    ["query_proj", "key_proj", "value_proj"],
-    ["q", "k", "v"],
-    ["q_lin", "k_lin", "v_lin"],
-];
 
 /// Bytes that the header of a `.tl` with so many tensors takes at most, about.
 pub fn header_bytes(tensors: u64) -> u64 {

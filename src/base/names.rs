@@ -249,7 +249,7 @@ fn unmatched(base: &impl Known, missing: &[&String]) -> Error {
         .find(|s| base.locate(&format!("{module}.{s}")).is_some())
     {
         let message = format!("the base holds it quantised, as `{module}.{suffix}`");
-        return about(base, quantised(Error::new(Code::BaseDtype, message))).tensor(*first);
+        return in_base(base, quantised(Error::new(Code::BaseDtype, message))).tensor(*first);
     }
     let message = if missing.len() == 1 {
         "the base has no such tensor".to_owned()
@@ -278,12 +278,12 @@ fn unmatched(base: &impl Known, missing: &[&String]) -> Error {
             near.join(", ")
         )
     };
-    about(base, Error::new(Code::UnmatchedModule, message))
+    in_base(base, Error::new(Code::UnmatchedModule, message))
         .tensor(*first)
         .hint(hint)
 }
 
-fn about(base: &impl Known, error: Error) -> Error {
+fn in_base(base: &impl Known, error: Error) -> Error {
     match base.path() {
         Some(path) => error.file(path),
         None => error,

@@ -2,21 +2,11 @@
 
 use serde_json::Value;
 
-use super::read_config;
+use super::config::read_config;
+use super::modules::{is_input_embedding, is_output_embedding};
 use crate::error::Result;
 use crate::safetensors::{Checkpoint, Location};
 
-/// What architectures call the input embedding.
-const INPUTS: [&str; 6] = [
-    "embed_tokens",
-    "wte",
-    "embed_in",
-    "word_embeddings",
-    "tok_embeddings",
-    "shared",
-];
-/// What they call the output projection.
-const OUTPUTS: [&str; 2] = ["lm_head", "embed_out"];
 /// The key of a config that says whether input and output embedding are one.
 pub(crate) const KEY: &str = "tie_word_embeddings";
 
@@ -31,14 +21,13 @@ pub(crate) struct Ties {
     pub output: Option<Location>,
 }
 
-fn module_is(name: &str, names: &[&str]) -> bool {
-    let module = name.strip_suffix(".weight").unwrap_or_default();
-    names.contains(&module.rsplit('.').next().unwrap_or_default())
+fn weight_of(name: &str, module_is: fn(&str) -> bool) -> bool {
+    name.strip_suffix(".weight").is_some_and(module_is)
 }
 
 /// Whether a tensor's name is that of an output projection, which a tied checkpoint leaves out.
 pub(crate) fn is_output(name: &str) -> bool {
-    module_is(name, &OUTPUTS)
+    weight_of(name, is_output_embedding)
 }
 
 impl Ties {
@@ -47,13 +36,16 @@ impl Ties {
     /// transformers' default for `tie_word_embeddings` differs from model to model; where the
     /// config does not say, a language model whose checkpoint has no output projection is tied.
     pub(crate) fn of(base: &Checkpoint) -> Result<Self> {
-        let first = |names: &[&str]| {
-            let found = base.tensors().iter().filter(|(n, _)| module_is(n, names));
+        let first = |module_is| {
+            let found = base
+                .tensors()
+                .iter()
+                .filter(|(n, _)| weight_of(n, module_is));
             found
                 .min_by_key(|(n, _)| (n.split('.').count(), n.len()))
                 .map(|(_, l)| *l)
         };
-        let (input, output) = (first(&INPUTS), first(&OUTPUTS));
+        let (input, output) = (first(is_input_embedding), first(is_output_embedding));
         let config = read_config(base)?;
         let flag = config.as_ref().and_then(|c| {
             let nested = || c.get("text_config").and_then(|t| t.get(KEY));

@@ -3,19 +3,19 @@
 
 use std::collections::BTreeMap;
 
-use super::digest::Hasher;
-use super::pack;
-use super::parts::ManifestTensor;
-use super::read::{BlobSource, MAX_MADE_BYTES, Stored, TlFile, external_missing, most_held};
-use super::seeded;
+use super::blobs::BlobSource;
+use super::described::{ManifestTensor, external_missing};
+use super::finite::not_finite;
+use super::limits::{MAX_MADE_BYTES, most_held};
+use super::pack::{packed_name, unpack_pieces};
+use super::read::{Stored, TlFile};
+use super::sink::Sink;
+use crate::digest::{Digest, Hasher};
 use crate::error::{Code, Error, Result};
 use crate::tensor::{Dtype, Tensor, widen_into};
 
 /// Bytes of a stored tensor that are read at a time; a multiple of every element's width.
 const PIECE: usize = 1 << 20;
-
-/// Takes a tensor's raw bytes, a whole number of elements at a time.
-pub(super) type Sink<'a> = &'a mut dyn FnMut(&[u8]) -> Result<()>;
 
 impl TlFile {
     /// Checks every tensor as [`load`](Self::load) does, wherever it is kept, and holds a few
@@ -79,16 +79,16 @@ impl TlFile {
         match stored {
             Stored::Raw => self.pieces(name, sink)?,
             Stored::Packed => {
-                let packed = self.read(&format!("{}{name}", pack::PREFIX))?;
+                let packed = self.read(&packed_name(name))?;
                 let width = entry.dtype()?.bits() / 8;
-                pack::unpack_pieces(width, &packed, entry.byte_len()?, sink)?;
+                unpack_pieces(width, &packed, entry.byte_len()?, sink)?;
             }
             Stored::Seeded => entry.made(sink)?,
             Stored::External => {
                 let bytes = blobs.get(&entry.sha256, entry.byte_len()?)?;
                 let bytes = bytes.ok_or_else(|| external_missing(entry))?;
                 if bytes.len() as u64 != entry.byte_len()? {
-                    entry.compare(super::Digest::of(&bytes))?;
+                    entry.compare(Digest::of(&bytes))?;
                 }
                 bytes.chunks(PIECE).try_for_each(sink)?;
             }
@@ -114,16 +114,6 @@ impl TlFile {
             at += n as u64;
         }
         Ok(())
-    }
-}
-
-impl ManifestTensor {
-    /// The bytes that the seed makes, piece by piece; nothing without a seed.
-    pub(super) fn made(&self, sink: Sink<'_>) -> Result<()> {
-        match self.seed()? {
-            None => Err(external_missing(self)),
-            Some(seed) => seeded::pieces(&seed, self.dtype()?, &self.shape, sink),
-        }
     }
 }
 
@@ -172,7 +162,7 @@ impl Checker {
     fn finish(self, entry: &ManifestTensor) -> Result<bool> {
         entry.compare(self.hasher.finish())?;
         match self.bad {
-            Some((at, value)) => Err(super::encode::not_finite(at, value)),
+            Some((at, value)) => Err(not_finite(at, value)),
             None => Ok(self.largest > f32::MAX / 128.0),
         }
     }

@@ -1,11 +1,15 @@
+//! Adapters in canonical form (spec §5, §8).
+
 use std::collections::BTreeMap;
 
-use super::digest::Digest;
+use super::described::ManifestTensor;
+use super::finite::check_finite;
 use super::manifest::{Manifest, Names, SCALES};
-use super::parts::ManifestTensor;
+use super::parts::Base;
 use crate::adapter::{Adapter, Seed};
+use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
-use crate::tensor::{Dtype, Tensor, widen_into};
+use crate::tensor::Tensor;
 
 /// An adapter in canonical form: manifest, and the distinct tensors it names.
 #[derive(Debug, Clone)]
@@ -39,9 +43,7 @@ pub fn encode(adapter: &Adapter) -> Result<Encoded> {
     let mut adapter = adapter.clone();
     adapter.sort();
     adapter.validate()?;
-    if let Some(weights) = adapter.base.as_ref().and_then(|b| b.weights.as_ref()) {
-        weights.parse::<Digest>()?;
-    }
+    let base = adapter.base.as_ref().map(Base::of).transpose()?;
     let mut builder = Builder::default();
     let mut names = Names::default();
     for (i, group) in adapter.groups.iter().enumerate() {
@@ -64,7 +66,7 @@ pub fn encode(adapter: &Adapter) -> Result<Encoded> {
             .extras
             .push(builder.add(&extra.tensor, None, format!("x{i}"), false)?);
     }
-    let manifest = Manifest::describe(&adapter, &names, builder.described);
+    let manifest = Manifest::describe(&adapter, base, &names, builder.described);
     // The writer is held to the reader's rules, so that no file is written that cannot be read.
     let manifest = Manifest::parse(&manifest.to_bytes())?;
     Ok(Encoded {
@@ -128,49 +130,4 @@ impl Builder {
         self.tensors.insert(name.clone(), entry);
         Ok(name)
     }
-}
-
-/// Refuses NaN and infinite values, which no adapter means. Codes without their scales have none.
-pub(super) fn check_finite(tensor: &Tensor) -> Result<()> {
-    const BLOCK: usize = 4096;
-    if let Some(scales) = tensor.scales() {
-        return check_products(tensor, &scales);
-    }
-    if tensor.dtype() == Dtype::I8 {
-        return Ok(());
-    }
-    let width = tensor.dtype().bits() / 8;
-    let mut wide = [0f32; BLOCK];
-    for (n, bytes) in tensor.data().chunks(BLOCK * width).enumerate() {
-        let wide = &mut wide[..bytes.len() / width];
-        widen_into(tensor.dtype(), bytes, wide);
-        if let Some(at) = wide.iter().position(|x| !x.is_finite()) {
-            return Err(not_finite(n * BLOCK + at, wide[at]));
-        }
-    }
-    Ok(())
-}
-
-pub(super) fn not_finite(at: usize, value: f32) -> Error {
-    Error::new(Code::NonFinite, format!("element {at} is {value}"))
-        .hint("the training run that wrote it diverged; a .tl holds finite numbers only")
-}
-
-/// Refuses scales whose product with a code of their row is not finite.
-fn check_products(codes: &Tensor, scales: &Tensor) -> Result<()> {
-    check_finite(scales)?;
-    let width = codes.shape().last().copied().unwrap_or(1);
-    let rows = codes.data().chunks(width.max(1)).zip(scales.to_f32()?);
-    for (i, (row, scale)) in rows.enumerate() {
-        let value = |q: &u8| scale * f32::from(q.cast_signed());
-        if let Some(at) = row.iter().position(|q| !value(q).is_finite()) {
-            let message = format!(
-                "element {}, {} times {scale}, is not finite",
-                i * width + at,
-                row[at].cast_signed()
-            );
-            return Err(Error::new(Code::NonFinite, message));
-        }
-    }
-    Ok(())
 }

@@ -1,4 +1,6 @@
-use super::digest::{Digest, Hasher};
+//! The fingerprint of the base weights that an adapter changes.
+
+use crate::digest::{Digest, Hasher};
 use crate::error::{Code, Error, Result};
 use crate::safetensors::Checkpoint;
 

@@ -5,26 +5,36 @@
 //! adapter's identity, its **root**, is the SHA-256 of the manifest. Which tensors are inside the
 //! file (fat), left out (thin) or packed with zstd is not part of the identity.
 
+mod assemble;
+mod blobs;
+mod canonical;
 mod check;
+mod described;
 mod encode;
 mod fingerprint;
+mod finite;
+mod header;
+mod invalid;
+mod limits;
 mod manifest;
 mod pack;
 mod parts;
 mod read;
 mod seeded;
+mod sink;
 mod write;
 
-use crate::digest;
 pub use crate::digest::{Digest, Hasher};
+pub use blobs::{BlobSource, DirBlobs, NoBlobs};
+pub use described::ManifestTensor;
 pub use encode::{Encoded, EncodedTensor, encode};
 pub use fingerprint::fingerprint;
-pub use manifest::{FEATURES, MAX_MANIFEST_BYTES, MAX_TENSOR_BYTES, Manifest, VERSION};
+pub use limits::{MAX_MADE_BYTES, MAX_MANIFEST_BYTES, MAX_TENSOR_BYTES, most_held};
+pub use manifest::{FEATURES, Manifest, VERSION};
 pub(crate) use pack::pack as pack_tensor;
 pub use pack::unpack;
-pub(crate) use pack::{pack_elements, unpack_elements};
-pub use parts::ManifestTensor;
-pub use read::{BlobSource, DirBlobs, MAX_MADE_BYTES, NoBlobs, Stored, TlFile, most_held};
+pub(crate) use pack::{pack_elements, packed_name, unpack_elements};
+pub use read::{Stored, TlFile};
 pub(crate) use seeded::chacha20_block;
 pub use seeded::{GENERATOR, MAX_SEEDED_ELEMENTS, generate, seeded_tensor};
 pub use write::{

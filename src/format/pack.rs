@@ -2,17 +2,27 @@
 
 use std::io::Read;
 
-use super::check::Sink;
+use super::sink::Sink;
 use crate::error::{Code, Error, Result};
 use crate::tensor::Dtype;
 
 /// The value of `tl.pack` where tensors are packed.
 pub(super) const CODEC: &str = "zstd-shuffle/1";
 /// What a packed tensor's name begins with.
-pub(super) const PREFIX: &str = "z.";
+const PREFIX: &str = "z.";
 const WINDOW_LOG_MAX: u32 = 23;
 const LEVEL: i32 = 3;
 const ZSTD_MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
+
+/// The name under which a file has the tensor `name` packed.
+pub(crate) fn packed_name(name: &str) -> String {
+    format!("{PREFIX}{name}")
+}
+
+/// The name of the tensor that is packed under `stored`; `None` where it is none.
+pub(super) fn unpacked_name(stored: &str) -> Option<&str> {
+    stored.strip_prefix(PREFIX)
+}
 
 /// One zstd frame of the shuffled bytes of a tensor.
 pub(crate) fn pack(dtype: Dtype, raw: &[u8]) -> Result<Vec<u8>> {

@@ -4,15 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::digest::{Digest, Hasher, parse_hex};
-use super::encode::check_finite;
-use super::manifest::MAX_TENSOR_BYTES;
-use super::seeded::{GENERATOR, MAX_SEEDED_ELEMENTS, seeded_tensor};
+use super::invalid::invalid;
 use crate::adapter::{
-    BaseModel, Extra, ExtraRole, ModuleKind, Part, Scaling, ScalingRule, Seed, Target, TieGroup,
+    BaseModel, Extra, ExtraRole, FactorName, ModuleKind, Scaling, ScalingRule, Target, TieGroup,
 };
-use crate::error::{Code, Error, Result};
-use crate::tensor::{Bytes, Dtype, Tensor, byte_len};
+use crate::digest::Digest;
+use crate::error::Result;
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -110,41 +107,15 @@ pub(super) enum Alpha {
     Bits(String),
 }
 
-/// A tensor of a manifest: what its raw bytes are, wherever they lie.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ManifestTensor {
-    pub(super) dtype: String,
-    /// The name of the tensor with the scales of an I8 one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) scales: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) seed: Option<ManifestSeed>,
-    /// SHA-256 of the raw little-endian bytes.
-    pub sha256: Digest,
-    /// Extents, slowest first.
-    pub shape: Vec<usize>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ManifestSeed {
-    pub(super) generator: String,
-    pub(super) key: String,
-    pub(super) step: String,
-}
-
-pub(super) fn invalid(message: impl Into<String>) -> Error {
-    Error::new(Code::ManifestInvalid, message)
-}
-
 impl Base {
-    pub(super) fn of(base: &BaseModel) -> Self {
-        Self {
+    /// # Errors
+    /// [`crate::Code::ManifestInvalid`] for a fingerprint that is no digest.
+    pub(super) fn of(base: &BaseModel) -> Result<Self> {
+        Ok(Self {
             name: base.name.clone(),
             revision: base.revision.clone(),
-            weights: base.weights.as_ref().and_then(|w| w.parse().ok()),
-        }
+            weights: base.weights.as_deref().map(str::parse).transpose()?,
+        })
     }
 
     pub(super) fn to_model(&self) -> BaseModel {
@@ -157,12 +128,12 @@ impl Base {
 }
 
 impl Group {
-    pub(super) fn of(group: &TieGroup, names: &BTreeMap<Part, String>) -> Self {
+    pub(super) fn of(group: &TieGroup, names: &BTreeMap<FactorName, String>) -> Self {
         let name = |part| names.get(&part).cloned();
         Self {
-            A: name(Part::A).unwrap_or_default(),
-            B: name(Part::B).unwrap_or_default(),
-            C: name(Part::C),
+            A: name(FactorName::A).unwrap_or_default(),
+            B: name(FactorName::B).unwrap_or_default(),
+            C: name(FactorName::C),
             alpha: Alpha::of(group.scaling.alpha),
             r#in: group.in_features,
             layers: group.layers.clone(),
@@ -174,16 +145,16 @@ impl Group {
                 .filter(|(_, f)| f.trained)
                 .map(|(p, _)| p.name().to_owned())
                 .collect(),
-            u: name(Part::U),
-            v: name(Part::V),
+            u: name(FactorName::U),
+            v: name(FactorName::V),
         }
     }
 
-    pub(super) fn names(&self) -> impl Iterator<Item = (Part, &String)> {
-        let core = self.C.iter().map(|n| (Part::C, n));
-        let u = self.u.iter().map(|n| (Part::U, n));
-        let v = self.v.iter().map(|n| (Part::V, n));
-        [(Part::A, &self.A), (Part::B, &self.B)]
+    pub(super) fn names(&self) -> impl Iterator<Item = (FactorName, &String)> {
+        let core = self.C.iter().map(|n| (FactorName::C, n));
+        let u = self.u.iter().map(|n| (FactorName::U, n));
+        let v = self.v.iter().map(|n| (FactorName::V, n));
+        [(FactorName::A, &self.A), (FactorName::B, &self.B)]
             .into_iter()
             .chain(core)
             .chain(u)
@@ -320,158 +291,5 @@ impl Alpha {
             )));
         }
         Ok(value)
-    }
-}
-
-impl ManifestTensor {
-    pub(super) fn of(
-        tensor: &Tensor,
-        sha256: Digest,
-        scales: Option<String>,
-        seed: Option<&Seed>,
-    ) -> Self {
-        let seed = seed.map(|seed| ManifestSeed {
-            generator: GENERATOR.to_owned(),
-            key: seed.key.iter().map(|b| format!("{b:02x}")).collect(),
-            step: format!("{:08x}", seed.step.to_bits()),
-        });
-        Self {
-            dtype: tensor.dtype().as_str().to_owned(),
-            scales,
-            seed,
-            sha256,
-            shape: tensor.shape().to_vec(),
-        }
-    }
-
-    /// Element type.
-    ///
-    /// # Errors
-    /// [`Code::UnknownDtype`], [`Code::DtypeNotAllowed`]; [`Code::ManifestInvalid`] for scales of
-    /// another tensor than an I8 one.
-    pub fn dtype(&self) -> Result<Dtype> {
-        let dtype: Dtype = self.dtype.parse()?;
-        match (dtype, &self.scales) {
-            (Dtype::I8, Some(_)) => Ok(dtype),
-            (_, None) if dtype.is_float() => Ok(dtype),
-            (_, Some(_)) if dtype.is_float() => Err(invalid(format!("{dtype} with `scales`"))),
-            _ => Err(crate::tensor::not_float(dtype)),
-        }
-    }
-
-    /// Bytes of the raw tensor.
-    ///
-    /// # Errors
-    /// As [`dtype`](Self::dtype); [`Code::ShapeOverflow`]; [`Code::ManifestLimit`].
-    pub fn byte_len(&self) -> Result<u64> {
-        let len = byte_len(self.dtype()?, &self.shape)?;
-        if len > MAX_TENSOR_BYTES {
-            let message = format!("{len} bytes, the limit for one tensor is {MAX_TENSOR_BYTES}");
-            return Err(Error::new(Code::ManifestLimit, message));
-        }
-        Ok(len)
-    }
-
-    /// The recipe, where the tensor is seeded.
-    ///
-    /// # Errors
-    /// [`Code::SeedInvalid`].
-    pub fn seed(&self) -> Result<Option<Seed>> {
-        self.seed.as_ref().map(ManifestSeed::parse).transpose()
-    }
-
-    /// The tensor that `bytes` are, if they are this one's.
-    ///
-    /// # Errors
-    /// [`Code::DigestMismatch`], [`Code::SizeMismatch`], [`Code::NonFinite`].
-    pub(super) fn verified(&self, bytes: Bytes) -> Result<Tensor> {
-        self.compare(Digest::of(&bytes))?;
-        let tensor = Tensor::new(self.dtype()?, self.shape.clone(), bytes)?;
-        check_finite(&tensor)?;
-        Ok(tensor)
-    }
-
-    /// Refuses bytes of another digest than this one's.
-    pub(super) fn compare(&self, actual: Digest) -> Result<()> {
-        if actual == self.sha256 {
-            return Ok(());
-        }
-        let message = format!(
-            "the bytes have {actual}, the manifest says sha256:{}",
-            self.sha256.hex()
-        );
-        Err(Error::new(Code::DigestMismatch, message)
-            .hint("the file or blob is damaged; get it again"))
-    }
-
-    /// Makes the tensor from its seed, where it has one, piece by piece, and compares the digests.
-    /// Whether the bytes are stored or left out, a recipe that makes others describes no adapter (spec §7).
-    ///
-    /// # Errors
-    /// [`Code::SeedInvalid`] where the seed makes other values.
-    pub fn check_seed(&self) -> Result<()> {
-        if self.seed.is_none() {
-            return Ok(());
-        }
-        let mut hasher = Hasher::default();
-        self.made(&mut |bytes| {
-            hasher.update(bytes);
-            Ok(())
-        })?;
-        if hasher.finish() != self.sha256 {
-            let message = "its seed makes other values than its digest is of";
-            return Err(Error::new(Code::SeedInvalid, message));
-        }
-        Ok(())
-    }
-
-    /// The bytes that the seed makes, where there is one.
-    pub(super) fn regenerate(&self) -> Result<Option<Bytes>> {
-        let Some(seed) = self.seed()? else {
-            return Ok(None);
-        };
-        let made = seeded_tensor(&seed, self.dtype()?, &self.shape)?;
-        Ok(Some(made.data().clone()))
-    }
-
-    pub(super) fn shape_only(&self) -> Result<Tensor> {
-        self.byte_len()?;
-        if self.shape.contains(&0) {
-            return Err(invalid("a tensor without elements"));
-        }
-        if self.seed()?.is_some() && self.scales.is_some() {
-            let message = "seeds make floats, and this tensor is I8";
-            return Err(Error::new(Code::SeedInvalid, message));
-        }
-        if self.seed()?.is_some() && self.shape.iter().product::<usize>() > MAX_SEEDED_ELEMENTS {
-            let message =
-                format!("more seeded elements than the {MAX_SEEDED_ELEMENTS} of the limit");
-            return Err(Error::new(Code::SeedInvalid, message));
-        }
-        Tensor::shape_only(self.dtype()?, self.shape.clone())
-    }
-}
-
-impl ManifestSeed {
-    pub(super) fn parse(&self) -> Result<Seed> {
-        let bad = |m: String| Error::new(Code::SeedInvalid, m);
-        if self.generator != GENERATOR {
-            return Err(bad(format!("unknown generator `{}`", self.generator)));
-        }
-        let key = parse_hex(&self.key)
-            .ok_or_else(|| bad("the key is not 64 lower-case hex digits".into()))?;
-        let bits = u32::from_str_radix(&self.step, 16).ok();
-        match bits
-            .filter(|b| format!("{b:08x}") == self.step)
-            .map(f32::from_bits)
-        {
-            Some(step) if step > 0.0 && (step * (1 << 23) as f32).is_finite() => {
-                Ok(Seed { key, step })
-            }
-            _ => Err(bad(format!(
-                "step `{}` is not 8 hex digits of a usable positive f32",
-                self.step
-            ))),
-        }
     }
 }

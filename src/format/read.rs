@@ -1,75 +1,19 @@
+//! Opening a `.tl`, and reading its tensors.
+
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::digest::Digest;
+use super::blobs::BlobSource;
+use super::described::{ManifestTensor, external_missing};
+use super::header::{KEY_MANIFEST, KEY_PACK, KEY_ROOT, KEY_VERSION, check_canonical_header};
+use super::limits::{MAX_HEADER_BYTES, MAX_MADE_BYTES, most_held};
 use super::manifest::Manifest;
-use super::pack;
-use super::parts::ManifestTensor;
+use super::pack::{self, packed_name, unpacked_name};
 use crate::adapter::Adapter;
+use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
-use crate::safetensors::{SafetensorsFile, TensorInfo, encode_header, read_limited};
+use crate::safetensors::{SafetensorsFile, TensorInfo};
 use crate::tensor::{Bytes, Dtype, Tensor};
-
-/// Longest `.tl` header.
-const MAX_HEADER_BYTES: u64 = 16 << 20;
-/// Most bytes of tensors that do not lie raw in the file, however large it is.
-pub const MAX_MADE_BYTES: u64 = 16 << 30;
-/// What [`most_held`] allows a file of no length.
-const FREE_BYTES: u64 = 1 << 30;
-/// How many times its length a file may take in memory.
-const MOST_GROWTH: u64 = 64;
-pub(super) const ALIGN: usize = 64;
-pub(super) const KEY_VERSION: &str = "tl";
-pub(super) const KEY_MANIFEST: &str = "tl.manifest";
-pub(super) const KEY_PACK: &str = "tl.pack";
-pub(super) const KEY_ROOT: &str = "tl.root";
-
-/// Most bytes that a file of `len` bytes may take in memory where packed and seeded tensors have to be
-/// held: 1 GiB and 64 times its length, and never more than [`MAX_MADE_BYTES`]. Trained factors
-/// shrink by much less, and the projections that adapters of one base share are below 1 GiB.
-pub fn most_held(len: u64) -> u64 {
-    let held = len.saturating_mul(MOST_GROWTH).saturating_add(FREE_BYTES);
-    held.min(MAX_MADE_BYTES)
-}
-
-/// Where tensors that a thin file leaves out are found, by their digest.
-pub trait BlobSource {
-    /// The raw bytes of a digest, `len` bytes long; `None` where there are none. The caller
-    /// verifies them.
-    ///
-    /// # Errors
-    /// [`Code::Io`].
-    fn get(&self, digest: &Digest, len: u64) -> Result<Option<Bytes>>;
-}
-
-/// No blobs at all: only fat files and seeded tensors can be loaded.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct NoBlobs;
-
-impl BlobSource for NoBlobs {
-    fn get(&self, _: &Digest, _: u64) -> Result<Option<Bytes>> {
-        Ok(None)
-    }
-}
-
-/// A folder with one file for each blob, named by its 64 hex digits.
-#[derive(Debug, Clone)]
-pub struct DirBlobs(pub PathBuf);
-
-impl BlobSource for DirBlobs {
-    fn get(&self, digest: &Digest, len: u64) -> Result<Option<Bytes>> {
-        let path = self.0.join(digest.hex());
-        match read_limited(&path, len) {
-            Ok(bytes) => Ok(Some(bytes.into())),
-            Err(e) if e.code() == Code::NotFound => Ok(None),
-            Err(e) if e.code() == Code::HeaderTooLarge => {
-                let message = format!("longer than the {len} bytes of this tensor");
-                Err(Error::new(Code::DigestMismatch, message).file(path))
-            }
-            Err(e) => Err(e),
-        }
-    }
-}
 
 /// How a tensor of the manifest is kept in one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,7 +117,7 @@ impl TlFile {
     /// How each tensor of the manifest is kept here.
     pub fn storage(&self) -> BTreeMap<&str, Stored> {
         let header = self.file.header();
-        let packed = |name: &str| header.get(&format!("{}{name}", pack::PREFIX)).is_some();
+        let packed = |name: &str| header.get(&packed_name(name)).is_some();
         self.manifest
             .tensors()
             .iter()
@@ -271,7 +215,7 @@ impl TlFile {
         let bytes: Bytes = match stored {
             Stored::Raw => self.read(name)?.into(),
             Stored::Packed => {
-                let packed = self.read(&format!("{}{name}", pack::PREFIX))?;
+                let packed = self.read(&packed_name(name))?;
                 pack::unpack(dtype, &packed, len)?.into()
             }
             Stored::Seeded => entry.regenerate()?.ok_or_else(|| external_missing(entry))?,
@@ -301,14 +245,6 @@ impl TlFile {
     }
 }
 
-pub(super) fn external_missing(entry: &ManifestTensor) -> Error {
-    let message = format!(
-        "left out of this thin file; its blob is {}",
-        entry.sha256.hex()
-    );
-    Error::new(Code::ExternalMissing, message).hint("give the folder that has it")
-}
-
 /// A stored tensor is one of the manifest, raw or packed.
 fn check_stored(info: &TensorInfo, manifest: &Manifest, packed: bool) -> Result<()> {
     let disagrees = |m: String| Err(Error::new(Code::TensorDisagrees, m));
@@ -321,10 +257,7 @@ fn check_stored(info: &TensorInfo, manifest: &Manifest, packed: bool) -> Result<
         }
         return Ok(());
     }
-    let raw_name = info
-        .name
-        .strip_prefix(pack::PREFIX)
-        .filter(|n| manifest.tensors().contains_key(*n));
+    let raw_name = unpacked_name(&info.name).filter(|n| manifest.tensors().contains_key(*n));
     match raw_name {
         Some(_) if packed && info.dtype == Dtype::U8 && info.shape.len() == 1 => Ok(()),
         Some(_) => {
@@ -332,49 +265,4 @@ fn check_stored(info: &TensorInfo, manifest: &Manifest, packed: bool) -> Result<
         }
         None => disagrees("stored, and not in the manifest".into()),
     }
-}
-
-/// The one header that a canonical writer makes for these metadata and tensors.
-fn check_canonical_header(file: &SafetensorsFile, packed: bool) -> Result<()> {
-    let not_canonical = |m: &str| Err(Error::new(Code::HeaderNotCanonical, m));
-    let header = file.header();
-    let keys: Vec<&str> = header.metadata.iter().map(|(k, _)| k.as_str()).collect();
-    let want: &[&str] = if packed {
-        &[KEY_VERSION, KEY_MANIFEST, KEY_PACK, KEY_ROOT]
-    } else {
-        &[KEY_VERSION, KEY_MANIFEST, KEY_ROOT]
-    };
-    if keys != want {
-        return not_canonical(
-            "the metadata has other keys, or another order, than tl, tl.manifest, tl.pack, tl.root",
-        );
-    }
-    let order = |t: &TensorInfo| (std::cmp::Reverse(t.dtype.bits()), t.name.clone());
-    if !header.tensors.is_sorted_by_key(order) {
-        return not_canonical("tensors are not ordered by dtype size, then name");
-    }
-    let raw = |t: &TensorInfo| t.name.strip_prefix(pack::PREFIX).map(str::to_owned);
-    if header
-        .tensors
-        .iter()
-        .any(|t| raw(t).is_some_and(|n| header.get(&n).is_some()))
-    {
-        return not_canonical("a tensor is stored both raw and packed");
-    }
-    if packed && !header.tensors.iter().any(|t| raw(t).is_some()) {
-        return not_canonical("says `tl.pack`, and no tensor is packed");
-    }
-    let metadata: Vec<(&str, &str)> = header
-        .metadata
-        .iter()
-        .map(|(k, v)| (k.as_str(), v.as_str()))
-        .collect();
-    let tensors = header
-        .tensors
-        .iter()
-        .map(|t| (t.name.as_str(), t.dtype, t.shape.as_slice(), t.byte_len()));
-    if encode_header(&metadata, tensors, ALIGN) != file.raw_header() {
-        return not_canonical("the header's JSON or padding is not in canonical form");
-    }
-    Ok(())
 }

@@ -5,7 +5,7 @@
 //! key, nonce zero, block counter from 0; words little-endian). The integer fits f32 exactly, so
 //! there is one rounding and no transcendental function: every machine makes the same bytes.
 
-use super::check::Sink;
+use super::sink::Sink;
 use crate::adapter::Seed;
 use crate::error::{Code, Error, Result};
 use crate::tensor::{Dtype, Tensor, byte_len, narrow_into, not_float};

@@ -1,12 +1,14 @@
+//! Writing a `.tl`, whole or without what readers find elsewhere.
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use super::digest::Digest;
 use super::encode::{Encoded, encode};
-use super::pack;
-use super::read::{ALIGN, KEY_MANIFEST, KEY_PACK, KEY_ROOT, KEY_VERSION};
+use super::header::{ALIGN, KEY_MANIFEST, KEY_PACK, KEY_ROOT, KEY_VERSION};
+use super::pack::{self, packed_name};
 use crate::adapter::Adapter;
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fs::{AtomicFile, Existing};
 use crate::safetensors::encode_header;
@@ -139,7 +141,7 @@ pub(super) fn assemble(encoded: &Encoded, options: &WriteOptions) -> Result<Vec<
         } else if options.zstd {
             let packed = pack::pack(tensor.dtype(), tensor.data())?;
             stored.push((
-                format!("{}{name}", pack::PREFIX),
+                packed_name(name),
                 Dtype::U8,
                 vec![packed.len()],
                 packed.into(),

@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 
 use super::MergeInput;
 use crate::adapter::{Module, ModuleKind, Target};
+use crate::base::modules::{is_conv1d, last_segment};
 use crate::safetensors::{Checkpoint, Location};
 
 /// How modules of a lenient adapter are stored, as far as the base tells.
@@ -14,8 +15,6 @@ pub(super) struct Layouts {
 }
 
 impl Layouts {
-    const CONV1D: [&str; 4] = ["c_attn", "c_proj", "c_fc", "q_attn"];
-
     pub(super) fn of(
         base: &Checkpoint,
         input: &MergeInput,
@@ -63,13 +62,9 @@ impl Layouts {
                 ModuleKind::Linear
             };
         }
-        if self.transposed.contains(module) || self.conv1d && Self::CONV1D.contains(&module) {
+        if self.transposed.contains(module) || self.conv1d && is_conv1d(module) {
             return ModuleKind::Conv1d;
         }
         target.kind
     }
-}
-
-fn last_segment(path: &str) -> &str {
-    path.rsplit('.').next().unwrap_or(path)
 }

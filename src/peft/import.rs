@@ -11,27 +11,17 @@ use super::config::{Bias, LoraConfig, PeftConfig, VeraConfig};
 use super::files::AdapterFiles;
 use super::names::{LoraRules, TargetRules};
 use super::projection::{Fma, regenerate};
-use super::tensors::{Sorted, sort_tensors};
+use super::tensors::{Sorted, sort_tensors, unknown_tensor};
 use crate::adapter::{
-    Adapter, BaseModel, Extra, ExtraRole, Factor, LAYER_PLACE, MAX_GROUPS, ModuleKind, Scaling,
-    ScalingRule, Target, TieGroup,
+    Adapter, BaseModel, Extra, ExtraRole, Factor, MAX_GROUPS, ModuleKind, Scaling, ScalingRule,
+    Target, TieGroup, split_layer,
 };
 use crate::base::hub_name;
+use crate::base::modules::{is_conv1d, is_saved_when_resized};
+pub use crate::base::shapes::BaseShapes;
 use crate::error::{Code, Error, Result};
 use crate::format::Digest;
 use crate::tensor::{Dtype, Tensor};
-
-/// What the caller knows of the base model. An adapter alone does not say how its base stores a
-/// weight, nor (VeRA) how many inputs a module has.
-pub trait BaseShapes {
-    /// Shape of the weight of a module; `None` where the base has no such module.
-    fn weight_shape(&self, module: &str) -> Option<Vec<usize>>;
-
-    /// Whether the model's linear layers are GPT-2's `Conv1D`, stored (in, out), where known.
-    fn uses_conv1d(&self) -> Option<bool> {
-        None
-    }
-}
 
 /// What kind of adapter was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,9 +142,6 @@ struct Importer<'a> {
     magnitudes: BTreeMap<String, Tensor>,
 }
 
-/// Modules that are `Conv1D` in GPT-2 and its kin; elsewhere the same names are `nn.Linear`.
-const CONV1D_NAMES: &[&str] = &["c_attn", "c_proj", "c_fc", "q_attn"];
-
 impl Importer<'_> {
     fn lora(&mut self, config: &LoraConfig, sorted: &Sorted) -> Result<PeftKind> {
         if sorted.lora.is_empty() {
@@ -268,16 +255,7 @@ impl Importer<'_> {
         let max_out = paths.iter().map(|(_, out)| *out).max().unwrap_or(0);
         let (a, b, kind) = self.projections(config, sorted, rank, [max_in, max_out])?;
         for ((path, d, lambda_b, out), n) in modules.into_iter().zip(inputs) {
-            let weight = self.options.base.and_then(|base| base.weight_shape(path));
-            let kind = match weight.as_deref() {
-                Some([rows, columns]) if rows != columns && (*rows, *columns) == (n, out) => {
-                    ModuleKind::Conv1d
-                }
-                Some([rows, columns]) if rows != columns && (*rows, *columns) == (out, n) => {
-                    ModuleKind::Linear
-                }
-                _ => self.kind(path, false, config.fan_in_fan_out, out, n),
-            };
+            let kind = self.kind(path, false, config.fan_in_fan_out, out, n);
             let vectors = Some((d.clone(), lambda_b.clone()));
             self.push_group(
                 path,
@@ -381,20 +359,11 @@ impl Importer<'_> {
         if embedding {
             return ModuleKind::Embedding;
         }
-        let named = path
-            .rsplit('.')
-            .next()
-            .is_some_and(|last| CONV1D_NAMES.contains(&last));
+        let named = is_conv1d(path);
         if let Some(base) = self.options.base {
             let shape = base.weight_shape(path);
-            match shape.as_deref() {
-                Some([rows, columns]) if rows != columns && (*rows, *columns) == (out, n) => {
-                    return ModuleKind::Linear;
-                }
-                Some([rows, columns]) if rows != columns && (*rows, *columns) == (n, out) => {
-                    return ModuleKind::Conv1d;
-                }
-                _ => {}
+            if let Some(kind) = shape.and_then(|shape| ModuleKind::of_shape(&shape, out, n)) {
+                return kind;
             }
             if let Some(conv1d) = base.uses_conv1d() {
                 return if conv1d && named {
@@ -489,7 +458,7 @@ impl Importer<'_> {
                 () if hit => ExtraRole::Replace,
                 () if name.ends_with(".bias") && bias != Bias::None => ExtraRole::Bias,
                 // PEFT saves whole embeddings when the vocabulary was resized, without being asked.
-                () if is_embedding(module) => ExtraRole::Replace,
+                () if is_saved_when_resized(module) => ExtraRole::Replace,
                 () => return Err(unknown_tensor(name)),
             };
             self.adapter.extras.push(Extra {
@@ -518,28 +487,6 @@ impl Importer<'_> {
     }
 }
 
-fn is_embedding(module: &str) -> bool {
-    const NAMES: &[&str] = &[
-        "embed_tokens",
-        "lm_head",
-        "wte",
-        "embed_in",
-        "embed_out",
-        "word_embeddings",
-        "shared",
-    ];
-    module
-        .rsplit('.')
-        .next()
-        .is_some_and(|last| NAMES.contains(&last))
-}
-
-pub(super) fn unknown_tensor(name: &str) -> Error {
-    Error::new(Code::UnknownAdapterTensor, "PEFT has no such tensor name").tensor(name).hint(
-        "PEFT itself would ignore it without a word; rename it to PEFT's form, or remove it if it is not needed",
-    )
-}
-
 fn check_target(rules: &TargetRules, path: &str) -> Result<()> {
     if rules.matches(path)? {
         return Ok(());
@@ -548,21 +495,4 @@ fn check_target(rules: &TargetRules, path: &str) -> Result<()> {
     Err(Error::new(Code::TargetMismatch, message).hint(
         "target_modules, exclude_modules and layers_to_transform must be those of the training run",
     ))
-}
-
-/// The template and the layer number of a module: the first numbered segment, as PEFT's
-/// `layers_to_transform` counts.
-pub(crate) fn split_layer(path: &str) -> (String, Option<u32>) {
-    let mut segments: Vec<&str> = path.split('.').collect();
-    for segment in &mut segments {
-        // Numbers with leading zeros or beyond the limit would not survive the round trip.
-        if let Ok(number) = segment.parse::<u32>()
-            && number.to_string() == *segment
-            && (number as usize) < crate::adapter::MAX_LAYERS
-        {
-            *segment = LAYER_PLACE;
-            return (segments.join("."), Some(number));
-        }
-    }
-    (path.to_owned(), None)
 }

@@ -5,14 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::config::{Names, Selection};
 use super::names::TargetRules;
-use crate::adapter::Module;
+use crate::adapter::{Module, split_layer};
+pub use crate::base::shapes::BaseModules;
 use crate::error::Result;
-
-/// The base model's module paths, as far as they have weights.
-pub trait BaseModules {
-    /// Every path that has a two-dimensional `.weight`.
-    fn modules(&self) -> Vec<String>;
-}
 
 /// Last segments that stand for several kinds of modules in one model; short only with the base.
 const AMBIGUOUS: &[&str] = &["c_proj", "dense", "out_proj", "proj", "fc", "0", "1", "2"];
@@ -60,7 +55,7 @@ fn confined_to_layers(adapted: &BTreeSet<&str>) -> Option<(BTreeSet<String>, Vec
     let mut names = BTreeSet::new();
     let mut layers: BTreeMap<String, BTreeSet<u32>> = BTreeMap::new();
     for path in adapted {
-        match super::import::split_layer(path) {
+        match split_layer(path) {
             (template, Some(layer)) => {
                 let suffix = path.rsplit('.').next()?;
                 if AMBIGUOUS.contains(&suffix) {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::files::AdapterFiles;
-use super::import::unknown_tensor;
 use super::names::strip_prefix;
+use super::slot::Slot;
 use crate::adapter::MAX_NAME_BYTES;
 use crate::error::{Code, Error, Result};
 use crate::tensor::Tensor;
@@ -129,39 +129,11 @@ fn check_tensor(tensor: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// What follows the module path in an adapter tensor's name.
-const SUFFIXES: &[(&str, Slot)] = &[
-    (".lora_A.weight", Slot::A),
-    (".lora_B.weight", Slot::B),
-    (".lora_B.bias", Slot::Bias),
-    (".lora_embedding_A", Slot::EmbeddingA),
-    (".lora_embedding_B", Slot::EmbeddingB),
-    (".lora_magnitude_vector", Slot::Magnitude),
-    (".lora_magnitude_vector.weight", Slot::Magnitude),
-    (".vera_lambda_d", Slot::LambdaD),
-    (".vera_lambda_b", Slot::LambdaB),
-];
-
-#[derive(Clone, Copy)]
-enum Slot {
-    A,
-    B,
-    Bias,
-    EmbeddingA,
-    EmbeddingB,
-    Magnitude,
-    LambdaD,
-    LambdaB,
-}
-
 impl Sorted {
     fn place(&mut self, key: &str, tensor: Tensor) -> Result<()> {
         let name = strip_prefix(key);
         refuse_variants(key, name)?;
-        if let Some((module, slot)) = SUFFIXES
-            .iter()
-            .find_map(|(s, slot)| Some((name.strip_suffix(s)?, slot)))
-        {
+        if let Some((module, slot)) = Slot::split(name) {
             if module.split('.').any(|s| s == "base_layer") {
                 return Err(Error::new(
                     Code::UnsupportedMha,
@@ -170,7 +142,7 @@ impl Sorted {
                 .tensor(key)
                 .hint("PEFT itself merges such layers wrongly; keep the adapter unmerged"));
             }
-            return self.fill(module, *slot, tensor).map_err(|e| e.tensor(key));
+            return self.fill(module, slot, tensor).map_err(|e| e.tensor(key));
         }
         if name.contains("lora_") || name.contains("vera_") {
             return Err(unknown_tensor(key));
@@ -228,6 +200,13 @@ fn twice() -> Error {
     Error::new(
         Code::UnknownAdapterTensor,
         "another tensor of the file has the same place",
+    )
+}
+
+/// Refuses a name that is none of PEFT's.
+pub(super) fn unknown_tensor(name: &str) -> Error {
+    Error::new(Code::UnknownAdapterTensor, "PEFT has no such tensor name").tensor(name).hint(
+        "PEFT itself would ignore it without a word; rename it to PEFT's form, or remove it if it is not needed",
     )
 }
 

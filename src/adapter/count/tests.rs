@@ -141,7 +141,12 @@ fn grouped_query_attention() {
     };
     let counts = Method::PRESETS.map(|m| shape.parameters(m, 3).unwrap());
     assert_eq!(counts, [180, 46, 30, 76, 60, 66, 90, 136]);
-    assert_eq!(shape.template(&[Part::B, Part::V], false, 3).unwrap(), 160);
+    assert_eq!(
+        shape
+            .template(&[FactorName::B, FactorName::V], false, 3)
+            .unwrap(),
+        160
+    );
 }
 
 /// Breaks where a count wraps around, or a limit is not kept.
@@ -179,10 +184,10 @@ fn impossible_requests_are_refused() {
 /// Breaks where a core is counted once for all layers, or as a vector.
 #[test]
 fn a_core_is_a_square_for_each_layer() {
-    let count = |trains: &[Part], rank| SEVEN_B.template(trains, true, rank).unwrap();
-    assert_eq!(count(&[Part::C], 64), 32 * 64 * 64);
+    let count = |trains: &[FactorName], rank| SEVEN_B.template(trains, true, rank).unwrap();
+    assert_eq!(count(&[FactorName::C], 64), 32 * 64 * 64);
     assert_eq!(
-        count(&[Part::A, Part::B, Part::C], 8),
+        count(&[FactorName::A, FactorName::B, FactorName::C], 8),
         4 * 4096 * 8 + 32 * 64
     );
 }

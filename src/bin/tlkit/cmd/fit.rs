@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
+use tlkit::adapter::without_numbers;
 use tlkit::convert::{ToTiedOptions, import_tied};
 use tlkit::fit::calibrate::{CalibrateOptions, CalibrateReport, Calibration, Kept, Stage};
 use tlkit::fit::{
@@ -283,7 +284,7 @@ fn untied_text(r: &ToShrunk) -> String {
     let mut kinds: BTreeMap<String, Vec<&ShrunkModule>> = BTreeMap::new();
     for module in &report.modules {
         kinds
-            .entry(without_layer(&module.module))
+            .entry(without_numbers(&module.module))
             .or_default()
             .push(module);
     }
@@ -318,13 +319,6 @@ fn untied_text(r: &ToShrunk) -> String {
         ("output", show(&r.output)),
     ]);
     format!("{}.\n\n{kinds}\n\n{}", report.summary, fields(&rows))
-}
-
-/// A module's path with `{}` for its layer number.
-fn without_layer(path: &str) -> String {
-    let number = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
-    let place = |s| if number(s) { "{}" } else { s };
-    path.split('.').map(place).collect::<Vec<_>>().join(".")
 }
 
 /// A relative error: as a percentage where it is one, else as a number.

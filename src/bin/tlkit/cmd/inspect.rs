@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
-use tlkit::adapter::{Adapter, ExtraRole, ModuleKind, ScalingRule, TieGroup};
+use tlkit::adapter::{Adapter, ExtraRole, ModuleKind, ScalingRule, TieGroup, without_numbers};
 use tlkit::format::{NoBlobs, Stored, TlFile};
 use tlkit::open::{Source, open_adapter};
 use tlkit::peft::import::PeftKind;
@@ -419,7 +419,7 @@ impl CheckpointView {
             let dtype = info.dtype.to_string();
             view.parameters += info.shape.iter().product::<usize>() as u64;
             *view.dtypes.entry(dtype.clone()).or_default() += info.byte_len();
-            let pattern = number_free(name);
+            let pattern = without_numbers(name);
             let key = (pattern.clone(), dtype.clone(), info.shape.clone());
             let family = families.entry(key).or_insert_with(|| Family {
                 name: pattern,
@@ -490,15 +490,6 @@ impl CheckpointView {
         ));
         text
     }
-}
-
-/// A name with `{}` for each segment that is a number.
-fn number_free(name: &str) -> String {
-    let is_number = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
-    name.split('.')
-        .map(|s| if is_number(s) { "{}" } else { s })
-        .collect::<Vec<_>>()
-        .join(".")
 }
 
 fn tensor_table(tensors: &[TensorView]) -> String {

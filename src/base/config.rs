@@ -1,0 +1,28 @@
+//! The config beside a checkpoint's weights.
+
+use serde_json::Value;
+
+use crate::error::{Code, Error, Result};
+use crate::fs::{check_inside, read_limited};
+use crate::safetensors::Checkpoint;
+
+/// The model's own description, beside its weights.
+pub(crate) const CONFIG_FILE: &str = "config.json";
+/// Largest config that is read.
+pub(crate) const MAX_CONFIG_BYTES: u64 = 16 << 20;
+
+/// The config beside the weights; `None` where there is none.
+///
+/// # Errors
+/// [`Code::ConfigInvalid`] for one that is no JSON; [`Code::Io`], [`Code::HeaderTooLarge`].
+pub(crate) fn read_config(base: &Checkpoint) -> Result<Option<Value>> {
+    let path = base.folder().join(CONFIG_FILE);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    check_inside(base.folder(), &path)?;
+    let bytes = read_limited(&path, MAX_CONFIG_BYTES)?;
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|e| Error::new(Code::ConfigInvalid, e.to_string()).file(path))
+}

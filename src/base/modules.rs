@@ -1,0 +1,136 @@
+//! What the last segments of module names say, in the architectures that are known. Elsewhere a module
+//! of the same name may be anything.
+
+/// The query, key and value projections of one attention, which share their input, in this order.
+pub(crate) const QKV: [[&str; 3]; 5] = [
+    ["q_proj", "k_proj", "v_proj"],
+    ["query", "key", "value"],
+    ["query_proj", "key_proj", "value_proj"],
+    ["q", "k", "v"],
+    ["q_lin", "k_lin", "v_lin"],
+];
+
+/// Modules that are `Conv1D` in GPT-2 and its kin, stored (in, out); elsewhere they are `nn.Linear`.
+const CONV1D: [&str; 4] = ["c_attn", "c_proj", "c_fc", "q_attn"];
+
+/// The input embedding.
+const INPUT_EMBEDDINGS: [&str; 6] = [
+    "embed_tokens",
+    "wte",
+    "embed_in",
+    "word_embeddings",
+    "tok_embeddings",
+    "shared",
+];
+
+/// The output projection.
+const OUTPUT_EMBEDDINGS: [&str; 2] = ["lm_head", "embed_out"];
+
+/// Embeddings that PEFT saves whole when the vocabulary was resized, without being asked.
+const SAVED_WHEN_RESIZED: [&str; 7] = [
+    "embed_tokens",
+    "lm_head",
+    "wte",
+    "embed_in",
+    "embed_out",
+    "word_embeddings",
+    "shared",
+];
+
+/// The last segment of a module's path.
+pub(crate) fn last_segment(path: &str) -> &str {
+    path.rsplit('.').next().unwrap_or(path)
+}
+
+/// Whether a module is `Conv1D` where its model has any.
+pub(crate) fn is_conv1d(path: &str) -> bool {
+    CONV1D.contains(&last_segment(path))
+}
+
+/// Whether a module is a model's input embedding.
+pub(crate) fn is_input_embedding(path: &str) -> bool {
+    INPUT_EMBEDDINGS.contains(&last_segment(path))
+}
+
+/// Whether a module is a model's output projection.
+pub(crate) fn is_output_embedding(path: &str) -> bool {
+    OUTPUT_EMBEDDINGS.contains(&last_segment(path))
+}
+
+/// Whether PEFT saves this module's weight when the vocabulary was resized.
+pub(crate) fn is_saved_when_resized(path: &str) -> bool {
+    SAVED_WHEN_RESIZED.contains(&last_segment(path))
+}
+
+/// What feeds a module, by the last segment of its name, in the architectures PEFT targets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Source {
+    /// The residual stream: hidden size.
+    Hidden,
+    /// The attention's output.
+    Attention,
+    /// The feed-forward's inner activations.
+    Inner,
+}
+
+const SOURCES: &[(Source, &[&str])] = &[
+    (
+        Source::Hidden,
+        &[
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "qkv_proj",
+            "gate_proj",
+            "up_proj",
+            "gate_up_proj",
+            "query_key_value",
+            "c_attn",
+            "c_fc",
+            "fc1",
+            "dense_h_to_4h",
+            "query",
+            "key",
+            "value",
+            "Wqkv",
+            "in_proj",
+            "lm_head",
+            "q",
+            "k",
+            "v",
+            "wi",
+            "wi_0",
+            "wi_1",
+        ],
+    ),
+    (Source::Attention, &["o_proj", "o"]),
+    (Source::Inner, &["down_proj", "dense_4h_to_h", "fc2", "wo"]),
+];
+
+/// Modules whose outputs are the residual stream, or feed the modules of a [`Source`].
+const FEEDERS: &[(Source, &[&str])] = &[
+    (
+        Source::Hidden,
+        &["o_proj", "down_proj", "fc2", "dense_4h_to_h", "wo"],
+    ),
+    (Source::Attention, &["q_proj"]),
+    (
+        Source::Inner,
+        &["gate_proj", "up_proj", "fc1", "dense_h_to_4h"],
+    ),
+];
+
+impl Source {
+    /// What feeds the module of this path, where its name tells.
+    pub(crate) fn of(path: &str) -> Option<Self> {
+        let last = last_segment(path);
+        let known = SOURCES.iter().find(|(_, names)| names.contains(&last));
+        known.map(|(source, _)| *source)
+    }
+
+    /// Whether the outputs of the module of this path are as wide as what this source gives.
+    pub(crate) fn is_fed_by(self, path: &str) -> bool {
+        let known = FEEDERS.iter().find(|(source, _)| *source == self);
+        known.is_some_and(|(_, names)| names.contains(&last_segment(path)))
+    }
+}

@@ -1,0 +1,19 @@
+//! What a caller can say of a base model whose weights are not at hand.
+
+/// What the caller knows of the base model. An adapter alone does not say how its base stores a
+/// weight, nor (VeRA) how many inputs a module has.
+pub trait BaseShapes {
+    /// Shape of the weight of a module; `None` where the base has no such module.
+    fn weight_shape(&self, module: &str) -> Option<Vec<usize>>;
+
+    /// Whether the model's linear layers are GPT-2's `Conv1D`, stored (in, out), where known.
+    fn uses_conv1d(&self) -> Option<bool> {
+        None
+    }
+}
+
+/// The base model's module paths, as far as they have weights.
+pub trait BaseModules {
+    /// Every path that has a two-dimensional `.weight`.
+    fn modules(&self) -> Vec<String>;
+}
