@@ -9,8 +9,8 @@ use crate::adapter::{Factor, ModuleKind, Scaling, Seed, Target};
 use crate::convert::{Found, find_ties};
 use crate::format::generate;
 use crate::peft::import::PeftKind;
-use crate::peft::testing::shared;
 use crate::tensor::Tensor;
+use crate::testing::shared;
 
 pub(super) fn values(len: usize, seed: u16, salt: u8) -> Vec<f32> {
     let mut key = [salt; 32];

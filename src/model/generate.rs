@@ -168,15 +168,13 @@ fn likeliest(logits: &Tensor) -> Result<Vec<u32>> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::{Path, PathBuf};
-
     use candle_core::Device;
 
     use super::*;
+    use crate::testing::{fixture, shared};
 
     fn tiny() -> Model {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/llama-tiny");
-        Model::open(&dir, &Device::Cpu, None).unwrap()
+        Model::open(&fixture("llama-tiny"), &Device::Cpu, None).unwrap()
     }
 
     fn run(model: &Model, prompts: &[Vec<u32>], options: &Generation) -> Vec<Generated> {
@@ -184,19 +182,12 @@ mod tests {
     }
 
     /// Breaks where caching, batching or the choice of a token differs from the reference's.
-    #[allow(clippy::print_stderr)]
     #[test]
     fn trained_models_say_what_the_reference_says() {
         for name in ["stories260K", "babyllama105"] {
-            let dir = PathBuf::from(concat!(
-                env!("CARGO_MANIFEST_DIR"),
-                "/../shared/data/models"
-            ))
-            .join(name);
-            if !dir.exists() {
-                eprintln!("skipped: {} is not there", dir.display());
-                return;
-            }
+            let Some(dir) = shared(&format!("models/{name}")) else {
+                continue;
+            };
             let golden = std::fs::read(dir.join("golden.json")).unwrap();
             let golden: serde_json::Value = serde_json::from_slice(&golden).unwrap();
             let ids = |key: &str| -> Vec<Vec<u32>> {

@@ -4,8 +4,9 @@ use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, ValueFormatte
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
+use super::metric::Metric;
+use super::result::CellResult;
 use super::table::best;
-use super::{CellResult, Metric};
 use crate::adapter::Method;
 use crate::chart::{self, Area, Drawn, SIZE, colours};
 use crate::error::Result;

@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use super::grid::Cell;
-use super::{CellResult, Metric};
+use super::metric::Metric;
+use super::result::CellResult;
 use crate::adapter::{Method, percent_tenths};
 use crate::error::{Code, Error, Result};
 use crate::sheet;

@@ -337,7 +337,7 @@ fn conversation(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::peft::testing::shared;
+    use crate::testing::shared;
     use crate::text::testing::Model;
 
     const CONFIG: &str = r#"{"bos_token":"<s>","eos_token":"</s>","chat_template":

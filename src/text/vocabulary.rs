@@ -350,7 +350,7 @@ mod tests {
     use serde::de::DeserializeOwned;
 
     use super::*;
-    use crate::peft::testing::shared;
+    use crate::testing::shared;
     use crate::text::testing::Model;
 
     #[test]

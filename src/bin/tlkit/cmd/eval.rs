@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use serde::Serialize;
-use tlkit::eval::{EvalOptions, EvalReport, Prediction, Task, evaluate};
+use tlkit::eval::{EvalOptions, EvalReport, Prediction, evaluate};
 use tlkit::fs::Output as Kind;
 use tlkit::safetensors::AtomicFile;
 use tlkit::text::{EvalItem, load_items};
@@ -9,7 +9,7 @@ use tlkit::{Code, Error, Result};
 
 use super::generate::open_runner;
 use super::{check_output, existing};
-use crate::args::{Eval, EvalTask};
+use crate::args::Eval;
 use crate::output::{Outcome, Output, fields, plural};
 use crate::progress::{Work, with_progress};
 
@@ -27,7 +27,7 @@ pub(crate) fn eval(args: &Eval, output: &Output) -> Result<Outcome> {
     let out = out.transpose()?;
     let runner = open_runner(&args.running, output)?;
     let options = EvalOptions {
-        task: task(args.task),
+        task: args.task,
         max_tokens: args.max_tokens,
         batch_size: small(args.batch_size),
     };
@@ -51,16 +51,6 @@ pub(crate) fn eval(args: &Eval, output: &Output) -> Result<Outcome> {
     }
     output.report(&report, || text(&report))?;
     Ok(Outcome::Success)
-}
-
-fn task(task: EvalTask) -> Task {
-    match task {
-        EvalTask::Summarization => Task::Summarization,
-        EvalTask::Qa => Task::Qa,
-        EvalTask::Translation => Task::Translation,
-        EvalTask::Math => Task::Math,
-        EvalTask::Choice => Task::Choice,
-    }
 }
 
 #[derive(Serialize)]
