@@ -14,6 +14,7 @@ mod limits;
 mod low_rank;
 mod method;
 mod names;
+pub(crate) mod provenance;
 mod scaling;
 mod stored;
 mod target;

@@ -300,8 +300,8 @@ fn largest_error(source: &Adapter, tied: &Adapter) -> Result<(DeltaError, String
 /// Report of [`tied_to_peft`].
 #[derive(Debug, Clone, Serialize)]
 pub struct ToPeft {
-    /// `lora`, `lora-portable` or `vera`.
-    pub form: &'static str,
+    /// What was written.
+    pub form: Form,
     /// The preset that the `.tl` follows.
     pub method: String,
     /// Number of adapted modules.
@@ -347,11 +347,7 @@ pub fn tied_to_peft(
     let root: Digest = tl.root();
     let method: Method = adapter.method();
     Ok(ToPeft {
-        form: match options.form {
-            Form::Faithful => "lora",
-            Form::Portable => "lora-portable",
-            Form::Vera => "vera",
-        },
+        form: options.form,
         method: method.name().to_owned(),
         modules: adapter.modules().len(),
         tensors: written.tensors,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::score::bleu::{BleuOptions, bleu};
 use super::score::rouge::rouge_l;
@@ -16,6 +16,7 @@ use crate::text::{Batch, EvalItem, Example, Vocabulary};
 
 /// How to evaluate.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct EvalOptions {
     /// What is asked.
     pub task: Task,
@@ -25,8 +26,20 @@ pub struct EvalOptions {
     pub batch_size: usize,
 }
 
+impl EvalOptions {
+    /// Answers of up to 500 tokens, 8 questions at a time.
+    pub fn new(task: Task) -> Self {
+        Self {
+            task,
+            max_tokens: 500,
+            batch_size: 8,
+        }
+    }
+}
+
 /// What the model answered to one question.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Prediction {
     /// The text that was scored, or the likeliest choice.
     pub prediction: String,
@@ -37,6 +50,7 @@ pub struct Prediction {
 
 /// The scores of a task.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct EvalReport {
     /// What was asked.
     pub task: Task,
@@ -58,6 +72,24 @@ pub struct EvalReport {
 /// A prompt that leaves no room for the answer among the model's positions keeps its last tokens
 /// and its bos, and is counted. `progress` counts the questions, and is asked after every token
 /// whether the work may go on.
+///
+/// ```no_run
+/// use tlkit::eval::{EvalOptions, Task, evaluate};
+/// use tlkit::format::NoBlobs;
+/// use tlkit::model::{Session, device};
+/// use tlkit::progress::Progress;
+/// use tlkit::text::load_items;
+///
+/// # fn main() -> tlkit::Result<()> {
+/// let Session { model, branches, vocabulary, .. } =
+///     Session::open("llama".as_ref(), None, &NoBlobs, &device(None)?, None)?;
+/// let items = load_items("squad.jsonl".as_ref(), None)?;
+/// let options = EvalOptions::new(Task::Qa);
+/// let report = evaluate(&model, &branches, &vocabulary, &items, &options, Progress::new())?;
+/// println!("F1 {:.2}", report.scores["f1"]);
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # Errors
 /// [`Code::NoExamples`] without items; [`Code::BadExample`] with the number, from 1, of an item

@@ -40,11 +40,10 @@ impl Manifest {
 
     /// The rules that make the manifest of an adapter unique: order, names, no double, no unused.
     pub(super) fn check_canonical_structure(&self, adapter: &Adapter) -> Result<()> {
-        let not_canonical = |m: String| Err(Error::new(Code::ManifestNotCanonical, m));
         // Validation refused equal ones, so ascending is the one order.
         let groups_ascend = adapter.groups.is_sorted_by(|a, b| a.order(b).is_lt());
         if !groups_ascend || !adapter.extras.is_sorted_by_key(|e| &e.name) {
-            return not_canonical("groups or extras are not in canonical order".into());
+            return not_canonical("groups or extras are not in canonical order");
         }
         if adapter.method().name() != self.method {
             return not_canonical(format!(
@@ -61,14 +60,26 @@ impl Manifest {
             ));
         }
         if self.base == Some(Base::default()) {
-            return not_canonical("`base` says nothing, and is there".into());
+            return not_canonical("`base` says nothing, and is there");
         }
+        self.check_seeds()?;
+        self.check_uses()?;
+        self.check_contents()
+    }
+
+    /// Only factors are made from seeds.
+    fn check_seeds(&self) -> Result<()> {
         let factors = self.groups.iter().flat_map(Group::names);
         let factors: BTreeSet<&String> = factors.map(|(_, name)| name).collect();
         let seeded = self.tensors.iter().filter(|(_, t)| t.seed.is_some());
         if let Some((name, _)) = seeded.into_iter().find(|(n, _)| !factors.contains(n)) {
             return not_canonical(format!("tensor `{name}` has a seed, and is no factor"));
         }
+        Ok(())
+    }
+
+    /// Every tensor is used, and named by where it is used first.
+    fn check_uses(&self) -> Result<()> {
         let mut seen = BTreeSet::new();
         let mut used = |name: &str, own: String| -> Result<()> {
             if seen.contains(name) || name == own {
@@ -99,6 +110,11 @@ impl Manifest {
             )
             .tensor(unused));
         }
+        Ok(())
+    }
+
+    /// No content is described twice.
+    fn check_contents(&self) -> Result<()> {
         let mut contents = BTreeSet::new();
         for (name, t) in &self.tensors {
             if !contents.insert((&t.dtype, &t.shape, t.sha256, &t.scales)) {
@@ -107,4 +123,8 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+fn not_canonical(message: impl Into<String>) -> Result<()> {
+    Err(Error::new(Code::ManifestNotCanonical, message))
 }

@@ -9,6 +9,7 @@ use crate::text::{TextStream, Vocabulary};
 
 /// When to stop.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Generation {
     /// Most new tokens of each sequence.
     pub max_tokens: usize,
@@ -28,6 +29,7 @@ impl Default for Generation {
 /// Why a sequence ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum StopReason {
     /// The model ended it.
     Eos,
@@ -39,6 +41,7 @@ pub enum StopReason {
 
 /// What followed a prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Generated {
     /// New tokens, without the one that ended them.
     pub tokens: Vec<u32>,
@@ -51,6 +54,24 @@ pub struct Generated {
 ///
 /// `on_token` is called with a prompt's number and its next token as soon as that is known; its
 /// error stops the work and is returned.
+///
+/// ```no_run
+/// use tlkit::format::NoBlobs;
+/// use tlkit::model::generate::{Generation, generate, text};
+/// use tlkit::model::{Session, device};
+///
+/// # fn main() -> tlkit::Result<()> {
+/// let adapter = Some("style.tl".as_ref());
+/// let session = Session::open("llama".as_ref(), adapter, &NoBlobs, &device(None)?, None)?;
+/// let prompt = session.vocabulary.encode_prompt("Once upon a time")?;
+/// let mut options = Generation::default();
+/// options.stop = session.vocabulary.eos().to_vec();
+/// let prompts = [prompt];
+/// let answers = generate(&session.model, &session.branches, &prompts, &options, |_, _| Ok(()))?;
+/// println!("{}", text(&session.vocabulary, &prompts[0], &answers[0].tokens)?);
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # Errors
 /// [`Code::Usage`] for a prompt without tokens, or longer than the model's positions;

@@ -1,9 +1,7 @@
-use std::path::Path;
-
 use candle_core::{DType, Device, Tensor};
 
 use super::*;
-use crate::adapter::{Method, Part};
+use crate::adapter::{FactorName, Method};
 use crate::error::Code;
 use crate::format::NoBlobs;
 use crate::model::attach;
@@ -162,8 +160,8 @@ fn template(method: Method) -> AdapterSpec {
 
 /// Templates with a core: beside everything, alone on frozen A and B, and untied.
 fn cores() -> Vec<AdapterSpec> {
-    use Part::{A, B, C, V};
-    let with = |trained: &[Part], tied| AdapterSpec {
+    use FactorName::{A, B, C, V};
+    let with = |trained: &[FactorName], tied| AdapterSpec {
         trained: trained.to_vec(),
         tied,
         ..template(Method::Tl6)

@@ -21,6 +21,4 @@ pub use features::Feature;
 pub use files::{CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE, is_peft_dir};
 
 #[cfg(test)]
-pub(crate) mod testing {
-    pub(crate) use crate::testing::shared;
-}
+pub(crate) mod testing;

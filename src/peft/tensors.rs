@@ -76,6 +76,21 @@ pub(super) struct VeraModule {
     pub(super) lambda_b: Option<Tensor>,
 }
 
+impl VeraModule {
+    /// `lambda_d` and `lambda_b`, of one axis each.
+    pub(super) fn vectors(&self) -> Result<(&Tensor, &Tensor)> {
+        let (Some(d), Some(b)) = (&self.lambda_d, &self.lambda_b) else {
+            let message = "lacks vera_lambda_d or vera_lambda_b";
+            return Err(Error::new(Code::MissingFactor, message));
+        };
+        if d.shape().len() != 1 || b.shape().len() != 1 {
+            let message = "vera_lambda_d and vera_lambda_b have one axis";
+            return Err(Error::new(Code::FactorShape, message));
+        }
+        Ok((d, b))
+    }
+}
+
 /// All tensors of an adapter file, by kind; keys are module paths or base tensor names.
 #[derive(Debug, Default)]
 pub(super) struct Sorted {

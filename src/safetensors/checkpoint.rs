@@ -1,3 +1,5 @@
+//! A checkpoint: one file, or shards with an index.
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

@@ -1,3 +1,5 @@
+//! One safetensors file, whose data is read on demand.
+
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};

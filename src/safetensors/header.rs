@@ -1,3 +1,5 @@
+//! The header: read strictly, written in one canonical form.
+
 use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;

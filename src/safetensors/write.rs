@@ -1,3 +1,5 @@
+//! Tensors written as one file.
+
 use std::path::Path;
 
 use super::header::encode_header;

@@ -13,7 +13,8 @@ use super::folder::{
 use super::grid::{Cell, SweepConfig};
 use super::metric::Metric;
 use super::observer::SweepObserver;
-use super::result::{CellResult, SweepReport};
+use super::report::SweepReport;
+use super::result::CellResult;
 use super::table::{cells_csv, table, table_csv};
 use crate::adapter::Method;
 use crate::digest::Digest;

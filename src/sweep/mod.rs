@@ -10,6 +10,7 @@ mod folder;
 mod grid;
 mod metric;
 mod observer;
+mod report;
 mod result;
 mod table;
 #[cfg(test)]
@@ -22,5 +23,6 @@ pub use folder::{
 pub use grid::{Cell, EvalSettings, Grid, MAX_CELLS, SweepConfig};
 pub use metric::Metric;
 pub use observer::SweepObserver;
-pub use result::{CellResult, SweepReport};
+pub use report::SweepReport;
+pub use result::CellResult;
 pub use table::{Row, Table};

@@ -1,13 +1,10 @@
-//! What came of a cell, and of all.
+//! What came of a cell.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use super::grid::Cell;
-use super::metric::Metric;
-use super::table::Table;
 use crate::adapter::Method;
 use crate::train::settings::{as_text, one};
 
@@ -22,7 +19,7 @@ pub struct CellResult {
     pub rank: usize,
     /// Highest learning rate.
     pub lr: f64,
-    /// The score, as the sweep's [`Metric`] says; none where the cell diverged.
+    /// The score, as the sweep's [`Metric`](super::Metric) says; none where the cell diverged.
     pub score: Option<f64>,
     /// All scores of the task by name, from 0 to 100; empty without one.
     pub scores: BTreeMap<String, f64>,
@@ -67,20 +64,4 @@ impl CellResult {
         (self.method, self.rank) == (cell.method, cell.rank)
             && self.lr.to_bits() == cell.lr.to_bits()
     }
-}
-
-/// What came of a sweep.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[non_exhaustive]
-pub struct SweepReport {
-    /// What the scores are.
-    pub metric: Metric,
-    /// Every cell, in the order of the grid.
-    pub cells: Vec<CellResult>,
-    /// The results in the shape of the paper's Table 2.
-    pub table: Table,
-    /// Cells that were done before.
-    pub found_done: usize,
-    /// The sweep's folder.
-    pub output: PathBuf,
 }

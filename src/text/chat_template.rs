@@ -42,7 +42,7 @@ const NAME: &str = "chat_template";
 pub struct Message {
     /// Who speaks: `system`, `user`, `assistant`, or what else the template knows.
     pub role: String,
-    /// What is said.
+    /// Its text.
     pub content: String,
 }
 
@@ -136,11 +136,11 @@ impl ChatTemplate {
         for (name, text) in &self.specials {
             variables.push((name, Value::from(text.as_str())));
         }
-        let said: usize = messages
+        let length: usize = messages
             .iter()
             .map(|m| m.role.len() + m.content.len())
             .sum();
-        let work = WORK.saturating_mul(said as u64);
+        let work = WORK.saturating_mul(length as u64);
         let refusal = self.too_much();
         let memory = MAX_MEMORY.saturating_add(work);
         let rendered = on_deep_stack(|| {

@@ -31,6 +31,7 @@ pub struct DataOptions {
 
 /// What became of the lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[non_exhaustive]
 pub struct DataStats {
     /// Lines that were read, blank ones not counted.
     pub lines: usize,
@@ -84,7 +85,7 @@ impl Dataset {
             }
             let make =
                 |(number, line): (usize, String)| example(number, &line, vocabulary, options);
-            // In order, errors too: which line is blamed must not hang on the threads.
+            // In order, errors too: which line is blamed does not depend on the threads.
             let made: Vec<Result<Example>> = chunk
                 .into_par_iter()
                 .map(|line| line.and_then(make))

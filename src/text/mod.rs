@@ -14,6 +14,7 @@ mod growth;
 mod items;
 mod jsonl;
 mod sized;
+mod sound;
 mod stream;
 #[cfg(test)]
 mod testing;

@@ -7,6 +7,7 @@ use tokenizers::{ModelWrapper, Tokenizer};
 
 use super::configs::{self, Ids, ModelConfig, TemplateText, TokenText, TokenizerConfig, read_json};
 use super::growth::{self, Growth};
+use super::sound;
 use crate::budget;
 use crate::error::{Code, Error, Result};
 use crate::fs::check_inside;
@@ -293,9 +294,10 @@ fn load_tokenizer(path: &Path) -> Result<Tokenizer> {
     let bytes = read_limited(path, MAX_TOKENIZER_BYTES).map_err(|e| match e.code() {
         Code::NotFound => bad(format!("there is no {TOKENIZER}"))
             .hint("convert the tokenizer with transformers: AutoTokenizer.from_pretrained(…).save_pretrained(…)"),
-        Code::HeaderTooLarge => bad(e.message().to_owned()),
+        Code::HeaderTooLarge => bad(e.message().to_owned()).cause(e),
         _ => e,
     })?;
+    sound::check(&bytes).map_err(bad)?;
     growth::check_patterns(&bytes).map_err(bad)?;
     let mut tokenizer =
         Tokenizer::from_bytes(&bytes).map_err(|e| bad(format!("not a tokenizer: {e}")).cause(e))?;

@@ -13,8 +13,8 @@ use crate::train::optim::{AdamWOptions, Schedule};
 use crate::train::training_loop::{Data, Event, LoopConfig, Observer, train};
 use crate::train::{AdapterSpec, TrainingAdapter, TrainingModel};
 
-/// Largest difference of the loss at any step, as a share of it, that README and these tests allow
-/// between two forms in f32.
+/// Largest difference of the loss at any step, as a share of it, that `spec/guide-gpu.md` and these
+/// tests allow between two forms in f32.
 const NARROW: f64 = 1e-4;
 /// The same where weights and activations of one are bf16.
 const HALF: f64 = 3e-2;

@@ -4,7 +4,7 @@ use std::f64::consts::PI;
 
 use super::Param;
 
-/// What AdamW is told, apart from the learning rate.
+/// The constants of AdamW, but the learning rate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWOptions {
     /// Decay of the first moment, in [0, 1).

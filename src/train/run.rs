@@ -12,7 +12,7 @@ use super::inputs::{FileDigests, RunInputs};
 use super::settings::RunConfig;
 use super::training_loop::{Data, Observer, RunDir, STATE_FILE, train};
 use super::training_model::TrainingModel;
-use crate::adapter::{BaseModel, FactorName, Method};
+use crate::adapter::{BaseModel, FactorName, Method, provenance};
 use crate::convert;
 use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
@@ -95,7 +95,7 @@ pub struct RunReport {
 /// A run whose inputs have been read and found to fit one another.
 ///
 /// ```no_run
-/// use tlkit::model::{candle, device};
+/// use tlkit::model::device;
 /// use tlkit::progress::Progress;
 /// use tlkit::train::{RunOptions, Settings, TrainingRun};
 ///
@@ -276,7 +276,7 @@ impl TrainingRun {
         let tool = concat!("tlkit ", env!("CARGO_PKG_VERSION"));
         Ok(BTreeMap::from([
             ("tool".into(), tool.into()),
-            ("train".into(), self.config.provenance()?),
+            (provenance::TRAIN.into(), self.config.provenance()?),
             ("train.files".into(), text(&digests)?),
         ]))
     }
@@ -301,7 +301,7 @@ impl TrainingRun {
             },
             _ => write(Form::Faithful),
         };
-        Ok(report?.form)
+        Ok(report?.form.name())
     }
 }
 

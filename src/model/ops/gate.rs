@@ -4,9 +4,10 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::kernels::{self, Call};
+use super::slices::ROWS;
 use super::slices::wide;
 use super::vector::{exp, vectorised};
-use super::{ROWS, f32s, is_fused, tensor};
+use super::{f32s, is_fused, tensor};
 use crate::error::Result;
 
 /// silu(g)·u of rows [g u]: tokens × 2f to tokens × f.

@@ -36,7 +36,6 @@ pub use loss::{HeadScratch, head_loss, head_loss_backward};
 pub use low_rank::{Branch, BranchGrads, Span, add_branch, branch_backward};
 pub use norm::{Norm, NormKind};
 pub use rope::{Rotation, rotate};
-use slices::ROWS;
 #[cfg(test)]
 pub(crate) use slices::composing;
 pub(super) use slices::{add_in_place, f32s, fuses, is_fused, tensor};

@@ -4,9 +4,10 @@ use candle_core::{D, DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::kernels::{self, Call};
+use super::slices::ROWS;
 use super::slices::{fuses, wide};
 use super::vector::{dot, fold, vectorised};
-use super::{ROWS, f32s, is_fused, tensor};
+use super::{f32s, is_fused, tensor};
 use crate::error::{Code, Error, Result};
 
 /// Which normalisation.

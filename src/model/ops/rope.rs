@@ -4,10 +4,11 @@
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
+use super::is_fused;
 use super::kernels::{self, Call};
+use super::slices::ROWS;
 use super::slices::{fuses, update, wide};
 use super::vector::vectorised;
-use super::{ROWS, is_fused};
 use crate::error::{Code, Error, Result};
 
 /// The angles of a batch: one row of cosines and sines for each token.

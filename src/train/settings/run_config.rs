@@ -26,7 +26,7 @@ const BATCH_SIZE: usize = 8;
 const EPS: f64 = 1e-8;
 
 /// Where a setting is recorded.
-#[derive(Debug, Clone, Copy, FactorNameialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Recorded {
     /// In what a resumed run must share with the one that was stopped, and in the adapter.
     Everywhere,
@@ -58,7 +58,7 @@ macro_rules! run_config {
             $(, read($($read:tt)*))? $(, write($($write:tt)*))?;
     )+ })+) => {
         /// A run's options, all of them final and checked.
-        #[derive(Debug, Clone, FactorNameialEq, Serialize)]
+        #[derive(Debug, Clone, PartialEq, Serialize)]
         #[serde(rename_all = "kebab-case")]
         #[non_exhaustive]
         pub struct RunConfig {
@@ -256,9 +256,7 @@ fn given<T>(name: &str, value: Option<T>) -> Result<T> {
 }
 
 /// A check that a value lies in `range`; NaN lies in none.
-fn within<T: FactorNameialOrd + Display>(
-    range: RangeInclusive<T>,
-) -> impl Fn(&str, T) -> Result<T> {
+fn within<T: PartialOrd + Display>(range: RangeInclusive<T>) -> impl Fn(&str, T) -> Result<T> {
     move |name, value| match range.contains(&value) {
         true => Ok(value),
         false => {
@@ -331,7 +329,7 @@ fn targets(name: &str, targets: Vec<String>) -> Result<Vec<String>> {
 }
 
 /// Checks that a sorted list has between one and `most` items, none of them twice.
-fn distinct<T: FactorNameialEq>(
+fn distinct<T: PartialEq>(
     name: &str,
     sorted: &[T],
     most: usize,

@@ -1,7 +1,5 @@
-use std::path::{Path, PathBuf};
-
 use super::*;
-use crate::adapter::{FactorName, Method};
+use crate::adapter::Method;
 use crate::error::Code;
 use crate::tensor::Dtype;
 

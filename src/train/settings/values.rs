@@ -11,7 +11,7 @@ use crate::error::{Code, Error, Result};
 use crate::tensor::Dtype;
 
 /// Layer numbers, ascending and each once. As text: numbers and ranges, such as `0-7,12`.
-#[derive(Debug, Clone, FactorNameialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Layers(Vec<u32>);
 
 impl Layers {

@@ -59,7 +59,7 @@ macro_rules! shape {
             .action(ArgAction::SetTrue)
     };
     (float, $type:ty, $name:expr) => {
-        flag($name, float_dtype as fn(&str) -> _).value_name("DTYPE")
+        flag($name, float_dtype).value_name("DTYPE")
     };
 }
 

@@ -154,10 +154,9 @@ pub(crate) fn tied_to_peft(args: &TiedToPeft, output: &Output) -> Result<Outcome
 
 fn peft_text(r: &ToPeft) -> String {
     let form = match r.form {
-        "lora" => "PEFT LoRA",
-        "lora-portable" => "PEFT LoRA, portable",
-        "vera" => "PEFT VeRA",
-        other => other,
+        Form::Faithful => "PEFT LoRA",
+        Form::Portable => "PEFT LoRA, portable",
+        Form::Vera => "PEFT VeRA",
     };
     fields(&[
         ("form", form.to_owned()),

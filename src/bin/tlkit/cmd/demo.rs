@@ -10,7 +10,7 @@ use tlkit::fs::live::Live;
 use tlkit::merge::{self, Control, ExecOptions, MergeInput, PlanOptions};
 use tlkit::peft::export::ExportOptions;
 use tlkit::progress::Progress;
-use tlkit::safetensors::{Checkpoint, Existing};
+use tlkit::safetensors::Checkpoint;
 use tlkit::store::{self, Store, transfer};
 use tlkit::train::{RunOptions, Settings, TrainingRun};
 use tlkit::verify::{verify_file, verify_merged};

@@ -1,3 +1,5 @@
+//! `inspect`: what a file or folder holds.
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -153,58 +155,43 @@ impl AdapterView {
                 .iter()
                 .map(|(k, v)| ("provenance", format!("{k}: {v}"))),
         );
-        let rows = self.groups.iter().map(|g| {
-            let factors: Vec<String> = g
-                .factors
-                .iter()
-                .map(|f| {
-                    format!(
-                        "{}{} {:?} {}",
-                        f.name,
-                        if f.seeded { " (seed)" } else { "" },
-                        f.shape,
-                        f.dtype
-                    )
-                })
-                .collect();
-            vec![
-                g.targets.join("\n"),
-                g.layers.clone().unwrap_or("-".into()),
-                g.rank.to_string(),
-                format!("{} → {}", g.r#in, g.out),
-                number(g.scaling),
-                factors.join("\n"),
-            ]
-        });
-        let mut text = fields(&pairs);
-        text.push_str(&format!(
-            "\n{}\n",
-            table(
-                &["targets", "layers", "rank", "in → out", "scale", "factors"],
-                &[2],
-                rows
-            )
-        ));
+        let mut text = format!("{}\n{}\n", fields(&pairs), group_table(&self.groups));
         if !self.extras.is_empty() {
-            let rows = self.extras.iter();
-            let rows = rows.map(|e| {
-                vec![
-                    e.name.clone(),
-                    e.role.into(),
-                    e.dtype.clone(),
-                    format!("{:?}", e.shape),
-                ]
-            });
-            text.push_str(&format!(
-                "\n{}\n",
-                table(&["full tensor", "role", "dtype", "shape"], &[], rows)
-            ));
+            text.push_str(&format!("\n{}\n", extra_table(&self.extras)));
         }
         if !self.tensors.is_empty() {
             text.push_str(&format!("\n{}\n", tensor_table(&self.tensors)));
         }
         text
     }
+}
+
+fn group_table(groups: &[GroupView]) -> String {
+    let factor = |f: &FactorView| {
+        let seed = if f.seeded { " (seed)" } else { "" };
+        format!("{}{seed} {:?} {}", f.name, f.shape, f.dtype)
+    };
+    let rows = groups.iter().map(|g| {
+        let factors: Vec<String> = g.factors.iter().map(factor).collect();
+        vec![
+            g.targets.join("\n"),
+            g.layers.clone().unwrap_or("-".into()),
+            g.rank.to_string(),
+            format!("{} → {}", g.r#in, g.out),
+            number(g.scaling),
+            factors.join("\n"),
+        ]
+    });
+    let header = ["targets", "layers", "rank", "in → out", "scale", "factors"];
+    table(&header, &[2], rows)
+}
+
+fn extra_table(extras: &[ExtraView]) -> String {
+    let rows = extras.iter().map(|e| {
+        let shape = format!("{:?}", e.shape);
+        vec![e.name.clone(), e.role.into(), e.dtype.clone(), shape]
+    });
+    table(&["full tensor", "role", "dtype", "shape"], &[], rows)
 }
 
 impl GroupView {

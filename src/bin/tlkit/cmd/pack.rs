@@ -1,3 +1,5 @@
+//! `pack`: the same adapter fat, thin, compressed, or in another type.
+
 use std::collections::BTreeSet;
 
 use serde::Serialize;
@@ -77,31 +79,25 @@ pub(crate) fn pack(args: &Pack, output: &Output) -> Result<Outcome> {
         blobs_written,
         output: show(&args.output),
     };
-    output.report(&report, || {
-        let mut rows = vec![("root", report.root.clone())];
-        if let Some(stored) = &report.stored {
-            let error = number(stored.max_relative_error);
-            rows.push(("before", stored.root_before.clone()));
-            rows.push((
-                "factors",
-                format!("{}, error of a ΔW at most {error}", stored.dtype),
-            ));
-        }
-        rows.extend([
-            (
-                "bytes",
-                format!(
-                    "{} → {}",
-                    bytes(report.bytes_before),
-                    bytes(report.bytes_after)
-                ),
-            ),
-            ("blobs", format!("{blobs_written} written")),
-            ("output", report.output.clone()),
-        ]);
-        fields(&rows)
-    })?;
+    output.report(&report, || text(&report))?;
     Ok(Outcome::Success)
+}
+
+fn text(report: &Report) -> String {
+    let mut rows = vec![("root", report.root.clone())];
+    if let Some(stored) = &report.stored {
+        let error = number(stored.max_relative_error);
+        let factors = format!("{}, error of a ΔW at most {error}", stored.dtype);
+        rows.push(("before", stored.root_before.clone()));
+        rows.push(("factors", factors));
+    }
+    let (before, after) = (bytes(report.bytes_before), bytes(report.bytes_after));
+    rows.extend([
+        ("bytes", format!("{before} → {after}")),
+        ("blobs", format!("{} written", report.blobs_written)),
+        ("output", report.output.clone()),
+    ]);
+    fields(&rows)
 }
 
 fn projections(encoded: &Encoded) -> BTreeSet<Digest> {

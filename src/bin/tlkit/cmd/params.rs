@@ -1,3 +1,5 @@
+//! `params`: what each method would train on a model.
+
 use std::path::Path;
 
 use serde::Serialize;

@@ -1,0 +1,84 @@
+//! A PEFT directory, read into an adapter.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::imported::{ImportOptions, Imported};
+use super::importer::Importer;
+use crate::adapter::{Adapter, BaseModel, MAX_GROUPS};
+use crate::base::hub_name;
+use crate::error::{Code, Error, Result};
+use crate::peft::config::PeftConfig;
+use crate::peft::files::AdapterFiles;
+use crate::peft::tensors::sort_tensors;
+
+/// Reads a PEFT adapter directory: LoRA, DoRA or VeRA.
+///
+/// # Errors
+/// The `TL03xx` codes for what is wrong with it, the `TL04xx` codes for what tlkit cannot say.
+pub fn import(dir: &Path, options: &ImportOptions<'_>) -> Result<Imported> {
+    let files = AdapterFiles::open(dir)?;
+    let config_path = files.config_path();
+    let mut importer = Importer {
+        options,
+        adapter: Adapter {
+            base: base_model(&files.config),
+            task: files.config.common().task_type.clone(),
+            ..Adapter::default()
+        },
+        notes: Vec::new(),
+        magnitudes: BTreeMap::new(),
+    };
+    let unknown = &files.config.common().unknown;
+    if !unknown.is_empty() {
+        importer.notes.push(format!(
+            "config keys without effect here: {}",
+            unknown.join(", ")
+        ));
+    }
+    if let PeftConfig::Lora(config) = &files.config {
+        config
+            .refuse_unrepresentable()
+            .map_err(|e| e.file(&config_path))?;
+    }
+    let sorted = sort_tensors(&files).map_err(|e| e.file(&files.weights_path))?;
+    let count = [
+        sorted.lora.len(),
+        sorted.vera.len(),
+        sorted.base_layers.len() + sorted.others.len(),
+    ];
+    if let Some(n) = count.into_iter().find(|n| *n > MAX_GROUPS) {
+        let message = format!("{n} modules or full tensors, the limit is {MAX_GROUPS}");
+        return Err(Error::new(Code::ManifestLimit, message).file(&files.weights_path));
+    }
+    let kind = match &files.config {
+        PeftConfig::Lora(config) => importer.lora(config, &sorted),
+        PeftConfig::Vera(config) => importer.vera(config, &sorted),
+    }
+    .map_err(|e| e.file(dir))?;
+    importer
+        .extras(&files.config, &sorted)
+        .map_err(|e| e.file(dir))?;
+    importer.adapter.sort();
+    importer.adapter.validate().map_err(|e| e.file(dir))?;
+    Ok(Imported {
+        adapter: importer.adapter,
+        kind,
+        magnitudes: importer.magnitudes,
+        notes: importer.notes,
+        bytes: files.bytes,
+        identity: files.identity()?,
+    })
+}
+
+/// What the config says of its base; a path is where somebody had it, and left out.
+fn base_model(config: &PeftConfig) -> Option<BaseModel> {
+    let common = config.common();
+    let name = common.base_model_name_or_path.as_deref();
+    let base = BaseModel {
+        name: name.and_then(hub_name).map(str::to_owned),
+        revision: common.revision.clone(),
+        weights: None,
+    };
+    (base != BaseModel::default()).then_some(base)
+}

@@ -1,0 +1,3 @@
+//! Third-party adapters that tests read.
+
+pub(crate) use crate::testing::shared;
