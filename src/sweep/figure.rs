@@ -75,7 +75,7 @@ struct Line {
 ///
 /// # Errors
 /// [`crate::Code::Io`] where the picture cannot be drawn, which no input is known to bring about.
-pub fn figure(cells: &[CellResult], metric: &Metric) -> Result<String> {
+pub(super) fn figure(cells: &[CellResult], metric: &Metric) -> Result<String> {
     let mut ranks: Vec<usize> = cells.iter().map(|c| c.rank.max(1)).collect();
     ranks.sort_unstable();
     ranks.dedup();

@@ -19,9 +19,9 @@ use crate::train::sampler::Sampler;
 /// A loss that is this many times that of the first step, and [`RUNAWAY_NATS`] above it, has run
 /// away. Guessing evenly among 100,000 tokens costs 11.5 nats: no batch, however odd, costs a
 /// working model so much more than its first one, and no run comes back from there.
-pub const RUNAWAY_FACTOR: f64 = 10.0;
+pub(super) const RUNAWAY_FACTOR: f64 = 10.0;
 /// See [`RUNAWAY_FACTOR`]; in nats per token.
-pub const RUNAWAY_NATS: f64 = 12.0;
+pub(super) const RUNAWAY_NATS: f64 = 12.0;
 
 /// Trains `params` on `data`. With `dir`, the run leaves its state, metrics and loss curve there,
 /// and can be resumed; a run that had ended is not gone on with, and returns the same again.
