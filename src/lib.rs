@@ -62,6 +62,8 @@ mod sheet;
 pub mod store;
 pub mod sweep;
 pub mod tensor;
+#[cfg(test)]
+mod testing;
 pub mod text;
 pub mod train;
 pub mod verify;

@@ -13,6 +13,7 @@ use crate::text::{Batch, IGNORE};
 
 /// How far two models are apart on some texts. Sums are in f64.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct LogitsReport {
     /// Number of texts.
     pub texts: usize,

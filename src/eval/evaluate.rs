@@ -2,59 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use super::score;
 use super::score::bleu::{BleuOptions, bleu};
 use super::score::rouge::rouge_l;
+use super::score::{best_choice, gsm8k, squad};
+use super::task::Task;
 use crate::error::{Code, Error, Result};
 use crate::model::generate::{Generation, StopReason, generate, text};
 use crate::model::{Branches, Model};
 use crate::progress::Progress;
 use crate::text::{Batch, EvalItem, Example, Vocabulary};
 
-/// What is asked, and how answers are scored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Task {
-    /// `rouge_l`: mean F1 of ROUGE-L, × 100.
-    Summarization,
-    /// `exact_match` and `f1` as SQuAD has them, × 100, of the answer's first line.
-    Qa,
-    /// `bleu` of the corpus as sacrebleu has it (13a), 0 to 100.
-    Translation,
-    /// `exact_match` of the number after `####` as GSM8K has it, × 100.
-    Math,
-    /// `accuracy` of the likeliest choice, × 100; `accuracy_norm` by likelihood per token.
-    Choice,
-}
-
-impl Task {
-    /// The name, as on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Task::Summarization => "summarization",
-            Task::Qa => "qa",
-            Task::Translation => "translation",
-            Task::Math => "math",
-            Task::Choice => "choice",
-        }
-    }
-
-    /// The one of its scores that stands for the task where there is room for one.
-    pub fn main_score(self) -> &'static str {
-        match self {
-            Task::Summarization => "rouge_l",
-            Task::Qa => "f1",
-            Task::Translation => "bleu",
-            Task::Math => "exact_match",
-            Task::Choice => "accuracy",
-        }
-    }
-}
-
 /// How to evaluate.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct EvalOptions {
     /// What is asked.
     pub task: Task,
@@ -64,8 +26,20 @@ pub struct EvalOptions {
     pub batch_size: usize,
 }
 
+impl EvalOptions {
+    /// Answers of up to 500 tokens, 8 questions at a time.
+    pub fn new(task: Task) -> Self {
+        Self {
+            task,
+            max_tokens: 500,
+            batch_size: 8,
+        }
+    }
+}
+
 /// What the model answered to one question.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Prediction {
     /// The text that was scored, or the likeliest choice.
     pub prediction: String,
@@ -76,6 +50,7 @@ pub struct Prediction {
 
 /// The scores of a task.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct EvalReport {
     /// What was asked.
     pub task: Task,
@@ -97,6 +72,24 @@ pub struct EvalReport {
 /// A prompt that leaves no room for the answer among the model's positions keeps its last tokens
 /// and its bos, and is counted. `progress` counts the questions, and is asked after every token
 /// whether the work may go on.
+///
+/// ```no_run
+/// use tlkit::eval::{EvalOptions, Task, evaluate};
+/// use tlkit::format::NoBlobs;
+/// use tlkit::model::{Session, device};
+/// use tlkit::progress::Progress;
+/// use tlkit::text::load_items;
+///
+/// # fn main() -> tlkit::Result<()> {
+/// let Session { model, branches, vocabulary, .. } =
+///     Session::open("llama".as_ref(), None, &NoBlobs, &device(None)?, None)?;
+/// let items = load_items("squad.jsonl".as_ref(), None)?;
+/// let options = EvalOptions::new(Task::Qa);
+/// let report = evaluate(&model, &branches, &vocabulary, &items, &options, Progress::new())?;
+/// println!("F1 {:.2}", report.scores["f1"]);
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # Errors
 /// [`Code::NoExamples`] without items; [`Code::BadExample`] with the number, from 1, of an item
@@ -184,12 +177,9 @@ fn score_texts(
         Task::Qa => BTreeMap::from([
             (
                 "exact_match",
-                mean(&|t, item| share(score::squad::exact_match(t, &item.references()))),
+                mean(&|t, item| share(squad::exact_match(t, &item.references()))),
             ),
-            (
-                "f1",
-                mean(&|t, item| score::squad::f1(t, &item.references())),
-            ),
+            ("f1", mean(&|t, item| squad::f1(t, &item.references()))),
         ]),
         Task::Translation => {
             let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
@@ -202,7 +192,7 @@ fn score_texts(
             mean(&|t, item| {
                 let first = item.references().first().copied();
                 let gold = item.final_answer.as_deref().or(first);
-                share(gold.is_some_and(|gold| score::gsm8k::matches(t, gold)))
+                share(gold.is_some_and(|gold| gsm8k::matches(t, gold)))
             }),
         )]),
     })
@@ -212,7 +202,7 @@ fn score_texts(
 /// the others.
 fn chosen(number: usize, sums: &[f64], means: &[f64]) -> Result<(usize, usize)> {
     let all_known = sums.iter().chain(means).all(|x| x.is_finite());
-    let best = score::best_choice(sums).zip(score::best_choice(means));
+    let best = best_choice(sums).zip(best_choice(means));
     best.filter(|_| all_known).ok_or_else(|| {
         let message = format!("item {}: the model's logits are not finite", number + 1);
         Error::new(Code::Diverged, message)
@@ -351,12 +341,12 @@ impl Run<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
     use std::sync::atomic::AtomicBool;
 
     use candle_core::Device;
 
     use super::*;
+    use crate::testing::shared;
 
     fn item(json: &str) -> EvalItem {
         serde_json::from_str(json).unwrap()
@@ -365,12 +355,12 @@ mod tests {
     /// Breaks where a task is scored by another's rule, or in another unit.
     #[test]
     fn each_task_has_its_scores() {
-        let said = |texts: &[&str]| texts.iter().map(|t| t.to_string()).collect::<Vec<_>>();
+        let answers = |texts: &[&str]| texts.iter().map(|t| t.to_string()).collect::<Vec<_>>();
         let items = [
             item(r#"{"prompt": "", "answers": ["the cat sat on the mat"]}"#),
             item(r#"{"prompt": "", "completion": "a dog"}"#),
         ];
-        let texts = said(&["cat sat on mat", "a dog"]);
+        let texts = answers(&["cat sat on mat", "a dog"]);
         let scores = |task| score_texts(task, &items, &texts).unwrap();
         assert_eq!(scores(Task::Qa)["exact_match"], 100.0);
         assert_eq!(scores(Task::Qa)["f1"], 100.0);
@@ -380,7 +370,7 @@ mod tests {
             item(r#"{"prompt": "", "final": "1,200"}"#),
             item(r##"{"prompt": "", "completion": "so\n#### 7"}"##),
         ];
-        let scores = score_texts(Task::Math, &items, &said(&["x\n#### 1200", "7"])).unwrap();
+        let scores = score_texts(Task::Math, &items, &answers(&["x\n#### 1200", "7"])).unwrap();
         assert_eq!(scores["exact_match"], 50.0);
     }
 
@@ -409,18 +399,11 @@ mod tests {
     }
 
     /// Breaks where batches, long prompts or choices change what a trained model answers.
-    #[allow(clippy::print_stderr)]
     #[test]
     fn a_trained_model_is_scored() {
-        let dir = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/../shared/data/models/stories260K"
-        );
-        let dir = PathBuf::from(dir);
-        if !dir.exists() {
-            eprintln!("skipped: {} is not there", dir.display());
+        let Some(dir) = shared("models/stories260K") else {
             return;
-        }
+        };
         let model = Model::open(&dir, &Device::Cpu, None).unwrap();
         let vocabulary = Vocabulary::open(&dir).unwrap();
         let none = Branches::default();

@@ -3,6 +3,8 @@
 mod compare;
 mod evaluate;
 pub mod score;
+mod task;
 
 pub use compare::{LogitsReport, compare_logits, rounding_share};
-pub use evaluate::*;
+pub use evaluate::{EvalOptions, EvalReport, Prediction, check_items, evaluate};
+pub use task::Task;

@@ -12,8 +12,8 @@ use crate::convert::{Found, Tied, ToTiedOptions, find_ties, import_tied};
 use crate::error::Code;
 use crate::format::generate;
 use crate::peft::import::PeftKind;
-use crate::peft::testing::shared;
 use crate::tensor::{Dtype, Tensor};
+use crate::testing::shared;
 
 pub(super) fn values(len: usize, seed: u16, salt: u8) -> Vec<f32> {
     let mut key = [salt; 32];

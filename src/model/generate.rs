@@ -9,6 +9,7 @@ use crate::text::{TextStream, Vocabulary};
 
 /// When to stop.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Generation {
     /// Most new tokens of each sequence.
     pub max_tokens: usize,
@@ -28,6 +29,7 @@ impl Default for Generation {
 /// Why a sequence ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum StopReason {
     /// The model ended it.
     Eos,
@@ -39,6 +41,7 @@ pub enum StopReason {
 
 /// What followed a prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Generated {
     /// New tokens, without the one that ended them.
     pub tokens: Vec<u32>,
@@ -51,6 +54,24 @@ pub struct Generated {
 ///
 /// `on_token` is called with a prompt's number and its next token as soon as that is known; its
 /// error stops the work and is returned.
+///
+/// ```no_run
+/// use tlkit::format::NoBlobs;
+/// use tlkit::model::generate::{Generation, generate, text};
+/// use tlkit::model::{Session, device};
+///
+/// # fn main() -> tlkit::Result<()> {
+/// let adapter = Some("style.tl".as_ref());
+/// let session = Session::open("llama".as_ref(), adapter, &NoBlobs, &device(None)?, None)?;
+/// let prompt = session.vocabulary.encode_prompt("Once upon a time")?;
+/// let mut options = Generation::default();
+/// options.stop = session.vocabulary.eos().to_vec();
+/// let prompts = [prompt];
+/// let answers = generate(&session.model, &session.branches, &prompts, &options, |_, _| Ok(()))?;
+/// println!("{}", text(&session.vocabulary, &prompts[0], &answers[0].tokens)?);
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # Errors
 /// [`Code::Usage`] for a prompt without tokens, or longer than the model's positions;
@@ -168,15 +189,13 @@ fn likeliest(logits: &Tensor) -> Result<Vec<u32>> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::{Path, PathBuf};
-
     use candle_core::Device;
 
     use super::*;
+    use crate::testing::{fixture, shared};
 
     fn tiny() -> Model {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/llama-tiny");
-        Model::open(&dir, &Device::Cpu, None).unwrap()
+        Model::open(&fixture("llama-tiny"), &Device::Cpu, None).unwrap()
     }
 
     fn run(model: &Model, prompts: &[Vec<u32>], options: &Generation) -> Vec<Generated> {
@@ -184,19 +203,12 @@ mod tests {
     }
 
     /// Breaks where caching, batching or the choice of a token differs from the reference's.
-    #[allow(clippy::print_stderr)]
     #[test]
     fn trained_models_say_what_the_reference_says() {
         for name in ["stories260K", "babyllama105"] {
-            let dir = PathBuf::from(concat!(
-                env!("CARGO_MANIFEST_DIR"),
-                "/../shared/data/models"
-            ))
-            .join(name);
-            if !dir.exists() {
-                eprintln!("skipped: {} is not there", dir.display());
-                return;
-            }
+            let Some(dir) = shared(&format!("models/{name}")) else {
+                continue;
+            };
             let golden = std::fs::read(dir.join("golden.json")).unwrap();
             let golden: serde_json::Value = serde_json::from_slice(&golden).unwrap();
             let ids = |key: &str| -> Vec<Vec<u32>> {

@@ -19,6 +19,9 @@ mod weights;
 #[cfg(test)]
 mod tests;
 
+/// The tensor library, whose devices and tensors are part of this module's interface.
+pub use candle_core as candle;
+
 pub use attach::attach;
 pub(crate) use attach::{Places, find, refuse_extras, spans};
 pub use config::ModelConfig;

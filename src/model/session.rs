@@ -14,6 +14,7 @@ use crate::text::Vocabulary;
 
 /// A model, what its tokens mean, and the adapter that runs on it.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Session {
     /// The frozen weights.
     pub model: Model,
@@ -21,7 +22,7 @@ pub struct Session {
     pub vocabulary: Vocabulary,
     /// The adapter; none without one.
     pub branches: Branches,
-    /// What a careful user should know of the adapter.
+    /// What is unusual about the adapter, a line each: what reading it passed over, or does not carry.
     pub notes: Vec<String>,
 }
 
@@ -53,7 +54,7 @@ impl Session {
     }
 }
 
-/// The branches of an adapter for the model, and what a careful user should know.
+/// The branches of an adapter for the model, and notes on it as in [`Session::notes`].
 ///
 /// # Errors
 /// Those of [`open_adapter`] and [`attach`]; [`Code::UnsupportedAdapter`] for DoRA.

@@ -1,33 +1,16 @@
-use std::path::{Path, PathBuf};
-
 use candle_core::{DType, Device, Tensor};
 
 use super::*;
-use crate::adapter::{Method, Part};
+use crate::adapter::{FactorName, Method};
 use crate::error::Code;
 use crate::format::NoBlobs;
 use crate::model::attach;
 use crate::open::open_adapter;
 use crate::safetensors::Checkpoint;
 use crate::safetensors::SafetensorsFile;
+use crate::testing::{fixture, shared};
 use crate::text::{Batch, IGNORE};
-use crate::train::{Objective, Param, Template, Trainable, TrainingModel};
-
-#[allow(clippy::print_stderr)]
-fn shared(path: &str) -> Option<PathBuf> {
-    let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data")).join(path);
-    if path.exists() {
-        return Some(path);
-    }
-    eprintln!("skipped: {} is not there", path.display());
-    None
-}
-
-fn fixture(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("fixtures")
-        .join(path)
-}
+use crate::train::{AdapterSpec, Objective, Param, TrainingAdapter, TrainingModel};
 
 fn one(tokens: &[u32]) -> Batch {
     Batch {
@@ -162,8 +145,8 @@ fn batch() -> Batch {
     batch
 }
 
-fn template(method: Method) -> Template {
-    Template {
+fn template(method: Method) -> AdapterSpec {
+    AdapterSpec {
         trained: method.trains().unwrap().to_vec(),
         tied: method.is_tied().unwrap(),
         layers: None,
@@ -176,9 +159,9 @@ fn template(method: Method) -> Template {
 }
 
 /// Templates with a core: beside everything, alone on frozen A and B, and untied.
-fn cores() -> Vec<Template> {
-    use Part::{A, B, C, V};
-    let with = |trained: &[Part], tied| Template {
+fn cores() -> Vec<AdapterSpec> {
+    use FactorName::{A, B, C, V};
+    let with = |trained: &[FactorName], tied| AdapterSpec {
         trained: trained.to_vec(),
         tied,
         ..template(Method::Tl6)
@@ -191,11 +174,11 @@ fn cores() -> Vec<Template> {
     ]
 }
 
-fn objective(template: &Template, dtype: DType, recompute: bool) -> (TrainingModel, Vec<Param>) {
+fn objective(template: &AdapterSpec, dtype: DType, recompute: bool) -> (TrainingModel, Vec<Param>) {
     let model = Model::open_as(&fixture("llama-tiny"), &Device::Cpu, dtype).unwrap();
-    let trainable = Trainable::new(template, &model).unwrap();
-    let start = trainable.start().unwrap();
-    (TrainingModel::new(model, trainable, recompute), start)
+    let adapter = TrainingAdapter::new(template, &model).unwrap();
+    let start = adapter.start().unwrap();
+    (TrainingModel::new(model, adapter, recompute), start)
 }
 
 /// The start moved by numbers that look random, so that no factor is zero.
@@ -216,7 +199,7 @@ fn gradients(objective: &mut TrainingModel, params: &[Param]) -> (LossSum, Vec<V
 }
 
 /// The slope of the loss along the gradient of each tensor, by differences in f64.
-fn check_differences(template: &Template) {
+fn check_differences(template: &AdapterSpec) {
     let (mut objective, start) = objective(template, DType::F64, false);
     let params = moved(&start);
     let (_, grads) = gradients(&mut objective, &params);
@@ -262,7 +245,7 @@ fn gradients_of_cores_are_finite_differences() {
 #[test]
 fn gradients_on_every_module_joint_and_separate_are_finite_differences() {
     for (joint, tied, layers) in [(true, true, None), (false, false, Some(vec![1, 3]))] {
-        check_differences(&Template {
+        check_differences(&AdapterSpec {
             targets: vec!["all".into()],
             joint,
             tied,
@@ -288,7 +271,7 @@ fn every_method_starts_at_the_base_model() {
 #[test]
 fn fused_gradients_are_those_of_f64_and_recomputation_changes_no_bit() {
     for method in [Method::Lora, Method::Tl6] {
-        let template = Template {
+        let template = AdapterSpec {
             targets: vec!["all".into()],
             ..template(method)
         };

@@ -4,8 +4,9 @@ use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, ValueFormatte
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
+use super::metric::Metric;
+use super::result::CellResult;
 use super::table::best;
-use super::{CellResult, Metric};
 use crate::adapter::Method;
 use crate::chart::{self, Area, Drawn, SIZE, colours};
 use crate::error::Result;
@@ -74,7 +75,7 @@ struct Line {
 ///
 /// # Errors
 /// [`crate::Code::Io`] where the picture cannot be drawn, which no input is known to bring about.
-pub fn figure(cells: &[CellResult], metric: &Metric) -> Result<String> {
+pub(super) fn figure(cells: &[CellResult], metric: &Metric) -> Result<String> {
     let mut ranks: Vec<usize> = cells.iter().map(|c| c.rank.max(1)).collect();
     ranks.sort_unstable();
     ranks.dedup();

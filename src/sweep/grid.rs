@@ -1,4 +1,4 @@
-//! What a sweep is told: the config of its runs, the grid over it, and how adapters are scored.
+//! What a sweep is made of: the config of its runs, the grid over it, and how adapters are scored.
 
 use std::path::{Path, PathBuf};
 

@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use super::grid::Cell;
-use super::{CellResult, Metric};
+use super::metric::Metric;
+use super::result::CellResult;
 use crate::adapter::{Method, percent_tenths};
 use crate::error::{Code, Error, Result};
 use crate::sheet;
@@ -47,7 +48,7 @@ pub struct Row {
 /// scores, that with the lower rank, and then the first.
 ///
 /// `lora_unit` is what LoRA trains at rank 1; it trains r times that at rank r.
-pub fn table(cells: &[CellResult], metric: &Metric, lora_unit: u64) -> Table {
+pub(super) fn table(cells: &[CellResult], metric: &Metric, lora_unit: u64) -> Table {
     let mut methods: Vec<Method> = Vec::new();
     for cell in cells {
         if !methods.contains(&cell.method) {
@@ -113,7 +114,7 @@ fn percent(part: u64, whole: u64) -> Option<f64> {
 ///
 /// # Errors
 /// [`Code::Io`], which no input is known to bring about.
-pub fn table_csv(table: &Table, metric: &Metric) -> Result<Vec<u8>> {
+pub(super) fn table_csv(table: &Table, metric: &Metric) -> Result<Vec<u8>> {
     let header = ["section", "task", "method", "rank", "score", "percent"];
     let rows = table.rows.iter().map(|row| {
         vec![
@@ -133,7 +134,7 @@ pub fn table_csv(table: &Table, metric: &Metric) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// [`Code::Io`], which no input is known to bring about.
-pub fn cells_csv(
+pub(super) fn cells_csv(
     cells: &[Cell],
     results: &[Option<CellResult>],
     lora_unit: u64,

@@ -10,6 +10,7 @@ use minijinja::value::{Enumerator, Object, Value, ValueKind, from_args};
 use minijinja::{Environment, ErrorKind, State};
 use serde::Deserialize;
 
+use super::sized::{Jinja, invalid};
 use super::{clock, sized};
 use crate::budget;
 use crate::error::{Code, Error, Result};
@@ -36,14 +37,12 @@ const MAX_DATE_BYTES: usize = 4096;
 const MAX_REASON_CHARS: usize = 1000;
 const NAME: &str = "chat_template";
 
-pub(super) type Jinja<T> = std::result::Result<T, minijinja::Error>;
-
 /// One message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Message {
     /// Who speaks: `system`, `user`, `assistant`, or what else the template knows.
     pub role: String,
-    /// What is said.
+    /// Its text.
     pub content: String,
 }
 
@@ -137,11 +136,11 @@ impl ChatTemplate {
         for (name, text) in &self.specials {
             variables.push((name, Value::from(text.as_str())));
         }
-        let said: usize = messages
+        let length: usize = messages
             .iter()
             .map(|m| m.role.len() + m.content.len())
             .sum();
-        let work = WORK.saturating_mul(said as u64);
+        let work = WORK.saturating_mul(length as u64);
         let refusal = self.too_much();
         let memory = MAX_MEMORY.saturating_add(work);
         let rendered = on_deep_stack(|| {
@@ -238,10 +237,6 @@ fn plain_blocks(source: &str) -> String {
 
 fn raise(message: &str) -> Jinja<Value> {
     Err(invalid(message.chars().take(MAX_REASON_CHARS).collect()))
-}
-
-pub(super) fn invalid(message: String) -> minijinja::Error {
-    minijinja::Error::new(ErrorKind::InvalidOperation, message)
 }
 
 /// The methods of Python's `str` and `dict` that templates call.

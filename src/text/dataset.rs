@@ -31,6 +31,7 @@ pub struct DataOptions {
 
 /// What became of the lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[non_exhaustive]
 pub struct DataStats {
     /// Lines that were read, blank ones not counted.
     pub lines: usize,
@@ -84,7 +85,7 @@ impl Dataset {
             }
             let make =
                 |(number, line): (usize, String)| example(number, &line, vocabulary, options);
-            // In order, errors too: which line is blamed must not hang on the threads.
+            // In order, errors too: which line is blamed does not depend on the threads.
             let made: Vec<Result<Example>> = chunk
                 .into_par_iter()
                 .map(|line| line.and_then(make))
@@ -178,14 +179,8 @@ fn example(
             builder.end();
         }
         (None, None, None, Some(messages)) => {
-            let turns = conversation(&messages, vocabulary, all).map_err(|e| {
-                let error = Error::new(e.code(), format!("line {number}: {}", e.message()));
-                match e.hint_text() {
-                    Some(hint) => error.hint(hint),
-                    None => error,
-                }
-                .cause(e)
-            })?;
+            let turns = conversation(&messages, vocabulary, all);
+            let turns = turns.map_err(|e| e.context(format_args!("line {number}")))?;
             for (text, assistant) in turns {
                 let pushed = builder.push(&text, all || assistant);
                 pushed.map_err(at_line)?;
@@ -343,7 +338,7 @@ fn conversation(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::peft::testing::shared;
+    use crate::testing::shared;
     use crate::text::testing::Model;
 
     const CONFIG: &str = r#"{"bos_token":"<s>","eos_token":"</s>","chat_template":

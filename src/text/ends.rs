@@ -1,7 +1,7 @@
 //! The tokens at one end of a text, of which no more than those are made.
 
-use super::Vocabulary;
-use super::vocabulary::MAX_TEXT_BYTES;
+use super::cut::{floor, floor_from_end};
+use super::vocabulary::{MAX_TEXT_BYTES, Vocabulary};
 use crate::error::Result;
 
 /// Longest text that is always tokenised whole, in bytes. Of a longer one, as much as will be used.
@@ -12,21 +12,6 @@ pub(super) const WHOLE_BYTES: usize = 512 << 10;
 enum End {
     First,
     Last,
-}
-
-/// The most bytes, at most `most`, that end between two characters.
-pub(super) fn floor(text: &str, most: usize) -> usize {
-    let most = most.min(text.len());
-    let mut places = (0..=most).rev();
-    places.find(|at| text.is_char_boundary(*at)).unwrap_or(0)
-}
-
-/// As [`floor`], of the text's last bytes.
-fn floor_from_end(text: &str, most: usize) -> usize {
-    let len = text.len();
-    let mut places = (0..=most.min(len)).rev();
-    let whole = |n: &usize| text.is_char_boundary(len - n);
-    places.find(whole).unwrap_or(0)
 }
 
 impl Vocabulary {

@@ -7,7 +7,7 @@
 use serde_json::Value;
 use tokenizers::{NormalizedString, Normalizer, NormalizerWrapper, Tokenizer};
 
-use super::ends::floor;
+use super::cut::floor;
 
 /// Bytes that the normalizers may make of a text of no length. Each takes some 400 in memory.
 const FREE_BYTES: usize = 256 << 10;

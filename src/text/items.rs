@@ -101,7 +101,7 @@ pub fn load_prompts(path: &Path) -> Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::peft::testing::shared;
+    use crate::testing::shared;
 
     fn load(text: &str) -> Result<Vec<EvalItem>> {
         let file = tempfile::NamedTempFile::new().unwrap();

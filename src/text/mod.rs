@@ -7,6 +7,7 @@ mod batch;
 mod chat_template;
 mod clock;
 mod configs;
+mod cut;
 mod dataset;
 mod ends;
 mod growth;

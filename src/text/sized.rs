@@ -9,7 +9,8 @@ use std::sync::Arc;
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State, escape_formatter, filters};
 
-use crate::text::chat_template::{Jinja, invalid};
+/// What a function of a template gives.
+pub(super) type Jinja<T> = std::result::Result<T, Error>;
 
 /// Bytes that one unit of fuel pays for.
 const BYTES_PER_FUEL: u64 = 64;
@@ -17,6 +18,11 @@ const BYTES_PER_FUEL: u64 = 64;
 const ITEM_BYTES: usize = 64;
 /// Deepest nesting that `tojson` follows.
 const MAX_JSON_DEPTH: usize = 64;
+
+/// A call that makes no sense.
+pub(super) fn invalid(message: String) -> Error {
+    Error::new(ErrorKind::InvalidOperation, message)
+}
 
 /// Replaces the engine's filters by those of this file.
 pub(super) fn add_filters(env: &mut Environment<'static>) {

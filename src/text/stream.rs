@@ -72,7 +72,7 @@ impl<'a> TextStream<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::peft::testing::shared;
+    use crate::testing::shared;
     use crate::text::testing::Model;
 
     fn stream(vocabulary: &Vocabulary, prompt: &[u32], tokens: &[u32]) -> Vec<String> {

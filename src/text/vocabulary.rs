@@ -294,7 +294,7 @@ fn load_tokenizer(path: &Path) -> Result<Tokenizer> {
     let bytes = read_limited(path, MAX_TOKENIZER_BYTES).map_err(|e| match e.code() {
         Code::NotFound => bad(format!("there is no {TOKENIZER}"))
             .hint("convert the tokenizer with transformers: AutoTokenizer.from_pretrained(…).save_pretrained(…)"),
-        Code::HeaderTooLarge => bad(e.message().to_owned()),
+        Code::HeaderTooLarge => bad(e.message().to_owned()).cause(e),
         _ => e,
     })?;
     sound::check(&bytes).map_err(bad)?;
@@ -352,7 +352,7 @@ mod tests {
     use serde::de::DeserializeOwned;
 
     use super::*;
-    use crate::peft::testing::shared;
+    use crate::testing::shared;
     use crate::text::testing::Model;
 
     #[test]

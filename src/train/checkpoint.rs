@@ -23,11 +23,11 @@ const VERSION: u32 = 1;
 
 /// What a resumed run must share with the one that was stopped, by key: the settings that change
 /// the result, and the digests of the model and the data.
-pub type Fingerprint = BTreeMap<String, String>;
+pub(super) type Fingerprint = BTreeMap<String, String>;
 
 /// The validated state with the lowest loss.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Best {
+pub(super) struct Best {
     /// Step it was reached at.
     pub step: u64,
     /// Its validation loss, in nats per token.
@@ -38,7 +38,7 @@ pub struct Best {
 
 /// Everything that the rest of a run depends on.
 #[derive(Debug, Clone, PartialEq)]
-pub struct State {
+pub(super) struct State {
     /// The parameters after `optimiser.step` steps.
     pub params: Vec<Param>,
     /// Moments and step number.
@@ -52,7 +52,7 @@ pub struct State {
 /// The numbers of a [`State`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Counters {
+pub(super) struct Counters {
     /// Step of the last validation that is complete.
     pub validated: Option<u64>,
     /// Validation loss before the first step, in nats per token.
@@ -96,7 +96,7 @@ struct BestRecord {
 
 impl State {
     /// The state before the first step.
-    pub fn new(params: Vec<Param>, options: AdamWOptions) -> Self {
+    pub(super) fn new(params: Vec<Param>, options: AdamWOptions) -> Self {
         Self {
             optimiser: AdamW::new(options, &params),
             params,
@@ -109,7 +109,7 @@ impl State {
     ///
     /// # Errors
     /// [`Code::NoSpace`], [`Code::Io`].
-    pub fn save(&self, path: &Path, fingerprint: &Fingerprint) -> Result<()> {
+    pub(super) fn save(&self, path: &Path, fingerprint: &Fingerprint) -> Result<()> {
         let record = Record {
             version: VERSION,
             step: self.optimiser.step,
@@ -149,7 +149,7 @@ impl State {
     /// [`Code::CheckpointMismatch`] where it is of another run, naming the first key of
     /// `fingerprint`, or the first parameter, that differs; [`Code::BadCheckpoint`] where it is
     /// damaged or not a state at all; [`Code::Io`] and its kin.
-    pub fn load(
+    pub(super) fn load(
         path: &Path,
         fingerprint: &Fingerprint,
         params: &[Param],

@@ -23,7 +23,7 @@ type Point = (f64, f64);
 ///
 /// # Errors
 /// [`crate::Code::Io`] where the picture cannot be drawn, which no input is known to bring about.
-pub fn curve(lines: &[Line]) -> Result<String> {
+pub(crate) fn curve(lines: &[Line]) -> Result<String> {
     let train = points(lines, |line| match line {
         Line::Step(s) => Some((s.step, s.loss)),
         Line::Valid(_) => None,

@@ -10,8 +10,8 @@ use crate::model::ops::{composing, host};
 use crate::progress::Progress;
 use crate::text::Example;
 use crate::train::optim::{AdamWOptions, Schedule};
-use crate::train::run::{Data, Event, LoopConfig, Observer, train};
-use crate::train::{Template, Trainable, TrainingModel};
+use crate::train::training_loop::{Data, Event, LoopConfig, Observer, train};
+use crate::train::{AdapterSpec, TrainingAdapter, TrainingModel};
 
 /// Largest difference of the loss at any step, as a share of it, that `spec/guide-gpu.md` and these
 /// tests allow between two forms in f32.
@@ -64,7 +64,7 @@ fn curve_of(
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
     let model = Model::open_as(&fixtures.join(name), device, dtype).unwrap();
     let examples = examples(model.config().vocabulary);
-    let template = Template {
+    let template = AdapterSpec {
         trained: method.trains().unwrap().to_vec(),
         tied: method.is_tied().unwrap(),
         layers: None,
@@ -74,8 +74,8 @@ fn curve_of(
         alpha: 4.0,
         seed: 3,
     };
-    let trainable = Trainable::new(&template, &model).unwrap();
-    let start = trainable.start().unwrap();
+    let in_training = TrainingAdapter::new(&template, &model).unwrap();
+    let start = in_training.start().unwrap();
     let config = LoopConfig {
         schedule: Schedule {
             peak: if method == Method::Vera { 0.1 } else { 0.02 },
@@ -103,7 +103,7 @@ fn curve_of(
         valid: &[],
     };
     let mut curve = Curve::default();
-    let mut objective = TrainingModel::new(model, trainable, recompute);
+    let mut objective = TrainingModel::new(model, in_training, recompute);
     let progress = Progress::new();
     train(
         &mut objective,

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::optim::{AdamWOptions, Schedule};
 use super::params::{Objective, Param};
-use super::run::{Data, LoopConfig, train};
+use super::training_loop::{Data, LoopConfig, train};
 use crate::adapter::{Adapter, TieGroup};
 use crate::error::{Code, Error, Result};
 use crate::model::LossSum;
@@ -13,7 +13,7 @@ use crate::model::{Branches, Keep, Model};
 use crate::progress::Progress;
 use crate::tensor::Dtype;
 use crate::text::{Batch, Example, batches};
-use crate::train::trainable::Trainable;
+use crate::train::adapter::TrainingAdapter;
 
 /// How a distillation runs.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -67,7 +67,7 @@ pub struct Nearness {
 struct Distillation<'m> {
     model: &'m Model,
     teacher: &'m Branches,
-    student: Trainable,
+    student: TrainingAdapter,
     /// What of the student does not train.
     fixed: Branches,
     keep: Keep,
@@ -109,7 +109,7 @@ impl Objective for Distillation<'_> {
 /// training found no better one. Trained tensors are f32. `progress` is that of [`train`].
 ///
 /// # Errors
-/// [`Code::Usage`] for a learning rate that is not positive; those of [`Trainable::of`], [`attach`] and
+/// [`Code::Usage`] for a learning rate that is not positive; those of [`TrainingAdapter::of`], [`attach`] and
 /// [`train`].
 pub fn distil(
     model: &Model,
@@ -126,12 +126,12 @@ pub fn distil(
         groups,
         ..student.clone()
     };
-    let trainable = Trainable::of(&of(trained), model)?;
-    let start = trainable.start()?;
+    let in_training = TrainingAdapter::of(&of(trained), model)?;
+    let start = in_training.start()?;
     let mut objective = Distillation {
         model,
         teacher,
-        student: trainable,
+        student: in_training,
         fixed: attach(&of(fixed.clone()), model)?,
         keep: if options.recompute {
             Keep::Inputs

@@ -47,7 +47,7 @@ pub struct ValidLine {
 /// One line of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
-pub enum Line {
+pub(crate) enum Line {
     /// An optimiser step.
     Step(StepLine),
     /// A validation.
@@ -56,7 +56,7 @@ pub enum Line {
 
 /// The open log of a run.
 #[derive(Debug)]
-pub struct Log {
+pub(super) struct Log {
     file: File,
     path: PathBuf,
 }
@@ -66,7 +66,7 @@ impl Log {
     ///
     /// # Errors
     /// [`Code::NoSpace`], [`Code::Io`].
-    pub fn create(path: &Path, lines: &[Line]) -> Result<Self> {
+    pub(super) fn create(path: &Path, lines: &[Line]) -> Result<Self> {
         let mut out = AtomicFile::create(path, Existing::Replace)?;
         let text: Result<Vec<String>> = lines.iter().map(|line| text(line, path)).collect();
         out.write_all(text?.concat().as_bytes())?;
@@ -82,7 +82,7 @@ impl Log {
     ///
     /// # Errors
     /// [`Code::NoSpace`], [`Code::Io`].
-    pub fn write(&mut self, line: &Line) -> Result<()> {
+    pub(super) fn write(&mut self, line: &Line) -> Result<()> {
         // One write for a line: a kill leaves whole lines, or one torn line at the end.
         let text = text(line, &self.path)?;
         let done = self.file.write_all(text.as_bytes());
@@ -93,7 +93,7 @@ impl Log {
     ///
     /// # Errors
     /// [`Code::NoSpace`], [`Code::Io`].
-    pub fn sync(&self) -> Result<()> {
+    pub(super) fn sync(&self) -> Result<()> {
         let done = self.file.sync_data();
         done.map_err(|e| Error::io(&self.path, "sync", e))
     }
@@ -111,7 +111,7 @@ fn text(line: &Line, path: &Path) -> Result<String> {
 ///
 /// # Errors
 /// [`Code::Io`]; [`Code::HeaderTooLarge`] past 1 GiB.
-pub fn read(path: &Path, step: u64, validated: Option<u64>) -> Result<Vec<Line>> {
+pub(super) fn read(path: &Path, step: u64, validated: Option<u64>) -> Result<Vec<Line>> {
     let bytes = match read_limited(path, MAX_LOG_BYTES) {
         Err(e) if e.code() == Code::NotFound => return Ok(Vec::new()),
         other => other?,

@@ -1,33 +1,44 @@
 //! Training adapters on a frozen base model: optimiser, loop, checkpoints, logs, distillation.
 //!
+//! [`TrainingRun`] is a run from files to files, by [`Settings`]: flags over a TOML file over the
+//! method's defaults. Below it are
+//!
 //! | module | knows |
 //! |---|---|
-//! | [`optim`] | AdamW, clipping and the learning-rate schedule, on plain slices |
-//! | [`params`] | the trained tensors and what the loop needs of a model ([`Objective`]) |
-//! | [`job`] | one run from files to files |
-//! | [`settings`] | a run's options: flags over a TOML file over the method's defaults |
-//! | [`run`] | the training loop, for any [`Objective`] |
-//! | [`distil`] | an adapter trained to predict what another one predicts, and how near it is |
-//! | [`checkpoint`], [`log`], [`curve`] | the files of a run: its state, its metrics, its picture |
+//! | `inputs` | what runs on the same files share: model, examples, digests |
+//! | `adapter` | an adapter in training: laid out on a model, its branches, its gradients |
+//! | `training_loop` | the loop, for any [`Objective`] |
+//! | `optim`, `sampler` | AdamW, clipping and the learning rate; the order of examples |
+//! | `distil` | an adapter trained to predict what another one predicts, and how near it is |
+//! | `checkpoint`, `log`, `curve` | the files of a run: its state, its metrics, its picture |
 
-pub mod checkpoint;
-pub mod curve;
+mod adapter;
+mod checkpoint;
+pub(crate) mod curve;
 #[cfg(test)]
 mod curves;
 pub mod distil;
-pub mod job;
-pub mod log;
-mod mix;
-pub mod optim;
-pub mod params;
-mod resumed;
-pub mod run;
-pub mod sampler;
+mod inputs;
+mod log;
+mod optim;
+mod params;
+mod run;
+mod sampler;
 pub mod settings;
-mod trainable;
-mod trainer;
+mod training_loop;
+mod training_model;
 
+pub use adapter::{AdapterSpec, TrainingAdapter};
+pub(crate) use inputs::MAX_DATA_BYTES;
+pub use inputs::RunInputs;
+pub use log::{StepLine, ValidLine};
+pub use optim::{AdamWOptions, Schedule};
 pub use params::{Objective, Param};
-pub use sampler::Sampler;
-pub use trainable::{Template, Trainable};
-pub use trainer::TrainingModel;
+pub use run::{RunOptions, RunReport, TrainingRun};
+pub use settings::{RunConfig, Settings};
+pub(crate) use training_loop::locked;
+pub use training_loop::{
+    CURVE_FILE, Data, Event, LoopConfig, METRICS_FILE, Observer, RunDir, STATE_FILE, StopReason,
+    Trained, train,
+};
+pub use training_model::TrainingModel;

@@ -4,7 +4,7 @@ use std::f64::consts::PI;
 
 use super::Param;
 
-/// What AdamW is told, apart from the learning rate.
+/// The constants of AdamW, but the learning rate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWOptions {
     /// Decay of the first moment, in [0, 1).
@@ -21,7 +21,7 @@ pub struct AdamWOptions {
 /// AdamW (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2): decoupled decay, bias correction,
 /// moments in f32. Its whole state is public, for checkpoints.
 #[derive(Debug, Clone, PartialEq)]
-pub struct AdamW {
+pub(super) struct AdamW {
     /// What does not change during a run.
     pub options: AdamWOptions,
     /// Steps taken.
@@ -34,7 +34,7 @@ pub struct AdamW {
 
 impl AdamW {
     /// The state before the first step: moments of zero for each of `params`.
-    pub fn new(options: AdamWOptions, params: &[Param]) -> Self {
+    pub(super) fn new(options: AdamWOptions, params: &[Param]) -> Self {
         let m: Vec<Vec<f32>> = params.iter().map(|p| vec![0.0; p.values.len()]).collect();
         Self {
             options,
@@ -46,7 +46,7 @@ impl AdamW {
 
     /// One step along `grads`, which has one slice for each of `params`, of the same length and
     /// order, at learning rate `lr`.
-    pub fn step(&mut self, params: &mut [Param], grads: &[Vec<f32>], lr: f64) {
+    pub(super) fn step(&mut self, params: &mut [Param], grads: &[Vec<f32>], lr: f64) {
         debug_assert_eq!(params.len(), grads.len());
         self.step += 1;
         let AdamWOptions { beta1, beta2, .. } = self.options;
@@ -87,7 +87,7 @@ fn power(mut base: f64, mut exponent: u64) -> f64 {
 /// Scales `grads` down so that their joint Euclidean norm is at most `max_norm` (0: not at all),
 /// and returns the norm they had. It is summed in f64 in one fixed order; where it is not finite,
 /// nothing is scaled.
-pub fn clip(grads: &mut [Vec<f32>], max_norm: f64) -> f64 {
+pub(super) fn clip(grads: &mut [Vec<f32>], max_norm: f64) -> f64 {
     let squares = grads.iter().flatten().map(|g| f64::from(*g).powi(2));
     let norm = squares.sum::<f64>().sqrt();
     if max_norm > 0.0 && norm.is_finite() && norm > max_norm {
@@ -97,7 +97,7 @@ pub fn clip(grads: &mut [Vec<f32>], max_norm: f64) -> f64 {
 }
 
 /// Multiplies every value of `grads` by `factor`.
-pub fn scale(grads: &mut [Vec<f32>], factor: f64) {
+pub(super) fn scale(grads: &mut [Vec<f32>], factor: f64) {
     for g in grads.iter_mut().flatten() {
         *g = (f64::from(*g) * factor) as f32;
     }

@@ -9,7 +9,7 @@ use crate::format::chacha20_block;
 /// step, micro-batches hold examples of similar length. Sorting over more than one step would make
 /// some steps of short examples only, which biases the gradient.
 #[derive(Debug, Clone)]
-pub struct Sampler {
+pub(super) struct Sampler {
     lengths: Vec<u32>,
     batch_size: usize,
     global_batch: usize,
@@ -21,7 +21,12 @@ pub struct Sampler {
 impl Sampler {
     /// A sampler of examples with these lengths in tokens: `global_batch` of them to a step, at
     /// most `batch_size` of them to a micro-batch. Sizes of zero are taken as one.
-    pub fn new(lengths: &[usize], batch_size: usize, global_batch: usize, seed: u64) -> Self {
+    pub(super) fn new(
+        lengths: &[usize],
+        batch_size: usize,
+        global_batch: usize,
+        seed: u64,
+    ) -> Self {
         Self {
             lengths: lengths
                 .iter()
@@ -35,13 +40,13 @@ impl Sampler {
     }
 
     /// Optimiser steps that see every example once; the last of them may be smaller.
-    pub fn steps_per_epoch(&self) -> u64 {
+    pub(super) fn steps_per_epoch(&self) -> u64 {
         self.lengths.len().div_ceil(self.global_batch) as u64
     }
 
     /// The micro-batches, as places of examples, of optimiser step `step`, counted from 1 over all
     /// epochs. No micro-batch is empty; without examples there is none.
-    pub fn step(&mut self, step: u64) -> Vec<Vec<usize>> {
+    pub(super) fn step(&mut self, step: u64) -> Vec<Vec<usize>> {
         if self.lengths.is_empty() {
             return Vec::new();
         }

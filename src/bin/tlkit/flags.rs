@@ -1,5 +1,7 @@
 //! The flags by which this command does what a hint of the library says.
 
+use std::borrow::Cow;
+
 use tlkit::Error;
 
 /// A hint of the library, and the same with the flags of the command.
@@ -77,9 +79,23 @@ const HINTS: &[(&str, &str)] = &[
     ),
 ];
 
+/// The same of hints that end with a path.
+const BEFORE_PATHS: &[(&str, &str)] = &[("resume the run in ", "go on with --resume ")];
+
 /// What the user of the command is to do about an error.
-pub(crate) fn hint(error: &Error) -> Option<&str> {
+pub(crate) fn hint(error: &Error) -> Option<Cow<'_, str>> {
     let hint = error.hint_text()?;
-    let known = HINTS.iter().find(|(library, _)| *library == hint);
-    Some(known.map_or(hint, |(_, command)| command))
+    if let Some((_, command)) = HINTS.iter().find(|(library, _)| *library == hint) {
+        return Some(Cow::Borrowed(command));
+    }
+    if let Some(name) = hint.strip_prefix("set `").and_then(|h| h.strip_suffix('`')) {
+        let text = format!("pass --{name}, or set `{name}` in the config file");
+        return Some(Cow::Owned(text));
+    }
+    let mut known = BEFORE_PATHS.iter();
+    let with_path = known.find_map(|(library, command)| {
+        let path = hint.strip_prefix(library)?;
+        Some(Cow::Owned(format!("{command}{path}")))
+    });
+    Some(with_path.unwrap_or(Cow::Borrowed(hint)))
 }

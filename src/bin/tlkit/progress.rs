@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tlkit::error::sanitize;
 use tlkit::merge::Control;
 use tlkit::progress::Progress;
-use tlkit::train::run::{Event, Observer};
+use tlkit::train::{Event, Observer};
 
 use crate::ending::INTERRUPTED;
 
@@ -133,7 +133,7 @@ impl Observer for TrainBar {
                     line.step, line.valid_loss
                 ));
             }
-            Event::Saved { .. } => {}
+            _ => {}
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use fancy_regex::Regex;
 
-use super::{same_count, words};
+use super::words::{same_count, words};
 use crate::error::{Code, Error, Result};
 
 /// Longest runs of words that are counted.
@@ -202,7 +202,7 @@ mod tests {
     use serde::Deserialize;
 
     use super::*;
-    use crate::eval::score::oracle;
+    use crate::eval::score::testing::oracle;
 
     #[derive(Deserialize)]
     struct Corpus {

@@ -34,7 +34,7 @@ mod tests {
     use serde::Deserialize;
 
     use super::*;
-    use crate::eval::score::oracle;
+    use crate::eval::score::testing::oracle;
 
     #[derive(Deserialize)]
     struct Item {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::harmonic;
+use super::words::harmonic;
 
 /// Precision, recall and their harmonic mean, each from 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -118,7 +118,7 @@ mod tests {
     use serde::Deserialize;
 
     use super::*;
-    use crate::eval::score::oracle;
+    use crate::eval::score::testing::oracle;
 
     #[derive(Deserialize)]
     struct Item {

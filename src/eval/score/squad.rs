@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{harmonic, words};
+use super::words::{harmonic, words};
 
 /// An answer in lower case, without ASCII punctuation, English articles and superfluous space.
 pub fn normalize(text: &str) -> String {
@@ -85,7 +85,7 @@ mod tests {
     use serde::Deserialize;
 
     use super::*;
-    use crate::eval::score::oracle;
+    use crate::eval::score::testing::oracle;
 
     #[derive(Deserialize)]
     struct Item {

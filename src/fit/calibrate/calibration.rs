@@ -15,8 +15,8 @@ use crate::fit::stored::measure_again;
 use crate::model::{Branches, Model, attach, find};
 use crate::progress::Progress;
 use crate::text::{DataOptions, DataStats, Dataset, Example, Vocabulary};
+use crate::train::Data;
 use crate::train::distil::{DistilOptions, Nearness, distil, nearness};
-use crate::train::run::Data;
 
 /// Without other texts to hold out, every so-many-th one is.
 const HELD_OUT: usize = 10;

@@ -2,7 +2,7 @@
 
 use candle_core::Device;
 
-use super::{Gpu, no_device};
+use super::gpu::{Gpu, no_device};
 use crate::error::Result;
 
 pub(super) fn gpus() -> Result<Vec<Gpu>> {

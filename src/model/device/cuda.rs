@@ -3,7 +3,7 @@
 use candle_core::cuda_backend::cudarc::driver::{DriverError, result, sys};
 use candle_core::{DType, Device, Tensor};
 
-use super::{Gpu, no_device};
+use super::gpu::{Gpu, no_device};
 use crate::error::{Code, Error, Result};
 
 /// The GPUs of the machine, in the order of their numbers.
@@ -38,10 +38,10 @@ fn gpu(number: i32) -> Result<Gpu, DriverError> {
 pub(super) fn open(number: usize, gpu: &Gpu) -> Result<Device> {
     let refused = |e: candle_core::Error| {
         let text = e.to_string();
-        let said = text.lines().next().unwrap_or_default();
+        let reason = text.lines().next().unwrap_or_default();
         let (driver, name) = (driver_version(), &gpu.name);
         no_device(format!(
-            "GPU {number} ({name}) does not run this build, with a driver for {driver}: {said}"
+            "GPU {number} ({name}) does not run this build, with a driver for {driver}: {reason}"
         ))
     };
     let device = Device::new_cuda_with_stream(number).map_err(refused)?;
@@ -88,8 +88,8 @@ fn driver_version() -> String {
     let mut version = 0;
     #[allow(unsafe_code)]
     // SAFETY: the call writes one integer to where it is told.
-    let said = unsafe { sys::cuDriverGetVersion(&raw mut version) }.result();
-    match said {
+    let asked = unsafe { sys::cuDriverGetVersion(&raw mut version) }.result();
+    match asked {
         Ok(()) => format!("CUDA {}.{}", version / 1000, version % 1000 / 10),
         Err(e) => format!("no CUDA ({})", name(e)),
     }

@@ -4,9 +4,10 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::kernels::{self, Call};
+use super::slices::ROWS;
 use super::slices::wide;
 use super::vector::{exp, vectorised};
-use super::{ROWS, f32s, is_fused, tensor};
+use super::{f32s, is_fused, tensor};
 use crate::error::Result;
 
 /// silu(g)·u of rows [g u]: tokens × 2f to tokens × f.
@@ -19,7 +20,7 @@ pub fn gate(x: &Tensor) -> Result<Tensor> {
     if !is_fused(x) {
         if kernels::serve(x) {
             let call = Call::new("gate_forward", rows, &[x])?;
-            return call.shape(&[rows, width]).ints(&[width]).run();
+            return kernels::run(call.shape(&[rows, width]).ints(&[width]));
         }
         let [g, u] = halves(x, width)?;
         return Ok((g.silu()? * u)?.to_dtype(x.dtype())?);
@@ -41,7 +42,7 @@ pub fn gate_backward(dy: &Tensor, x: &Tensor) -> Result<Tensor> {
     if !is_fused(x) {
         if kernels::serve(x) {
             let call = Call::new("gate_backward", rows, &[dy, x])?;
-            return call.shape(&[rows, cols]).ints(&[width]).run();
+            return kernels::run(call.shape(&[rows, cols]).ints(&[width]));
         }
         let [g, u] = halves(x, width)?;
         let dy = dy.to_dtype(g.dtype())?;

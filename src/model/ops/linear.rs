@@ -9,7 +9,8 @@ use faer::reborrow::ReborrowMut as _;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-use super::{ROWS, f32s, fuses, is_fused, tensor};
+use super::slices::ROWS;
+use super::{f32s, fuses, is_fused, tensor};
 use crate::error::{Code, Error, Result};
 use crate::tensor::{self, Dtype, widen_into};
 

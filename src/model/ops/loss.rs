@@ -226,16 +226,15 @@ fn kernel_tile(
 ) -> Result<(Tensor, Option<Tensor>)> {
     let (rows, vocabulary) = logits.dims2()?;
     let sums = Call::new("log_sums", rows, &[logits])?;
-    let sums = (sums.shape(&[rows, 2]).in_f32())
-        .ints(&[vocabulary])
-        .run()?;
+    let sums = sums.shape(&[rows, 2]).in_f32().ints(&[vocabulary]);
+    let sums = kernels::run(sums)?;
     let loss = (sums.sum_keepdim(1)? - logits.gather(own, 1)?.to_dtype(DType::F32)?)?;
     let loss = loss.flatten_all()?.to_dtype(DType::F64)?;
     if !gradient {
         return Ok((loss, None));
     }
     let slopes = Call::new("loss_backward", rows, &[logits, &sums, own])?;
-    let slopes = slopes.ints(&[vocabulary]).run()?;
+    let slopes = kernels::run(slopes.ints(&[vocabulary]))?;
     Ok((loss, Some(linear_backward(&slopes, pieces)?)))
 }
 

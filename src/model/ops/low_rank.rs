@@ -6,8 +6,9 @@ use faer::reborrow::ReborrowMut as _;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
+use super::slices::ROWS;
 use super::slices::update;
-use super::{ROWS, add_in_place, f32s, is_fused, tensor};
+use super::{add_in_place, f32s, is_fused, tensor};
 use crate::error::Result;
 
 /// Columns handled by one task where tokens are summed over.

@@ -14,6 +14,7 @@
 //! the number of threads, so results do not either.
 
 mod attention;
+mod backend;
 mod divergence;
 mod gate;
 mod kernels;
@@ -38,21 +39,3 @@ pub use rope::{Rotation, rotate};
 #[cfg(test)]
 pub(crate) use slices::composing;
 pub(super) use slices::{add_in_place, f32s, fuses, is_fused, tensor};
-
-/// Tokens handled by one task: enough to keep a matrix product busy, few enough to share out.
-const ROWS: usize = 128;
-
-impl From<candle_core::Error> for crate::Error {
-    fn from(error: candle_core::Error) -> Self {
-        let text = error.to_string();
-        let line = text.lines().next().unwrap_or_default();
-        let error = crate::Error::new(
-            crate::Code::Backend,
-            format!("the tensor library says: {line}"),
-        );
-        match line.contains("OUT_OF_MEMORY") {
-            true => error.hint("recomputation, or a smaller batch or length, takes less memory"),
-            false => error,
-        }
-    }
-}

@@ -4,9 +4,10 @@ use candle_core::{D, DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::kernels::{self, Call};
+use super::slices::ROWS;
 use super::slices::{fuses, wide};
 use super::vector::{dot, fold, vectorised};
-use super::{ROWS, f32s, is_fused, tensor};
+use super::{f32s, is_fused, tensor};
 use crate::error::{Code, Error, Result};
 
 /// Which normalisation.
@@ -129,7 +130,7 @@ impl Norm {
         let inputs = [inputs, &[gain]].concat();
         let groups = inputs.first().map_or(0, |x| x.elem_count() / cols);
         let call = Call::new(kernel, groups, &inputs)?;
-        call.ints(&[cols]).floats(&[self.eps as f32]).run()
+        kernels::run(call.ints(&[cols]).floats(&[self.eps as f32]))
     }
 
     fn composed(&self, x: &Tensor) -> Result<Tensor> {

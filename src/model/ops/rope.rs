@@ -4,10 +4,11 @@
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
+use super::is_fused;
 use super::kernels::{self, Call};
+use super::slices::ROWS;
 use super::slices::{fuses, update, wide};
 use super::vector::vectorised;
-use super::{ROWS, is_fused};
 use crate::error::{Code, Error, Result};
 
 /// The angles of a batch: one row of cosines and sines for each token.
@@ -97,7 +98,7 @@ fn composed(
     if kernels::serve(x) {
         let call = Call::new("rotate", tokens, &[x, cos, sin])?;
         let sign = if back { -1.0 } else { 1.0 };
-        return (call.ints(&[cols, heads, width, half]).floats(&[sign])).run();
+        return kernels::run(call.ints(&[cols, heads, width, half]).floats(&[sign]));
     }
     let all = x.reshape((tokens, cols / width, width))?;
     let turned = all.narrow(1, 0, heads)?;

@@ -7,6 +7,9 @@ use rayon::prelude::*;
 
 use crate::error::{Code, Error, Result};
 
+/// Tokens handled by one task: enough to keep a matrix product busy, few enough to share out.
+pub(super) const ROWS: usize = 128;
+
 /// Whether the fused kernels serve this tensor: f32 on the processor.
 pub(crate) fn is_fused(tensor: &Tensor) -> bool {
     fuses(tensor.device(), tensor.dtype())

@@ -1,5 +1,7 @@
 use super::*;
+use crate::adapter::Method;
 use crate::error::Code;
+use crate::tensor::Dtype;
 
 fn parse(text: &str) -> Settings {
     let required = "model = 'm'\ndata = 'd'\noutput = 'o'\n";
@@ -135,7 +137,7 @@ fn values_that_make_no_sense_are_named() {
     }
     let e = Settings::default().resolve().unwrap_err();
     assert_eq!(e.message(), "`model` is not given");
-    assert!(e.hint_text().unwrap().contains("--model"));
+    assert!(e.hint_text().unwrap().contains("`model`"));
 }
 
 #[test]

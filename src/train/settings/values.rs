@@ -5,7 +5,8 @@ use std::str::FromStr;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::adapter::{MAX_LAYERS, Part};
+use crate::adapter::{FactorName, MAX_LAYERS};
+use crate::compute::DeviceChoice;
 use crate::error::{Code, Error, Result};
 use crate::tensor::Dtype;
 
@@ -90,6 +91,43 @@ impl<'de> Deserialize<'de> for Layers {
     }
 }
 
+/// A device, and the words that name it: `cuda` and `cuda:0` are one device, and a record has what was
+/// asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceName {
+    choice: DeviceChoice,
+    text: String,
+}
+
+impl DeviceName {
+    /// The device.
+    pub fn choice(&self) -> DeviceChoice {
+        self.choice
+    }
+
+    /// Its name as it was given.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+impl FromStr for DeviceName {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Ok(Self {
+            choice: text.parse()?,
+            text: text.to_owned(),
+        })
+    }
+}
+
+impl Serialize for DeviceName {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&self.text)
+    }
+}
+
 fn parse<T: FromStr<Err = Error>, E: serde::de::Error>(text: &str) -> Result<T, E> {
     text.parse().map_err(|e: Error| E::custom(e.message()))
 }
@@ -154,6 +192,9 @@ pub(crate) fn optional_dtype_as_text<S: Serializer>(
     }
 }
 
-pub(crate) fn parts_as_text<S: Serializer>(parts: &[Part], s: S) -> Result<S::Ok, S::Error> {
-    s.collect_seq(parts.iter().map(|p| p.name()))
+pub(crate) fn factors_as_text<S: Serializer>(
+    factors: &[FactorName],
+    s: S,
+) -> Result<S::Ok, S::Error> {
+    s.collect_seq(factors.iter().map(|p| p.name()))
 }

@@ -2,6 +2,7 @@
 
 mod audit;
 mod convert;
+mod settings;
 mod store;
 mod train;
 
@@ -19,7 +20,7 @@ pub(crate) use convert::{
 pub(crate) use store::{
     Export, Fsck, Gc, Get, History, Init, Limit, List, Publish, Put, Quota, Rm, Stat, Store, Tag,
 };
-pub(crate) use train::{Eval, EvalTask, Generate, ModelSizes, Params, Running, Sweep, Train};
+pub(crate) use train::{Eval, Generate, ModelSizes, Params, Running, Sweep, Train};
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, or equal; 1 not equal (verify); 2 wrong usage; 3 input or output failed;

@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum, ValueHint};
-use tlkit::adapter::{Method, Part};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::{Args, ValueHint};
+use tlkit::eval::Task;
 use tlkit::tensor::Dtype;
-use tlkit::train::settings::Layers;
+use tlkit::train::Settings;
 
-use super::{Blobs, float_dtype, positive};
+use super::{Blobs, float_dtype, positive, settings};
 
 /// The sizes of a model's attention: of a model, or one by one.
 #[derive(Debug, Args)]
@@ -93,8 +94,8 @@ pub(crate) struct Eval {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) data: PathBuf,
     /// How answers are scored
-    #[arg(long, value_enum)]
-    pub(crate) task: EvalTask,
+    #[arg(long, value_parser = task())]
+    pub(crate) task: Task,
     /// Most questions
     #[arg(long, value_name = "N", value_parser = positive())]
     pub(crate) limit: Option<u64>,
@@ -112,18 +113,10 @@ pub(crate) struct Eval {
     pub(crate) force: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum EvalTask {
-    /// ROUGE-L, mean F1
-    Summarization,
-    /// Exact match and F1 as SQuAD has them, of the first line
-    Qa,
-    /// Corpus BLEU as sacrebleu has it
-    Translation,
-    /// Exact match of the number after ####, as GSM8K has it
-    Math,
-    /// Accuracy of the likeliest choice, by its sum and per token
-    Choice,
+/// The tasks by their names.
+fn task() -> impl TypedValueParser<Value = Task> {
+    let value = |task: &Task| PossibleValue::new(task.name()).help(task.summary());
+    PossibleValuesParser::new(Task::ALL.iter().map(value)).try_map(|name| name.parse::<Task>())
 }
 
 /// Each cell of the grid is trained into a folder of its own. The same command goes on with a sweep
@@ -158,18 +151,8 @@ The config has the keys of `tlkit train --config` but method, train, tie, rank, 
     after_help = "A config file (TOML) has the same names as the flags, without `--`; flags win over it."
 )]
 pub(crate) struct Train {
-    /// Folder of the base model: config.json, tokenizer.json, safetensors
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    pub(crate) model: Option<PathBuf>,
-    /// Training examples: JSONL of {"prompt","completion"}, {"text"} or {"messages"}
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) data: Option<PathBuf>,
-    /// Validation examples; the step with the lowest loss on them is kept
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) valid: Option<PathBuf>,
-    /// The .tl file to write
-    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) output: Option<PathBuf>,
+    #[command(flatten)]
+    files: settings::Files,
     /// Read options from a TOML file
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) config: Option<PathBuf>,
@@ -186,99 +169,17 @@ pub(crate) struct Train {
     /// and inputs never are
     #[arg(long)]
     pub(crate) force: bool,
-    /// lora, vera, tl1 … tl6: preset of --train and --tie [default: tl6]
-    #[arg(long, help_heading = "Adapter")]
-    pub(crate) method: Option<Method>,
-    /// Which factors train [default: the method's]
-    #[arg(
-        long,
-        value_name = "A,B,C,u,v",
-        value_delimiter = ',',
-        help_heading = "Adapter"
-    )]
-    pub(crate) train: Vec<Part>,
-    /// Whether all layers share one A and one B [default: the method's]
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", help_heading = "Adapter")]
-    pub(crate) tie: Option<bool>,
-    /// Layers to adapt, such as 8 or 0-7,12 [default: all]
-    #[arg(long, help_heading = "Adapter")]
-    pub(crate) layers: Option<Layers>,
-    /// Modules to adapt: q, k, v, o, gate, up, down, full names, or all [default: q,k,v]
-    #[arg(long, value_delimiter = ',', help_heading = "Adapter")]
-    pub(crate) targets: Vec<String>,
-    /// Whether targets that read the same input share one A [default: true]
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", help_heading = "Adapter")]
-    pub(crate) joint: Option<bool>,
-    /// Rank r [default: 8]
-    #[arg(long, help_heading = "Adapter")]
-    pub(crate) rank: Option<usize>,
-    /// The update is scaled by alpha / r [default: r]
-    #[arg(long, help_heading = "Adapter")]
-    pub(crate) alpha: Option<f64>,
-    /// Type of the stored values [default: f32]
-    #[arg(long, value_parser = float_dtype, help_heading = "Adapter")]
-    pub(crate) dtype: Option<Dtype>,
-    /// Most optimiser steps [default: 20000]
-    #[arg(long, value_name = "N", help_heading = "Optimisation")]
-    pub(crate) max_steps: Option<u64>,
-    /// Most passes over the data [default: no limit]
-    #[arg(long, value_name = "N", help_heading = "Optimisation")]
-    pub(crate) epochs: Option<u64>,
-    /// Highest learning rate [default: 1e-4]
-    #[arg(long, help_heading = "Optimisation")]
-    pub(crate) lr: Option<f64>,
-    /// Learning rate of the last step [default: 1e-6]
-    #[arg(long, help_heading = "Optimisation")]
-    pub(crate) min_lr: Option<f64>,
-    /// Steps of linear warm-up [default: 50, at most a tenth of the run]
-    #[arg(long, value_name = "N", help_heading = "Optimisation")]
-    pub(crate) warmup: Option<u64>,
-    /// Decoupled weight decay [default: 0.01]
-    #[arg(long, help_heading = "Optimisation")]
-    pub(crate) weight_decay: Option<f64>,
-    /// AdamW's decay of the first moment [default: 0.9]
-    #[arg(long, help_heading = "Optimisation")]
-    pub(crate) beta1: Option<f64>,
-    /// AdamW's decay of the second moment [default: 0.98]
-    #[arg(long, help_heading = "Optimisation")]
-    pub(crate) beta2: Option<f64>,
-    /// Largest norm of the gradient, 0 for no clipping [default: 1]
-    #[arg(long, help_heading = "Optimisation")]
-    pub(crate) clip: Option<f64>,
-    /// Examples that go through the model at once [default: 8]
-    #[arg(long, value_name = "N", help_heading = "Optimisation")]
-    pub(crate) batch_size: Option<usize>,
-    /// Examples of one optimiser step [default: 128]
-    #[arg(long, value_name = "N", help_heading = "Optimisation")]
-    pub(crate) global_batch: Option<usize>,
-    /// Longest example in tokens; longer ones are cut, and counted [default: 2048]
-    #[arg(long, value_name = "N", help_heading = "Optimisation")]
-    pub(crate) seq_len: Option<usize>,
-    /// Learn prompts as well as completions
-    #[arg(long, help_heading = "Optimisation")]
-    pub(crate) loss_on_prompt: bool,
-    /// Steps between validations [default: 200]
-    #[arg(long, value_name = "N", help_heading = "Optimisation")]
-    pub(crate) eval_every: Option<u64>,
-    /// Validations without improvement after which the run stops, 0 for never [default: 10]
-    #[arg(long, value_name = "N", help_heading = "Optimisation")]
-    pub(crate) patience: Option<u64>,
-    /// Nats per token that count as improvement [default: 0.001]
-    #[arg(long, help_heading = "Optimisation")]
-    pub(crate) min_delta: Option<f64>,
-    /// Seed of the start values and of the order of examples [default: 0]
-    #[arg(long, help_heading = "Optimisation")]
-    pub(crate) seed: Option<u64>,
-    /// Steps between checkpoints [default: 100]
-    #[arg(long, value_name = "N", help_heading = "Optimisation")]
-    pub(crate) checkpoint_every: Option<u64>,
-    /// Compute activations again in the backward pass, to save memory
-    #[arg(long, help_heading = "Optimisation")]
-    pub(crate) recompute: bool,
-    /// cpu, auto, or cuda[:N] [default: cpu]
-    #[arg(long, help_heading = "Optimisation")]
-    pub(crate) device: Option<String>,
-    /// Type of activations: f32 or bf16 [default: bf16 on a GPU with a bf16 base, else f32]
-    #[arg(long, value_name = "DTYPE", value_parser = float_dtype, help_heading = "Optimisation")]
-    pub(crate) compute_dtype: Option<Dtype>,
+    #[command(flatten)]
+    adapter: settings::Adapter,
+    #[command(flatten)]
+    optimisation: settings::Optimisation,
+}
+
+impl Train {
+    /// The settings that flags gave.
+    pub(crate) fn settings(&self) -> Settings {
+        let groups = [&self.files.0, &self.adapter.0, &self.optimisation.0];
+        let all = groups.into_iter().cloned();
+        all.fold(Settings::default(), |all, group| group.over(all))
+    }
 }

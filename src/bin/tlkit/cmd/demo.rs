@@ -11,10 +11,9 @@ use tlkit::fs::live::Live;
 use tlkit::merge::{self, Control, ExecOptions, InPlaceOptions, MergeInput, PlanOptions};
 use tlkit::peft::export::ExportOptions;
 use tlkit::progress::Progress;
-use tlkit::safetensors::{Checkpoint, Existing};
+use tlkit::safetensors::Checkpoint;
 use tlkit::store::{self, Store};
-use tlkit::train::job::{Job, JobOptions};
-use tlkit::train::settings::Settings;
+use tlkit::train::{RunOptions, Settings, TrainingRun};
 use tlkit::verify::{verify_file, verify_merged};
 use tlkit::{Code, Error, Result};
 
@@ -115,26 +114,20 @@ impl Tour<'_> {
 
     fn train(&mut self) -> Result<PathBuf> {
         let tl = self.dir.join("words.tl");
-        let settings = Settings {
-            model: Some(self.dir.join("llama-tiny")),
-            data: Some(self.dir.join("task/train.jsonl")),
-            valid: Some(self.dir.join("task/valid.jsonl")),
-            output: Some(tl.clone()),
-            max_steps: Some(60),
-            global_batch: Some(32),
-            batch_size: Some(32),
-            eval_every: Some(20),
-            lr: Some(0.02),
-            ..Settings::default()
-        };
-        let options = JobOptions {
-            run_dir: self.dir.join("words.run"),
-            resume: false,
-            peft: None,
-            existing: Existing::Refuse,
-            device: tlkit::model::device(None)?,
-        };
-        let report = Job::open(settings.resolve()?, options)?.run(&mut (), Progress::new())?;
+        let mut settings = Settings::default();
+        settings.model = Some(self.dir.join("llama-tiny"));
+        settings.data = Some(self.dir.join("task/train.jsonl"));
+        settings.valid = Some(self.dir.join("task/valid.jsonl"));
+        settings.output = Some(tl.clone());
+        settings.max_steps = Some(60);
+        settings.global_batch = Some(32);
+        settings.batch_size = Some(32);
+        settings.eval_every = Some(20);
+        settings.lr = Some(0.02);
+        let options = RunOptions::new(self.dir.join("words.run"));
+        let device = tlkit::model::device(None)?;
+        let run = TrainingRun::open(settings.resolve()?, options, &device)?;
+        let report = run.run(&mut (), Progress::new())?;
         let loss = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{x:.3}"));
         self.step(
             "train --model llama-tiny --data task/train.jsonl --valid task/valid.jsonl \

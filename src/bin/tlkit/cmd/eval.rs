@@ -1,15 +1,15 @@
 use std::path::Path;
 
 use serde::Serialize;
-use tlkit::eval::{EvalOptions, EvalReport, Prediction, Task, evaluate};
+use tlkit::eval::{EvalOptions, EvalReport, Prediction, evaluate};
 use tlkit::fs::Output as Kind;
 use tlkit::safetensors::AtomicFile;
 use tlkit::text::{EvalItem, load_items};
 use tlkit::{Code, Error, Result};
 
-use super::generate::open_runner;
+use super::generate::open_session;
 use super::{check_output, existing};
-use crate::args::{Eval, EvalTask};
+use crate::args::Eval;
 use crate::output::{Outcome, Output, fields, plural};
 use crate::progress::{Work, with_progress};
 
@@ -25,18 +25,16 @@ pub(crate) fn eval(args: &Eval, output: &Output) -> Result<Outcome> {
     let out = args.predictions.as_ref();
     let out = out.map(|path| AtomicFile::create(path, existing(args.force)));
     let out = out.transpose()?;
-    let runner = open_runner(&args.running, output)?;
-    let options = EvalOptions {
-        task: task(args.task),
-        max_tokens: args.max_tokens,
-        batch_size: small(args.batch_size),
-    };
+    let session = open_session(&args.running, output)?;
+    let mut options = EvalOptions::new(args.task);
+    options.max_tokens = args.max_tokens;
+    options.batch_size = small(args.batch_size);
     let report = with_progress("evaluating", Work::Items(items.len() as u64), |progress| {
-        let (model, branches) = (&runner.model, &runner.branches);
+        let (model, branches) = (&session.model, &session.branches);
         evaluate(
             model,
             branches,
-            &runner.vocabulary,
+            &session.vocabulary,
             &items,
             &options,
             progress,
@@ -51,16 +49,6 @@ pub(crate) fn eval(args: &Eval, output: &Output) -> Result<Outcome> {
     }
     output.report(&report, || text(&report))?;
     Ok(Outcome::Success)
-}
-
-fn task(task: EvalTask) -> Task {
-    match task {
-        EvalTask::Summarization => Task::Summarization,
-        EvalTask::Qa => Task::Qa,
-        EvalTask::Translation => Task::Translation,
-        EvalTask::Math => Task::Math,
-        EvalTask::Choice => Task::Choice,
-    }
 }
 
 #[derive(Serialize)]

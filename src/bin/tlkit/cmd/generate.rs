@@ -15,20 +15,20 @@ use crate::progress::unseen;
 /// Longest prompt that is read from standard input, in bytes.
 const MOST_INPUT: u64 = 16 << 20;
 
-pub(super) fn open_runner(args: &Running, output: &Output) -> Result<Session> {
+pub(super) fn open_session(args: &Running, output: &Output) -> Result<Session> {
     let device = device(Some(&args.device))?;
     let blobs = blob_source(&args.blobs);
-    let runner = Session::open(
+    let session = Session::open(
         &args.model,
         args.adapter.as_deref(),
         &*blobs,
         &device,
         args.compute_dtype,
     )?;
-    for note in &runner.notes {
+    for note in &session.notes {
         output.note(note);
     }
-    Ok(runner)
+    Ok(session)
 }
 
 #[derive(Serialize)]
@@ -47,13 +47,12 @@ struct Report<'a> {
 
 pub(crate) fn generate(args: &Generate, output: &Output) -> Result<Outcome> {
     let prompts = prompts(args)?;
-    let runner = open_runner(&args.running, output)?;
-    let encoded = prompts.iter().map(|p| encode(p, args.chat, &runner));
+    let session = open_session(&args.running, output)?;
+    let encoded = prompts.iter().map(|p| encode(p, args.chat, &session));
     let encoded: Vec<Vec<u32>> = encoded.collect::<Result<_>>()?;
-    let options = Generation {
-        max_tokens: args.max_tokens,
-        stop: runner.vocabulary.eos().to_vec(),
-    };
+    let mut options = Generation::default();
+    options.max_tokens = args.max_tokens;
+    options.stop = session.vocabulary.eos().to_vec();
     let started = Instant::now();
     let streams = args.prompts.is_none() && !output.is_json();
     let mut answers = Vec::new();
@@ -61,11 +60,15 @@ pub(crate) fn generate(args: &Generate, output: &Output) -> Result<Outcome> {
     let batch = usize::try_from(args.batch_size).unwrap_or(usize::MAX);
     for (texts, tokens) in prompts.chunks(batch).zip(encoded.chunks(batch)) {
         let results = if streams {
-            stream(&runner, tokens, &options, output)?
+            stream(&session, tokens, &options, output)?
         } else {
-            generate::generate(&runner.model, &runner.branches, tokens, &options, |_, _| {
-                unseen().check()
-            })?
+            generate::generate(
+                &session.model,
+                &session.branches,
+                tokens,
+                &options,
+                |_, _| unseen().check(),
+            )?
         };
         for ((text, prompt), result) in texts.iter().zip(tokens).zip(&results) {
             total += result.tokens.len();
@@ -73,7 +76,7 @@ pub(crate) fn generate(args: &Generate, output: &Output) -> Result<Outcome> {
             if streams {
                 continue;
             }
-            let answer = answer(&runner, text, prompt, result)?;
+            let answer = answer(&session, text, prompt, result)?;
             if output.is_json() {
                 answers.push(answer);
             } else {
@@ -87,13 +90,13 @@ pub(crate) fn generate(args: &Generate, output: &Output) -> Result<Outcome> {
         };
         output.report(&report, String::new)?;
     }
-    tell(&runner, total, full, started, output);
+    tell(&session, total, full, started, output);
     Ok(Outcome::Success)
 }
 
-fn tell(runner: &Session, tokens: usize, full: usize, started: Instant, output: &Output) {
+fn tell(session: &Session, tokens: usize, full: usize, started: Instant, output: &Output) {
     if full > 0 {
-        let positions = runner.model.config().max_positions;
+        let positions = session.model.config().max_positions;
         let texts = plural(full, "text");
         output.note(&format!("{texts} cut at the model's {positions} positions"));
     }
@@ -128,27 +131,27 @@ fn prompts(args: &Generate) -> Result<Vec<String>> {
     Ok(vec![text])
 }
 
-fn encode(prompt: &str, chat: bool, runner: &Session) -> Result<Vec<u32>> {
-    let positions = runner.model.config().max_positions;
+fn encode(prompt: &str, chat: bool, session: &Session) -> Result<Vec<u32>> {
+    let positions = session.model.config().max_positions;
     if !chat {
-        return runner.vocabulary.encode_prompt_start(prompt, positions);
+        return session.vocabulary.encode_prompt_start(prompt, positions);
     }
     let message = Message {
         role: "user".to_owned(),
         content: prompt.to_owned(),
     };
-    let text = runner.vocabulary.render(&[message], true)?;
-    runner.vocabulary.encode_prompt_start(&text, positions)
+    let text = session.vocabulary.render(&[message], true)?;
+    session.vocabulary.encode_prompt_start(&text, positions)
 }
 
 fn stream(
-    runner: &Session,
+    session: &Session,
     prompts: &[Vec<u32>],
     options: &Generation,
     output: &Output,
 ) -> Result<Vec<Generated>> {
     let prompt = prompts.first().map(Vec::as_slice).unwrap_or_default();
-    let mut text = TextStream::new(&runner.vocabulary, prompt);
+    let mut text = TextStream::new(&session.vocabulary, prompt);
     let on_token = |_, token| {
         unseen().check()?;
         match text.push(token)? {
@@ -156,21 +159,27 @@ fn stream(
             None => Ok(()),
         }
     };
-    let result = generate::generate(&runner.model, &runner.branches, prompts, options, on_token)?;
+    let result = generate::generate(
+        &session.model,
+        &session.branches,
+        prompts,
+        options,
+        on_token,
+    )?;
     let last = text.finish()?.unwrap_or_default();
     output.print_data(&format!("{last}\n"))?;
     Ok(result)
 }
 
 fn answer<'a>(
-    runner: &Session,
+    session: &Session,
     prompt: &'a str,
     encoded: &[u32],
     result: &Generated,
 ) -> Result<Answer<'a>> {
     Ok(Answer {
         prompt,
-        text: generate::text(&runner.vocabulary, encoded, &result.tokens)?,
+        text: generate::text(&session.vocabulary, encoded, &result.tokens)?,
         tokens: result.tokens.len(),
         prompt_tokens: encoded.len(),
         stopped: result.stopped,

@@ -1,9 +1,9 @@
 use tlkit::Result;
 use tlkit::sweep::{
-    CELLS_FILE, Cell, CellResult, FIGURE_FILE, Row, Sweep, SweepConfig, SweepReport, TABLE_FILE,
-    Watch,
+    CELLS_FILE, Cell, CellResult, FIGURE_FILE, Row, Sweep, SweepConfig, SweepObserver, SweepReport,
+    TABLE_FILE,
 };
-use tlkit::train::run::{Event, Observer};
+use tlkit::train::{Event, Observer};
 
 use super::show;
 use crate::args;
@@ -43,7 +43,7 @@ impl Observer for Watcher<'_> {
     }
 }
 
-impl Watch for Watcher<'_> {
+impl SweepObserver for Watcher<'_> {
     fn cell(&mut self, number: usize, total: usize, cell: &Cell) {
         self.label = format!("{number}/{total} {}", cell.name());
         self.bar.restart(self.label.clone(), 0);

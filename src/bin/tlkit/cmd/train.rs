@@ -1,8 +1,8 @@
 use tlkit::Result;
+use tlkit::compute::DeviceChoice;
 use tlkit::fs::check_inputs;
 use tlkit::model::{device, device_name};
-use tlkit::train::job::{Job, JobOptions, JobReport};
-use tlkit::train::settings::Settings;
+use tlkit::train::{RunOptions, RunReport, Settings, TrainingRun};
 
 use super::{existing, show};
 use crate::args::Train;
@@ -15,35 +15,32 @@ pub(crate) fn train(args: &Train, output: &Output) -> Result<Outcome> {
         Some(path) => Settings::read(path)?,
         None => Settings::default(),
     };
-    let config = settings(args).over(file).resolve()?;
+    let config = args.settings().over(file).resolve()?;
     if let (true, Some(file)) = (args.force, &args.config) {
         check_inputs(&config.output, &[file])?;
     }
-    let device = device(Some(&config.device))?;
-    if config.device == "auto" {
+    let device = device(Some(config.device.as_str()))?;
+    if config.device.choice() == DeviceChoice::Auto {
         output.note(&format!("auto: computing on {}", device_name(&device)));
     }
     let mut run_dir = config.output.clone().into_os_string();
     run_dir.push(".run");
-    let options = JobOptions {
-        run_dir: match (&args.resume, &args.run_dir) {
-            (Some(dir), _) | (None, Some(dir)) => dir.clone(),
-            (None, None) => run_dir.into(),
-        },
-        resume: args.resume.is_some(),
-        peft: args.peft.clone(),
-        existing: existing(args.force),
-        device,
+    let run_dir = match args.resume.as_ref().or(args.run_dir.as_ref()) {
+        Some(dir) => dir.clone(),
+        None => run_dir.into(),
     };
-    let run_dir = options.run_dir.clone();
-    let job = Job::open(config, options)?;
-    let data = job.data();
+    let mut options = RunOptions::new(&run_dir);
+    options.resume = args.resume.is_some();
+    options.peft = args.peft.clone();
+    options.existing = existing(args.force);
+    let run = TrainingRun::open(config, options, &device)?;
+    let data = run.data();
     if data.truncated > 0 {
         output.note(&format!(
             "{} of {} examples were cut to {} tokens",
             data.truncated,
             data.examples,
-            job.config().seq_len
+            run.config().seq_len
         ));
     }
     if data.dropped > 0 {
@@ -56,52 +53,12 @@ pub(crate) fn train(args: &Train, output: &Output) -> Result<Outcome> {
         "go on from the last checkpoint, where there is one, with --resume {}",
         run_dir.display()
     ));
-    let report = TrainBar::during("train", |bar| job.run(bar, unseen()))?;
+    let report = TrainBar::during("train", |bar| run.run(bar, unseen()))?;
     output.report(&report, || text(&report))?;
     Ok(Outcome::Success)
 }
 
-fn settings(args: &Train) -> Settings {
-    let a = args.clone();
-    Settings {
-        model: a.model,
-        data: a.data,
-        valid: a.valid,
-        output: a.output,
-        method: a.method,
-        train: (!a.train.is_empty()).then_some(a.train),
-        tie: a.tie,
-        layers: a.layers,
-        targets: (!a.targets.is_empty()).then_some(a.targets),
-        joint: a.joint,
-        rank: a.rank,
-        alpha: a.alpha,
-        max_steps: a.max_steps,
-        epochs: a.epochs,
-        lr: a.lr,
-        min_lr: a.min_lr,
-        warmup: a.warmup,
-        weight_decay: a.weight_decay,
-        beta1: a.beta1,
-        beta2: a.beta2,
-        clip: a.clip,
-        batch_size: a.batch_size,
-        global_batch: a.global_batch,
-        seq_len: a.seq_len,
-        loss_on_prompt: a.loss_on_prompt.then_some(true),
-        eval_every: a.eval_every,
-        patience: a.patience,
-        min_delta: a.min_delta,
-        seed: a.seed,
-        recompute: a.recompute.then_some(true),
-        device: a.device,
-        compute_dtype: a.compute_dtype,
-        dtype: a.dtype,
-        checkpoint_every: a.checkpoint_every,
-    }
-}
-
-fn text(r: &JobReport) -> String {
+fn text(r: &RunReport) -> String {
     let loss = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{x:.4}"));
     let valid = match (r.initial_valid_loss, r.valid_loss) {
         (None, _) => "not validated: give --valid".to_owned(),

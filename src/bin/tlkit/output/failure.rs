@@ -1,5 +1,6 @@
 //! How a failure is told: its lines on stderr, its JSON document, its exit code.
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal};
 
 use serde::Serialize;
@@ -15,7 +16,7 @@ pub(crate) fn lines(error: &Error) -> String {
         true => "\x1b[1;31merror\x1b[0m",
         false => "error",
     };
-    let hint = flags::hint(error).map(|hint| format!("hint: {}\n", sanitize(hint)));
+    let hint = flags::hint(error).map(|hint| format!("hint: {}\n", sanitize(&hint)));
     format!(
         "{label}[{}]: {error}\n{}",
         error.code().as_str(),
@@ -70,7 +71,7 @@ impl JsonError {
                 message: e.message().to_owned(),
                 file: e.path().map(|p| p.display().to_string()),
                 tensor: e.tensor_name().map(str::to_owned),
-                hint: flags::hint(e).map(str::to_owned),
+                hint: flags::hint(e).map(Cow::into_owned),
             },
         }
     }

@@ -11,9 +11,9 @@ use std::ops::Range;
 
 use candle_core::{D, DType, Device, Tensor};
 
-use super::super::kernels::{self, Call};
+use super::super::kernels::{Call, run, serve};
 use super::super::slices::wide;
-use super::{Heads, Past};
+use super::heads::{Heads, Past};
 use crate::error::Result;
 
 /// Most scores that are made at a time, unless one sequence has more: 512 MiB in f32.
@@ -122,10 +122,10 @@ fn probabilities(
 ) -> Result<Tensor> {
     let scores = q.matmul(&k.t()?)?;
     let (batch, all, keys) = scores.dims3()?;
-    if kernels::serve(&scores) {
+    if serve(&scores) {
         let window = heads.window.filter(|w| *w < keys).unwrap_or(0);
         let call = Call::new("softmax", batch * all, &[&scores])?;
-        return (call.ints(&[rows, keys, window]).floats(&[heads.scale])).run();
+        return run(call.ints(&[rows, keys, window]).floats(&[heads.scale]));
     }
     let dtype = wide(q.dtype());
     let scores = (scores.to_dtype(dtype)? * f64::from(heads.scale))?;
@@ -222,10 +222,10 @@ fn attend(
 /// The gradient of q·kᵀ, in the type of `dp`: scale · p · (dp − along), `along` being one for each
 /// row.
 fn slope(p: &Tensor, dp: &Tensor, along: &Tensor, heads: &Heads) -> Result<Tensor> {
-    if kernels::serve(dp) {
+    if serve(dp) {
         let (batch, rows, keys) = dp.dims3()?;
         let call = Call::new("softmax_backward", batch * rows, &[p, dp, along])?;
-        return call.ints(&[keys]).floats(&[heads.scale]).run();
+        return run(call.ints(&[keys]).floats(&[heads.scale]));
     }
     let slope = (p * dp.to_dtype(p.dtype())?.broadcast_sub(along)?)?;
     Ok((slope * f64::from(heads.scale))?.to_dtype(dp.dtype())?)

@@ -10,7 +10,7 @@ use candle_core::{
 };
 use half::bf16;
 
-use super::{Call, refused};
+use super::call::{Call, refused};
 use crate::error::Result;
 
 /// Threads of a block; `build.rs` compiles the kernels for as many.

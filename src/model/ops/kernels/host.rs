@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use half::bf16;
 use tempfile::TempDir;
 
-use super::Call;
+use super::call::Call;
 use crate::model::ops::composing;
 
 /// Threads of a block: few, but more than one, so that they have to wait for one another.

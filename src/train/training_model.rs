@@ -1,27 +1,29 @@
 //! A model and the adapter that is trained on it, as the loop sees them.
 
+use std::sync::Arc;
+
+use super::adapter::TrainingAdapter;
 use super::params::{Objective, Param};
 use crate::error::Result;
 use crate::model::LossSum;
 use crate::model::{Keep, Model};
 use crate::text::Batch;
-use crate::train::trainable::Trainable;
 
 /// The loss of a frozen model as a function of an adapter's trained tensors.
 #[derive(Debug)]
 pub struct TrainingModel {
-    model: Model,
-    adapter: Trainable,
+    model: Arc<Model>,
+    adapter: TrainingAdapter,
     keep: Keep,
 }
 
 impl TrainingModel {
     /// With `recompute`, only each layer's input is kept for the backward, and memory is that and
     /// one layer's activations.
-    pub fn new(model: Model, adapter: Trainable, recompute: bool) -> Self {
+    pub fn new(model: impl Into<Arc<Model>>, adapter: TrainingAdapter, recompute: bool) -> Self {
         let keep = if recompute { Keep::Inputs } else { Keep::All };
         Self {
-            model,
+            model: model.into(),
             adapter,
             keep,
         }
@@ -33,7 +35,7 @@ impl TrainingModel {
     }
 
     /// The adapter's layout.
-    pub fn adapter(&self) -> &Trainable {
+    pub fn adapter(&self) -> &TrainingAdapter {
         &self.adapter
     }
 }

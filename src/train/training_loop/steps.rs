@@ -1,135 +1,27 @@
-//! The training loop, for any [`Objective`].
-//!
-//! A run is a sequence of states. Validation, saving and stopping are decided by the state alone,
-//! and a step changes it all at once or not at all, so that a run may end at any moment and go on
-//! from its last saved state to the very bytes it would have reached. The loop is single-threaded
-//! and sums in one fixed order; whether a run can be repeated bit for bit is up to the objective.
+//! The loop: steps, validations and saves, one after the other.
 
-mod files;
-
-use std::path::Path;
 use std::time::Instant;
 
-use files::Files;
-pub(crate) use files::locked;
-pub use files::{CURVE_FILE, METRICS_FILE, RunDir, STATE_FILE};
-
-use super::checkpoint::{Best, State};
-use super::log::{Line, StepLine, ValidLine};
-use super::optim::{AdamWOptions, Schedule, clip, scale};
-use super::{Objective, Param};
+use super::config::{Data, LoopConfig};
+use super::event::{Event, Observer};
+use super::outcome::{StopReason, Trained};
+use super::run_dir::{Files, RunDir};
 use crate::error::{Code, Error, Result};
 use crate::model::LossSum;
 use crate::progress::Progress;
 use crate::text::{Batch, Example};
+use crate::train::checkpoint::{Best, State};
+use crate::train::log::{Line, StepLine, ValidLine};
+use crate::train::optim::{clip, scale};
+use crate::train::params::{Objective, Param};
 use crate::train::sampler::Sampler;
 
 /// A loss that is this many times that of the first step, and [`RUNAWAY_NATS`] above it, has run
 /// away. Guessing evenly among 100,000 tokens costs 11.5 nats: no batch, however odd, costs a
 /// working model so much more than its first one, and no run comes back from there.
-pub const RUNAWAY_FACTOR: f64 = 10.0;
+pub(super) const RUNAWAY_FACTOR: f64 = 10.0;
 /// See [`RUNAWAY_FACTOR`]; in nats per token.
-pub const RUNAWAY_NATS: f64 = 12.0;
-
-/// What the loop is told.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LoopConfig {
-    /// The learning rate of each step, and by its `total` the most steps that are taken.
-    pub schedule: Schedule,
-    /// The optimiser's constants.
-    pub adamw: AdamWOptions,
-    /// Largest norm of the gradient; 0 for no clipping.
-    pub clip: f64,
-    /// Examples that go through the model at once.
-    pub batch_size: usize,
-    /// Examples of one optimiser step.
-    pub global_batch: usize,
-    /// Steps between validations.
-    pub eval_every: u64,
-    /// Validations in a row without improvement after which the run stops; 0 for never.
-    pub patience: u64,
-    /// Nats per token by which the validation loss must fall to count as improvement.
-    pub min_delta: f64,
-    /// Seed of the order of examples.
-    pub seed: u64,
-    /// Steps between checkpoints.
-    pub checkpoint_every: u64,
-}
-
-/// The examples of a run.
-#[derive(Debug, Clone, Copy)]
-pub struct Data<'a> {
-    /// To learn from; at least one.
-    pub train: &'a [Example],
-    /// To validate on, in this order; may be empty.
-    pub valid: &'a [Example],
-}
-
-/// Something that happened, for progress bars and machine-readable output.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Event<'a> {
-    /// The run begins, or goes on, after `step` of at most `total` steps.
-    Started {
-        /// Steps taken already.
-        step: u64,
-        /// Most steps.
-        total: u64,
-    },
-    /// An optimiser step was taken.
-    Step(&'a StepLine),
-    /// The validation examples were scored.
-    Validation(&'a ValidLine),
-    /// The state after `step` steps is on the disk.
-    Saved {
-        /// Steps taken.
-        step: u64,
-        /// The file.
-        path: &'a Path,
-    },
-}
-
-/// Who watches a run. `()` does not.
-pub trait Observer {
-    /// Takes note of an event.
-    fn event(&mut self, event: &Event<'_>) {
-        let _ = event;
-    }
-}
-
-impl Observer for () {}
-
-/// Why a run ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StopReason {
-    /// It took all its steps.
-    MaxSteps,
-    /// The validation loss no longer fell.
-    Patience,
-}
-
-/// The result of a run.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Trained {
-    /// The parameters with the lowest validation loss, those before the first step among them;
-    /// without validation, those after the last step.
-    pub params: Vec<Param>,
-    /// The step that `params` are of, where there was validation.
-    pub best_step: Option<u64>,
-    /// Steps taken.
-    pub steps: u64,
-    /// Training loss of the last step, in nats per token.
-    pub train_loss: Option<f64>,
-    /// Validation loss of `params`, in nats per token.
-    pub valid_loss: Option<f64>,
-    /// Validation loss before the first step: the base model's, in nats per token.
-    pub initial_valid_loss: Option<f64>,
-    /// Why it ended.
-    pub stopped: StopReason,
-    /// Time it took, in all sessions, in seconds.
-    pub seconds: f64,
-    /// Positions that went through the model in training.
-    pub tokens: u64,
-}
+pub(super) const RUNAWAY_NATS: f64 = 12.0;
 
 /// Trains `params` on `data`. With `dir`, the run leaves its state, metrics and loss curve there,
 /// and can be resumed; a run that had ended is not gone on with, and returns the same again.
@@ -167,7 +59,7 @@ pub fn train(
             (state, Some(files))
         }
     };
-    let mut run = Run {
+    let mut run = Loop {
         grads: state
             .params
             .iter()
@@ -184,9 +76,9 @@ pub fn train(
         observer,
         progress,
     };
-    match run.run() {
-        Ok(stopped) => Ok(run.trained(stopped)),
-        Err(error) => Err(run.abandon(error)),
+    match run.to_the_end() {
+        Ok(stopped) => Ok(run.outcome(stopped)),
+        Err(error) => Err(run.save_after(error)),
     }
 }
 
@@ -214,7 +106,7 @@ fn check(params: &[Param], data: Data<'_>) -> Result<()> {
     }
 }
 
-struct Run<'a> {
+struct Loop<'a> {
     objective: &'a mut dyn Objective,
     data: Data<'a>,
     config: &'a LoopConfig,
@@ -230,8 +122,8 @@ struct Run<'a> {
     begun: Instant,
 }
 
-impl Run<'_> {
-    fn run(&mut self) -> Result<StopReason> {
+impl Loop<'_> {
+    fn to_the_end(&mut self) -> Result<StopReason> {
         let (step, total) = (self.step_number(), self.config.schedule.total);
         self.observer.event(&Event::Started { step, total });
         loop {
@@ -430,7 +322,7 @@ impl Run<'_> {
     }
 
     /// Saves what there is, and says with `error` where it can be found.
-    fn abandon(&mut self, error: Error) -> Error {
+    fn save_after(&mut self, error: Error) -> Error {
         const REMEDY: &str = "try a lower learning rate, a longer warm-up or a smaller clip";
         let saved = self.save();
         let files = self.files.as_ref();
@@ -439,7 +331,7 @@ impl Run<'_> {
             // Whoever interrupts a run counts on going on with it.
             (Code::Interrupted, Err(not_saved), _) => not_saved,
             (Code::Interrupted, Ok(()), Some((folder, _))) => {
-                error.hint(format!("go on with --resume {folder}"))
+                error.hint(format!("resume the run in {folder}"))
             }
             (Code::Interrupted, Ok(()), None) => {
                 error.hint("the run has no folder, and starts anew the next time")
@@ -453,7 +345,7 @@ impl Run<'_> {
         }
     }
 
-    fn trained(self, stopped: StopReason) -> Trained {
+    fn outcome(self, stopped: StopReason) -> Trained {
         let seconds = self.seconds();
         let State {
             params,
@@ -478,6 +370,3 @@ impl Run<'_> {
 fn diverged(message: String) -> Error {
     Error::new(Code::Diverged, message)
 }
-
-#[cfg(test)]
-mod tests;

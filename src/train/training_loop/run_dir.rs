@@ -52,7 +52,7 @@ impl<'a> Files<'a> {
             return Err(Error::new(Code::OutputExists, message)
                 .file(dir.path)
                 .hint(format!(
-                    "go on with it by --resume {}, or choose another folder",
+                    "resume the run in {}, or choose another folder",
                     dir.path.display()
                 )));
         }
@@ -134,7 +134,7 @@ fn check_new(folder: &Path) -> Result<()> {
         Some(path) => {
             let message = "the folder has files of a run, and no state to go on with";
             let error = Error::new(Code::OutputExists, message).file(path);
-            Err(error.hint("choose another folder by --run-dir"))
+            Err(error.hint("choose another folder"))
         }
     }
 }

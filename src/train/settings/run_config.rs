@@ -1,16 +1,19 @@
+//! The settings of a run, all of them final and checked.
+
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::{Layers, Settings, values};
-use crate::adapter::{MAX_RANK, Method, Part, check_name};
+use super::given::Settings;
+use super::list::run_settings;
+use super::values;
+use crate::adapter::{FactorName, MAX_RANK, Method, check_name};
 use crate::error::{Code, Error, Result};
 use crate::tensor::Dtype;
 use crate::train::optim::{AdamWOptions, Schedule};
-use crate::train::run::LoopConfig;
+use crate::train::training_loop::LoopConfig;
 
 const MAX_STEPS: u64 = 1_000_000_000;
 const MAX_BATCH: usize = 1 << 20;
@@ -22,60 +25,60 @@ const BATCH_SIZE: usize = 8;
 /// PyTorch's, which the code of the paper leaves as it is.
 const EPS: f64 = 1e-8;
 
-/// A run's options, all of them final and checked; what they mean is said at [`Settings`].
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-#[allow(missing_docs)]
-pub struct RunConfig {
-    pub model: PathBuf,
-    pub data: PathBuf,
-    pub valid: Option<PathBuf>,
-    pub output: PathBuf,
-    /// The preset that `train` and `tie` make, or `Custom`.
-    #[serde(serialize_with = "values::as_text")]
-    pub method: Method,
-    /// In the order A, B, C, u, v, C or u and not both, each at most once, at least one.
-    #[serde(serialize_with = "values::parts_as_text")]
-    pub train: Vec<Part>,
-    pub tie: bool,
-    /// `None`: all.
-    pub layers: Option<Layers>,
-    pub targets: Vec<String>,
-    pub joint: bool,
-    pub rank: usize,
-    pub alpha: f64,
-    pub max_steps: u64,
-    pub epochs: Option<u64>,
-    pub lr: f64,
-    pub min_lr: f64,
-    pub warmup: u64,
-    pub weight_decay: f64,
-    pub beta1: f64,
-    pub beta2: f64,
-    pub clip: f64,
-    pub batch_size: usize,
-    pub global_batch: usize,
-    pub seq_len: usize,
-    pub loss_on_prompt: bool,
-    pub eval_every: u64,
-    pub patience: u64,
-    pub min_delta: f64,
-    pub seed: u64,
-    pub recompute: bool,
-    pub device: String,
-    /// `None`: by device and base.
-    #[serde(
-        serialize_with = "values::optional_dtype_as_text",
-        skip_serializing_if = "Option::is_none"
-    )]
-    pub compute_dtype: Option<Dtype>,
-    #[serde(serialize_with = "values::dtype_as_text")]
-    pub dtype: Dtype,
-    pub checkpoint_every: u64,
-    /// Whether nobody asked for this `warmup`, so that it may follow the length of the run.
-    #[serde(skip)]
-    warmup_is_default: bool,
+/// Where a setting is recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Recorded {
+    /// In what a resumed run must share with the one that was stopped, and in the adapter.
+    Everywhere,
+    /// In the adapter.
+    Adapter,
+    /// Not at all: where the files lay, and what the output was called, is no part of an adapter. Nor
+    /// is how often the run saved its state.
+    Nowhere,
 }
+
+/// The type that a run has of a setting.
+macro_rules! run_type {
+    (Always, $type:ty) => {
+        $type
+    };
+    (Always, $type:ty, $run:ty) => {
+        $run
+    };
+    (Perhaps, $type:ty) => {
+        Option<$type>
+    };
+}
+
+macro_rules! run_config {
+    ($($group:ident { $(
+        $(#[doc = $doc:literal])+
+        $name:ident: $type:ty $(= $default:expr)? $(=> $run:ty)?,
+            $shape:ident, $presence:ident, $recorded:ident
+            $(, read($($read:tt)*))? $(, write($($write:tt)*))?;
+    )+ })+) => {
+        /// A run's options, all of them final and checked.
+        #[derive(Debug, Clone, PartialEq, Serialize)]
+        #[serde(rename_all = "kebab-case")]
+        #[non_exhaustive]
+        pub struct RunConfig {
+            $($(
+                $(#[doc = $doc])+
+                $(#[serde($($write)*)])?
+                pub $name: run_type!($presence, $type $(, $run)?),
+            )+)+
+            /// Whether nobody asked for this `warmup`, so that it may follow the length of the run.
+            #[serde(skip)]
+            warmup_is_default: bool,
+        }
+
+        /// Every setting, and where it is recorded.
+        const RECORDED: &[(&str, Recorded)] =
+            &[$($((stringify!($name), Recorded::$recorded),)+)+];
+    };
+}
+
+run_settings!(run_config);
 
 impl Settings {
     /// Fills in the defaults and checks every value.
@@ -92,7 +95,7 @@ impl Settings {
                 $check(stringify!($name), get!($name))?
             };
         }
-        let train = get!(train, parts);
+        let train = get!(train, factors);
         let tie = get!(tie);
         let rank = get!(rank, within(1..=MAX_RANK));
         let max_steps = get!(max_steps, within(1..=MAX_STEPS));
@@ -111,7 +114,7 @@ impl Settings {
             train,
             tie,
             layers: s.layers,
-            targets: get!(targets, names),
+            targets: get!(targets, targets),
             joint: get!(joint),
             rank,
             alpha: positive("alpha", s.alpha.unwrap_or(rank as f64))?,
@@ -133,7 +136,7 @@ impl Settings {
             min_delta: get!(min_delta, not_negative),
             seed: get!(seed),
             recompute: get!(recompute),
-            device: get!(device),
+            device: get!(device).parse()?,
             compute_dtype: match s.compute_dtype {
                 Some(dtype) => Some(computed("compute_dtype", dtype)?),
                 None => None,
@@ -172,7 +175,7 @@ impl RunConfig {
         Ok(self)
     }
 
-    /// What the training loop is told of it.
+    /// What the training loop goes by.
     pub fn for_loop(&self) -> LoopConfig {
         LoopConfig {
             schedule: Schedule {
@@ -205,41 +208,36 @@ impl RunConfig {
     /// # Errors
     /// [`Code::Usage`] where a path is not UTF-8.
     pub fn fingerprint(&self) -> Result<BTreeMap<String, String>> {
-        const FREE: [&str; 7] = [
-            "model",
-            "data",
-            "valid",
-            "output",
-            "epochs",
-            "dtype",
-            "checkpoint-every",
-        ];
-        let all = self.values()?.into_iter();
-        let bound = all.filter(|(key, _)| !FREE.contains(&key.as_str()));
-        Ok(bound.map(|(k, v)| (k, v.to_string())).collect())
+        let all = self.recorded(|recorded| recorded == Recorded::Everywhere)?;
+        let texts = all.into_iter().map(|(key, value)| (key, value.to_string()));
+        Ok(texts.collect())
     }
 
-    /// The settings as one JSON object, without the files: where they lay, and what the output was
-    /// called, is no part of an adapter. Nor is how often the run saved its state.
+    /// The settings as one JSON object, without the files and how often the run saved its state.
     ///
     /// # Errors
     /// As [`fingerprint`](Self::fingerprint).
     pub fn provenance(&self) -> Result<String> {
-        const ELSEWHERE: [&str; 5] = ["model", "data", "valid", "output", "checkpoint-every"];
-        let mut values = self.values()?;
-        values.retain(|key, _| !ELSEWHERE.contains(&key.as_str()));
+        let values = self.recorded(|recorded| recorded != Recorded::Nowhere)?;
         Ok(serde_json::Value::Object(values).to_string())
     }
 
-    fn values(&self) -> Result<serde_json::Map<String, serde_json::Value>> {
-        match serde_json::to_value(self) {
-            Ok(serde_json::Value::Object(values)) => Ok(values),
-            Ok(_) => Ok(serde_json::Map::new()),
-            Err(e) => Err(Error::new(
-                Code::Usage,
-                format!("the settings have no text: {e}"),
-            )),
+    /// The settings that are recorded in some place, by the names they are typed with.
+    fn recorded(
+        &self,
+        wanted: impl Fn(Recorded) -> bool,
+    ) -> Result<serde_json::Map<String, serde_json::Value>> {
+        let mut values = match serde_json::to_value(self) {
+            Ok(serde_json::Value::Object(values)) => values,
+            Ok(_) => serde_json::Map::new(),
+            Err(e) => return Err(usage(format!("the settings have no text: {e}")).cause(e)),
+        };
+        for (name, recorded) in RECORDED {
+            if !wanted(*recorded) {
+                values.remove(&typed(name));
+            }
         }
+        Ok(values)
     }
 }
 
@@ -254,10 +252,7 @@ fn typed(name: &str) -> String {
 
 fn given<T>(name: &str, value: Option<T>) -> Result<T> {
     let name = typed(name);
-    value.ok_or_else(|| {
-        usage(format!("`{name}` is not given"))
-            .hint(format!("pass --{name}, or set `{name}` in the config file"))
-    })
+    value.ok_or_else(|| usage(format!("`{name}` is not given")).hint(format!("set `{name}`")))
 }
 
 /// A check that a value lies in `range`; NaN lies in none.
@@ -313,21 +308,22 @@ fn computed(name: &str, dtype: Dtype) -> Result<Dtype> {
     }
 }
 
-fn parts(name: &str, mut parts: Vec<Part>) -> Result<Vec<Part>> {
-    parts.sort_unstable();
-    distinct(name, &parts, Part::ALL.len(), |p| p.name())?;
-    if parts.contains(&Part::C) && parts.contains(&Part::U) {
+fn factors(name: &str, mut factors: Vec<FactorName>) -> Result<Vec<FactorName>> {
+    factors.sort_unstable();
+    distinct(name, &factors, FactorName::ALL.len(), |p| p.name())?;
+    if factors.contains(&FactorName::C) && factors.contains(&FactorName::U) {
         return Err(usage(format!("`{name}` has C and u, which take one place")));
     }
-    Ok(parts)
+    Ok(factors)
 }
 
-fn names(name: &str, targets: Vec<String>) -> Result<Vec<String>> {
+fn targets(name: &str, targets: Vec<String>) -> Result<Vec<String>> {
     let mut sorted: Vec<&String> = targets.iter().collect();
     sorted.sort_unstable();
     distinct(name, &sorted, MAX_TARGETS, |t| t)?;
     for target in &targets {
-        check_name(target, false).map_err(|e| usage(format!("`{name}`: {}", e.message())))?;
+        check_name(target, false)
+            .map_err(|e| usage(format!("`{name}`: {}", e.message())).cause(e))?;
     }
     Ok(targets)
 }
@@ -345,7 +341,7 @@ fn distinct<T: PartialEq>(
     within(1..=most)(&format!("number of {name}"), sorted.len()).map(drop)
 }
 
-fn method_of(train: &[Part], tie: bool) -> Method {
+fn method_of(train: &[FactorName], tie: bool) -> Method {
     Method::PRESETS
         .into_iter()
         .find(|m| m.trains() == Some(train) && m.is_tied() == Some(tie))

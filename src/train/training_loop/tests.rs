@@ -1,10 +1,16 @@
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::*;
-use crate::text::IGNORE;
-use crate::train::checkpoint::Fingerprint;
+use crate::error::{Code, Error, Result};
+use crate::model::LossSum;
+use crate::progress::Progress;
+use crate::text::{Batch, Example, IGNORE};
+use crate::train::checkpoint::{Fingerprint, State};
+use crate::train::log::{Line, StepLine};
+use crate::train::optim::{AdamWOptions, Schedule};
+use crate::train::params::{Objective, Param};
 
 const VOCABULARY: usize = 5;
 
@@ -328,7 +334,7 @@ fn a_run_interrupted_anywhere_goes_on_to_the_same_bytes() {
                 .run(&mut Bigram::default(), &mut watch, &name, false)
                 .unwrap_err();
             assert_eq!(e.code(), Code::Interrupted);
-            assert!(e.hint_text().unwrap().contains("--resume"));
+            assert!(e.hint_text().unwrap().contains("resume the run in"));
             let mut watch = Watch::default();
             let resumed = f
                 .run(&mut Bigram::default(), &mut watch, &name, true)

@@ -1,35 +1,31 @@
-//! One training run from files to files.
+//! A training run from files to files.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use candle_core::{DType, Device};
+use candle_core::Device;
 use serde::Serialize;
 
-use super::run::{Data, Observer, RunDir, STATE_FILE, StopReason, train};
+use super::adapter::{AdapterSpec, TrainingAdapter};
+use super::inputs::{FileDigests, RunInputs};
 use super::settings::RunConfig;
-use super::trainer::TrainingModel;
-use crate::adapter::{Adapter, BaseModel, Method, Part, provenance};
-use crate::base::{hub_name, read_config};
+use super::training_loop::{Data, Observer, RunDir, STATE_FILE, train};
+use super::training_model::TrainingModel;
+use crate::adapter::{BaseModel, FactorName, Method, provenance};
 use crate::convert;
 use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
-use crate::format::{NoBlobs, Packing, WriteOptions, fingerprint, write_tl};
+use crate::format::{NoBlobs, Packing, WriteOptions, write_tl};
 use crate::fs::{Existing, Output, check_inputs, check_output};
-use crate::model::Model;
 use crate::peft::export::{ExportOptions, Form};
 use crate::progress::Progress;
-use crate::text::{DataOptions, DataStats, Dataset, Vocabulary};
-use crate::train::trainable::{Template, Trainable};
+use crate::text::DataStats;
 
-const MAX_CONFIG_BYTES: u64 = 4 << 20;
-/// The files that a run reads, besides the weights, by the names of their digests.
-const FILES: [&str; 4] = ["config.json", "data", "tokenizer.json", "valid"];
-pub(crate) const MAX_DATA_BYTES: u64 = 1 << 36;
-
-/// What a run is told besides its config.
+/// Where the outputs of a run go, and whether it goes on with one that is there.
 #[derive(Debug, Clone)]
-pub struct JobOptions {
+#[non_exhaustive]
+pub struct RunOptions {
     /// Where the run's state, metrics and curve go.
     pub run_dir: PathBuf,
     /// Whether to go on with the run that is there.
@@ -38,13 +34,24 @@ pub struct JobOptions {
     pub peft: Option<PathBuf>,
     /// What to do with outputs that exist.
     pub existing: Existing,
-    /// The device that computes.
-    pub device: Device,
+}
+
+impl RunOptions {
+    /// A new run whose state, metrics and curve go to `run_dir`; existing outputs are refused.
+    pub fn new(run_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            run_dir: run_dir.into(),
+            resume: false,
+            peft: None,
+            existing: Existing::Refuse,
+        }
+    }
 }
 
 /// What came of a run.
 #[derive(Debug, Clone, Serialize)]
-pub struct JobReport {
+#[non_exhaustive]
+pub struct RunReport {
     /// The preset that was trained, or `custom`.
     pub method: String,
     /// Rank.
@@ -86,53 +93,77 @@ pub struct JobReport {
 }
 
 /// A run whose inputs have been read and found to fit one another.
+///
+/// ```no_run
+/// use tlkit::model::device;
+/// use tlkit::progress::Progress;
+/// use tlkit::train::{RunOptions, Settings, TrainingRun};
+///
+/// # fn main() -> tlkit::Result<()> {
+/// let mut settings = Settings::default();
+/// settings.model = Some("llama".into());
+/// settings.data = Some("train.jsonl".into());
+/// settings.output = Some("style.tl".into());
+/// let options = RunOptions::new("style.run");
+/// let run = TrainingRun::open(settings.resolve()?, options, &device(None)?)?;
+/// let report = run.run(&mut (), Progress::new())?;
+/// println!("{} parameters, {}", report.parameters, report.root);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
-pub struct Job {
+pub struct TrainingRun {
     config: RunConfig,
-    options: JobOptions,
+    options: RunOptions,
+    inputs: Arc<RunInputs>,
     objective: TrainingModel,
-    train: Dataset,
-    valid: Option<Dataset>,
     base: BaseModel,
+    files: FileDigests,
     identity: BTreeMap<String, String>,
 }
 
-impl Job {
-    /// Reads model and data; nothing is written yet.
+impl TrainingRun {
+    /// Reads model and data, to compute on `device`; nothing is written yet.
     ///
     /// # Errors
-    /// [`Code::OutputExists`]; those of [`Model::open`], [`Vocabulary::open`], [`Dataset::load`]
-    /// and [`Trainable::new`].
-    pub fn open(config: RunConfig, options: JobOptions) -> Result<Self> {
+    /// [`Code::OutputExists`]; those of [`RunInputs::open`] and [`TrainingAdapter::new`].
+    pub fn open(config: RunConfig, options: RunOptions, device: &Device) -> Result<Self> {
         let options = check_outputs(&config, options)?;
-        let model = Model::open(&config.model, &options.device, config.compute_dtype)?;
-        let vocabulary = Vocabulary::open(&config.model)?;
-        let wanted = DataOptions {
-            seq_len: config.seq_len.min(model.config().max_positions),
-            loss_on_prompt: config.loss_on_prompt,
-            limit: None,
-        };
-        let train = Dataset::load(&config.data, &vocabulary, &wanted)?;
-        let valid = match &config.valid {
-            Some(path) => Some(Dataset::load(path, &vocabulary, &wanted)?),
-            None => None,
-        };
-        let config = config.for_examples(train.examples.len())?;
-        let adapter = Trainable::new(&template(&config), &model)?;
+        let inputs = RunInputs::open(&config, device)?;
+        Self::on(inputs, config, options)
+    }
+
+    /// As [`open`](Self::open), on inputs that have been read for this run or another one.
+    ///
+    /// # Errors
+    /// [`Code::OutputExists`]; [`Code::Usage`] where `config` names another model or other data than
+    /// `inputs` are of; those of [`TrainingAdapter::new`].
+    pub fn with_inputs(
+        config: RunConfig,
+        options: RunOptions,
+        inputs: &Arc<RunInputs>,
+    ) -> Result<Self> {
+        let options = check_outputs(&config, options)?;
+        inputs.check(&config)?;
+        Self::on(Arc::clone(inputs), config, options)
+    }
+
+    fn on(inputs: Arc<RunInputs>, config: RunConfig, options: RunOptions) -> Result<Self> {
+        let config = config.for_examples(inputs.train.examples.len())?;
+        let adapter = TrainingAdapter::new(&spec(&config), &inputs.model)?;
         let start = adapter.adapter(&adapter.start()?, config.dtype)?;
-        let base = base_model(&model, &start)?;
-        let mut identity = identity(&config, &base)?;
-        if let Some(compute) = computes(&model) {
-            identity.insert("compute".into(), compute);
-        }
-        let objective = TrainingModel::new(model, adapter, config.recompute);
+        let weights = inputs.weights(&start)?;
+        let base = inputs.base(weights)?;
+        let files = inputs.files()?;
+        let identity = identity(&config, &files, weights, inputs.computes())?;
+        let objective = TrainingModel::new(Arc::clone(&inputs.model), adapter, config.recompute);
         Ok(Self {
             config,
             options,
+            inputs,
             objective,
-            train,
-            valid,
             base,
+            files,
             identity,
         })
     }
@@ -142,15 +173,20 @@ impl Job {
         &self.config
     }
 
+    /// What the run reads, for other runs on the same.
+    pub fn inputs(&self) -> &Arc<RunInputs> {
+        &self.inputs
+    }
+
     /// What the training data held.
     pub fn data(&self) -> &DataStats {
-        &self.train.stats
+        &self.inputs.train.stats
     }
 
     /// Number of values that train.
     ///
     /// # Errors
-    /// Those of [`Trainable::start`].
+    /// Those of [`TrainingAdapter::start`].
     pub fn parameters(&self) -> Result<u64> {
         let start = self.objective.adapter().start()?;
         Ok(start.iter().map(|p| p.values.len() as u64).sum())
@@ -165,12 +201,12 @@ impl Job {
     ///
     /// # Errors
     /// Those of [`train`]; [`Code::Io`] and its kin.
-    pub fn run(mut self, observer: &mut dyn Observer, progress: Progress<'_>) -> Result<JobReport> {
+    pub fn run(mut self, observer: &mut dyn Observer, progress: Progress<'_>) -> Result<RunReport> {
         let start = self.objective.adapter().start()?;
         let parameters = start.iter().map(|p| p.values.len() as u64).sum();
         let data = Data {
-            train: &self.train.examples,
-            valid: self.valid.as_ref().map_or(&[], |v| &v.examples),
+            train: &self.inputs.train.examples,
+            valid: self.inputs.valid.as_ref().map_or(&[], |v| &v.examples),
         };
         let dir = RunDir {
             path: &self.options.run_dir,
@@ -203,23 +239,20 @@ impl Job {
             Some(dir) => Some(self.write_peft(dir)?),
             None => None,
         };
-        Ok(JobReport {
+        Ok(RunReport {
             method: self.config.method.name().to_owned(),
             rank: self.config.rank,
             parameters,
             steps: trained.steps,
             best_step: trained.best_step,
-            stopped: match trained.stopped {
-                StopReason::MaxSteps => "max-steps",
-                StopReason::Patience => "patience",
-            },
+            stopped: trained.stopped.name(),
             train_loss: trained.train_loss,
             initial_valid_loss: trained.initial_valid_loss,
             valid_loss: trained.valid_loss,
             tokens: trained.tokens,
             seconds: trained.seconds,
-            data: self.train.stats,
-            valid_data: self.valid.as_ref().map(|v| v.stats),
+            data: self.inputs.train.stats,
+            valid_data: self.inputs.valid.as_ref().map(|v| v.stats),
             root: written.root.to_string(),
             bytes: written.bytes,
             output: self.config.output.clone(),
@@ -232,14 +265,13 @@ impl Job {
     /// How the adapter came to be, without a path or a file's name: the same run from another folder
     /// gives the same adapter.
     fn provenance(&self) -> Result<BTreeMap<String, String>> {
-        let digests = FILES.iter().filter_map(|name| {
-            let digest = self.identity.get(*name)?;
-            Some((*name, format!("sha256:{digest}")))
-        });
+        let digests = self.files.iter();
+        let digests = digests.map(|(name, digest)| (*name, format!("sha256:{}", digest.hex())));
         let digests: BTreeMap<&str, String> = digests.collect();
         let text = |value| {
-            serde_json::to_string(value)
-                .map_err(|e| Error::new(Code::Usage, format!("the digests have no text: {e}")))
+            serde_json::to_string(value).map_err(|e| {
+                Error::new(Code::Usage, format!("the digests have no text: {e}")).cause(e)
+            })
         };
         let tool = concat!("tlkit ", env!("CARGO_PKG_VERSION"));
         Ok(BTreeMap::from([
@@ -278,7 +310,7 @@ impl Job {
 /// A run that was killed between its two outputs has left the `.tl` and not the PEFT directory. Its run
 /// is over, so it is resumed, whether that was asked for or not; the `.tl` stays if it is the one that
 /// would be written, and any other is refused then.
-fn check_outputs(config: &RunConfig, mut options: JobOptions) -> Result<JobOptions> {
+fn check_outputs(config: &RunConfig, mut options: RunOptions) -> Result<RunOptions> {
     let there = |path: &Path| path.symlink_metadata().is_ok();
     let mut tl = options.existing;
     if let Some(peft) = &options.peft {
@@ -305,10 +337,10 @@ fn check_outputs(config: &RunConfig, mut options: JobOptions) -> Result<JobOptio
     Ok(options)
 }
 
-fn template(config: &RunConfig) -> Template {
-    let in_order = |p: &Part| config.train.contains(p);
-    Template {
-        trained: Part::ALL.into_iter().filter(in_order).collect(),
+fn spec(config: &RunConfig) -> AdapterSpec {
+    let in_order = |p: &FactorName| config.train.contains(p);
+    AdapterSpec {
+        trained: FactorName::ALL.into_iter().filter(in_order).collect(),
         tied: config.tie,
         layers: config.layers.as_ref().map(|l| l.numbers().to_vec()),
         targets: config.targets.clone(),
@@ -319,56 +351,18 @@ fn template(config: &RunConfig) -> Template {
     }
 }
 
-/// The base's name, where its config has one, and the fingerprint of the weights that the adapter
-/// changes. The folder's name is somebody's choice, and in a download cache it is a digest.
-fn base_model(model: &Model, adapter: &Adapter) -> Result<BaseModel> {
-    let checkpoint = model.checkpoint();
-    let names = adapter.base_tensors();
-    let weights = fingerprint(checkpoint, names.iter().map(String::as_str))?;
-    let config = read_config(checkpoint)?;
-    let name = config
-        .as_ref()
-        .and_then(|c| c.get("_name_or_path"))
-        .and_then(serde_json::Value::as_str)
-        .and_then(hub_name);
-    Ok(BaseModel {
-        name: name.map(str::to_owned),
-        revision: None,
-        weights: Some(weights.hex()),
-    })
-}
-
-/// What computes, where that is not f32 on the processor: a run that `auto` began on a GPU is not
-/// to go on elsewhere.
-fn computes(model: &Model) -> Option<String> {
-    let (device, dtype) = (model.device(), model.dtype());
-    let plain = device.is_cpu() && dtype == DType::F32;
-    let kind = if device.is_cpu() { "cpu" } else { "cuda" };
-    (!plain).then(|| format!("{kind} {}", dtype.as_str()))
-}
-
 /// What a resumed run must have in common with the one that was stopped.
-fn identity(config: &RunConfig, base: &BaseModel) -> Result<BTreeMap<String, String>> {
+fn identity(
+    config: &RunConfig,
+    files: &FileDigests,
+    weights: Digest,
+    computes: Option<String>,
+) -> Result<BTreeMap<String, String>> {
     let mut identity = config.fingerprint()?;
-    let mut add = |name: &str, path: &Path, limit| -> Result<()> {
-        let digest = Digest::of_file(path, limit)?;
-        identity.insert(name.to_owned(), digest.hex());
-        Ok(())
-    };
-    add(
-        "config.json",
-        &config.model.join("config.json"),
-        MAX_CONFIG_BYTES,
-    )?;
-    add(
-        "tokenizer.json",
-        &config.model.join("tokenizer.json"),
-        1 << 30,
-    )?;
-    add("data", &config.data, MAX_DATA_BYTES)?;
-    if let Some(valid) = &config.valid {
-        add("valid", valid, MAX_DATA_BYTES)?;
-    }
-    identity.insert("weights".into(), base.weights.clone().unwrap_or_default());
+    let files = files.iter().map(|(name, digest)| (*name, digest.hex()));
+    let weights = [("weights", weights.hex())];
+    let computes = computes.map(|computes| ("compute", computes));
+    let all = files.chain(weights).chain(computes);
+    identity.extend(all.map(|(name, value)| (name.to_owned(), value)));
     Ok(identity)
 }

@@ -1,28 +1,28 @@
-//! What stands before A and B in an update: Ã = diag(u)·A or C·A, B̃ = diag(v)·B, and backwards.
+//! What multiplies A and B from the left: Ã = diag(u)·A or C·A, B̃ = diag(v)·B, and backwards.
 
 use candle_core::WithDType;
 
 /// A square matrix that multiplies a factor from the left.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Mix<'a> {
+pub(super) enum LeftFactor<'a> {
     /// The diagonal; empty means ones.
     Diagonal(&'a [f32]),
     /// All of it, row-major.
     Full(&'a [f32]),
 }
 
-impl Mix<'_> {
+impl LeftFactor<'_> {
     /// The product with `values`, whose rows have `cols` numbers.
     pub(super) fn times<T: WithDType + From<f32>>(self, values: &[f32], cols: usize) -> Vec<T> {
         match self {
-            Mix::Diagonal(by) => {
+            LeftFactor::Diagonal(by) => {
                 let mut out: Vec<T> = values.iter().map(|x| T::from(*x)).collect();
                 for (row, by) in out.chunks_mut(cols.max(1)).zip(by) {
                     row.iter_mut().for_each(|x| *x *= T::from(*by));
                 }
                 out
             }
-            Mix::Full(by) => {
+            LeftFactor::Full(by) => {
                 let rows = values.len() / cols.max(1);
                 let mut out = vec![T::zero(); values.len()];
                 let outs = out.chunks_mut(cols.max(1));
@@ -41,16 +41,16 @@ impl Mix<'_> {
 
     /// Adds to `to`, the gradient of the values, what `gradient` of the product means for them:
     /// the transpose times it.
-    pub(super) fn pull_values(self, gradient: &[f32], cols: usize, to: &mut [f32]) {
+    pub(super) fn add_right_gradient(self, gradient: &[f32], cols: usize, to: &mut [f32]) {
         match self {
-            Mix::Diagonal(by) => {
+            LeftFactor::Diagonal(by) => {
                 let rows = to.chunks_mut(cols).zip(gradient.chunks(cols));
                 for (row, (to, d)) in rows.enumerate() {
                     let by = by.get(row).copied().unwrap_or(1.0);
                     to.iter_mut().zip(d).for_each(|(to, d)| *to += by * d);
                 }
             }
-            Mix::Full(by) => {
+            LeftFactor::Full(by) => {
                 let rows = gradient.len() / cols.max(1);
                 for (by, d) in by.chunks(rows.max(1)).zip(gradient.chunks(cols)) {
                     for (to, by) in to.chunks_mut(cols).zip(by) {
@@ -63,16 +63,22 @@ impl Mix<'_> {
 
     /// Adds to `to` what `gradient` of the product means for the matrix itself: the products of
     /// its rows with those of `values`, on the diagonal or all of them.
-    pub(super) fn pull_own(self, gradient: &[f32], values: &[f32], cols: usize, to: &mut [f32]) {
+    pub(super) fn add_left_gradient(
+        self,
+        gradient: &[f32],
+        values: &[f32],
+        cols: usize,
+        to: &mut [f32],
+    ) {
         let dot = |d: &[f32], w: &[f32]| d.iter().zip(w).map(|(d, w)| d * w).sum::<f32>();
         match self {
-            Mix::Diagonal(_) => {
+            LeftFactor::Diagonal(_) => {
                 let rows = gradient.chunks(cols).zip(values.chunks(cols));
                 for (to, (d, w)) in to.iter_mut().zip(rows) {
                     *to += dot(d, w);
                 }
             }
-            Mix::Full(_) => {
+            LeftFactor::Full(_) => {
                 let rows = values.len() / cols.max(1);
                 for (to, d) in to.chunks_mut(rows.max(1)).zip(gradient.chunks(cols)) {
                     for (to, w) in to.iter_mut().zip(values.chunks(cols)) {
