@@ -5,13 +5,17 @@
 //! go, and what other forms would take. [`plan()`] computes the same from numbers alone.
 //! `spec/audit-v1.md` defines every number.
 
+#[cfg(feature = "plots")]
 mod charts;
 mod fitted;
+#[cfg(feature = "plots")]
 mod html;
 mod leftover;
 mod money;
 mod owner;
+#[cfg(feature = "plots")]
 mod page;
+#[cfg(feature = "parquet")]
 mod parquet;
 mod plan;
 mod read;
@@ -32,8 +36,10 @@ use rayon::prelude::*;
 
 use crate::error::{Code, Error, Result};
 
+#[cfg(feature = "parquet")]
 pub use self::parquet::{parquet, write_parquet};
 pub use fitted::Fit;
+#[cfg(feature = "plots")]
 pub use html::{html, write_html};
 pub use money::{Bill, Prices, usd};
 pub use owner::{Owner, Owners, Template};

@@ -5,12 +5,15 @@
 //! and says what no tied adapter of that rank can do better than ([`GroupFit::bound`]).
 
 mod budget;
+#[cfg(feature = "train")]
 pub mod calibrate;
 mod choose;
 mod curve;
+#[cfg(feature = "plots")]
 mod figure;
 mod groups;
 mod jobs;
+#[cfg(feature = "train")]
 pub mod moments;
 mod onto;
 mod outputs;
@@ -24,6 +27,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 pub use self::curve::{Curve, CurvePoint, fit_curve};
+#[cfg(feature = "plots")]
 pub use self::figure::figure;
 pub use self::jobs::{SharedFile, ToOnto, ToShared, peft_to_tied_onto, peft_to_tied_shared};
 pub use self::onto::{Onto, fit_onto};

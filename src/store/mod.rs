@@ -12,6 +12,7 @@
 mod backend;
 mod blob;
 mod catalog;
+#[cfg_attr(not(feature = "cloud"), path = "no_cloud.rs")]
 mod cloud;
 mod collect;
 mod dropped;
