@@ -44,7 +44,7 @@
         feature = "plots",
         feature = "train"
     )),
-    allow(dead_code)
+    allow(dead_code, unused_imports)
 )]
 
 pub mod adapter;
