@@ -37,22 +37,35 @@
 //! The library prints nothing, panics on no input, and computes on the rayon pool; its results
 //! are the same bytes for any number of threads.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
+// What only a feature uses stays where it belongs without it.
+#![cfg_attr(
+    not(all(
+        feature = "cloud",
+        feature = "parquet",
+        feature = "plots",
+        feature = "train"
+    )),
+    allow(dead_code, unused_imports)
+)]
 
 pub mod adapter;
 pub mod audit;
 mod base;
 pub mod budget;
+#[cfg(feature = "plots")]
 mod chart;
 pub mod compute;
 pub mod convert;
 pub mod digest;
 pub mod error;
+#[cfg(feature = "train")]
 pub mod eval;
 pub mod fit;
 pub mod fleet;
 pub mod format;
 pub mod fs;
 pub mod merge;
+#[cfg(feature = "train")]
 pub mod model;
 pub mod open;
 pub mod peft;
@@ -60,11 +73,14 @@ pub mod progress;
 pub mod safetensors;
 mod sheet;
 pub mod store;
+#[cfg(feature = "train")]
 pub mod sweep;
 pub mod tensor;
 #[cfg(test)]
 mod testing;
+#[cfg(feature = "train")]
 pub mod text;
+#[cfg(feature = "train")]
 pub mod train;
 pub mod verify;
 

@@ -20,16 +20,21 @@
 //! # }
 //! ```
 
+#[cfg(feature = "plots")]
 mod cells;
+#[cfg(feature = "plots")]
 mod charts;
 mod describe;
 mod facts;
 mod fitted;
+#[cfg(feature = "plots")]
 mod html;
 mod leftover;
 mod money;
 mod owner;
+#[cfg(feature = "plots")]
 mod page;
+#[cfg(feature = "parquet")]
 mod parquet;
 mod parts;
 mod plan;
@@ -50,8 +55,10 @@ mod whatif;
 #[cfg(test)]
 mod tests;
 
+#[cfg(feature = "parquet")]
 pub use self::parquet::{parquet, write_parquet};
 pub use facts::{Facts, Fit, HashedTensor, Projection, Recipe, TargetModule};
+#[cfg(feature = "plots")]
 pub use html::{html, write_html};
 pub use money::{Bill, Prices, usd};
 pub use owner::{Owner, Owners, Template};

@@ -25,10 +25,12 @@
 //! ```
 
 mod budget;
+#[cfg(feature = "train")]
 pub mod calibrate;
 mod choose;
 mod curve;
 mod factors;
+#[cfg(feature = "plots")]
 mod figure;
 mod files;
 mod finish;
@@ -46,6 +48,7 @@ mod updates;
 mod with_factors;
 
 pub use self::curve::{Curve, CurveOptions, CurvePoint, fit_curve};
+#[cfg(feature = "plots")]
 pub use self::figure::figure;
 pub use self::files::{
     SharedFile, ToFitted, ToShared, ToShrunk, ToTiedWithFactors, peft_to_tied_fit,

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt};
+#[cfg(feature = "cloud")]
 use object_store::client::{HttpError, HttpErrorKind};
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -460,10 +461,17 @@ where
 }
 
 /// Whether the connection broke, so that it is not known whether the request was carried out.
+#[cfg(feature = "cloud")]
 fn broke(e: &object_store::Error) -> bool {
     // Where none was made, the library below has tried long enough.
     let kind = cause::<HttpError>(e).map(HttpError::kind);
     kind.is_some_and(|k| !matches!(k, HttpErrorKind::Connect))
+}
+
+/// A folder has no connection.
+#[cfg(not(feature = "cloud"))]
+fn broke(_e: &object_store::Error) -> bool {
+    false
 }
 
 /// The first failure of a kind among the causes of another.

@@ -20,6 +20,8 @@ pub(super) fn open(
     address: &str,
     environment: impl Iterator<Item = (OsString, OsString)>,
 ) -> Result<(Arc<dyn ObjectStore>, Path, Redact)> {
+    // TLS has no cryptography of its own here. What the process has chosen already stays.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let settings = settings(url, environment)?;
     let redact = Redact::new(&settings);
     let opened = object_store::parse_url_opts(url, settings);

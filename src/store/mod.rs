@@ -32,6 +32,7 @@ mod bitflip;
 mod blob;
 mod cache;
 mod catalog;
+#[cfg_attr(not(feature = "cloud"), path = "no_cloud.rs")]
 mod cloud;
 mod collect;
 mod confirm;

@@ -18,6 +18,13 @@ pub(super) fn check(file: &[u8]) -> Result<(), String> {
     #[derive(serde::Deserialize)]
     struct Parts {
         normalizer: Option<Value>,
+        // Read for their texts alone, which are looked at only where they are kept.
+        #[serde(default, rename = "decoder")]
+        _decoder: Value,
+        #[serde(default, rename = "pre_tokenizer")]
+        _pre_tokenizer: Value,
+        #[serde(default, rename = "post_processor")]
+        _post_processor: Value,
     }
     let parts: Parts = serde_json::from_slice(file).map_err(|e| format!("not a tokenizer: {e}"))?;
     parts.normalizer.as_ref().map_or(Ok(()), check_part)
@@ -124,6 +131,7 @@ mod tests {
     fn what_the_reader_would_panic_on_is_refused() {
         let wrong = |file: &[u8]| check(file).unwrap_err();
         assert!(wrong(br#"{"decoder": {"type"": "Fuse"}}"#).contains("not a tokenizer"));
+        assert!(wrong(br#"{"decoder": {"type": "\ud800"}}"#).contains("not a tokenizer"));
         let broken = br#"{"normalizer": {"type": "Precompiled", "precompiled_charsmap": "%"}}"#;
         assert!(wrong(broken).contains("base64"));
         let broken = br#"{"normalizer": {"type": "Precompiled"}}"#;

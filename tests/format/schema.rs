@@ -2,10 +2,10 @@
 
 use std::fs;
 
-use jsonschema::Validator;
 use serde_json::{Value, json};
 use tlkit::format::{Manifest, TlFile};
 
+use super::validate::Validator;
 use super::{fixture, golden, root};
 
 /// A JSON example of the specification: its kind, the fixture it is taken from, where it says so, and its text.
@@ -49,7 +49,7 @@ fn validator(kind: &str) -> Validator {
         let definitions = schema["$defs"].take();
         schema = json!({"$ref": format!("#/$defs/{kind}"), "$defs": definitions});
     }
-    jsonschema::draft202012::new(&schema).unwrap()
+    Validator::new(schema)
 }
 
 /// Sorted keys, no spaces.
@@ -96,7 +96,7 @@ fn every_example_of_the_specification_is_valid() {
         let value: Value = serde_json::from_str(&example.text)
             .unwrap_or_else(|e| panic!("{e}:\n{}", example.text));
         if let Err(e) = validator(&example.kind).validate(&value) {
-            panic!("{} at {}:\n{}", e, e.instance_path(), example.text);
+            panic!("{e}:\n{}", example.text);
         }
         if example.kind != "manifest" {
             continue;

@@ -1,7 +1,7 @@
 //! Merging on a GPU, on machines that have none: the command, with its real kernels' text and its real pipeline, against a
 //! driver that computes on the processor (`sim/driver.c`) and a compiler that compiles for it (`sim/compiler.c`). What
 //! stays unproven is the GPU itself. On a machine with one, `TLKIT_GPU=1` runs the comparisons on it as well.
-#![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr)]
+#![allow(clippy::print_stderr)]
 
 mod failures;
 

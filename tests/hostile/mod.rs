@@ -1,7 +1,6 @@
 //! What a hostile file can do: nothing but be refused, at a cost in proportion to its size.
 //!
 //! One test for each way that files are known to harm their readers; each builds its file.
-#![allow(missing_docs, clippy::unwrap_used)]
 
 mod container;
 mod manifest;

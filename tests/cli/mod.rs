@@ -1,8 +1,7 @@
 //! The command line as its users meet it: what it prints, where, and with which exit code.
 //!
 //! Each test runs commands in a folder of its own that has copies of the fixtures, and compares
-//! the transcript with `snapshots/` (after an intended change: `INSTA_UPDATE=always cargo test`).
-#![allow(missing_docs, clippy::unwrap_used)]
+//! the transcript with `snapshots/` (after an intended change: `INSTA_UPDATE=always cargo test --test suite cli`).
 
 mod audit;
 mod audit_page;

@@ -2,7 +2,7 @@
 //!
 //! `peft` needs the shared data (`TLKIT_SHARED`, or `../shared/data`), and says so where it is
 //! absent; `identities` stands on `fixtures/` alone.
-#![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr)]
+#![allow(clippy::print_stderr)]
 
 mod identities;
 mod peft;

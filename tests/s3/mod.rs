@@ -2,13 +2,14 @@
 //!
 //! The server is moto, which `tests/s3/setup.sh` installs into `target/s3-server`; another Python
 //! that has it can be named in `TLKIT_S3_SERVER`. Without either the tests say so and pass.
-#![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr)]
+#![allow(clippy::print_stderr)]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
+#[cfg(feature = "testing")]
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use object_store::aws::AmazonS3Builder;
@@ -74,6 +75,8 @@ impl Server {
 
     /// The backend under a prefix, for the library in this process.
     fn backend(&self, prefix: &str) -> Backend {
+        // As the store itself does where it opens an address.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let objects = AmazonS3Builder::new()
             .with_bucket_name(BUCKET)
             .with_endpoint(self.endpoint())

@@ -1,5 +1,4 @@
 //! The `.tl` format against its specification: golden and malformed files, schema, second implementation.
-#![allow(missing_docs, clippy::unwrap_used)]
 
 mod errors;
 mod golden;
@@ -7,6 +6,7 @@ mod malformed;
 mod python;
 mod schema;
 mod text;
+mod validate;
 
 use std::path::{Path, PathBuf};
 
