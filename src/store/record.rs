@@ -222,7 +222,7 @@ pub(super) fn object_of(
 }
 
 /// What follows a record's digest, with the digest before it.
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 pub(super) fn framed(rest: &[u8]) -> Vec<u8> {
     framed_as(MAGIC, rest)
 }

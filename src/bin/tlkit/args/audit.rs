@@ -6,7 +6,8 @@ use clap::{Args, ValueHint};
 use tlkit::audit::Prices;
 use tlkit::tensor::Dtype;
 
-use super::{ModelSizes, float_dtype, positive};
+use super::train::ModelSizes;
+use super::values::{float_dtype, positive};
 
 /// Walks folders and reads the headers of every PEFT adapter and .tl file: what they take, what of
 /// that is waste, and what they would take in other forms. A broken file is a row with its error.

@@ -6,8 +6,9 @@ use clap::{Args, Subcommand, ValueEnum, ValueHint};
 use tlkit::tensor::Dtype;
 use tlkit::{Code, Error, Result};
 
+use super::merge::Blobs;
 use super::store::byte_count;
-use super::{Blobs, float_dtype, positive, storage_dtype};
+use super::values::{float_dtype, positive, storage_dtype};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Convert {

@@ -6,7 +6,7 @@ use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches, ValueHint, value_parser};
 use tlkit::train::Settings;
 
-use super::float_dtype;
+use super::values::float_dtype;
 
 /// `--max-steps <MAX_STEPS>` of `max_steps`.
 fn flag(name: &'static str, parser: impl Into<ValueParser>) -> Arg {

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueHint};
 
-use super::Blobs;
+use super::merge::Blobs;
+use super::values::positive;
 
 const URLS: &str = "\
 URL is a folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix. Credentials, region and \
@@ -178,7 +179,7 @@ pub(crate) struct Gc {
     /// Only of this user
     pub(crate) user: Option<String>,
     /// Keep this many versions of each adapter, and those with a tag [default: all]
-    #[arg(long, value_name = "N", value_parser = super::positive())]
+    #[arg(long, value_name = "N", value_parser = positive())]
     pub(crate) keep: Option<u64>,
     /// Show what would be done, and delete nothing
     #[arg(long)]

@@ -8,7 +8,9 @@ use tlkit::eval::Task;
 use tlkit::tensor::Dtype;
 use tlkit::train::Settings;
 
-use super::{Blobs, float_dtype, positive, settings};
+use super::merge::Blobs;
+use super::settings;
+use super::values::{float_dtype, positive};
 
 /// The sizes of a model's attention: of a model, or one by one.
 #[derive(Debug, Args)]

@@ -1,0 +1,69 @@
+//! Options of what looks at files, packs them, and shows what there is.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueHint};
+use tlkit::tensor::Dtype;
+
+use super::values::storage_dtype;
+
+#[derive(Debug, Args)]
+pub(crate) struct Inspect {
+    /// A .tl file, a PEFT directory, a safetensors file or a model directory
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub(crate) path: PathBuf,
+    /// List every tensor
+    #[arg(long)]
+    pub(crate) tensors: bool,
+    /// The base model, where a VeRA directory needs it
+    #[arg(long, value_hint = ValueHint::AnyPath)]
+    pub(crate) base: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Pack {
+    /// The .tl file to read
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub(crate) file: PathBuf,
+    /// The .tl file to write
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) output: PathBuf,
+    /// Leave out seeded tensors, and with --blobs every A and B
+    #[arg(long)]
+    pub(crate) thin: bool,
+    /// Compress tensors with zstd
+    #[arg(long)]
+    pub(crate) zstd: bool,
+    /// Store the factors as f32, bf16, f16 or int8: another adapter, with another root
+    #[arg(long, value_parser = storage_dtype)]
+    pub(crate) dtype: Option<Dtype>,
+    /// Where left-out tensors are read from, and with --thin written to
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) blobs: Option<PathBuf>,
+    /// Replace an existing file; links, devices and inputs never are
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Devices {
+    /// Time copies, and merges of a bf16 weight, on every GPU
+    #[arg(long)]
+    pub(crate) measure: bool,
+    /// Ranks of the merges
+    #[arg(long, value_name = "R,…", value_delimiter = ',', default_value = "8,16,64", requires = "measure", value_parser = clap::value_parser!(u64).range(1..=1024))]
+    pub(crate) ranks: Vec<u64>,
+    /// Rows of the weight
+    #[arg(long, value_name = "N", default_value = "12288", requires = "measure", value_parser = clap::value_parser!(u64).range(1..=1 << 18))]
+    pub(crate) rows: u64,
+    /// Columns of the weight
+    #[arg(long, value_name = "N", default_value = "4096", requires = "measure", value_parser = clap::value_parser!(u64).range(32..=1 << 18))]
+    pub(crate) cols: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Where to work; kept afterwards [default: a temporary folder, removed]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) keep: Option<PathBuf>,
+}

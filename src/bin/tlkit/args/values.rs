@@ -1,0 +1,48 @@
+//! Values as they are written on the command line.
+
+use tlkit::compute::DeviceChoice;
+use tlkit::merge::{Rounding, TiedPolicy};
+use tlkit::tensor::Dtype;
+
+pub(super) fn positive() -> clap::builder::RangedU64ValueParser {
+    clap::value_parser!(u64).range(1..)
+}
+
+pub(super) fn float_dtype(text: &str) -> Result<Dtype, String> {
+    match text.to_ascii_uppercase().parse::<Dtype>() {
+        Ok(dtype) if dtype.is_float() => Ok(dtype),
+        _ => Err("not one of f32, f16, bf16".into()),
+    }
+}
+
+/// As [`float_dtype`], or `int8`: I8 with a scale for each row.
+pub(super) fn storage_dtype(text: &str) -> Result<Dtype, String> {
+    match text {
+        "int8" => Ok(Dtype::I8),
+        _ => float_dtype(text).map_err(|_| "not one of f32, bf16, f16, int8".into()),
+    }
+}
+
+pub(super) fn rounding(text: &str) -> Result<Rounding, String> {
+    let names = Rounding::ALL.map(Rounding::as_str);
+    text.parse().map_err(|_| not_one_of(&names))
+}
+
+pub(super) fn device(text: &str) -> Result<DeviceChoice, String> {
+    text.parse::<DeviceChoice>()
+        .map_err(|_| "not one of cpu, cuda, cuda:N, auto".into())
+}
+
+pub(super) fn tied_policy(text: &str) -> Result<TiedPolicy, String> {
+    let names = TiedPolicy::ALL.map(TiedPolicy::as_str);
+    text.parse().map_err(|_| not_one_of(&names))
+}
+
+fn not_one_of(names: &[&str]) -> String {
+    format!("not one of {}", names.join(", "))
+}
+
+pub(super) fn rename(text: &str) -> Result<(String, String), String> {
+    let (from, to) = text.split_once('=').ok_or("not of the form FROM=TO")?;
+    Ok((from.to_owned(), to.to_owned()))
+}
