@@ -11,18 +11,25 @@
 //! | [`tensor`] | dtype, shape, bytes; conversion of half precision |
 //! | [`fs`] | files and folders as outputs and inputs; knows nothing of what is in them |
 //! | [`safetensors`] | the container: headers, files, sharded checkpoints |
+//! | [`digest`], [`progress`] | SHA-256; how far long work is, and whether it may go on |
 //! | `base` | which tensor of a base a name of an adapter leads to; no adapters |
 //! | [`adapter`] | the domain: tie groups, targets, methods, ΔW; no files, no devices |
-//! | [`mod@format`] | `.tl`: manifest, digests, seeded tensors, packing |
+//! | [`mod@format`] | `.tl`: manifest, seeded tensors, packing |
 //! | [`peft`] | PEFT's directories: config, name rules, import, export |
 //! | [`compute`] | the normative arithmetic of a merge, for slices: on the processor, on a GPU |
+//! | [`open`] | an adapter of any kind, with its base where it is at hand |
 //! | [`merge`] | adapters into base weights: plan, then execute; in place with undo |
+//! | [`verify`] | that files, adapters and merged models are what they should be |
 //! | [`convert`] | between PEFT and `.tl`, exactly |
+//! | [`text`] | JSONL, tokens, chat templates, batches; no model |
+//! | [`model`] | the decoder over frozen weights, with adapters on it: loss, gradients, generation; candle begins here |
+//! | [`eval`] | scores of answers; a merge against its base, by logits |
+//! | [`train`] | settings, optimiser, loop, checkpoints, distillation |
+//! | [`fit`] | the closest tied adapter or smaller LoRA, with its error and a bound |
+//! | [`sweep`] | grids of runs, their table and figure |
 //! | [`store`] | blobs, digests and versions of many tenants in a folder or object store; no tensors |
 //! | [`fleet`] | adapters into a store and out of it |
 //! | [`audit`] | what a fleet of adapters costs, and would cost in other forms |
-//! | [`train`] | data, models, optimiser, training loop, generation, scores; the only user of candle |
-//! | [`verify`] | that files, adapters and merged models are what they should be |
 //!
 //! ```no_run
 //! use tlkit::convert::{ToTiedOptions, peft_to_tied};
