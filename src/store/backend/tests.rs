@@ -38,6 +38,8 @@ impl Service {
                 own.serve(stream.unwrap());
             }
         });
+        // As the store does where it opens a cloud.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let objects = AmazonS3Builder::new()
             .with_bucket_name("b")
             .with_endpoint(format!("http://127.0.0.1:{port}"))
