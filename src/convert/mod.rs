@@ -12,7 +12,7 @@
 //! use tlkit::safetensors::Checkpoint;
 //!
 //! # fn main() -> tlkit::Result<()> {
-//! let base = Checkpoint::open("base".as_ref())?;
+//! let base = Checkpoint::open("base")?;
 //! let mut options = ToTiedOptions::default();
 //! options.base = Some(&base);
 //! let there = peft_to_tied("my-lora".as_ref(), "my-lora.tl".as_ref(), &options)?;

@@ -76,7 +76,7 @@ pub fn train(
         observer,
         progress,
     };
-    match run.to_the_end() {
+    match run.run_on() {
         Ok(stopped) => Ok(run.outcome(stopped)),
         Err(error) => Err(run.save_after(error)),
     }
@@ -123,7 +123,7 @@ struct Loop<'a> {
 }
 
 impl Loop<'_> {
-    fn to_the_end(&mut self) -> Result<StopReason> {
+    fn run_on(&mut self) -> Result<StopReason> {
         let (step, total) = (self.step_number(), self.config.schedule.total);
         self.observer.event(&Event::Started { step, total });
         loop {

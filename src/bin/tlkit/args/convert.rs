@@ -7,8 +7,7 @@ use tlkit::tensor::Dtype;
 use tlkit::{Code, Error, Result};
 
 use super::merge::Blobs;
-use super::store::byte_count;
-use super::values::{float_dtype, positive, storage_dtype};
+use super::values::{byte_count, float_dtype, positive, storage_dtype};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Convert {

@@ -6,8 +6,7 @@ use clap::{Args, ValueHint};
 use tlkit::compute::DeviceChoice;
 use tlkit::merge::{Rounding, TiedPolicy};
 
-use super::store::byte_count;
-use super::values::{device, rename, rounding, tied_policy};
+use super::values::{byte_count, device, rename, rounding, tied_policy};
 
 #[derive(Debug, Args)]
 pub(crate) struct Blobs {

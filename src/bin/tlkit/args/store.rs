@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueHint};
 
 use super::merge::Blobs;
-use super::values::positive;
+use super::values::{bytes, positive, with_unit};
 
 const URLS: &str = "\
 URL is a folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix. Credentials, region and \
@@ -236,24 +236,9 @@ pub(crate) struct Export {
     pub(crate) force: bool,
 }
 
-/// A number with one of some units, each a suffix and its factor.
-fn with_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
-    let end = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(end);
-    let (_, factor) = units.iter().find(|(u, _)| *u == unit)?;
-    number.parse::<u64>().ok()?.checked_mul(*factor)
-}
-
 fn seconds(text: &str) -> Result<u64, String> {
     let units = [("s", 1), ("m", 60), ("h", 3600), ("d", 86_400)];
     with_unit(text, &units).ok_or_else(|| "not a time such as 30s, 90m, 24h or 7d".into())
-}
-
-/// A number of bytes, with or without a unit.
-pub(super) fn byte_count(text: &str) -> Result<u64, String> {
-    bytes(text).ok_or_else(|| "not bytes such as 4096, 500MB or 2GB".into())
 }
 
 fn limit(text: &str) -> Result<Limit, String> {
@@ -263,18 +248,6 @@ fn limit(text: &str) -> Result<Limit, String> {
     bytes(text)
         .map(|n| Limit(Some(n)))
         .ok_or_else(|| "not bytes such as 4096, 500MB or 2GB, nor none".into())
-}
-
-fn bytes(text: &str) -> Option<u64> {
-    let units = [
-        ("", 1),
-        ("B", 1),
-        ("kB", 1000),
-        ("MB", 1_000_000),
-        ("GB", 1_000_000_000),
-        ("TB", 1_000_000_000_000),
-    ];
-    with_unit(text, &units)
 }
 
 #[cfg(test)]

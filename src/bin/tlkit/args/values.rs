@@ -46,3 +46,30 @@ pub(super) fn rename(text: &str) -> Result<(String, String), String> {
     let (from, to) = text.split_once('=').ok_or("not of the form FROM=TO")?;
     Ok((from.to_owned(), to.to_owned()))
 }
+
+/// A number of bytes, with or without a unit.
+pub(super) fn byte_count(text: &str) -> Result<u64, String> {
+    bytes(text).ok_or_else(|| "not bytes such as 4096, 500MB or 2GB".into())
+}
+
+pub(super) fn bytes(text: &str) -> Option<u64> {
+    let units = [
+        ("", 1),
+        ("B", 1),
+        ("kB", 1000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("TB", 1_000_000_000_000),
+    ];
+    with_unit(text, &units)
+}
+
+/// A number with one of some units, each a suffix and its factor.
+pub(super) fn with_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
+    let end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let (_, factor) = units.iter().find(|(u, _)| *u == unit)?;
+    number.parse::<u64>().ok()?.checked_mul(*factor)
+}
