@@ -49,7 +49,7 @@ pub struct ToTiedOptions<'a> {
     pub projection_dtype: Option<Dtype>,
 }
 
-/// A PEFT adapter in tie groups, as [`peft_to_tied`] writes it.
+/// A PEFT adapter in tie groups, as [`peft_to_tied`](crate::convert::peft_to_tied) writes it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Tied {

@@ -1,4 +1,6 @@
 //! The settings that were given: as flags, in a TOML file, or as a method's defaults.
+// The texts are those of the command: in `cuda[:N]` nothing is linked.
+#![allow(rustdoc::broken_intra_doc_links)]
 
 use std::path::Path;
 

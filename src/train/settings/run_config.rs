@@ -1,4 +1,6 @@
 //! The settings of a run, all of them final and checked.
+// The texts are those of the command: in `cuda[:N]` nothing is linked.
+#![allow(rustdoc::broken_intra_doc_links)]
 
 use std::collections::BTreeMap;
 use std::fmt::Display;

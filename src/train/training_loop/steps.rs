@@ -32,10 +32,10 @@ pub(super) const RUNAWAY_NATS: f64 = 12.0;
 /// - [`Code::NoExamples`], [`Code::BadExample`]: there is nothing to learn from, or an example has
 ///   nothing to predict; [`Code::Usage`] where two parameters have one name.
 /// - [`Code::Diverged`]: a loss or gradient is not finite, or the loss ran away
-///   ([`RUNAWAY_FACTOR`]). The step was not taken.
+///   (to ten times the first one, and by 12 nats). The step was not taken.
 /// - [`Code::Interrupted`]: `progress` was stopped.
 /// - [`Code::OutputExists`], [`Code::NotFound`]: a new run in a folder that has one, or the
-///   contrary; [`Code::Busy`] where another process works there; as [`State::load`].
+///   contrary; [`Code::Busy`] where another process works there; a damaged state.
 /// - What `objective` fails with, and what writing the files can fail with.
 ///
 /// Whatever it is that ends the run, the state before it is saved if it can be.
