@@ -8,6 +8,7 @@ use serde_json::Value;
 use tokenizers::{NormalizedString, Normalizer, NormalizerWrapper, Tokenizer};
 
 use super::cut::floor;
+use super::sound::Parts;
 
 /// Bytes that the normalizers may make of a text of no length. Each takes some 400 in memory.
 const FREE_BYTES: usize = 256 << 10;
@@ -27,22 +28,13 @@ const MAX_PATTERN_BYTES: usize = 64 << 10;
 const PIECE: usize = 1 << 10;
 
 /// Refuses a `tokenizer.json` whose regular expressions are too long to be compiled: compiled, each
-/// byte takes some 300. One that is no such file is for its reader to refuse.
+/// byte takes some 300.
 ///
 /// # Errors
 /// What is wrong with it.
-pub(super) fn check_patterns(file: &[u8]) -> Result<(), String> {
-    #[derive(serde::Deserialize)]
-    struct Parts {
-        normalizer: Option<Value>,
-        pre_tokenizer: Option<Value>,
-        decoder: Option<Value>,
-    }
-    let Ok(parts) = serde_json::from_slice::<Parts>(file) else {
-        return Ok(());
-    };
-    let parts = [parts.normalizer, parts.pre_tokenizer, parts.decoder];
-    let length: usize = parts.iter().flatten().map(pattern_bytes).sum();
+pub(super) fn check_patterns(parts: &Parts) -> Result<(), String> {
+    let parts = [&parts.normalizer, &parts.pre_tokenizer, &parts.decoder];
+    let length: usize = parts.into_iter().map(pattern_bytes).sum();
     match length > MAX_PATTERN_BYTES {
         true => Err(format!(
             "its regular expressions have {length} bytes, the limit is {MAX_PATTERN_BYTES}"
@@ -269,9 +261,10 @@ mod tests {
             let list = json!({"type": "Sequence", "pretokenizers": [split]});
             serde_json::to_vec(&json!({"model": {}, "pre_tokenizer": list})).unwrap()
         };
-        check_patterns(&file(1000)).unwrap();
-        assert!(check_patterns(&file(10_000)).is_err());
-        check_patterns(b"{").unwrap();
+        let check = |file: &[u8]| check_patterns(&Parts::read(file)?);
+        check(&file(1000)).unwrap();
+        assert!(check(&file(10_000)).is_err());
+        assert!(check(b"{").is_err());
     }
 
     /// Breaks where a chain is refused for what it could do and does not: usual tokenizers have them.

@@ -1,4 +1,4 @@
-//! Whether a `tokenizer.json` may be given to its reader, which panics on some that are not valid.
+//! Whether a `tokenizer.json` may be given to its reader, which panics on some.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -9,25 +9,32 @@ const LEAF: u32 = 1 << 8;
 /// What a unit's label is compared by.
 const LABEL: u32 = 1 << 31 | 0xFF;
 
-/// Refuses a `tokenizer.json` on which `tokenizers` would panic: one that is not JSON, or that has a
-/// precompiled map whose trie leads out of itself.
-///
-/// # Errors
-/// What is wrong with it.
-pub(super) fn check(file: &[u8]) -> Result<(), String> {
-    #[derive(serde::Deserialize)]
-    struct Parts {
-        normalizer: Option<Value>,
-        // Read for their texts alone, which are looked at only where they are kept.
-        #[serde(default, rename = "decoder")]
-        _decoder: Value,
-        #[serde(default, rename = "pre_tokenizer")]
-        _pre_tokenizer: Value,
-        #[serde(default, rename = "post_processor")]
-        _post_processor: Value,
+/// The parts of a `tokenizer.json` that can do harm, as they are written.
+#[derive(serde::Deserialize)]
+pub(super) struct Parts {
+    #[serde(default)]
+    pub(super) normalizer: Value,
+    #[serde(default)]
+    pub(super) pre_tokenizer: Value,
+    #[serde(default)]
+    pub(super) decoder: Value,
+    /// Read for its texts alone, which are looked at only where they are kept.
+    #[serde(default, rename = "post_processor")]
+    _post_processor: Value,
+}
+
+impl Parts {
+    /// Reads them. A file on which `tokenizers` would panic is refused: one that is not JSON, or that has
+    /// a precompiled map whose trie leads out of itself.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn read(file: &[u8]) -> Result<Self, String> {
+        let parts: Self =
+            serde_json::from_slice(file).map_err(|e| format!("not a tokenizer: {e}"))?;
+        check_part(&parts.normalizer)?;
+        Ok(parts)
     }
-    let parts: Parts = serde_json::from_slice(file).map_err(|e| format!("not a tokenizer: {e}"))?;
-    parts.normalizer.as_ref().map_or(Ok(()), check_part)
 }
 
 fn check_part(part: &Value) -> Result<(), String> {
@@ -122,14 +129,14 @@ mod tests {
     /// Breaks where a map that real models have is refused.
     #[test]
     fn a_map_that_stays_within_itself_is_accepted() {
-        check(&file(&trie(0), "b\0")).unwrap();
-        check(br#"{"normalizer": null, "decoder": {"type": "Fuse"}}"#).unwrap();
+        Parts::read(&file(&trie(0), "b\0")).unwrap();
+        Parts::read(br#"{"normalizer": null, "decoder": {"type": "Fuse"}}"#).unwrap();
     }
 
     /// Breaks where a file makes the tokenizer's reader panic.
     #[test]
     fn what_the_reader_would_panic_on_is_refused() {
-        let wrong = |file: &[u8]| check(file).unwrap_err();
+        let wrong = |file: &[u8]| Parts::read(file).map(drop).unwrap_err();
         assert!(wrong(br#"{"decoder": {"type"": "Fuse"}}"#).contains("not a tokenizer"));
         assert!(wrong(br#"{"decoder": {"type": "\ud800"}}"#).contains("not a tokenizer"));
         let broken = br#"{"normalizer": {"type": "Precompiled", "precompiled_charsmap": "%"}}"#;

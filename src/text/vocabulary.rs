@@ -7,7 +7,7 @@ use tokenizers::{ModelWrapper, Tokenizer};
 
 use super::configs::{self, Ids, ModelConfig, TemplateText, TokenText, TokenizerConfig, read_json};
 use super::growth::{self, Growth};
-use super::sound;
+use super::sound::Parts;
 use crate::budget;
 use crate::error::{Code, Error, Result};
 use crate::fs::check_inside;
@@ -297,8 +297,9 @@ fn load_tokenizer(path: &Path) -> Result<Tokenizer> {
         Code::HeaderTooLarge => bad(e.message().to_owned()).cause(e),
         _ => e,
     })?;
-    sound::check(&bytes).map_err(bad)?;
-    growth::check_patterns(&bytes).map_err(bad)?;
+    let parts = Parts::read(&bytes).map_err(bad)?;
+    growth::check_patterns(&parts).map_err(bad)?;
+    drop(parts);
     let mut tokenizer =
         Tokenizer::from_bytes(&bytes).map_err(|e| bad(format!("not a tokenizer: {e}")).cause(e))?;
     tokenizer
