@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Code, Error, Result};
-use crate::safetensors::open_regular;
+use crate::fs::open_regular;
 
 /// A SHA-256 digest; 64 lower-case hex digits in JSON, `sha256:` before them where it stands alone.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

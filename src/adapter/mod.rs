@@ -22,7 +22,6 @@ mod validate;
 mod whole;
 
 pub use self::error::{DeltaError, delta_error};
-pub use FactorName as Part;
 pub use count::{Shape, percent_tenths};
 pub use extra::{Extra, ExtraRole};
 pub use factor::{Factor, FactorName, Seed};

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::money::{Bill, Prices};
 use super::whatif::header_bytes;
-use crate::adapter::{Method, Part, Shape};
+use crate::adapter::{FactorName, Method, Shape};
 use crate::error::{Code, Error, Result};
 use crate::tensor::Dtype;
 
@@ -188,7 +188,7 @@ pub fn plan(options: &PlanOptions) -> Result<FleetPlan> {
 /// Numbers in the frozen A and B.
 fn frozen(shape: &Shape, method: Method, rank: u64) -> Result<u64> {
     let trains = method.trains().unwrap_or(&[]);
-    let parts: Vec<Part> = [Part::A, Part::B]
+    let parts: Vec<FactorName> = [FactorName::A, FactorName::B]
         .into_iter()
         .filter(|p| !trains.contains(p))
         .collect();

@@ -11,10 +11,11 @@ use tempfile::TempDir;
 use super::*;
 use crate::adapter::{Method, Shape};
 use crate::error::Code;
+use crate::fs::Existing;
 use crate::peft::projection::{Fma, regenerate};
 use crate::peft::testing::shared;
 use crate::progress::Progress;
-use crate::safetensors::{Existing, write_tensors};
+use crate::safetensors::write_tensors;
 use crate::tensor::{Dtype, Tensor};
 
 const LAYERS: usize = 3;

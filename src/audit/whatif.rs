@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::facts::TargetModule;
 use super::row::Row;
 use super::scenario::{Form, Quality, Scenario};
-use crate::adapter::{Method, Part, Shape};
+use crate::adapter::{FactorName, Method, Shape};
 use crate::base::modules::in_joint_set;
 use crate::tensor::Dtype;
 
@@ -122,7 +122,7 @@ pub fn retrained(targets: &[TargetModule], method: Method, joint: bool) -> Optio
     for (shape, rank) in &groups {
         let parameters = shape.parameters(method, *rank).ok()?;
         total.parameters = total.parameters.checked_add(parameters)?;
-        let vectors = |p: &&Part| matches!(p, Part::U | Part::V);
+        let vectors = |p: &&FactorName| matches!(p, FactorName::U | FactorName::V);
         total.tensors += 2 + method.trains()?.iter().filter(vectors).count() as u64;
     }
     (!groups.is_empty()).then_some(total)

@@ -7,11 +7,12 @@ use crate::adapter::{
 };
 use crate::error::Code;
 use crate::format::{NoBlobs, TlFile, fingerprint, seeded_tensor};
+use crate::fs::Existing;
 use crate::open::import_with_base;
 use crate::peft::export::{ExportOptions, Form, export};
 use crate::peft::projection::Fma;
 use crate::peft::testing::shared;
-use crate::safetensors::{Checkpoint, Existing, write_tensors};
+use crate::safetensors::{Checkpoint, write_tensors};
 use crate::tensor::{Dtype, Tensor};
 
 fn random(shape: &[usize], key: u8) -> Tensor {

@@ -201,7 +201,7 @@ mod tests {
         };
         let plan = merge::plan(&base, &inputs, &options).unwrap();
         let exec = ExecOptions {
-            existing: crate::safetensors::Existing::Refuse,
+            existing: crate::fs::Existing::Refuse,
             durable: false,
             allow_unchanged: false,
         };

@@ -39,7 +39,6 @@ mod seeded;
 mod sink;
 mod write;
 
-pub use crate::digest::{Digest, Hasher};
 pub use blobs::{BlobSource, DirBlobs, NoBlobs};
 pub use described::ManifestTensor;
 pub use encode::{Encoded, EncodedTensor, encode};

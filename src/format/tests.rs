@@ -8,6 +8,7 @@ use crate::adapter::{
     Adapter, BaseModel, Extra, ExtraRole, Factor, ModuleKind, Scaling, ScalingRule, Seed, Target,
     TieGroup,
 };
+use crate::digest::Digest;
 use crate::error::Code;
 use crate::tensor::{Dtype, Tensor};
 

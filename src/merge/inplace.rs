@@ -16,7 +16,8 @@ use super::undo::{
 use crate::compute::Stats;
 use crate::digest::{Digest, Hasher};
 use crate::error::{Code, Error, Result};
-use crate::safetensors::{AtomicFile, Existing, encode_header, parent, rename_new, sync_dir};
+use crate::fs::{AtomicFile, Existing, parent, rename_new, sync_dir};
+use crate::safetensors::encode_header;
 use crate::tensor::Dtype;
 
 /// Merges into the base's own files and writes the bytes that were there to `undo`, from which

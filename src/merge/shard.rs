@@ -15,7 +15,8 @@ use super::stream::{Blocks, OutputTensor, with_blocks};
 use super::tensor::factor_bytes;
 use crate::compute::Stats;
 use crate::error::Result;
-use crate::safetensors::{AtomicFile, SafetensorsFile};
+use crate::fs::AtomicFile;
+use crate::safetensors::SafetensorsFile;
 
 /// A band ends with the base tensor that makes it this long. Tests have bands of a few tensors.
 const BAND: u64 = if cfg!(test) { 128 } else { 64 << 20 };

@@ -20,7 +20,8 @@ use super::files::write_at;
 use super::request::{Control, UnmergeOptions};
 use crate::digest::{Digest, Hasher};
 use crate::error::{Code, Error, Result};
-use crate::safetensors::{SafetensorsFile, TensorInfo, parent, rename_new, sync_dir};
+use crate::fs::{parent, rename_new, sync_dir};
+use crate::safetensors::{SafetensorsFile, TensorInfo};
 use crate::tensor::Dtype;
 
 pub(super) const METADATA_KEY: &str = "tlkit_undo";

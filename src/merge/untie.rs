@@ -5,7 +5,8 @@ use serde_json::Value;
 use crate::base::ties::{KEY, Ties};
 use crate::base::{CONFIG_FILE, MAX_CONFIG_BYTES, read_config};
 use crate::error::{Code, Error, Result};
-use crate::safetensors::{Checkpoint, INDEX_FILE, read_limited};
+use crate::fs::read_limited;
+use crate::safetensors::{Checkpoint, INDEX_FILE};
 
 /// The name of the output projection that an untied checkpoint gets: the one that goes with the
 /// embedding's name.

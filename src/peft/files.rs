@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::config::{MAX_CONFIG_BYTES, PeftConfig};
 use super::pickle::{Limits, read_torch_archive};
+use crate::digest::{Digest, Hasher};
 use crate::error::{Code, Error, Result};
-use crate::format::{Digest, Hasher};
 use crate::fs::{check_inside, read_limited};
 use crate::safetensors::SafetensorsFile;
 use crate::tensor::Tensor;

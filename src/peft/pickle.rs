@@ -15,7 +15,7 @@ use zip::{CompressionMethod, ZipArchive, result::ZipError};
 use self::vm::View;
 use super::json::cut;
 use crate::error::{Code, Error, Result};
-use crate::safetensors::open_regular;
+use crate::fs::open_regular;
 use crate::tensor::{Bytes, Dtype, Tensor, byte_len};
 
 /// What a reader of a torch archive is willing to handle.

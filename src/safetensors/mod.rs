@@ -10,8 +10,6 @@ mod file;
 mod header;
 mod write;
 
-pub use crate::fs::{AtomicFile, Existing, read_limited, sync_dir, write_dir};
-pub(crate) use crate::fs::{open_regular, parent, rename_new};
 pub use checkpoint::{Checkpoint, INDEX_FILE, Location, SINGLE_FILE};
 pub use file::SafetensorsFile;
 pub use header::{Header, MAX_HEADER_BYTES, TensorInfo, encode_header};

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::grid::Cell;
 use super::result::CellResult;
 use crate::error::{Code, Error, Result};
-use crate::safetensors::{AtomicFile, Existing, read_limited};
+use crate::fs::{AtomicFile, Existing, read_limited};
 
 /// What the cells of a sweep have in common, in its folder.
 pub const SWEEP_FILE: &str = "sweep.json";

@@ -11,7 +11,7 @@ use super::sound::Parts;
 use crate::budget;
 use crate::error::{Code, Error, Result};
 use crate::fs::check_inside;
-use crate::safetensors::read_limited;
+use crate::fs::read_limited;
 use crate::text::chat_template::{ChatTemplate, Message};
 
 const TOKENIZER: &str = "tokenizer.json";

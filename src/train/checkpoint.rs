@@ -14,7 +14,8 @@ use super::Param;
 use super::optim::{AdamW, AdamWOptions};
 use crate::digest::{Digest, Hasher};
 use crate::error::{Code, Error, Result};
-use crate::safetensors::{Existing, SafetensorsFile, write_tensors};
+use crate::fs::Existing;
+use crate::safetensors::{SafetensorsFile, write_tensors};
 use crate::tensor::{Dtype, Tensor};
 
 const STATE_KEY: &str = "tlkit_state";

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Code, Error, Result};
-use crate::safetensors::{AtomicFile, Existing, read_limited};
+use crate::fs::{AtomicFile, Existing, read_limited};
 
 /// Longest log that is read back, in bytes.
 const MAX_LOG_BYTES: u64 = 1 << 30;

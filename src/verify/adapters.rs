@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::delta_error;
+use crate::adapter::delta_error;
 use crate::adapter::error::{DeltaError, ratio};
 use crate::adapter::{Adapter, Module, TieGroup};
 use crate::error::Result;

@@ -11,8 +11,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::fs::read_limited;
 use crate::merge::{Control, MergePlan, WrittenFile, written_files};
-use crate::safetensors::{Checkpoint, INDEX_FILE, SafetensorsFile, read_limited};
+use crate::safetensors::{Checkpoint, INDEX_FILE, SafetensorsFile};
 
 /// Deepest folder that is looked into; a merge copies no deeper ones.
 const MAX_DEPTH: usize = 8;

@@ -25,7 +25,6 @@ mod file;
 mod folder;
 mod merged;
 
-pub use crate::adapter::{DeltaError, delta_error};
 pub use adapters::{AdaptersReport, ExtraReport, Magnitudes, TargetReport, verify_adapters};
 pub use file::{FileReport, TensorCheck, verify_file};
 pub use folder::{FileNote, FilesReport};

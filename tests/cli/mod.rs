@@ -30,7 +30,8 @@ use std::process::{Command, Output, Stdio};
 
 use fancy_regex::Regex;
 use tempfile::TempDir;
-use tlkit::safetensors::{Existing, SafetensorsFile, write_tensors};
+use tlkit::fs::Existing;
+use tlkit::safetensors::{SafetensorsFile, write_tensors};
 use tlkit::tensor::Tensor;
 
 /// A folder with `base/` and the adapters `lora`, `vera`, `style` and `style.tl`, and what was

@@ -20,7 +20,8 @@ use tlkit::adapter::{
     Adapter, Factor, ModuleKind, Scaling, ScalingRule, Seed, Target as Module, TieGroup,
 };
 use tlkit::format::{WriteOptions, seeded_tensor, write_tl};
-use tlkit::safetensors::{Existing, write_tensors};
+use tlkit::fs::Existing;
+use tlkit::safetensors::write_tensors;
 use tlkit::tensor::{Dtype, Tensor};
 
 const WIDTH: usize = 1024;

@@ -12,7 +12,8 @@ use std::sync::OnceLock;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tlkit::safetensors::{Existing, write_tensors};
+use tlkit::fs::Existing;
+use tlkit::safetensors::write_tensors;
 use tlkit::tensor::{Dtype, Tensor};
 
 /// The simulated driver and compiler, built once with the C compiler.

@@ -6,7 +6,8 @@ use tlkit::Code;
 use tlkit::adapter::Seed;
 use tlkit::digest::Digest;
 use tlkit::format::{fingerprint, seeded_tensor};
-use tlkit::safetensors::{Checkpoint, Existing, write_tensors};
+use tlkit::fs::Existing;
+use tlkit::safetensors::{Checkpoint, write_tensors};
 use tlkit::tensor::Tensor;
 
 use super::{blocks, fixture, root};

@@ -247,5 +247,5 @@ fn a_pipe_does_not_block_the_reader() {
         return;
     }
     assert_code(Checkpoint::open(folder.path()), Code::Io);
-    assert_code(tlkit::safetensors::read_limited(&pipe, 10), Code::Io);
+    assert_code(tlkit::fs::read_limited(&pipe, 10), Code::Io);
 }

@@ -4,7 +4,8 @@ use rayon::ThreadPoolBuilder;
 use tempfile::TempDir;
 use tlkit::adapter::{Factor, TieGroup};
 use tlkit::format::{WriteOptions, write_tl};
-use tlkit::safetensors::{Existing, write_tensors};
+use tlkit::fs::Existing;
+use tlkit::safetensors::write_tensors;
 use tlkit::tensor::Dtype;
 use tlkit::verify::{verify_adapters, verify_merged};
 

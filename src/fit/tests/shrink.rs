@@ -150,7 +150,8 @@ fn tied_groups_stay_and_nothing_makes_nothing() {
 fn the_fingerprint_is_of_what_is_left() {
     use crate::convert::check_fingerprint;
     use crate::format::{NoBlobs, TlFile};
-    use crate::safetensors::{Checkpoint, Existing, write_tensors};
+    use crate::fs::Existing;
+    use crate::safetensors::{Checkpoint, write_tensors};
 
     let tied = falling(7);
     let dir = tempfile::tempdir().unwrap();

@@ -15,8 +15,9 @@ use super::*;
 use crate::adapter::{Adapter, Extra, ExtraRole, Factor, ModuleKind, Scaling, Target, TieGroup};
 use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
+use crate::fs::Existing;
 use crate::progress::Progress;
-use crate::safetensors::{Checkpoint, Existing, SafetensorsFile, write_tensors};
+use crate::safetensors::{Checkpoint, SafetensorsFile, write_tensors};
 use crate::tensor::{Dtype, Tensor, narrow_into, widen};
 
 /// Numbers that are not dyadic, so that every rounding shows; the same for the same seed.

@@ -1,7 +1,7 @@
 //! What the merged bytes are.
 
 use super::*;
-use crate::safetensors::AtomicFile;
+use crate::fs::AtomicFile;
 use std::sync::atomic::AtomicBool;
 
 #[test]

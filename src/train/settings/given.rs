@@ -10,7 +10,7 @@ use super::list::run_settings;
 use super::values;
 use crate::adapter::Method;
 use crate::error::{Code, Error, Result};
-use crate::safetensors::read_limited;
+use crate::fs::read_limited;
 
 /// Longest config file that is read, in bytes.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;

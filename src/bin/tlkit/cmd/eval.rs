@@ -2,8 +2,8 @@ use std::path::Path;
 
 use serde::Serialize;
 use tlkit::eval::{EvalOptions, EvalReport, Prediction, evaluate};
+use tlkit::fs::AtomicFile;
 use tlkit::fs::Output as Kind;
-use tlkit::safetensors::AtomicFile;
 use tlkit::text::{EvalItem, load_items};
 use tlkit::{Code, Error, Result};
 

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use serde::Serialize;
-use tlkit::adapter::{Method, Part, Shape, percent_tenths};
+use tlkit::adapter::{FactorName, Method, Shape, percent_tenths};
 use tlkit::audit::model_shape;
-use tlkit::safetensors::read_limited;
+use tlkit::fs::read_limited;
 use tlkit::{Code, Error, Result};
 
 use crate::args::{ModelSizes, Params};
@@ -98,7 +98,7 @@ fn row(shape: &Shape, method: Method, rank: u64, lora_rank: u64, bits: usize) ->
             .trains()
             .unwrap_or(&[])
             .iter()
-            .map(|p: &Part| p.name())
+            .map(|p: &FactorName| p.name())
             .collect(),
         tied: method.is_tied() == Some(true),
         parameters,

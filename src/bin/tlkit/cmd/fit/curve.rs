@@ -5,7 +5,7 @@ use std::path::Path;
 use tlkit::Result;
 use tlkit::convert::{ToTiedOptions, import_tied};
 use tlkit::fit::{Curve, CurveOptions, CurvePoint, figure, fit_curve};
-use tlkit::safetensors::AtomicFile;
+use tlkit::fs::AtomicFile;
 
 use crate::args::PeftToTied;
 use crate::output::{Outcome, Output, bytes, relative_error, table};
