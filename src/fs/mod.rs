@@ -13,6 +13,7 @@ mod read;
 mod rename;
 mod rule;
 mod staging;
+mod walk;
 
 #[cfg(test)]
 mod tests;
@@ -29,3 +30,4 @@ pub use read::{check_inside, read_limited};
 pub(crate) use rename::rename_new;
 pub use rule::{Existing, Output, check_inputs, check_outside};
 pub(crate) use staging::Staging;
+pub(crate) use walk::{MAX_DEPTH, Visited, walk};

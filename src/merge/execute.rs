@@ -18,8 +18,8 @@ const SYNC_EVERY: Duration = Duration::from_millis(100);
 
 /// Writes the merged model to `output`: a file for a base that is a file, else a directory.
 ///
-/// A directory is built as a hidden sibling, with a journal: an interrupted merge of the same
-/// base, adapters and options goes on where it stopped, any other leftover is discarded.
+/// A directory is built as a hidden sibling: an interrupted merge of the same base, adapters and
+/// options goes on where it stopped, any other leftover is discarded.
 ///
 /// # Errors
 /// [`Code::OutputExists`], [`Code::NoSpace`], [`Code::Busy`], [`Code::Io`] and its kin;

@@ -1,7 +1,6 @@
 //! The files of a model directory that are not weights, and go along: copied by a merge, and told to
 //! whoever compares with one.
 
-use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -9,11 +8,10 @@ use std::path::{Path, PathBuf};
 
 use super::plan::MergePlan;
 use crate::error::{Error, Result};
-use crate::fs::{check_inside, make_dir, open_regular, parent, same_bytes, sync_dir};
+use crate::fs::{
+    MAX_DEPTH, Visited, check_inside, make_dir, open_regular, parent, same_bytes, sync_dir, walk,
+};
 use crate::safetensors::INDEX_FILE;
-
-/// Deepest folder of a base directory whose files are copied.
-const MAX_DEPTH: usize = 8;
 
 /// The files of the base directory that are not shards.
 pub(super) struct OtherFiles {
@@ -30,45 +28,38 @@ impl OtherFiles {
             skipped: Vec::new(),
             bytes: 0,
         };
-        all.walk(plan, Path::new(""), 0)?;
+        walk(plan.base().path(), &mut |path, found| {
+            all.note(plan, path, found)
+        })?;
         all.files.sort();
         all.skipped.sort();
         Ok(all)
     }
 
-    fn walk(&mut self, plan: &MergePlan<'_>, inside: &Path, depth: usize) -> Result<()> {
-        let folder = plan.base().path().join(inside);
-        let io = |e| Error::io(&folder, "list", e);
-        for entry in fs::read_dir(&folder).map_err(io)? {
-            let entry = entry.map_err(io)?;
-            let path = inside.join(entry.file_name());
-            let kind = entry.file_type().map_err(io)?;
-            if kind.is_dir() {
-                let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
-                match hidden || depth == MAX_DEPTH {
-                    true => self.skip(&path, "hidden folder"),
-                    false => self.walk(plan, &path, depth + 1)?,
-                }
-                continue;
-            }
-            // Models in a download cache are folders of links to files.
-            let Some(meta) = fs::metadata(entry.path()).ok().filter(|m| m.is_file()) else {
-                self.skip(&path, "not a file");
-                continue;
-            };
-            let top = inside.as_os_str().is_empty();
-            let is = |name: &str| top && entry.file_name() == OsStr::new(name);
-            if plan.shards().iter().any(|s| is(&s.name)) {
-                continue;
-            }
-            if let Some(reason) = left_out(&path, plan.base().is_sharded() && is(INDEX_FILE)) {
-                self.skip(&path, reason);
-                continue;
-            }
-            check_inside(plan.base().path(), &plan.base().path().join(&path))?;
-            self.bytes += meta.len();
-            self.files.push(path);
+    /// Takes in what a walk through the base came by.
+    fn note(&mut self, plan: &MergePlan<'_>, path: PathBuf, found: Visited) -> Result<()> {
+        let base = plan.base();
+        if matches!(found, Visited::ClosedFolder) {
+            self.skip(&path, "hidden folder");
+            return Ok(());
         }
+        // Models in a download cache are folders of links to files.
+        let meta = fs::metadata(base.path().join(&path));
+        let Some(meta) = meta.ok().filter(|m| m.is_file()) else {
+            self.skip(&path, "not a file");
+            return Ok(());
+        };
+        if plan.shards().iter().any(|s| path == Path::new(&s.name)) {
+            return Ok(());
+        }
+        let is_index = base.is_sharded() && path == Path::new(INDEX_FILE);
+        if let Some(reason) = left_out(&path, is_index) {
+            self.skip(&path, reason);
+            return Ok(());
+        }
+        check_inside(base.path(), &base.path().join(&path))?;
+        self.bytes += meta.len();
+        self.files.push(path);
         Ok(())
     }
 

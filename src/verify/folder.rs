@@ -11,12 +11,10 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::fs::read_limited;
+use crate::fs::{Visited, read_limited, walk};
 use crate::merge::{Control, MergePlan, WrittenFile, written_files};
 use crate::safetensors::{Checkpoint, INDEX_FILE, SafetensorsFile};
 
-/// Deepest folder that is looked into; a merge copies no deeper ones.
-const MAX_DEPTH: usize = 8;
 /// Largest file that is compared as JSON where its bytes differ.
 const MAX_JSON_BYTES: u64 = 64 << 20;
 /// Bytes compared at a time.
@@ -165,7 +163,11 @@ fn compare_folder(
 ) -> Result<()> {
     let (base, folder) = (plan.base().path(), merged.path());
     let mut found = FolderFiles::default();
-    found.walk(folder, Path::new(""), 0, report)?;
+    walk(folder, &mut |path, kind| {
+        found.note(folder, path, kind, report);
+        Ok(())
+    })?;
+    found.files.sort();
     let mut expected: BTreeMap<PathBuf, WrittenFile> = BTreeMap::new();
     for file in written_files(plan)? {
         expected.insert(file.path.clone(), file);
@@ -217,49 +219,29 @@ struct FolderFiles {
 }
 
 impl FolderFiles {
-    fn walk(
-        &mut self,
-        folder: &Path,
-        inside: &Path,
-        depth: usize,
-        report: &mut FilesReport,
-    ) -> Result<()> {
-        let here = folder.join(inside);
-        let io = |e| Error::io(&here, "list", e);
-        for entry in fs::read_dir(&here).map_err(io)? {
-            let entry = entry.map_err(io)?;
-            let path = inside.join(entry.file_name());
-            let kind = entry.file_type().map_err(io)?;
-            if kind.is_dir() {
-                let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
-                match hidden || depth == MAX_DEPTH {
-                    true => report
-                        .not_compared
-                        .push(format!("the folder {}", path.display())),
-                    false => self.walk(folder, &path, depth + 1, report)?,
-                }
-                continue;
-            }
-            if kind.is_symlink() {
-                match link_stays(folder, &entry.path()) {
-                    true => report.laid_out(&path, "is a link within the model"),
-                    false => report.differs(&path, "is a link out of the folder"),
-                }
-            }
-            match fs::metadata(entry.path()).is_ok_and(|m| m.is_file()) {
-                true => self.files.push(path),
-                false => {
-                    if !kind.is_symlink() {
-                        report.differs(&path, "is not a regular file");
-                    } else if link_stays(folder, &entry.path()) {
-                        report.differs(&path, "is a link to something that is not a file");
-                    }
-                    self.odd.push(path);
-                }
-            }
+    /// Takes in what a walk through the merged model's folder came by.
+    fn note(&mut self, folder: &Path, path: PathBuf, found: Visited, report: &mut FilesReport) {
+        let Visited::Entry(kind) = found else {
+            let closed = format!("the folder {}", path.display());
+            return report.not_compared.push(closed);
+        };
+        let full = folder.join(&path);
+        let stays = kind.is_symlink().then(|| link_stays(folder, &full));
+        match stays {
+            Some(true) => report.laid_out(&path, "is a link within the model"),
+            Some(false) => report.differs(&path, "is a link out of the folder"),
+            None => {}
         }
-        self.files.sort();
-        Ok(())
+        if fs::metadata(full).is_ok_and(|m| m.is_file()) {
+            self.files.push(path);
+            return;
+        }
+        match stays {
+            None => report.differs(&path, "is not a regular file"),
+            Some(true) => report.differs(&path, "is a link to something that is not a file"),
+            Some(false) => {}
+        }
+        self.odd.push(path);
     }
 }
 
