@@ -11,3 +11,4 @@ mod hostile;
 mod house;
 mod interop;
 mod s3;
+mod shared;

@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::{Run, Shell};
+use crate::shared::names;
 
 /// What a busy machine may add to the second that is promised.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -29,15 +29,6 @@ fn stopped(shell: &Shell, name: &str, line: &str, after: Duration) -> (Run, Dura
     let start = Instant::now();
     let run = Run::of(child.wait_with_output().unwrap());
     (run, start.elapsed())
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).unwrap();
-    let mut names: Vec<String> = entries
-        .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
 }
 
 #[track_caller]

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tlkit::digest::Digest;
-use tlkit::safetensors::encode_header;
 use tlkit::tensor::Dtype;
 
 use super::{Run, Shell};
+use crate::hostile::{Stored, tl};
 
 const MB: u64 = 1 << 10;
 
@@ -281,24 +281,6 @@ fn seeded(digests: &[String], len: u64) -> Vec<u8> {
         false,
         &[("g0.B", Dtype::F32, vec![1, 1], &one)],
     )
-}
-
-type Stored<'a> = (&'a str, Dtype, Vec<usize>, &'a [u8]);
-
-fn tl(manifest: &str, packed: bool, tensors: &[Stored<'_>]) -> Vec<u8> {
-    let root = Digest::of(manifest.as_bytes()).to_string();
-    let mut metadata = vec![("tl", "1"), ("tl.manifest", manifest), ("tl.root", &root)];
-    if packed {
-        metadata.insert(2, ("tl.pack", "zstd-shuffle/1"));
-    }
-    let entries = tensors
-        .iter()
-        .map(|(n, d, s, b)| (*n, *d, s.as_slice(), b.len() as u64));
-    let mut file = encode_header(&metadata, entries, 64);
-    tensors
-        .iter()
-        .for_each(|(.., bytes)| file.extend_from_slice(bytes));
-    file
 }
 
 /// Breaks where a file of a few kB makes a command hold the gigabytes that its seeds make.

@@ -7,6 +7,8 @@
 
 mod full;
 mod killed;
+#[path = "../shared.rs"]
+mod shared;
 mod store;
 
 use std::fs;
@@ -23,6 +25,8 @@ use tlkit::format::{WriteOptions, seeded_tensor, write_tl};
 use tlkit::fs::Existing;
 use tlkit::safetensors::write_tensors;
 use tlkit::tensor::{Dtype, Tensor};
+
+use shared::names;
 
 const WIDTH: usize = 1024;
 const LAYERS: usize = 8;
@@ -160,15 +164,6 @@ fn random(dtype: Dtype, shape: &[usize], key: u8) -> Tensor {
         step: f32::powi(2.0, -25),
     };
     seeded_tensor(&seed, dtype, shape).unwrap()
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).unwrap();
-    let mut names: Vec<String> = entries
-        .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
 }
 
 /// Every file of a folder (or the file itself) with its content.

@@ -50,10 +50,10 @@ fn safetensors(json: &str, data: &[u8]) -> Vec<u8> {
 }
 
 /// A tensor for [`tl`]: name, dtype, shape, bytes.
-type Stored<'a> = (&'a str, Dtype, Vec<usize>, &'a [u8]);
+pub(crate) type Stored<'a> = (&'a str, Dtype, Vec<usize>, &'a [u8]);
 
 /// A `.tl` of this manifest with its true root, tensors in the order given.
-fn tl(manifest: &str, packed: bool, tensors: &[Stored<'_>]) -> Vec<u8> {
+pub(crate) fn tl(manifest: &str, packed: bool, tensors: &[Stored<'_>]) -> Vec<u8> {
     let root = Digest::of(manifest.as_bytes()).to_string();
     let mut metadata = vec![("tl", "1"), ("tl.manifest", manifest), ("tl.root", &root)];
     if packed {

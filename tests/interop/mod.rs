@@ -20,6 +20,8 @@ use tlkit::peft::export::{ExportOptions, Form};
 use tlkit::safetensors::Checkpoint;
 use tlkit::tensor::Tensor;
 
+use crate::shared::names;
+
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
 }
@@ -87,14 +89,4 @@ fn to_peft(tl: &Path, out: &Path, base: &Path, form: Form) -> Result<PathBuf> {
     options.form = form;
     tied_to_peft(tl, out, &NoBlobs, Some(&base), &options)?;
     Ok(out.to_owned())
-}
-
-/// The names in a folder, sorted.
-fn names(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).unwrap();
-    let mut names: Vec<String> = entries
-        .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
 }
