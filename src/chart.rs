@@ -1,6 +1,8 @@
 //! What all pictures have in common.
 
-use plotters::coord::Shift;
+use plotters::chart::{MeshStyle, SeriesLabelStyle};
+use plotters::coord::ranged1d::Ranged;
+use plotters::coord::{CoordTranslate, Shift};
 use plotters::prelude::*;
 
 use crate::error::{Code, Error, Result};
@@ -40,4 +42,24 @@ pub(crate) fn svg(what: &str, draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<S
     drop(area);
     drawn.map_err(|e| Error::new(Code::Io, format!("cannot draw {what}: {e}")))?;
     Ok(svg)
+}
+
+/// A grid with the look that all have.
+pub(crate) fn plain<'m, 'a, 'b, 'c, X: Ranged, Y: Ranged>(
+    mesh: &'m mut MeshStyle<'a, 'b, X, Y, SVGBackend<'c>>,
+) -> &'m mut MeshStyle<'a, 'b, X, Y, SVGBackend<'c>> {
+    mesh.light_line_style(BLACK.mix(0.04))
+        .bold_line_style(BLACK.mix(0.12))
+        .label_style(("sans-serif", 14))
+        .axis_desc_style(("sans-serif", 16))
+}
+
+/// A legend over the lines, with the look that all have.
+pub(crate) fn framed<'m, 'a, 'b, 'c: 'a, T: CoordTranslate>(
+    labels: &'m mut SeriesLabelStyle<'a, 'b, SVGBackend<'c>, T>,
+) -> &'m mut SeriesLabelStyle<'a, 'b, SVGBackend<'c>, T> {
+    labels
+        .background_style(WHITE.mix(0.85))
+        .border_style(BLACK.mix(0.3))
+        .label_font(("sans-serif", 15))
 }

@@ -109,12 +109,7 @@ fn draw(area: &Area<'_>, curve: &Curve) -> Drawn {
         .x_label_area_size(44)
         .y_label_area_size(64)
         .build_cartesian_2d(ByteAxis(x.clone().into(), x), -0.02..1.02)?;
-    chart
-        .configure_mesh()
-        .light_line_style(BLACK.mix(0.04))
-        .bold_line_style(BLACK.mix(0.12))
-        .label_style(("sans-serif", 14))
-        .axis_desc_style(("sans-serif", 16))
+    chart::plain(&mut chart.configure_mesh())
         .x_desc("bytes")
         .y_desc("relative error of the updates")
         .y_label_formatter(&|y| format!("{y:.1}"))
@@ -139,12 +134,8 @@ fn draw(area: &Area<'_>, curve: &Curve) -> Drawn {
         .draw_series([Circle::new(lora, 5, BLACK.filled())])?
         .label("the LoRA itself")
         .legend(|(x, y)| Circle::new((x + 12, y), 5, BLACK.filled()));
-    chart
-        .configure_series_labels()
+    chart::framed(&mut chart.configure_series_labels())
         .position(SeriesLabelPosition::LowerLeft)
-        .background_style(WHITE.mix(0.85))
-        .border_style(BLACK.mix(0.3))
-        .label_font(("sans-serif", 15))
         .draw()?;
     Ok(())
 }

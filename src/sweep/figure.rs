@@ -111,12 +111,7 @@ fn draw(area: &Area<'_>, ranks: &[usize], lines: &[Line], metric: &Metric) -> Dr
         .x_label_area_size(44)
         .y_label_area_size(72)
         .build_cartesian_2d(x, y)?;
-    chart
-        .configure_mesh()
-        .light_line_style(BLACK.mix(0.04))
-        .bold_line_style(BLACK.mix(0.12))
-        .label_style(("sans-serif", 14))
-        .axis_desc_style(("sans-serif", 16))
+    chart::plain(&mut chart.configure_mesh())
         .x_desc("rank")
         .y_desc(metric.title())
         .draw()?;

@@ -46,12 +46,7 @@ fn draw(area: &Area<'_>, train: &[Point], valid: &[Point]) -> Drawn {
         .x_label_area_size(44)
         .y_label_area_size(64)
         .build_cartesian_2d(x, y)?;
-    chart
-        .configure_mesh()
-        .light_line_style(BLACK.mix(0.04))
-        .bold_line_style(BLACK.mix(0.12))
-        .label_style(("sans-serif", 14))
-        .axis_desc_style(("sans-serif", 16))
+    chart::plain(&mut chart.configure_mesh())
         .x_label_formatter(&|x| x.to_string())
         .x_desc("step")
         .y_desc("loss (nats per token)")
@@ -76,12 +71,8 @@ fn draw(area: &Area<'_>, train: &[Point], valid: &[Point]) -> Drawn {
             .legend(|(x, y)| Circle::new((x + 12, y), 4, VALIDATION.filled()));
     }
     if !(train.is_empty() && valid.is_empty()) {
-        chart
-            .configure_series_labels()
+        chart::framed(&mut chart.configure_series_labels())
             .position(SeriesLabelPosition::UpperRight)
-            .background_style(WHITE.mix(0.85))
-            .border_style(BLACK.mix(0.3))
-            .label_font(("sans-serif", 15))
             .draw()?;
     }
     Ok(())
