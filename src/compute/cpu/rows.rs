@@ -52,9 +52,7 @@ pub fn merge_rows(
     cols: usize,
     weights: &mut [u8],
 ) -> Result<Stats> {
-    check_weights(dtype, rows.len().checked_mul(cols), weights)?;
-    check_factors(updates, &rows, cols)?;
-    let product = Product::new(updates, cols);
+    let product = checked(dtype, updates, &rows, cols, weights)?;
     Ok(merge(
         Isa::detect(),
         dtype,
@@ -80,9 +78,7 @@ pub fn merge_block_parallel(
     cols: usize,
     weights: &mut [u8],
 ) -> Result<Stats> {
-    check_weights(dtype, rows.len().checked_mul(cols), weights)?;
-    check_factors(updates, &rows, cols)?;
-    let product = Product::new(updates, cols);
+    let product = checked(dtype, updates, &rows, cols, weights)?;
     Ok(merge_parallel(
         Isa::detect(),
         dtype,
@@ -108,6 +104,19 @@ pub fn add_rows(
 ) -> Result<Stats> {
     check_weights(dtype, Some(delta.len()), weights)?;
     Ok(add(Isa::detect(), dtype, rounding, delta, weights))
+}
+
+/// The product of factors that fit the weights.
+fn checked<'u>(
+    dtype: Dtype,
+    updates: &[Update<'u>],
+    rows: &Range<usize>,
+    cols: usize,
+    weights: &[u8],
+) -> Result<Product<'u>> {
+    check_weights(dtype, rows.len().checked_mul(cols), weights)?;
+    check_factors(updates, rows, cols)?;
+    Ok(Product::new(updates, cols))
 }
 
 fn check_weights(dtype: Dtype, elements: Option<usize>, weights: &[u8]) -> Result<()> {
