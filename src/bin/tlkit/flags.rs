@@ -99,3 +99,41 @@ pub(crate) fn hint(error: &Error) -> Option<Cow<'_, str>> {
     });
     Some(with_path.unwrap_or(Cow::Borrowed(hint)))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    /// The library's code, with texts that go over several lines put together.
+    fn library(folder: &Path, code: &mut String) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && !path.ends_with("src/bin") {
+                library(&path, code);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                for line in fs::read_to_string(&path).unwrap().lines() {
+                    let line = line.trim_start();
+                    code.push_str(line.strip_suffix('\\').unwrap_or(line));
+                }
+            }
+        }
+    }
+
+    /// Breaks where the library says another hint than the one that flags are known for.
+    #[test]
+    fn the_library_has_the_hints_that_are_looked_for() {
+        let mut code = String::new();
+        library(
+            &Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
+            &mut code,
+        );
+        for (hint, _) in HINTS.iter().chain(BEFORE_PATHS) {
+            assert!(code.contains(hint), "{hint}");
+        }
+    }
+}
