@@ -24,8 +24,8 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// Reads them. A file on which `tokenizers` would panic is refused: one that is not JSON, or that has
-    /// a precompiled map whose trie leads out of itself.
+    /// Reads them. A file on which `tokenizers` would panic is refused: one that is not JSON, that has a
+    /// precompiled map whose trie leads out of itself, or whose decoder strips a text's end.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -33,7 +33,23 @@ impl Parts {
         let parts: Self =
             serde_json::from_slice(file).map_err(|e| format!("not a tokenizer: {e}"))?;
         check_part(&parts.normalizer)?;
+        if strips_ends(&parts.decoder) {
+            // It counts back from the end without a look at the start.
+            return Err("its decoder strips the end of a text".to_owned());
+        }
         Ok(parts)
+    }
+}
+
+/// Whether a `Strip` among the decoders takes anything from a text's end.
+fn strips_ends(part: &Value) -> bool {
+    match part {
+        Value::Array(list) => list.iter().any(strips_ends),
+        Value::Object(map) => map.iter().any(|(key, value)| match key.as_str() {
+            "stop" => *value != 0,
+            _ => strips_ends(value),
+        }),
+        _ => false,
     }
 }
 
@@ -139,6 +155,14 @@ mod tests {
         let wrong = |file: &[u8]| Parts::read(file).map(drop).unwrap_err();
         assert!(wrong(br#"{"decoder": {"type"": "Fuse"}}"#).contains("not a tokenizer"));
         assert!(wrong(br#"{"decoder": {"type": "\ud800"}}"#).contains("not a tokenizer"));
+        let strip = |stop: u32| {
+            let strip =
+                serde_json::json!({"type": "Strip", "content": " ", "start": 1, "stop": stop});
+            let decoder = serde_json::json!({"type": "Sequence", "decoders": [strip]});
+            serde_json::to_vec(&serde_json::json!({"decoder": decoder})).unwrap()
+        };
+        Parts::read(&strip(0)).unwrap();
+        assert!(wrong(&strip(1)).contains("strips the end"));
         let broken = br#"{"normalizer": {"type": "Precompiled", "precompiled_charsmap": "%"}}"#;
         assert!(wrong(broken).contains("base64"));
         let broken = br#"{"normalizer": {"type": "Precompiled"}}"#;
