@@ -7,6 +7,7 @@
 
 use super::features::{Feature, read_features, refuse_init};
 use super::json::{self, Fields, Json, cut, wrong};
+use super::tokens::{self, TrainedTokens};
 use crate::error::{Code, Error, Result};
 
 /// Bytes of `adapter_config.json` beyond which it is not parsed.
@@ -106,6 +107,8 @@ pub struct LoraConfig {
     pub init_lora_weights: Option<String>,
     /// Whether magnitudes are trained (DoRA).
     pub use_dora: bool,
+    /// Rows of embeddings that were trained one by one.
+    pub trainable_tokens: TrainedTokens,
     /// Features that are set and that a plain low-rank update cannot represent.
     pub features: Vec<Feature>,
 }
@@ -302,6 +305,7 @@ impl LoraConfig {
             fan_in_fan_out: false,
             init_lora_weights: None,
             use_dora: false,
+            trainable_tokens: TrainedTokens::None,
             features: Vec::new(),
         }
     }
@@ -324,6 +328,7 @@ impl LoraConfig {
                 other => return Err(wrong("init_lora_weights", &other, "a name, true or false")),
             },
             use_dora: fields.flag("use_dora")?,
+            trainable_tokens: TrainedTokens::read(&fields.take(tokens::KEY))?,
             features: read_features(&mut fields)?,
         };
         config.common.unknown = fields.rest();
@@ -396,6 +401,9 @@ impl LoraConfig {
                 .filter(|(_, on)| *on)
                 .map(|(k, _)| (k, Json::Bool(true))),
         );
+        if self.trainable_tokens != TrainedTokens::None {
+            keys.push((tokens::KEY, self.trainable_tokens.to_json()));
+        }
         if !self.rank_pattern.is_empty() {
             let entry = |(k, r): &(String, u32)| (k.clone(), Json::Int((*r).into()));
             keys.push((

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::files::AdapterFiles;
 use super::names::strip_prefix;
 use super::slot::Slot;
+use super::tokens;
 use crate::adapter::MAX_NAME_BYTES;
 use crate::error::{Code, Error, Result};
 use crate::tensor::Tensor;
@@ -97,6 +98,8 @@ pub(super) struct Sorted {
     pub(super) lora: BTreeMap<String, LoraModule>,
     pub(super) vera: BTreeMap<String, VeraModule>,
     pub(super) projection: Option<(Tensor, Tensor)>,
+    /// Trained rows of embeddings, by the embedding's path.
+    pub(super) tokens: BTreeMap<String, Tensor>,
     /// `<module>.base_layer.weight` and `.bias`, under the base's own names.
     pub(super) base_layers: BTreeMap<String, Tensor>,
     /// Full tensors without a LoRA suffix, under the base's own names.
@@ -147,6 +150,10 @@ fn check_tensor(tensor: &Tensor) -> Result<()> {
 impl Sorted {
     fn place(&mut self, key: &str, tensor: Tensor) -> Result<()> {
         let name = strip_prefix(key);
+        if let Some(embedding) = name.strip_suffix(tokens::SUFFIX) {
+            return insert(&mut self.tokens, embedding.to_owned(), tensor)
+                .map_err(|e| e.tensor(key));
+        }
         refuse_variants(key, name)?;
         if let Some((module, slot)) = Slot::split(name) {
             if module.split('.').any(|s| s == "base_layer") {
@@ -167,6 +174,7 @@ impl Sorted {
             (".base_layer.bias", ".bias"),
         ] {
             if let Some(module) = name.strip_suffix(suffix) {
+                let module = module.strip_suffix(tokens::WRAPPER).unwrap_or(module);
                 return insert(&mut self.base_layers, format!("{module}{own}"), tensor)
                     .map_err(|e| e.tensor(key));
             }

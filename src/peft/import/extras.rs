@@ -19,11 +19,9 @@ impl Importer<'_> {
             } else {
                 ExtraRole::BaseLayer
             };
-            self.adapter.extras.push(Extra {
-                name: name.clone(),
-                role,
-                tensor: tensor.clone(),
-            });
+            self.adapter
+                .extras
+                .push(Extra::new(name, role, tensor.clone()));
         }
         let mut found = vec![false; saved.len()];
         let needles: Vec<(String, String)> = saved
@@ -47,11 +45,9 @@ impl Importer<'_> {
                 () if is_saved_when_resized(module) => ExtraRole::Replace,
                 () => return Err(unknown_tensor(name)),
             };
-            self.adapter.extras.push(Extra {
-                name: name.clone(),
-                role,
-                tensor: tensor.clone(),
-            });
+            self.adapter
+                .extras
+                .push(Extra::new(name, role, tensor.clone()));
         }
         if let Some((missing, _)) = saved.iter().zip(&found).find(|(_, found)| !**found) {
             let message =

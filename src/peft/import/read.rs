@@ -11,6 +11,7 @@ use crate::error::{Code, Error, Result};
 use crate::peft::config::PeftConfig;
 use crate::peft::files::AdapterFiles;
 use crate::peft::tensors::sort_tensors;
+use crate::peft::tokens::TrainedTokens;
 
 /// Reads a PEFT adapter directory: LoRA, DoRA or VeRA.
 ///
@@ -59,6 +60,11 @@ pub fn import(dir: &Path, options: &ImportOptions<'_>) -> Result<Imported> {
     importer
         .extras(&files.config, &sorted)
         .map_err(|e| e.file(dir))?;
+    let tokens = match &files.config {
+        PeftConfig::Lora(config) => &config.trainable_tokens,
+        PeftConfig::Vera(_) => &TrainedTokens::None,
+    };
+    importer.tokens(tokens, &sorted).map_err(|e| e.file(dir))?;
     importer.adapter.sort();
     importer.adapter.validate().map_err(|e| e.file(dir))?;
     Ok(Imported {
