@@ -37,7 +37,7 @@ pub fn plan<'a>(
         tensors: BTreeMap::new(),
         new_output: None,
         untie: false,
-        notes: Vec::new(),
+        notes: base.notes().to_vec(),
     };
     for (index, input) in inputs.iter().enumerate() {
         builder

@@ -55,6 +55,7 @@ mod inplace;
 mod orient;
 mod other_files;
 mod output;
+mod parts;
 mod plan;
 mod report;
 mod request;
