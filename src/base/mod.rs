@@ -2,6 +2,7 @@
 //! model, and what names say of modules. It knows no adapter.
 
 mod config;
+pub(crate) mod edits;
 mod hub;
 pub(crate) mod modules;
 pub(crate) mod names;

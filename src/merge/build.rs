@@ -2,17 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::layout::lay_out;
 use super::orient::Layouts;
-use super::plan::{Addition, MergePlan, TensorPlan, lay_out};
+use super::plan::{Addition, MergePlan, Origin, TensorPlan};
 use super::request::{MergeInput, PlanOptions, TiedPolicy};
 use super::untie;
-use crate::adapter::{Extra, ExtraRole, Module};
+use crate::adapter::{Adapter, Extra, ExtraRole, Module};
+use crate::base::edits::ConfigEdits;
+use crate::base::modules::is_head;
 use crate::base::names::{quantised, resolve};
 use crate::base::ties::{Ties, is_output};
 use crate::compute::Rounding;
 use crate::error::{Code, Error, Result};
 use crate::safetensors::{Checkpoint, Location};
-use crate::tensor::shape_text;
+use crate::tensor::{Dtype, shape_text};
 
 /// Matches every adapter to the base, checks that all of it fits, and lays out the outputs.
 /// Nothing is written, and no weight is read.
@@ -37,6 +40,7 @@ pub fn plan<'a>(
         tensors: BTreeMap::new(),
         new_output: None,
         untie: false,
+        edits: ConfigEdits::default(),
         notes: base.notes().to_vec(),
     };
     for (index, input) in inputs.iter().enumerate() {
@@ -55,11 +59,13 @@ fn in_adapter(error: Error, inputs: &[MergeInput], input: &MergeInput) -> Error 
     }
 }
 
-/// Where a name of the adapter leads: a stored tensor, or the output projection that untying adds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// Where a name of the adapter leads: a stored tensor, the output projection that untying adds, or a
+/// tensor that the base lacks, by its name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Site {
     Stored(Location),
     NewOutput,
+    Absent(String),
 }
 
 struct Builder<'a, 'o> {
@@ -70,6 +76,7 @@ struct Builder<'a, 'o> {
     tensors: BTreeMap<Site, TensorPlan>,
     new_output: Option<String>,
     untie: bool,
+    edits: ConfigEdits,
     notes: Vec<String>,
 }
 
@@ -83,7 +90,8 @@ impl<'a> Builder<'a, '_> {
         let extras = &input.adapter.extras;
         let wanted = input.adapter.base_tensors();
         let tied = self.ties.tied;
-        let may_miss = |name: &str| tied && is_output(name);
+        let absent = absent_heads(self.base, &input.adapter);
+        let may_miss = |name: &str| absent.contains(name) || tied && is_output(name);
         let places = resolve(self.base, &wanted, &self.options.renames, may_miss).map_err(|e| {
             let bias = extras.iter().any(|x| {
                 matches!(x.role, ExtraRole::AddBias(..)) && e.tensor_name() == Some(&x.name)
@@ -112,6 +120,11 @@ impl<'a> Builder<'a, '_> {
         }
         for (e, place) in places.iter().skip(modules.len()).enumerate() {
             let Some(extra) = extras.get(e) else { break };
+            if place.is_none() && absent.contains(extra.name.as_str()) {
+                let site = self.add_absent(extra)?;
+                self.add_extra(site, index, e)?;
+                continue;
+            }
             for site in self.sites(*place, &extra.name)? {
                 self.add_extra(site, index, e)?;
             }
@@ -155,13 +168,55 @@ impl<'a> Builder<'a, '_> {
         }
     }
 
+    /// The place of a head that the base lacks: written after everything else, in the dtype that
+    /// most of the base has, as PEFT's model has it.
+    fn add_absent(&mut self, extra: &Extra) -> Result<Site> {
+        let site = Site::Absent(extra.name.clone());
+        let last = self.base.shards().iter().enumerate().rev();
+        let place = last.filter_map(|(shard, file)| {
+            let tensor = file.header().tensors.len().checked_sub(1)?;
+            Some(Location { shard, tensor })
+        });
+        let (Some(source), Some(dtype)) = (place.into_iter().next(), weight_dtype(self.base))
+        else {
+            let message = "the base has no weights that this could go with";
+            return Err(Error::new(Code::UnmatchedModule, message).tensor(&extra.name));
+        };
+        if !self.tensors.contains_key(&site) {
+            self.notes.push(format!(
+                "the base has no `{}`: it is added, and the model's class must be one that has it",
+                extra.name
+            ));
+        }
+        self.tensors
+            .entry(site.clone())
+            .or_insert_with(|| TensorPlan {
+                name: extra.name.clone(),
+                source,
+                origin: Origin::Absent,
+                appended: true,
+                dtype,
+                shape: extra.tensor.shape().to_vec(),
+                replace: None,
+                additions: Vec::new(),
+                rounding: Rounding::Peft,
+            });
+        Ok(site)
+    }
+
     /// The plan of a tensor, started where this is the first that happens to it.
     fn tensor(&mut self, site: Site) -> Result<&mut TensorPlan> {
-        let source = match site {
-            Site::Stored(place) => place,
+        let source = match &site {
+            Site::Stored(place) => *place,
             Site::NewOutput => self.ties.input.ok_or_else(|| {
                 Error::new(Code::TiedEmbedding, "the base has no input embedding")
             })?,
+            Site::Absent(name) => {
+                let planned = self.tensors.get_mut(&site);
+                return planned.ok_or_else(|| {
+                    Error::new(Code::UnmatchedModule, "the base has no such tensor").tensor(name)
+                });
+            }
         };
         let (file, info) = self.base.at(source);
         if !info.dtype.is_float() {
@@ -173,14 +228,16 @@ impl<'a> Builder<'a, '_> {
                 .tensor(&info.name)
                 .file(file.path()));
         }
-        let name = match (site, &self.new_output) {
+        let name = match (&site, &self.new_output) {
             (Site::NewOutput, Some(name)) => name.clone(),
             _ => info.name.clone(),
         };
+        let appended = site == Site::NewOutput;
         Ok(self.tensors.entry(site).or_insert_with(|| TensorPlan {
             name,
             source,
-            appended: site == Site::NewOutput,
+            origin: Origin::Stored,
+            appended,
             dtype: info.dtype,
             shape: info.shape.clone(),
             replace: None,
@@ -325,11 +382,12 @@ impl<'a> Builder<'a, '_> {
 
     fn finish(self) -> Result<MergePlan<'a>> {
         let mut tensors: Vec<TensorPlan> = self.tensors.into_values().collect();
-        // By place in the output: an appended tensor is the last of its shard.
+        // By place in the output: what is appended is the last of its shard.
         tensors.sort_by_key(|t| (t.source.shard, t.appended, t.source.tensor));
+        let dropped = BTreeSet::new();
         let mut shards = Vec::new();
         for (index, file) in self.base.shards().iter().enumerate() {
-            shards.push(lay_out(index, file, &tensors)?);
+            shards.push(lay_out(index, file, &tensors, &dropped)?);
         }
         let mut plan = MergePlan {
             base: self.base,
@@ -337,37 +395,45 @@ impl<'a> Builder<'a, '_> {
             options: self.options.clone(),
             tensors,
             shards,
+            dropped,
             rewritten: Vec::new(),
             unties: self.untie,
             notes: self.notes,
         };
-        if self.untie {
-            plan.untie()?;
-        }
+        plan.rewrite(self.edits)?;
         Ok(plan)
     }
 }
 
-impl MergePlan<'_> {
-    fn untie(&mut self) -> Result<()> {
-        match untie::untied_config(self.base)? {
-            Some(config) if self.base.is_dir() => self.rewritten.push(config),
-            _ => self.notes.push(
-                "the output has an output embedding of its own: set tie_word_embeddings to false in the model's config.json"
-                    .to_owned(),
-            ),
-        }
-        if let Some(t) = self.tensors.iter().find(|t| t.appended)
-            && self.base.is_sharded()
-            && let Some(shard) = self.shards.get(t.source.shard)
-        {
-            let elements = t.shape.iter().product::<usize>() as u64;
-            let (name, bytes) = (&t.name, t.byte_len());
-            let index = untie::extended_index(self.base, name, &shard.name, bytes, elements)?;
-            self.rewritten.push(index);
-        }
-        Ok(())
+/// The tensors of an adapter for a classifier that its base may lack: heads, and what else was saved
+/// for a task whose head is trained from nothing; all of a module that the base has nothing of.
+fn absent_heads<'a>(base: &Checkpoint, adapter: &'a Adapter) -> BTreeSet<&'a str> {
+    const TASKS: [&str; 3] = ["SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"];
+    let of_task = adapter.task.as_deref().is_some_and(|t| TASKS.contains(&t));
+    let top = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
+    let extras = adapter.extras.iter();
+    let mut whole = extras
+        .filter(|e| e.role == ExtraRole::Replace && (of_task || is_head(&e.name)))
+        .peekable();
+    if whole.peek().is_none() {
+        return BTreeSet::new();
     }
+    let present: BTreeSet<String> = base.tensors().keys().map(|n| top(n)).collect();
+    let absent = whole.filter(|e| !present.contains(&top(&e.name)));
+    absent.map(|e| e.name.as_str()).collect()
+}
+
+/// The dtype that most weights of a base have, by elements.
+fn weight_dtype(base: &Checkpoint) -> Option<Dtype> {
+    let mut counts: BTreeMap<Dtype, u64> = BTreeMap::new();
+    for place in base.tensors().values() {
+        let info = base.at(*place).1;
+        if info.dtype.is_float() {
+            *counts.entry(info.dtype).or_default() +=
+                info.byte_len() / (info.dtype.bits() as u64 / 8);
+        }
+    }
+    counts.into_iter().max_by_key(|(_, n)| *n).map(|(d, _)| d)
 }
 
 fn weighted(input: &MergeInput, factor: f64) -> Result<f32> {

@@ -74,6 +74,12 @@ fn check_request(plan: &MergePlan<'_>, undo: &Path) -> Result<()> {
             .file(plan.base().path())
             .hint("merge to a new output instead"));
     }
+    if !plan.keeps_layout() {
+        let message = "this changes tensors or the config in ways that cannot be done in place";
+        return Err(Error::new(Code::Usage, message)
+            .file(plan.base().path())
+            .hint("merge to a new output instead"));
+    }
     if same_path(undo, plan.base().path()) {
         return Err(Error::new(Code::Usage, "the undo file is the base itself").file(undo));
     }

@@ -41,7 +41,7 @@
 //! | `output`, `other_files`, `finished` | an output until it has its name; what an earlier run left of it |
 //! | `shard` | one shard of each output, copied and merged in one pass over the base's |
 //! | `stream`, `tensor` | merged blocks of tensors, made ahead of the writing |
-//! | `build`, `orient`, `untie` | from adapters and base to a plan |
+//! | `build`, `orient`, `untie`, `layout`, `rewrite` | from adapters and base to a plan |
 //! | `plan`, `summary`, `report` | what is going to be done, and what was |
 //! | `request`, `files` | what the caller asks for; bytes between files |
 
@@ -52,6 +52,7 @@ mod execute;
 mod files;
 mod finished;
 mod inplace;
+mod layout;
 mod orient;
 mod other_files;
 mod output;
@@ -59,6 +60,7 @@ mod parts;
 mod plan;
 mod report;
 mod request;
+mod rewrite;
 mod shard;
 mod stream;
 mod summary;
@@ -78,7 +80,7 @@ pub use each::{
 pub use execute::execute;
 pub use inplace::merge_in_place;
 pub(crate) use other_files::{WrittenFile, written_files};
-pub use plan::{Addition, MergePlan, Segment, ShardPlan, TensorPlan};
+pub use plan::{Addition, MergePlan, Origin, Segment, ShardPlan, TensorPlan};
 pub use report::{AdapterReport, MergeReport, TensorReport, Totals};
 pub use request::{
     Control, ExecOptions, InPlaceOptions, MergeInput, PlanOptions, TiedPolicy, UnmergeOptions,

@@ -1,14 +1,13 @@
-//! What a merge is going to do: the types that [`plan`](super::plan()) fills, and where the parts of an
-//! output shard come from and go to.
+//! What a merge is going to do: the types that [`plan`](super::plan()) fills.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::request::{MergeInput, PlanOptions};
 use crate::adapter::Module;
 use crate::compute::{Rounding, Weight};
-use crate::error::Result;
-use crate::safetensors::{Checkpoint, Header, Location, SafetensorsFile};
-use crate::tensor::{Dtype, shape_text};
+use crate::safetensors::{Checkpoint, Location, SafetensorsFile};
+use crate::tensor::Dtype;
 
 /// Something that is added to a base tensor.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,15 +37,28 @@ pub enum Addition {
     },
 }
 
+/// What the values of a tensor start from, before anything is replaced or added.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Origin {
+    /// The base's tensor as it is stored. Rows that the base does not have are zeros.
+    Stored,
+    /// Zeros: the base has no such tensor, and an adapter gives all of it.
+    Absent,
+}
+
 /// What happens to one tensor.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct TensorPlan {
     /// Its name in the output.
     pub name: String,
-    /// The base tensor that its bytes start from.
+    /// The base tensor that its bytes start from, or, where there is none, after which it is written.
     pub source: Location,
-    /// Whether it is added to the checkpoint: the output projection of an untied model.
+    /// What its values start from.
+    pub origin: Origin,
+    /// Whether it is added to the checkpoint: the output projection of an untied model, or a head
+    /// that the base lacks.
     pub appended: bool,
     /// Element type, F32, F16 or BF16.
     pub dtype: Dtype,
@@ -69,11 +81,18 @@ impl TensorPlan {
     /// Whether a GPU merges it where there is one: a matrix with low-rank updates and nothing else.
     pub(crate) fn is_for_gpu(&self) -> bool {
         let low_rank = |a: &Addition| matches!(a, Addition::Module { dora: false, .. });
-        let plain = self.replace.is_none() && self.additions.iter().all(low_rank);
+        let plain = self.origin == Origin::Stored
+            && self.replace.is_none()
+            && self.additions.iter().all(low_rank);
         match self.shape[..] {
             [rows, cols] => plain && !self.additions.is_empty() && Weight::fits((rows, cols)),
             _ => false,
         }
+    }
+
+    /// Whether its bytes are computed: what is neither is a copy of the base's.
+    pub(crate) fn is_computed(&self) -> bool {
+        self.is_touched() || self.origin != Origin::Stored
     }
 
     /// Whether anything happens to it; an appended tensor may be a mere copy.
@@ -127,6 +146,8 @@ pub struct MergePlan<'a> {
     pub(super) options: PlanOptions,
     pub(super) tensors: Vec<TensorPlan>,
     pub(super) shards: Vec<ShardPlan>,
+    /// Tensors of the base that the output does not have.
+    pub(super) dropped: BTreeSet<Location>,
     /// Files of a model directory that are rewritten: name and content.
     pub(super) rewritten: Vec<(&'static str, Vec<u8>)>,
     pub(super) unties: bool,
@@ -164,9 +185,25 @@ impl<'a> MergePlan<'a> {
         self.unties
     }
 
+    /// Whether the output has the base's layout, so that the base could be changed in place: the same
+    /// tensors at the same places, and the same config.
+    pub fn keeps_layout(&self) -> bool {
+        self.rewritten.is_empty() && self.shards.iter().all(|s| s.new_header.is_none())
+    }
+
+    /// Whether the output has no tensor of this place of the base.
+    pub(crate) fn drops(&self, place: Location) -> bool {
+        self.dropped.contains(&place)
+    }
+
     /// Bytes of all output shards.
     pub fn bytes_out(&self) -> u64 {
         self.shards.iter().map(|s| s.bytes_out).sum()
+    }
+
+    /// Whether a tensor starts from one of the base with its extents.
+    pub(crate) fn has_source_shape(&self, tensor: &TensorPlan) -> bool {
+        tensor.origin != Origin::Absent && self.base.at(tensor.source).1.shape == tensor.shape
     }
 
     /// The file and the byte range in it that a tensor starts from.
@@ -174,121 +211,4 @@ impl<'a> MergePlan<'a> {
         let (file, info) = self.base.at(tensor.source);
         (file, file.file_range(info))
     }
-}
-
-/// Cuts one shard into copied and merged parts; neighbouring copies are one.
-pub(super) fn lay_out(
-    index: usize,
-    file: &SafetensorsFile,
-    tensors: &[TensorPlan],
-) -> Result<ShardPlan> {
-    let name = file.path().file_name().unwrap_or_default();
-    let here = || {
-        tensors
-            .iter()
-            .enumerate()
-            .filter(|(_, t)| t.source.shard == index)
-    };
-    let appended = here().find(|(_, t)| t.appended);
-    let new_header = appended
-        .map(|(_, t)| extended_header(file, t))
-        .transpose()?;
-    let mut cutter = Cutter::new(file, new_header.as_deref());
-    for (i, t) in here().filter(|(_, t)| !t.appended) {
-        cutter.merge(file.file_range(&file.header().tensors[t.source.tensor]), i);
-    }
-    cutter.copy_to(file.byte_len());
-    if let Some((i, t)) = appended {
-        let source = file.file_range(&file.header().tensors[t.source.tensor]);
-        cutter.append(i, t, source);
-    }
-    let Cutter { segments, end, .. } = cutter;
-    let merged = segments.iter().filter_map(|s| match s {
-        Segment::Copy { .. } => None,
-        Segment::Merge { tensor, .. } => tensors.get(*tensor),
-    });
-    Ok(ShardPlan {
-        index,
-        name: name.to_string_lossy().into_owned(),
-        bytes_out: end,
-        bytes_merged: merged.map(TensorPlan::byte_len).sum(),
-        new_header,
-        segments,
-    })
-}
-
-/// Segments up to a place of the base's shard.
-struct Cutter {
-    segments: Vec<Segment>,
-    /// Bytes of the base's shard that have their place.
-    done: u64,
-    /// Bytes of the output so far.
-    end: u64,
-}
-
-impl Cutter {
-    /// With the base's header, or from the data on.
-    fn new(file: &SafetensorsFile, new_header: Option<&[u8]>) -> Self {
-        Self {
-            segments: Vec::new(),
-            done: new_header.map_or(0, |_| file.header().data_start),
-            end: new_header.map_or(0, |h| h.len() as u64),
-        }
-    }
-
-    /// Copies what is before `place`.
-    fn copy_to(&mut self, place: u64) {
-        if self.done < place {
-            self.segments.push(Segment::Copy {
-                source: self.done..place,
-                at: self.end,
-            });
-            self.end += place - self.done;
-            self.done = place;
-        }
-    }
-
-    /// Merges a tensor whose bytes are at `range`, after what is before it.
-    fn merge(&mut self, range: Range<u64>, tensor: usize) {
-        self.copy_to(range.start);
-        let at = self.end;
-        self.segments.push(Segment::Merge { tensor, at });
-        self.end += range.end - range.start;
-        self.done = range.end;
-    }
-
-    /// Adds a tensor at the end, whose bytes start from those at `source`.
-    fn append(&mut self, index: usize, tensor: &TensorPlan, source: Range<u64>) {
-        let at = self.end;
-        self.segments.push(match tensor.is_touched() {
-            true => Segment::Merge { tensor: index, at },
-            false => Segment::Copy { source, at },
-        });
-        self.end += tensor.byte_len();
-    }
-}
-
-/// The header of `file` with one more tensor at the end of the data: the entries before it stay
-/// byte for byte.
-fn extended_header(file: &SafetensorsFile, tensor: &TensorPlan) -> Result<Vec<u8>> {
-    let json = file
-        .raw_header()
-        .get(8..)
-        .unwrap_or_default()
-        .trim_ascii_end();
-    let open = json.strip_suffix(b"}").unwrap_or(json);
-    let end = file.byte_len() - file.header().data_start;
-    let name = serde_json::to_string(&tensor.name).unwrap_or_default();
-    let entry = format!(
-        ",{name}:{{\"dtype\":\"{}\",\"shape\":{},\"data_offsets\":[{end},{}]}}}}",
-        tensor.dtype,
-        shape_text(&tensor.shape).replace(' ', ""),
-        end + tensor.byte_len()
-    );
-    let mut header = [open, entry.as_bytes()].concat();
-    header.resize(header.len().next_multiple_of(8), b' ');
-    let mut out = (header.len() as u64).to_le_bytes().to_vec();
-    out.append(&mut header);
-    Header::parse(&out[8..], end + tensor.byte_len())?;
-    Ok(out)
 }

@@ -121,7 +121,7 @@ fn schedule<'p>(
     outputs: &[ShardOutput<'p>],
 ) -> (Vec<Band>, Vec<Vec<OutputTensor<'p>>>) {
     let mut bands = bands(base);
-    let mut groups: BTreeMap<usize, Vec<OutputTensor<'p>>> = BTreeMap::new();
+    let mut groups: BTreeMap<_, Vec<OutputTensor<'p>>> = BTreeMap::new();
     for (output, out) in outputs.iter().enumerate() {
         for segment in &out.shard.segments {
             if let Segment::Copy { source, at } = segment
@@ -135,8 +135,10 @@ fn schedule<'p>(
             if let Some(band) = band_at(&mut bands, start) {
                 band.merged += tensor.byte_len();
             }
+            // Only what has the base's extents can be merged from rows that are read for all.
+            let alone = (!out.plan.has_source_shape(tensor)).then_some((output, slot));
             groups
-                .entry(tensor.source.tensor)
+                .entry((tensor.source.tensor, alone))
                 .or_default()
                 .push(OutputTensor {
                     plan: out.plan,

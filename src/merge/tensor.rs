@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::plan::{Addition, MergePlan, TensorPlan};
+use super::plan::{Addition, MergePlan, Origin, TensorPlan};
 use super::request::MergeInput;
 use crate::compute::{
     Gpu, Rounding, Stats, Update, Weight, add_rows, delta_rows, merge_block_parallel, transpose,
@@ -23,7 +23,8 @@ pub(crate) struct TensorMerge<'a> {
     /// What messages call its adapter, where there are several.
     label: Option<&'a str>,
     file: &'a SafetensorsFile,
-    start: u64,
+    /// The base's bytes of the tensor.
+    source: Range<u64>,
     dtype: Dtype,
     rows: usize,
     cols: usize,
@@ -89,7 +90,10 @@ impl<'a> TensorMerge<'a> {
             name: tensor.name.clone(),
             label: None,
             file,
-            start: range.start,
+            source: match tensor.origin {
+                Origin::Stored => range,
+                Origin::Absent => range.start..range.start,
+            },
             dtype: tensor.dtype,
             rows,
             cols,
@@ -200,13 +204,20 @@ impl<'a> TensorMerge<'a> {
             .map_or(0, |b| b.len() * self.row_bytes())
     }
 
-    /// Reads the base's bytes of some rows into `block`, which has exactly their size.
+    /// Reads the base's bytes of some rows into `block`, which has exactly their size. Rows that the
+    /// base does not have are zeros.
     ///
     /// # Errors
     /// [`Code::Io`].
     pub(crate) fn read(&self, rows: &Range<usize>, block: &mut [u8]) -> Result<()> {
-        let at = self.start + rows.start as u64 * self.row_bytes() as u64;
-        self.file.read_at(block, at)
+        let at = self.source.start + rows.start as u64 * self.row_bytes() as u64;
+        let there = self.source.end.saturating_sub(at).min(block.len() as u64) as usize;
+        let (stored, beyond) = block.split_at_mut(there);
+        beyond.fill(0);
+        match stored {
+            [] => Ok(()),
+            _ => self.file.read_at(stored, at),
+        }
     }
 
     /// Turns the base's bytes of some rows into the merged ones, in place.

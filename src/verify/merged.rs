@@ -169,7 +169,7 @@ pub fn verify_merged_weights(
     for (name, place) in merged.tensors() {
         let (file, info) = merged.at(*place);
         let Some(at) = planned.get(name.as_str()) else {
-            tally.compare_untouched(base, (file, info), control)?;
+            tally.compare_untouched(&plans[0], (file, info), control)?;
             continue;
         };
         let tensor = &plans[0].tensors()[*at];
@@ -180,11 +180,9 @@ pub fn verify_merged_weights(
         tally.merged += 1;
         compare_merged(&mut merger, &plans, *at, (file, info), &mut counts, control)?;
     }
-    let expected = base
-        .tensors()
-        .keys()
-        .map(String::as_str)
-        .chain(planned.into_keys());
+    let kept = base.tensors().iter().filter(|(_, l)| !plans[0].drops(**l));
+    let kept = kept.map(|(name, _)| name.as_str());
+    let expected = kept.chain(planned.into_keys());
     let absent = expected.filter(|n| merged.locate(n).is_none());
     tally.missing.extend(absent.map(str::to_owned));
     tally.missing.sort();
@@ -222,12 +220,17 @@ impl Tally {
     /// Compares a tensor that no adapter touches with the base's.
     fn compare_untouched(
         &mut self,
-        base: &Checkpoint,
+        plan: &MergePlan<'_>,
         (file, info): (&SafetensorsFile, &TensorInfo),
         control: &Control<'_>,
     ) -> Result<()> {
         let name = || info.name.clone();
-        match base.locate(&info.name).map(|l| base.at(l)) {
+        let base = plan.base();
+        match base
+            .locate(&info.name)
+            .filter(|l| !plan.drops(*l))
+            .map(|l| base.at(l))
+        {
             None => self.unexpected.push(name()),
             Some((_, b)) if (b.dtype, &b.shape) != (info.dtype, &info.shape) => {
                 self.missing.push(name());

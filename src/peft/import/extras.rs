@@ -2,7 +2,7 @@
 
 use super::importer::Importer;
 use crate::adapter::{Extra, ExtraRole};
-use crate::base::modules::is_saved_when_resized;
+use crate::base::modules::{is_head, is_saved_when_resized};
 use crate::error::{Code, Error, Result};
 use crate::peft::config::{Bias, PeftConfig};
 use crate::peft::json::cut;
@@ -36,7 +36,7 @@ impl Importer<'_> {
                 () if sorted.copies.contains(name) || listed() => ExtraRole::Replace,
                 () if name.ends_with(".bias") && bias != Bias::None => ExtraRole::Bias,
                 // PEFT saves whole embeddings when the vocabulary was resized, without being asked.
-                () if is_saved_when_resized(module) => ExtraRole::Replace,
+                () if is_saved_when_resized(module) || is_head(name) => ExtraRole::Replace,
                 // And loads every tensor that is called like one of the model's.
                 () if !is_adapted && self.options.base.is_some_and(|b| b.has_tensor(name)) => {
                     ExtraRole::Replace
