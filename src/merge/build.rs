@@ -6,8 +6,8 @@ use super::heads::{absent_heads, weight_dtype};
 use super::layout::lay_out;
 use super::orient::Layouts;
 use super::plan::{Addition, MergePlan, Origin, TensorPlan};
-use super::request::{MergeInput, PlanOptions, TiedPolicy};
-use super::{untie, vocabulary};
+use super::request::{MergeInput, PlanOptions, TiedPolicy, TokenizerFrom};
+use super::{tokenizer, untie, vocabulary};
 use crate::adapter::{Extra, ExtraRole, Module};
 use crate::base::edits::ConfigEdits;
 use crate::base::names::{quantised, resolve};
@@ -407,9 +407,12 @@ impl<'a> Builder<'a, '_> {
         tensors.sort_by_key(|t| (t.source.shard, t.appended, t.source.tensor));
         let mut edits = self.edits;
         let mut notes = self.notes;
-        notes.extend(vocabulary::settle(
-            self.base, &self.ties, &tensors, &mut edits,
-        )?);
+        let resized = vocabulary::settle(self.base, &self.ties, &tensors, &mut edits)?;
+        if self.options.tokenizer == TokenizerFrom::Base {
+            let mut folders = self.inputs.iter().filter_map(|i| i.folder.as_deref());
+            let beside = folders.any(tokenizer::lies_in);
+            notes.extend(resized.map(|note| vocabulary::with_tokenizer(&note, beside)));
+        }
         let dropped = BTreeSet::new();
         let mut shards = Vec::new();
         for (index, file) in self.base.shards().iter().enumerate() {
@@ -427,6 +430,10 @@ impl<'a> Builder<'a, '_> {
             notes,
         };
         plan.rewrite(edits)?;
+        if plan.options.tokenizer == TokenizerFrom::Adapter {
+            let files = tokenizer::of_adapters(plan.base, plan.inputs)?;
+            plan.rewritten.extend(files);
+        }
         Ok(plan)
     }
 }
