@@ -6,6 +6,12 @@ pub trait BaseShapes {
     /// Shape of the weight of a module; `None` where the base has no such module.
     fn weight_shape(&self, module: &str) -> Option<Vec<usize>>;
 
+    /// Whether the base has the tensor that an adapter calls by this name.
+    fn has_tensor(&self, name: &str) -> bool;
+
+    /// Whether the base has a module whose path is this, or ends in it.
+    fn has_module(&self, end: &str) -> bool;
+
     /// Whether the model's linear layers are GPT-2's `Conv1D`, stored (in, out), where known.
     fn uses_conv1d(&self) -> Option<bool> {
         None

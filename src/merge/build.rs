@@ -41,7 +41,7 @@ pub fn plan<'a>(
         new_output: None,
         untie: false,
         edits: ConfigEdits::default(),
-        notes: Vec::new(),
+        notes: base.notes().to_vec(),
     };
     for (index, input) in inputs.iter().enumerate() {
         builder

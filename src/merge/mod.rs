@@ -57,6 +57,7 @@ mod layout;
 mod orient;
 mod other_files;
 mod output;
+mod parts;
 mod plan;
 mod report;
 mod request;

@@ -66,6 +66,21 @@ impl BaseShapes for CheckpointModules<'_> {
         Some(self.checkpoint.at(place).1.shape.clone())
     }
 
+    fn has_tensor(&self, name: &str) -> bool {
+        self.names.find(self.checkpoint, name).is_some()
+    }
+
+    fn has_module(&self, end: &str) -> bool {
+        let mut names = self.checkpoint.tensors().keys();
+        names.any(|name| {
+            let mut dots = name.match_indices('.').map(|(dot, _)| &name[..dot]);
+            dots.any(|path| {
+                let before = path.strip_suffix(end);
+                before.is_some_and(|b| b.is_empty() || b.ends_with('.'))
+            })
+        })
+    }
+
     fn uses_conv1d(&self) -> Option<bool> {
         self.model_type
             .as_ref()

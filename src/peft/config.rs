@@ -7,6 +7,7 @@
 
 use super::features::{Feature, read_features, refuse_init};
 use super::json::{self, Fields, Json, cut, wrong};
+use super::saved::heads_of_task;
 use super::tokens::{self, TrainedTokens};
 use crate::error::{Code, Error, Result};
 
@@ -60,8 +61,21 @@ pub struct Selection {
     pub layers_to_transform: Option<Vec<u64>>,
     /// Regular expressions for the name of the list of layers.
     pub layers_pattern: Vec<String>,
-    /// Modules stored whole, which replace those of the base. Regular expressions in effect.
+    /// Modules stored whole, which replace those of the base: ends of their paths. In a config that
+    /// was read also those that PEFT adds by the task when it loads (`classifier`, `score`,
+    /// `qa_outputs`). What the model has no module for is harmless. Regular expressions where they
+    /// keep modules from being adapted.
     pub modules_to_save: Vec<String>,
+}
+
+impl Selection {
+    fn add_heads(&mut self, common: &Common) {
+        for head in heads_of_task(common.task_type.as_deref()) {
+            if !self.modules_to_save.iter().any(|m| m == head) {
+                self.modules_to_save.push((*head).to_owned());
+            }
+        }
+    }
 }
 
 /// Keys that every PEFT config has.
@@ -332,6 +346,7 @@ impl LoraConfig {
             features: read_features(&mut fields)?,
         };
         config.common.unknown = fields.rest();
+        config.selection.add_heads(&config.common);
         Ok(config)
     }
 
@@ -469,6 +484,7 @@ impl VeraConfig {
             fan_in_fan_out: fields.flag("fan_in_fan_out")?,
         };
         config.common.unknown = fields.rest();
+        config.selection.add_heads(&config.common);
         Ok(config)
     }
 

@@ -26,6 +26,7 @@ mod patterns;
 pub mod pickle;
 pub mod projection;
 mod pyre;
+pub(crate) mod saved;
 pub(crate) mod slot;
 pub mod target_names;
 mod tensors;

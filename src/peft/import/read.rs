@@ -43,6 +43,7 @@ pub fn import(dir: &Path, options: &ImportOptions<'_>) -> Result<Imported> {
             .map_err(|e| e.file(&config_path))?;
     }
     let sorted = sort_tensors(&files).map_err(|e| e.file(&files.weights_path))?;
+    importer.notes.extend(sorted.notes.iter().cloned());
     let count = [
         sorted.lora.len(),
         sorted.vera.len(),
