@@ -8,7 +8,7 @@ use super::orient::Layouts;
 use super::plan::{Addition, MergePlan, Origin, TensorPlan};
 use super::request::{MergeInput, PlanOptions, TiedPolicy, TokenizerFrom};
 use super::{tokenizer, untie, vocabulary};
-use crate::adapter::{Extra, ExtraRole, Module};
+use crate::adapter::{Extra, ExtraRole, Module, ModuleKind};
 use crate::base::edits::ConfigEdits;
 use crate::base::names::{quantised, resolve};
 use crate::base::ties::{Ties, is_output};
@@ -201,7 +201,6 @@ impl<'a> Builder<'a, '_> {
                 replace: None,
                 row_replacements: Vec::new(),
                 additions: Vec::new(),
-                rounding: Rounding::Peft,
             });
         Ok(site)
     }
@@ -245,7 +244,6 @@ impl<'a> Builder<'a, '_> {
             replace: None,
             row_replacements: Vec::new(),
             additions: Vec::new(),
-            rounding: Rounding::Peft,
         }))
     }
 
@@ -256,7 +254,7 @@ impl<'a> Builder<'a, '_> {
         module: &Module,
         layouts: &Layouts,
     ) -> Result<()> {
-        let (base, rounding) = (self.base, self.options.rounding);
+        let (base, asked) = (self.base, self.options.rounding);
         let input = &self.inputs[index];
         let group = &input.adapter.groups[module.group];
         let target = &group.targets[module.target];
@@ -291,15 +289,21 @@ impl<'a> Builder<'a, '_> {
         {
             return Err(mixed(tensor));
         }
-        if !input.single_rounding {
-            tensor.rounding = rounding;
-        }
+        let embedding = kind == ModuleKind::Embedding;
+        // PEFT rounds an embedding's update to the weight's dtype whether asked to be safe or not.
+        let rounding = match asked {
+            _ if input.single_rounding => Rounding::Peft,
+            Rounding::Peft if embedding => Rounding::PeftSafe,
+            asked => asked,
+        };
         tensor.additions.push(Addition::Module {
             input: index,
             module: module.clone(),
             transposed: kind.is_transposed(),
             scale,
             dora,
+            embedding,
+            rounding,
         });
         Ok(())
     }

@@ -191,7 +191,8 @@ impl FromStr for TokenizerFrom {
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct PlanOptions {
-    /// The rounding of updates. Replaced tensors, biases and DoRA are rounded once either way.
+    /// The rounding of updates. Replaced tensors, biases and DoRA are rounded once either way, and an
+    /// embedding's update is rounded before it is added, as PEFT does either way.
     pub rounding: Rounding,
     /// What to do about tied embeddings.
     pub tied: TiedPolicy,
