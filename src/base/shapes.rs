@@ -6,8 +6,9 @@ pub trait BaseShapes {
     /// Shape of the weight of a module; `None` where the base has no such module.
     fn weight_shape(&self, module: &str) -> Option<Vec<usize>>;
 
-    /// Whether the model's linear layers are GPT-2's `Conv1D`, stored (in, out), where known.
-    fn uses_conv1d(&self) -> Option<bool> {
+    /// Whether a module is GPT-2's `Conv1D`, stored (in, out), where the base's architecture tells.
+    fn is_conv1d(&self, module: &str) -> Option<bool> {
+        let _ = module;
         None
     }
 }
