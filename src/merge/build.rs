@@ -6,11 +6,12 @@ use super::heads::{absent_heads, weight_dtype};
 use super::layout::lay_out;
 use super::orient::Layouts;
 use super::plan::{Addition, MergePlan, Origin, TensorPlan};
-use super::request::{MergeInput, PlanOptions, TiedPolicy};
-use super::{untie, vocabulary};
+use super::request::{MergeInput, PlanOptions, TiedPolicy, TokenizerFrom};
+use super::{tokenizer, untie, vocabulary};
 use crate::adapter::{Extra, ExtraRole, Module, ModuleKind};
+use crate::base::architecture::Architecture;
 use crate::base::edits::ConfigEdits;
-use crate::base::names::{quantised, resolve};
+use crate::base::names::{Names, quantised, whole_places};
 use crate::base::ties::{Ties, is_output};
 use crate::compute::Rounding;
 use crate::error::{Code, Error, Result};
@@ -32,8 +33,12 @@ pub fn plan<'a>(
     if inputs.is_empty() {
         return Err(Error::new(Code::Usage, "no adapter to merge"));
     }
+    let architecture = Architecture::of(base)?;
+    let names = Names::new(base, &architecture);
     let mut builder = Builder {
         base,
+        names: &names,
+        architecture: &architecture,
         inputs,
         options,
         ties: Ties::of(base)?,
@@ -70,6 +75,8 @@ enum Site {
 
 struct Builder<'a, 'o> {
     base: &'a Checkpoint,
+    names: &'o Names<'o, Checkpoint>,
+    architecture: &'o Architecture,
     inputs: &'a [MergeInput],
     options: &'o PlanOptions,
     ties: Ties,
@@ -92,7 +99,8 @@ impl<'a> Builder<'a, '_> {
         let tied = self.ties.tied;
         let absent = absent_heads(self.base, &input.adapter);
         let may_miss = |name: &str| absent.contains(name) || tied && is_output(name);
-        let places = resolve(self.base, &wanted, &self.options.renames, may_miss).map_err(|e| {
+        let places = self.names.resolve(&wanted, &self.options.renames, may_miss);
+        let places = places.and_then(|p| whole_places(&wanted, p)).map_err(|e| {
             let bias = extras.iter().any(|x| {
                 matches!(x.role, ExtraRole::AddBias(..)) && e.tensor_name() == Some(&x.name)
             });
@@ -113,7 +121,7 @@ impl<'a> Builder<'a, '_> {
             }
         }
         self.grow(extras, places.get(modules.len()..).unwrap_or_default())?;
-        let layouts = Layouts::of(self.base, input, &modules, &places);
+        let layouts = Layouts::of(self.base, self.architecture, input);
         for (module, place) in modules.iter().zip(&places) {
             for site in self.sites(*place, &format!("{}.weight", module.path))? {
                 self.add_module(site, index, module, &layouts)?;
@@ -252,7 +260,7 @@ impl<'a> Builder<'a, '_> {
         site: Site,
         index: usize,
         module: &Module,
-        layouts: &Layouts,
+        layouts: &Layouts<'_>,
     ) -> Result<()> {
         let (base, asked) = (self.base, self.options.rounding);
         let input = &self.inputs[index];
@@ -261,7 +269,7 @@ impl<'a> Builder<'a, '_> {
         let dora = input.magnitudes.contains_key(&module.path);
         let scale = weighted(input, group.scaling.factor(group.rank))?;
         let tensor = self.tensor(site)?;
-        let kind = layouts.kind(target, group.in_features, &tensor.name, &tensor.shape);
+        let kind = layouts.kind(target, &tensor.name);
         let needs = kind.weight_shape(target.out, group.in_features);
         if tensor.shape != needs {
             return Err(misfit(base, tensor, &needs));
@@ -411,9 +419,12 @@ impl<'a> Builder<'a, '_> {
         tensors.sort_by_key(|t| (t.source.shard, t.appended, t.source.tensor));
         let mut edits = self.edits;
         let mut notes = self.notes;
-        notes.extend(vocabulary::settle(
-            self.base, &self.ties, &tensors, &mut edits,
-        )?);
+        let resized = vocabulary::settle(self.base, &self.ties, &tensors, &mut edits)?;
+        if self.options.tokenizer == TokenizerFrom::Base {
+            let mut folders = self.inputs.iter().filter_map(|i| i.folder.as_deref());
+            let beside = folders.any(tokenizer::lies_in);
+            notes.extend(resized.map(|note| vocabulary::with_tokenizer(&note, beside)));
+        }
         let dropped = BTreeSet::new();
         let mut shards = Vec::new();
         for (index, file) in self.base.shards().iter().enumerate() {
@@ -431,6 +442,10 @@ impl<'a> Builder<'a, '_> {
             notes,
         };
         plan.rewrite(edits)?;
+        if plan.options.tokenizer == TokenizerFrom::Adapter {
+            let files = tokenizer::of_adapters(plan.base, plan.inputs)?;
+            plan.rewritten.extend(files);
+        }
         Ok(plan)
     }
 }
