@@ -163,14 +163,14 @@ fn is_projection(name: &str) -> bool {
 
 /// The module that a tensor is a factor of, and which: 0 for A, 1 for B, 2 for VeRA's outputs.
 fn factor(name: &str) -> Option<(&str, usize)> {
-    let (module, slot) = Slot::split_saved(strip_prefix(name))?;
-    let which = match slot {
+    let named = Slot::split(strip_prefix(name))?;
+    let which = match named.slot {
         Slot::A | Slot::EmbeddingA => 0,
         Slot::B | Slot::EmbeddingB => 1,
         Slot::LambdaB => 2,
         Slot::Bias | Slot::Magnitude | Slot::LambdaD => return None,
     };
-    Some((module, which))
+    Some((named.module, which))
 }
 
 /// How many layers these modules are in; the same number in two lists of layers is two.

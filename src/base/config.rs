@@ -2,9 +2,10 @@
 
 use serde_json::Value;
 
+use super::python_json::strict_json;
 use crate::error::{Code, Error, Result};
 use crate::fs::{check_inside, read_limited};
-use crate::safetensors::Checkpoint;
+use crate::safetensors::{Checkpoint, check_disguise};
 
 /// The model's own description, beside its weights.
 pub(crate) const CONFIG_FILE: &str = "config.json";
@@ -22,7 +23,8 @@ pub(crate) fn read_config(base: &Checkpoint) -> Result<Option<Value>> {
     }
     check_inside(base.folder(), &path)?;
     let bytes = read_limited(&path, MAX_CONFIG_BYTES)?;
-    serde_json::from_slice(&bytes)
+    check_disguise(&bytes).map_err(|e| e.file(&path))?;
+    serde_json::from_slice(&strict_json(&bytes))
         .map(Some)
         .map_err(|e| Error::new(Code::ConfigInvalid, e.to_string()).file(path))
 }

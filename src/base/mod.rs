@@ -11,6 +11,7 @@ pub(crate) mod known;
 mod load_rules;
 pub(crate) mod modules;
 pub(crate) mod names;
+mod python_json;
 mod rewrite;
 pub(crate) mod shapes;
 mod table;
@@ -18,3 +19,4 @@ pub(crate) mod ties;
 
 pub(crate) use config::{CONFIG_FILE, MAX_CONFIG_BYTES, read_config};
 pub(crate) use hub::hub_name;
+pub(crate) use python_json::strict_json;

@@ -63,6 +63,22 @@ const SAVED_WHEN_RESIZED: [&str; 7] = [
     "shared",
 ];
 
+/// What classes of transformers call the heads that they have beside the model: of classifiers and
+/// of those that answer questions. The base of an adapter may be without.
+const HEADS: [&str; 5] = [
+    "classification_head",
+    "classifier",
+    "pre_classifier",
+    "qa_outputs",
+    "score",
+];
+
+/// Whether a tensor of this name is of such a head.
+pub(crate) fn is_head(name: &str) -> bool {
+    let top = name.split('.').next().unwrap_or_default();
+    top != name && HEADS.contains(&top)
+}
+
 /// The last segment of a module's path.
 pub(crate) fn last_segment(path: &str) -> &str {
     path.rsplit('.').next().unwrap_or(path)

@@ -6,6 +6,12 @@ pub trait BaseShapes {
     /// Shape of the weight of a module; `None` where the base has no such module.
     fn weight_shape(&self, module: &str) -> Option<Vec<usize>>;
 
+    /// Whether the base has the tensor that an adapter calls by this name.
+    fn has_tensor(&self, name: &str) -> bool;
+
+    /// Whether the base has a module whose path is this, or ends in it.
+    fn has_module(&self, end: &str) -> bool;
+
     /// Whether a module is GPT-2's `Conv1D`, stored (in, out), where the base's architecture tells.
     fn is_conv1d(&self, module: &str) -> Option<bool> {
         let _ = module;

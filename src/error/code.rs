@@ -103,6 +103,8 @@ codes! {
     TensorNotFound = "TL0114", Malformed;
     /// A file of a folder is a link to a file outside of that folder.
     LinkOutside = "TL0115", Malformed;
+    /// Another kind of file is under this name: a Git LFS pointer, a web page, an archive.
+    OtherFile = "TL0116", Malformed;
 
     /// The safetensors file is not a `.tl`: it has no `tl` metadata.
     NotTl = "TL0201", Malformed;

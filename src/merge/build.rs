@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::heads::{absent_heads, weight_dtype};
 use super::layout::lay_out;
 use super::orient::Layouts;
 use super::plan::{Addition, MergePlan, Origin, TensorPlan};
 use super::request::{MergeInput, PlanOptions, TiedPolicy};
-use super::untie;
-use crate::adapter::{Adapter, Extra, ExtraRole, Module};
+use super::{untie, vocabulary};
+use crate::adapter::{Extra, ExtraRole, Module};
 use crate::base::architecture::Architecture;
 use crate::base::edits::ConfigEdits;
 use crate::base::names::{Names, quantised, whole_places};
@@ -15,7 +16,7 @@ use crate::base::ties::{Ties, is_output};
 use crate::compute::Rounding;
 use crate::error::{Code, Error, Result};
 use crate::safetensors::{Checkpoint, Location};
-use crate::tensor::{Dtype, shape_text};
+use crate::tensor::shape_text;
 
 /// Matches every adapter to the base, checks that all of it fits, and lays out the outputs.
 /// Nothing is written, and no weight is read.
@@ -45,7 +46,7 @@ pub fn plan<'a>(
         new_output: None,
         untie: false,
         edits: ConfigEdits::default(),
-        notes: Vec::new(),
+        notes: base.notes().to_vec(),
     };
     for (index, input) in inputs.iter().enumerate() {
         builder
@@ -119,6 +120,7 @@ impl<'a> Builder<'a, '_> {
                 return Err(Error::new(Code::AmbiguousModule, message).tensor(name));
             }
         }
+        self.grow(extras, places.get(modules.len()..).unwrap_or_default())?;
         let layouts = Layouts::of(self.base, self.architecture, input);
         for (module, place) in modules.iter().zip(&places) {
             for site in self.sites(*place, &format!("{}.weight", module.path))? {
@@ -205,6 +207,7 @@ impl<'a> Builder<'a, '_> {
                 dtype,
                 shape: extra.tensor.shape().to_vec(),
                 replace: None,
+                row_replacements: Vec::new(),
                 additions: Vec::new(),
                 rounding: Rounding::Peft,
             });
@@ -248,6 +251,7 @@ impl<'a> Builder<'a, '_> {
             dtype: info.dtype,
             shape: info.shape.clone(),
             replace: None,
+            row_replacements: Vec::new(),
             additions: Vec::new(),
             rounding: Rounding::Peft,
         }))
@@ -313,6 +317,9 @@ impl<'a> Builder<'a, '_> {
         let input = &inputs[index];
         let extra = &input.adapter.extras[e];
         let tensor = self.tensor(site)?;
+        if extra.role == ExtraRole::Rows {
+            return vocabulary::add_rows(base, inputs, tensor, (index, e));
+        }
         if tensor.shape != extra.tensor.shape() {
             return Err(misfit(base, tensor, extra.tensor.shape()));
         }
@@ -387,10 +394,30 @@ impl<'a> Builder<'a, '_> {
         }
     }
 
+    /// Gives embeddings the number of rows that an adapter has trained, before anything is added.
+    fn grow(&mut self, extras: &[Extra], places: &[Option<Location>]) -> Result<()> {
+        for (extra, place) in extras.iter().zip(places) {
+            let Some(place) = place.filter(|p| self.ties.is_embedding(*p)) else {
+                continue;
+            };
+            if vocabulary::resizes(extra, &self.base.at(place).1.shape) {
+                for site in self.sites(Some(place), &extra.name)? {
+                    self.tensor(site)?.shape = extra.tensor.shape().to_vec();
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn finish(self) -> Result<MergePlan<'a>> {
         let mut tensors: Vec<TensorPlan> = self.tensors.into_values().collect();
         // By place in the output: what is appended is the last of its shard.
         tensors.sort_by_key(|t| (t.source.shard, t.appended, t.source.tensor));
+        let mut edits = self.edits;
+        let mut notes = self.notes;
+        notes.extend(vocabulary::settle(
+            self.base, &self.ties, &tensors, &mut edits,
+        )?);
         let dropped = BTreeSet::new();
         let mut shards = Vec::new();
         for (index, file) in self.base.shards().iter().enumerate() {
@@ -405,38 +432,11 @@ impl<'a> Builder<'a, '_> {
             dropped,
             rewritten: Vec::new(),
             unties: self.untie,
-            notes: self.notes,
+            notes,
         };
-        plan.rewrite(self.edits)?;
+        plan.rewrite(edits)?;
         Ok(plan)
     }
-}
-
-/// The tensors of an adapter for a classifier that its base may lack: of a task whose head is trained
-/// from nothing, all of a module that the base has nothing of.
-fn absent_heads<'a>(base: &Checkpoint, adapter: &'a Adapter) -> BTreeSet<&'a str> {
-    const TASKS: [&str; 3] = ["SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"];
-    if !adapter.task.as_deref().is_some_and(|t| TASKS.contains(&t)) {
-        return BTreeSet::new();
-    }
-    let top = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
-    let present: BTreeSet<String> = base.tensors().keys().map(|n| top(n)).collect();
-    let extras = adapter.extras.iter();
-    let whole = extras.filter(|e| e.role == ExtraRole::Replace && !present.contains(&top(&e.name)));
-    whole.map(|e| e.name.as_str()).collect()
-}
-
-/// The dtype that most weights of a base have, by elements.
-fn weight_dtype(base: &Checkpoint) -> Option<Dtype> {
-    let mut counts: BTreeMap<Dtype, u64> = BTreeMap::new();
-    for place in base.tensors().values() {
-        let info = base.at(*place).1;
-        if info.dtype.is_float() {
-            *counts.entry(info.dtype).or_default() +=
-                info.byte_len() / (info.dtype.bits() as u64 / 8);
-        }
-    }
-    counts.into_iter().max_by_key(|(_, n)| *n).map(|(d, _)| d)
 }
 
 fn weighted(input: &MergeInput, factor: f64) -> Result<f32> {

@@ -41,7 +41,7 @@
 //! | `output`, `other_files`, `finished` | an output until it has its name; what an earlier run left of it |
 //! | `shard` | one shard of each output, copied and merged in one pass over the base's |
 //! | `stream`, `tensor` | merged blocks of tensors, made ahead of the writing |
-//! | `build`, `orient`, `untie`, `layout`, `rewrite` | from adapters and base to a plan |
+//! | `build`, `orient`, `untie`, `heads`, `vocabulary`, `layout`, `rewrite` | from adapters and base to a plan |
 //! | `plan`, `summary`, `report` | what is going to be done, and what was |
 //! | `request`, `files` | what the caller asks for; bytes between files |
 
@@ -51,11 +51,13 @@ mod each;
 mod execute;
 mod files;
 mod finished;
+mod heads;
 mod inplace;
 mod layout;
 mod orient;
 mod other_files;
 mod output;
+mod parts;
 mod plan;
 mod report;
 mod request;
@@ -68,6 +70,7 @@ mod tensor;
 mod tests;
 mod undo;
 mod untie;
+mod vocabulary;
 
 pub use crate::compute::Rounding;
 pub use build::plan;

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use super::parts::left_out;
 use super::plan::MergePlan;
 use crate::error::{Error, Result};
 use crate::fs::{
@@ -53,7 +54,8 @@ impl OtherFiles {
             return Ok(());
         }
         let is_index = base.is_sharded() && path == Path::new(INDEX_FILE);
-        if let Some(reason) = left_out(&path, is_index) {
+        let reason = (!is_index).then(|| left_out(base, &path)).flatten();
+        if let Some(reason) = reason {
             self.skip(&path, reason);
             return Ok(());
         }
@@ -230,37 +232,4 @@ fn list(folder: &Path, inside: &Path, depth: usize, found: &mut Vec<PathBuf>) ->
         }
     }
     Ok(true)
-}
-
-/// Why a file of the base does not belong into the output.
-fn left_out(path: &Path, is_index: bool) -> Option<&'static str> {
-    const OTHER_WEIGHTS: [&str; 11] = [
-        "safetensors",
-        "bin",
-        "pth",
-        "pt",
-        "ckpt",
-        "gguf",
-        "ggml",
-        "msgpack",
-        "h5",
-        "onnx",
-        "onnx_data",
-    ];
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let extension = path.extension().unwrap_or_default().to_string_lossy();
-    if is_index {
-        return None;
-    }
-    if name.starts_with("adapter_") {
-        return Some("belongs to an adapter");
-    }
-    if name.starts_with(".tlkit") || name.contains(".tlkit-") {
-        return Some("belongs to tlkit");
-    }
-    if OTHER_WEIGHTS.contains(&&*extension) {
-        return Some("weights that were not merged");
-    }
-    name.ends_with(".index.json")
-        .then_some("index of weights that were not merged")
 }

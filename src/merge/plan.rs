@@ -66,6 +66,8 @@ pub struct TensorPlan {
     pub shape: Vec<usize>,
     /// The adapter and its extra tensor that replace the values, before anything is added.
     pub replace: Option<(usize, usize)>,
+    /// The adapters and their extra tensors that replace rows, after that.
+    pub row_replacements: Vec<(usize, usize)>,
     /// What is added, in the order of the adapters.
     pub additions: Vec<Addition>,
     /// How low-rank updates are rounded.
@@ -82,7 +84,7 @@ impl TensorPlan {
     pub(crate) fn is_for_gpu(&self) -> bool {
         let low_rank = |a: &Addition| matches!(a, Addition::Module { dora: false, .. });
         let plain = self.origin == Origin::Stored
-            && self.replace.is_none()
+            && !self.is_replaced()
             && self.additions.iter().all(low_rank);
         match self.shape[..] {
             [rows, cols] => plain && !self.additions.is_empty() && Weight::fits((rows, cols)),
@@ -97,7 +99,12 @@ impl TensorPlan {
 
     /// Whether anything happens to it; an appended tensor may be a mere copy.
     pub fn is_touched(&self) -> bool {
-        self.replace.is_some() || !self.additions.is_empty()
+        self.is_replaced() || !self.additions.is_empty()
+    }
+
+    /// Whether values are replaced, of the whole tensor or of some rows.
+    pub(crate) fn is_replaced(&self) -> bool {
+        self.replace.is_some() || !self.row_replacements.is_empty()
     }
 }
 

@@ -31,7 +31,8 @@ pub struct MergeReport {
     pub total: Totals,
     /// Files of the base directory that were left out, each with the reason.
     pub skipped: Vec<String>,
-    /// Remarks for whoever uses the result, such as that an adapter was trained on a quantised base.
+    /// Remarks for whoever uses the result, such as that an adapter was trained on a quantised base;
+    /// also each of `skipped`.
     pub notes: Vec<String>,
 }
 
@@ -167,6 +168,8 @@ impl MergeReport {
             weight: i.weight,
         };
         let mut notes = plan.notes.clone();
+        let left_out = outcome.skipped.iter();
+        notes.extend(left_out.map(|file| format!("not copied: {file}")));
         let on_cpu = plan
             .tensors()
             .iter()

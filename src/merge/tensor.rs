@@ -1,5 +1,6 @@
 //! One tensor: its factors, and its rows read, merged and checked.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::plan::{Addition, MergePlan, Origin, TensorPlan};
@@ -30,6 +31,8 @@ pub(crate) struct TensorMerge<'a> {
     cols: usize,
     rounding: Rounding,
     replace: Option<&'a Tensor>,
+    /// By row, the tensor and its row that replace it.
+    row_replacements: BTreeMap<usize, (&'a Tensor, usize)>,
     factors: Vec<Factors>,
     bias: Option<Vec<f32>>,
     dora: Option<Dora>,
@@ -99,6 +102,7 @@ impl<'a> TensorMerge<'a> {
             cols,
             rounding: tensor.rounding,
             replace: tensor.replace.and_then(|(i, e)| extra(i, e)),
+            row_replacements: row_replacements(plan.inputs(), tensor),
             factors: Vec::new(),
             bias: None,
             dora: None,
@@ -225,7 +229,8 @@ impl<'a> TensorMerge<'a> {
     /// # Errors
     /// [`Code::NonFiniteResult`]; [`Code::BaseShape`] where `block` is not of the rows' size.
     pub(crate) fn merge(&self, rows: Range<usize>, block: &mut [u8]) -> Result<Stats> {
-        let stats = if self.replace.is_none() && self.dora.is_none() {
+        let replaced = self.replace.is_some() || !self.row_replacements.is_empty();
+        let stats = if !replaced && self.dora.is_none() {
             self.add(rows, block)
         } else {
             self.rewrite(rows, block)
@@ -315,11 +320,21 @@ impl<'a> TensorMerge<'a> {
         compare(self.dtype, &old, block, Some(&values))
     }
 
-    /// Puts the replacing tensor's values over `block`, rounded into the base's dtype.
+    /// Puts the values of replacing tensors over `block`, rounded into the base's dtype.
     fn replaced(&self, rows: &Range<usize>, block: &mut [u8]) -> Result<()> {
-        let Some(tensor) = self.replace else {
-            return Ok(());
-        };
+        if let Some(tensor) = self.replace {
+            self.put(tensor, rows.clone(), block)?;
+        }
+        for (row, (tensor, from)) in self.row_replacements.range(rows.clone()) {
+            let at = (row - rows.start) * self.row_bytes();
+            let place = block.get_mut(at..at + self.row_bytes()).unwrap_or_default();
+            self.put(tensor, *from..from + 1, place)?;
+        }
+        Ok(())
+    }
+
+    /// Puts some rows of a tensor over `block`, rounded into the base's dtype.
+    fn put(&self, tensor: &Tensor, rows: Range<usize>, block: &mut [u8]) -> Result<()> {
         let size = self.cols * tensor.dtype().bits() / 8;
         let bytes = tensor.data().get(rows.start * size..rows.end * size);
         let bytes = bytes.unwrap_or_default();
@@ -359,6 +374,20 @@ impl<'a> TensorMerge<'a> {
         let norms = squares.iter().map(|s| s.sqrt() as f32);
         Ok(magnitudes.iter().zip(norms).map(|(m, n)| m / n).collect())
     }
+}
+
+/// The rows that extras of the adapters replace. Where two replace one, they have the same bytes.
+fn row_replacements<'a>(
+    inputs: &'a [MergeInput],
+    tensor: &TensorPlan,
+) -> BTreeMap<usize, (&'a Tensor, usize)> {
+    let extras = tensor.row_replacements.iter();
+    let extras = extras.filter_map(|(i, e)| inputs.get(*i)?.adapter.extras.get(*e));
+    let rows = extras.flat_map(|x| {
+        let rows = x.rows.iter().enumerate();
+        rows.map(|(from, row)| (*row as usize, (&x.tensor, from)))
+    });
+    rows.collect()
 }
 
 fn square(x: f32) -> f64 {

@@ -6,8 +6,10 @@ use serde::Deserialize;
 
 use super::family::{FAMILIES, Family, Sizes, WindowRule};
 use super::rotary::{RopeConfig, Rotary};
+use crate::base::strict_json;
 use crate::error::{Code, Error, Result};
 use crate::fs::{check_inside, read_limited};
+use crate::safetensors::check_disguise;
 
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 const MAX_LAYERS: usize = crate::adapter::MAX_LAYERS;
@@ -98,7 +100,8 @@ impl ModelConfig {
     }
 
     fn parse(bytes: &[u8]) -> Result<Self> {
-        let raw: Raw = serde_json::from_slice(bytes)
+        check_disguise(bytes)?;
+        let raw: Raw = serde_json::from_slice(&strict_json(bytes))
             .map_err(|e| Error::new(Code::ModelConfig, e.to_string()))?;
         let family = raw.family()?;
         if raw.quantization_config.is_some() {

@@ -63,6 +63,21 @@ impl BaseShapes for CheckpointModules<'_> {
         Some(self.checkpoint.at(place).1.shape.clone())
     }
 
+    fn has_tensor(&self, name: &str) -> bool {
+        self.finder.find(&self.names, name).is_some()
+    }
+
+    fn has_module(&self, end: &str) -> bool {
+        let mut names = self.checkpoint.tensors().keys();
+        names.any(|name| {
+            let mut dots = name.match_indices('.').map(|(dot, _)| &name[..dot]);
+            dots.any(|path| {
+                let before = path.strip_suffix(end);
+                before.is_some_and(|b| b.is_empty() || b.ends_with('.'))
+            })
+        })
+    }
+
     fn is_conv1d(&self, module: &str) -> Option<bool> {
         let links = self.architecture.links(&format!("{module}.weight"));
         let class = links.first().and_then(|l| l.class.strip_suffix(".weight"));

@@ -7,6 +7,8 @@
 
 use super::features::{Feature, read_features, refuse_init};
 use super::json::{self, Fields, Json, cut, wrong};
+use super::saved::heads_of_task;
+use super::tokens::{self, TrainedTokens};
 use crate::error::{Code, Error, Result};
 
 /// Bytes of `adapter_config.json` beyond which it is not parsed.
@@ -59,8 +61,21 @@ pub struct Selection {
     pub layers_to_transform: Option<Vec<u64>>,
     /// Regular expressions for the name of the list of layers.
     pub layers_pattern: Vec<String>,
-    /// Modules stored whole, which replace those of the base. Regular expressions in effect.
+    /// Modules stored whole, which replace those of the base: ends of their paths. In a config that
+    /// was read also those that PEFT adds by the task when it loads (`classifier`, `score`,
+    /// `qa_outputs`). What the model has no module for is harmless. Regular expressions where they
+    /// keep modules from being adapted.
     pub modules_to_save: Vec<String>,
+}
+
+impl Selection {
+    fn add_heads(&mut self, common: &Common) {
+        for head in heads_of_task(common.task_type.as_deref()) {
+            if !self.modules_to_save.iter().any(|m| m == head) {
+                self.modules_to_save.push((*head).to_owned());
+            }
+        }
+    }
 }
 
 /// Keys that every PEFT config has.
@@ -106,6 +121,8 @@ pub struct LoraConfig {
     pub init_lora_weights: Option<String>,
     /// Whether magnitudes are trained (DoRA).
     pub use_dora: bool,
+    /// Rows of embeddings that were trained one by one.
+    pub trainable_tokens: TrainedTokens,
     /// Features that are set and that a plain low-rank update cannot represent.
     pub features: Vec<Feature>,
 }
@@ -302,6 +319,7 @@ impl LoraConfig {
             fan_in_fan_out: false,
             init_lora_weights: None,
             use_dora: false,
+            trainable_tokens: TrainedTokens::None,
             features: Vec::new(),
         }
     }
@@ -324,9 +342,11 @@ impl LoraConfig {
                 other => return Err(wrong("init_lora_weights", &other, "a name, true or false")),
             },
             use_dora: fields.flag("use_dora")?,
+            trainable_tokens: TrainedTokens::read(&fields.take(tokens::KEY))?,
             features: read_features(&mut fields)?,
         };
         config.common.unknown = fields.rest();
+        config.selection.add_heads(&config.common);
         Ok(config)
     }
 
@@ -396,6 +416,9 @@ impl LoraConfig {
                 .filter(|(_, on)| *on)
                 .map(|(k, _)| (k, Json::Bool(true))),
         );
+        if self.trainable_tokens != TrainedTokens::None {
+            keys.push((tokens::KEY, self.trainable_tokens.to_json()));
+        }
         if !self.rank_pattern.is_empty() {
             let entry = |(k, r): &(String, u32)| (k.clone(), Json::Int((*r).into()));
             keys.push((
@@ -461,6 +484,7 @@ impl VeraConfig {
             fan_in_fan_out: fields.flag("fan_in_fan_out")?,
         };
         config.common.unknown = fields.rest();
+        config.selection.add_heads(&config.common);
         Ok(config)
     }
 

@@ -7,7 +7,7 @@ use super::config::{MAX_CONFIG_BYTES, PeftConfig};
 use super::pickle::{Limits, read_torch_archive};
 use crate::digest::{Digest, Hasher};
 use crate::error::{Code, Error, Result};
-use crate::fs::{check_inside, read_limited};
+use crate::fs::{check_inside, meant_by, read_limited};
 use crate::safetensors::SafetensorsFile;
 use crate::tensor::Tensor;
 
@@ -52,9 +52,12 @@ impl AdapterFiles {
             } else {
                 Code::NotFound
             };
-            return Err(Error::new(code, problem)
-                .file(dir)
-                .hint("a PEFT adapter is a folder with adapter_config.json"));
+            let error = Error::new(code, problem).file(dir);
+            let error = match meant_by(dir) {
+                Some(hint) => error.hint(hint),
+                None => error,
+            };
+            return Err(error.hint("a PEFT adapter is a folder with adapter_config.json"));
         }
         if !config_path.exists() {
             return Err(no_adapter(dir, CONFIG_FILE));
@@ -74,6 +77,12 @@ impl AdapterFiles {
             let tensors = read_torch_archive(&path, Limits::default())?;
             (path, Weights::Pickle(tensors))
         } else {
+            if let Some(shard) = first_shard(dir) {
+                let message = "the weights are in shards, which PEFT does not load";
+                return Err(Error::new(Code::NoAdapter, message)
+                    .file(dir.join(shard))
+                    .hint("join the shards into one adapter_model.safetensors"));
+            }
             return Err(no_adapter(
                 dir,
                 "adapter_model.safetensors or adapter_model.bin",
@@ -123,11 +132,25 @@ impl AdapterFiles {
     }
 }
 
+/// A file of weights in several, where there is one.
+fn first_shard(dir: &Path) -> Option<String> {
+    let names = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let is_shard = |name: &String| {
+        name.starts_with("adapter_model-")
+            || name.starts_with("adapter_model.") && name.ends_with(".index.json")
+    };
+    names.filter(is_shard).min()
+}
+
 fn no_adapter(dir: &Path, missing: &str) -> Error {
     let e = Error::new(Code::NoAdapter, format!("has no {missing}")).file(dir);
     if dir.join("config.json").exists() {
         return e
             .hint("this looks like a base model's folder; a PEFT adapter has adapter_config.json");
+    }
+    if let Some(hint) = meant_by(dir) {
+        return e.hint(hint);
     }
     let inner = std::fs::read_dir(dir)
         .into_iter()

@@ -5,7 +5,9 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
+use crate::base::strict_json;
 use crate::error::{Code, Error, Result};
+use crate::safetensors::check_disguise;
 
 /// A JSON value. Objects keep the file's order: PEFT's patterns are tried in it.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,9 +22,10 @@ pub(super) enum Json {
 }
 
 impl Json {
-    /// Parses one document. Nesting is bounded by serde_json (128).
+    /// Parses one document, as Python reads it: NaN and infinities are null here. Nesting is bounded by serde_json (128).
     pub(super) fn parse(bytes: &[u8]) -> Result<Self> {
-        let json: Self = serde_json::from_slice(bytes).map_err(|e| {
+        check_disguise(bytes)?;
+        let json: Self = serde_json::from_slice(&strict_json(bytes)).map_err(|e| {
             Error::new(Code::ConfigInvalid, format!("not valid JSON: {e}")).cause(e)
         })?;
         json.refuse_duplicates()?;

@@ -16,6 +16,7 @@ use self::vm::View;
 use super::json::cut;
 use crate::error::{Code, Error, Result};
 use crate::fs::open_regular;
+use crate::safetensors::{TELLING, check_disguise};
 use crate::tensor::{Bytes, Dtype, Tensor, byte_len};
 
 /// What a reader of a torch archive is willing to handle.
@@ -148,11 +149,9 @@ fn check_magic(magic: &[u8]) -> Result<()> {
     if magic.starts_with(b"PK\x03\x04") {
         return Ok(());
     }
+    check_disguise(magic)?;
     Err(if magic.starts_with(LEGACY) {
         bad("this is torch's format of before 1.6, not a zip archive").hint(RESAVE)
-    } else if magic.starts_with(b"version https://git") {
-        bad("this is a Git LFS pointer, not the file itself")
-            .hint("fetch the file with git lfs pull")
     } else if magic.starts_with(b"\x80") {
         bad("this is a bare pickle, not an archive of torch").hint(RESAVE)
     } else {
@@ -172,7 +171,7 @@ impl<R: Read + Seek> Archive<R> {
     fn checked(mut file: R, len: u64) -> Result<Self> {
         let mut magic = Vec::new();
         file.by_ref()
-            .take(20)
+            .take(TELLING as u64)
             .read_to_end(&mut magic)
             .map_err(|e| bad(format!("cannot be read: {e}")))?;
         check_magic(&magic)?;

@@ -1,10 +1,13 @@
 //! The tensors of a PEFT adapter, sorted by what their names say.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::files::AdapterFiles;
+use super::json::cut;
 use super::names::strip_prefix;
-use super::slot::Slot;
+use super::saved::Wrapped;
+use super::slot::{Named, Slot};
+use super::tokens;
 use crate::adapter::MAX_NAME_BYTES;
 use crate::error::{Code, Error, Result};
 use crate::tensor::Tensor;
@@ -97,10 +100,18 @@ pub(super) struct Sorted {
     pub(super) lora: BTreeMap<String, LoraModule>,
     pub(super) vera: BTreeMap<String, VeraModule>,
     pub(super) projection: Option<(Tensor, Tensor)>,
+    /// Trained rows of embeddings, by the embedding's path.
+    pub(super) tokens: BTreeMap<String, Tensor>,
     /// `<module>.base_layer.weight` and `.bias`, under the base's own names.
     pub(super) base_layers: BTreeMap<String, Tensor>,
     /// Full tensors without a LoRA suffix, under the base's own names.
     pub(super) others: BTreeMap<String, Tensor>,
+    /// Those of them whose names say themselves that they were saved whole.
+    pub(super) copies: BTreeSet<String>,
+    /// Modules that PEFT wrapped, as the base has them.
+    originals: BTreeSet<String>,
+    /// What a careful user should know.
+    pub(super) notes: Vec<String>,
 }
 
 /// Sorts by name; every tensor must be explained.
@@ -111,14 +122,31 @@ pub(super) struct Sorted {
 pub(super) fn sort_tensors(files: &AdapterFiles) -> Result<Sorted> {
     let mut sorted = Sorted::default();
     let (mut vera_a, mut vera_b) = (None, None);
-    for (key, tensor) in files.tensors()? {
+    let tensors = files.tensors()?;
+    let adapter = adapter_name(tensors.keys())?;
+    if adapter != DEFAULT_ADAPTER {
+        sorted.notes.push(format!(
+            "the names of the tensors have the adapter's own, `{0}`; PEFT loads them under that name alone (adapter_name=\"{0}\")",
+            cut(adapter)
+        ));
+    }
+    let (mut copies, adapter) = (BTreeMap::new(), adapter.to_owned());
+    for (key, tensor) in tensors {
         check_tensor(&tensor).map_err(|e| e.tensor(&key))?;
-        match key.as_str() {
-            "base_model.vera_A" => vera_a = Some(tensor),
-            "base_model.vera_B" => vera_b = Some(tensor),
-            _ => sorted.place(&key, tensor)?,
+        let own = key.strip_suffix(&format!(".{adapter}")).unwrap_or(&key);
+        let place = match own {
+            "base_model.vera_A" => &mut vera_a,
+            "base_model.vera_B" => &mut vera_b,
+            _ => {
+                sorted.place(&key, tensor, &adapter, &mut copies)?;
+                continue;
+            }
+        };
+        if place.replace(tensor).is_some() {
+            return Err(twice().tensor(&key));
         }
     }
+    sorted.settle(copies)?;
     sorted.projection = match (vera_a, vera_b) {
         (Some(a), Some(b)) => Some((a, b)),
         (None, None) => None,
@@ -130,6 +158,40 @@ pub(super) fn sort_tensors(files: &AdapterFiles) -> Result<Sorted> {
         }
     };
     Ok(sorted)
+}
+
+/// What PEFT calls an adapter that nobody gave a name.
+const DEFAULT_ADAPTER: &str = "default";
+
+/// The adapter's own name, as far as it was left in the tensors' names: one for all of them.
+fn adapter_name<'k>(keys: impl Iterator<Item = &'k String>) -> Result<&'k str> {
+    let (mut found, mut without) = (BTreeSet::new(), false);
+    for key in keys {
+        match Slot::split(strip_prefix(key)) {
+            Some(Named {
+                adapter: Some(name),
+                ..
+            }) => {
+                found.insert(name);
+            }
+            other => without |= other.is_some(),
+        }
+    }
+    let mut names = found.iter();
+    match (names.next(), names.next()) {
+        (None, _) => Ok(DEFAULT_ADAPTER),
+        // Without a name is what PEFT reads as `default`.
+        (Some(name), None) if !without || *name == DEFAULT_ADAPTER => Ok(name),
+        (Some(one), other) => {
+            let message = format!(
+                "the file holds the tensors of several adapters: `{}` and {}",
+                cut(one),
+                other.map_or("one without a name".to_owned(), |o| format!("`{}`", cut(o)))
+            );
+            Err(Error::new(Code::UnknownAdapterTensor, message)
+                .hint("save each with save_pretrained, which gives it a folder of its own"))
+        }
+    }
 }
 
 fn check_tensor(tensor: &Tensor) -> Result<()> {
@@ -145,10 +207,21 @@ fn check_tensor(tensor: &Tensor) -> Result<()> {
 }
 
 impl Sorted {
-    fn place(&mut self, key: &str, tensor: Tensor) -> Result<()> {
+    fn place(
+        &mut self,
+        key: &str,
+        tensor: Tensor,
+        adapter: &str,
+        copies: &mut BTreeMap<String, Tensor>,
+    ) -> Result<()> {
         let name = strip_prefix(key);
+        let unnamed = name.strip_suffix(adapter).and_then(|n| n.strip_suffix('.'));
+        if let Some(embedding) = unnamed.unwrap_or(name).strip_suffix(tokens::SUFFIX) {
+            return insert(&mut self.tokens, embedding.to_owned(), tensor)
+                .map_err(|e| e.tensor(key));
+        }
         refuse_variants(key, name)?;
-        if let Some((module, slot)) = Slot::split(name) {
+        if let Some(Named { module, slot, .. }) = Slot::split(name) {
             if module.split('.').any(|s| s == "base_layer") {
                 return Err(Error::new(
                     Code::UnsupportedMha,
@@ -167,11 +240,43 @@ impl Sorted {
             (".base_layer.bias", ".bias"),
         ] {
             if let Some(module) = name.strip_suffix(suffix) {
+                let module = module.strip_suffix(tokens::WRAPPER).unwrap_or(module);
                 return insert(&mut self.base_layers, format!("{module}{own}"), tensor)
                     .map_err(|e| e.tensor(key));
             }
         }
-        insert(&mut self.others, name.to_owned(), tensor).map_err(|e| e.tensor(key))
+        match Wrapped::of(name, adapter) {
+            Some(Wrapped::Copy(own)) => insert(copies, own, tensor),
+            Some(Wrapped::Original(own)) => {
+                self.originals.insert(own);
+                Ok(())
+            }
+            None => insert(&mut self.others, name.to_owned(), tensor),
+        }
+        .map_err(|e| e.tensor(key))
+    }
+
+    /// Brings wrapped modules under their own names. Where a file has both, PEFT loads the tensor
+    /// under the module's own name, whatever the wrapper's says; the base's is never of interest.
+    fn settle(&mut self, copies: BTreeMap<String, Tensor>) -> Result<()> {
+        for (own, tensor) in copies {
+            match self.others.get(&own) {
+                Some(first) if first.same_bytes(&tensor) => {}
+                Some(_) => self.notes.push(format!(
+                    "`{}` is in the file twice with unlike values; the one without `modules_to_save` is taken, as PEFT does",
+                    cut(&own)
+                )),
+                None => {
+                    self.copies.insert(own.clone());
+                    self.others.insert(own, tensor);
+                }
+            }
+        }
+        let alone = self
+            .originals
+            .iter()
+            .find(|own| !self.others.contains_key(*own));
+        alone.map_or(Ok(()), |own| Err(unknown_tensor(own)))
     }
 
     fn fill(&mut self, module: &str, slot: Slot, tensor: Tensor) -> Result<()> {
@@ -232,11 +337,6 @@ fn refuse_variants(key: &str, name: &str) -> Result<()> {
             ".lora_diag",
             Code::UnsupportedKasa,
             "KaSA's diagonal between A and B",
-        ),
-        (
-            ".token_adapter.",
-            Code::UnsupportedTrainableTokens,
-            "rows that replace rows of an embedding",
         ),
         (
             ".lora_velora_",

@@ -1,14 +1,16 @@
 //! A checkpoint: one file, or shards with an index.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::disguise::check_disguise;
 use super::file::SafetensorsFile;
 use super::header::TensorInfo;
 use crate::error::{Code, Error, Result};
-use crate::fs::{check_inside, read_limited};
+use crate::fs::{check_inside, meant_by, read_limited};
 
 /// The file of an unsharded model directory.
 pub const SINGLE_FILE: &str = "model.safetensors";
@@ -26,6 +28,10 @@ pub struct Location {
 }
 
 /// A base model: one safetensors file, or a Hugging Face model directory with one or many.
+///
+/// Of a directory it is what transformers loads: `model.safetensors` alone where that is there, else
+/// every tensor of every shard that the index names, the last shard by name where a tensor is in two.
+/// What the index says of single tensors decides nothing.
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
@@ -33,7 +39,11 @@ pub struct Checkpoint {
     sharded: bool,
     shards: Vec<SafetensorsFile>,
     tensors: BTreeMap<String, Location>,
+    notes: Vec<String>,
 }
+
+/// What shards hold, and what is odd about it.
+type Collected = (BTreeMap<String, Location>, Vec<String>);
 
 #[derive(Deserialize)]
 struct Index {
@@ -44,29 +54,43 @@ impl Checkpoint {
     /// Opens a safetensors file or a model directory; only headers are read.
     ///
     /// # Errors
-    /// [`Code::NotFound`]; [`Code::BadIndex`] where index and shards disagree; the `TL01xx` codes.
+    /// [`Code::NotFound`]; [`Code::BadIndex`] for an index that names no files of its folder; the
+    /// `TL01xx` codes.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let meta = path.metadata().map_err(|e| Error::io(path, "open", e))?;
+        let meta = path.metadata().map_err(|e| {
+            let error = Error::io(path, "open", e);
+            match meant_by(path) {
+                Some(hint) => error.hint(hint),
+                None => error,
+            }
+        })?;
+        let mut notes = Vec::new();
         let file = if !meta.is_dir() {
             path.to_owned()
-        } else if path.join(INDEX_FILE).exists() {
-            return Self::open_sharded(path);
-        } else if path.join(SINGLE_FILE).exists() {
+        } else if path.join(SINGLE_FILE).is_file() {
             let file = path.join(SINGLE_FILE);
             check_inside(path, &file)?;
+            if path.join(INDEX_FILE).exists() {
+                notes.push(format!(
+                    "{SINGLE_FILE} is the model, as transformers loads it; the shards of {INDEX_FILE} beside it are not read"
+                ));
+            }
             file
+        } else if path.join(INDEX_FILE).exists() {
+            return Self::open_sharded(path);
         } else {
             return Err(no_model(path));
         };
         let shards = vec![SafetensorsFile::open(file)?];
-        let tensors = Self::collect(&shards)?;
+        let (tensors, _) = Self::collect(&shards)?;
         Ok(Self {
             path: path.to_owned(),
             is_dir: meta.is_dir(),
             sharded: false,
             shards,
             tensors,
+            notes,
         })
     }
 
@@ -75,6 +99,7 @@ impl Checkpoint {
         check_inside(path, &index_path)?;
         let bytes = read_limited(&index_path, MAX_INDEX_BYTES)?;
         let bad = |m: String| Error::new(Code::BadIndex, m).file(&index_path);
+        check_disguise(&bytes).map_err(|e| e.file(&index_path))?;
         let index: Index = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
         let mut names: Vec<&String> = index.weight_map.values().collect();
         names.sort();
@@ -92,42 +117,51 @@ impl Checkpoint {
             check_inside(path, &file)?;
             shards.push(SafetensorsFile::open(file)?);
         }
-        let tensors = Self::collect(&shards)?;
-        for (tensor, file) in &index.weight_map {
-            let found = tensors.get(tensor).and_then(|l| names.get(l.shard));
-            if found.is_none_or(|f| *f != file) {
-                return Err(bad(format!(
-                    "says that `{tensor}` is in {file}, and it is not"
-                )));
-            }
-        }
-        if let Some(extra) = tensors.keys().find(|t| !index.weight_map.contains_key(*t)) {
-            return Err(bad(format!("does not list `{extra}`, which is in a shard")));
-        }
+        check_files(&shards).map_err(|e| e.file(&index_path))?;
+        let (tensors, mut notes) = Self::collect(&shards)?;
+        let of = |tensor: &String| tensors.get(tensor).and_then(|l| names.get(l.shard));
+        let lost = index.weight_map.keys().filter(|t| of(t).is_none());
+        let moved = index
+            .weight_map
+            .iter()
+            .filter(|(t, file)| of(t).is_some_and(|f| f != file));
+        let unlisted = tensors
+            .keys()
+            .filter(|t| !index.weight_map.contains_key(*t));
+        notes.extend(few("the index names, and no shard has", lost));
+        notes.extend(few(
+            "in another shard than the index says",
+            moved.map(|(t, _)| t),
+        ));
+        notes.extend(few("in a shard, and not in the index", unlisted));
         Ok(Self {
             path: path.to_owned(),
             is_dir: true,
             sharded: true,
             shards,
             tensors,
+            notes,
         })
     }
 
-    fn collect(shards: &[SafetensorsFile]) -> Result<BTreeMap<String, Location>> {
+    fn collect(shards: &[SafetensorsFile]) -> Result<Collected> {
         let mut tensors = BTreeMap::new();
+        let mut twice = Vec::new();
         for (shard, file) in shards.iter().enumerate() {
             for (tensor, info) in file.header().tensors.iter().enumerate() {
-                if tensors
-                    .insert(info.name.clone(), Location { shard, tensor })
-                    .is_some()
-                {
-                    return Err(Error::new(Code::BadIndex, "stands in two shards")
-                        .tensor(&info.name)
-                        .file(file.path()));
+                let place = Location { shard, tensor };
+                if tensors.insert(info.name.clone(), place).is_some() {
+                    twice.push(&info.name);
                 }
             }
         }
-        Ok(tensors)
+        let what = "in several shards, of which transformers loads the last";
+        Ok((tensors, few(what, twice.into_iter()).into_iter().collect()))
+    }
+
+    /// What is odd about the checkpoint, and is read as transformers reads it; for people.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// What was opened: a file or a directory.
@@ -186,12 +220,46 @@ impl Checkpoint {
     }
 }
 
+/// `what: names`, the first few of them; `None` where there is none.
+fn few<'n>(what: &str, names: impl Iterator<Item = &'n String>) -> Option<String> {
+    const LISTED: usize = 3;
+    let names: Vec<&String> = names.collect();
+    let listed: Vec<String> = names
+        .iter()
+        .take(LISTED)
+        .map(|n| format!("`{n}`"))
+        .collect();
+    let more = match names.len().saturating_sub(LISTED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    (!names.is_empty()).then(|| format!("tensors {what}: {}{more}", listed.join(", ")))
+}
+
+/// Refuses two names of one file: what is written to one would be written to the other.
+fn check_files(shards: &[SafetensorsFile]) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    for shard in shards {
+        let meta = shard.file().metadata();
+        let meta = meta.map_err(|e| Error::io(shard.path(), "stat", e))?;
+        if !seen.insert((meta.dev(), meta.ino())) {
+            let name = shard.path().file_name().unwrap_or_default();
+            let message = format!("`{}` is another name of another shard", name.display());
+            return Err(Error::new(Code::BadIndex, message));
+        }
+    }
+    Ok(())
+}
+
 fn no_model(path: &Path) -> Error {
     let e = Error::new(
         Code::NotFound,
         format!("has neither {SINGLE_FILE} nor {INDEX_FILE}"),
     )
     .file(path);
+    if let Some(hint) = meant_by(path) {
+        return e.hint(hint);
+    }
     if path.join("adapter_config.json").exists() {
         return e.hint("this is an adapter's folder, not a base model's");
     }

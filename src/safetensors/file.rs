@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
+use super::disguise::{TELLING, check_disguise};
 use super::header::{Header, MAX_HEADER_BYTES, TensorInfo};
 use crate::error::{Code, Error, Result};
 use crate::fs::open_regular;
@@ -41,11 +42,12 @@ impl SafetensorsFile {
     /// As [`open`](Self::open).
     pub(crate) fn open_limited(path: &Path, limit: u64) -> Result<Self> {
         let (file, len) = open_regular(path)?;
-        let mut prefix = [0; 8];
-        let have = len.min(8) as usize;
-        file.read_exact_at(&mut prefix[..have], 0)
+        let mut start = [0; TELLING];
+        let have = len.min(TELLING as u64) as usize;
+        file.read_exact_at(&mut start[..have], 0)
             .map_err(|e| Error::io(path, "read", e))?;
-        let header_len = Header::announced_len(&prefix[..have], len, limit)?;
+        check_disguise(&start[..have])?;
+        let header_len = Header::announced_len(&start[..have.min(8)], len, limit)?;
         let mut raw_header = vec![0; 8 + header_len as usize];
         file.read_exact_at(&mut raw_header, 0)
             .map_err(|e| Error::io(path, "read", e))?;

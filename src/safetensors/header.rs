@@ -293,6 +293,11 @@ impl<'de> Deserialize<'de> for Metadata {
                 f.write_str("an object of strings")
             }
 
+            // Files of other writers have null, which the reference implementation reads as none.
+            fn visit_unit<E>(self) -> std::result::Result<Metadata, E> {
+                Ok(Metadata(Vec::new()))
+            }
+
             fn visit_map<M: MapAccess<'de>>(
                 self,
                 mut map: M,
@@ -309,7 +314,7 @@ impl<'de> Deserialize<'de> for Metadata {
             }
         }
 
-        d.deserialize_map(MetadataVisitor)
+        d.deserialize_any(MetadataVisitor)
     }
 }
 

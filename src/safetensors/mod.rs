@@ -6,11 +6,13 @@
 //! that a `.tl` is.
 
 mod checkpoint;
+mod disguise;
 mod file;
 mod header;
 mod write;
 
 pub use checkpoint::{Checkpoint, INDEX_FILE, Location, SINGLE_FILE};
+pub(crate) use disguise::{TELLING, check_disguise};
 pub use file::SafetensorsFile;
 pub use header::{Header, MAX_HEADER_BYTES, TensorInfo, encode_header};
 pub use write::write_tensors;

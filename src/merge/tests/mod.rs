@@ -145,11 +145,7 @@ fn input(groups: Vec<TieGroup>) -> MergeInput {
 
 fn extra(name: &str, role: ExtraRole, tensor: Tensor) -> MergeInput {
     let adapter = Adapter {
-        extras: vec![Extra {
-            name: name.into(),
-            role,
-            tensor,
-        }],
+        extras: vec![Extra::new(name, role, tensor)],
         ..Adapter::default()
     };
     adapter.validate().unwrap();

@@ -117,11 +117,7 @@ fn extras_replace_round_and_carry_updates() {
     let group = lora("lm_head", 10, 6, ModuleKind::Linear, 8);
     let mut all = input(vec![group.clone()]);
     let mut add = |name: &str, role, t: &Tensor| {
-        all.adapter.extras.push(Extra {
-            name: name.into(),
-            role,
-            tensor: t.clone(),
-        });
+        all.adapter.extras.push(Extra::new(name, role, t.clone()));
     };
     add(norm, ExtraRole::Replace, &tensor(Dtype::F32, &[6], 91, 1.0));
     add(bias, ExtraRole::Bias, &tensor(Dtype::F16, &[6], 92, 1.0));

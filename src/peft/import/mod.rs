@@ -9,6 +9,7 @@ mod imported;
 mod importer;
 mod lora;
 mod read;
+mod tokens;
 mod vera;
 
 pub use crate::base::shapes::BaseShapes;

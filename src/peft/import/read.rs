@@ -11,6 +11,7 @@ use crate::error::{Code, Error, Result};
 use crate::peft::config::PeftConfig;
 use crate::peft::files::AdapterFiles;
 use crate::peft::tensors::sort_tensors;
+use crate::peft::tokens::TrainedTokens;
 
 /// Reads a PEFT adapter directory: LoRA, DoRA or VeRA.
 ///
@@ -42,6 +43,7 @@ pub fn import(dir: &Path, options: &ImportOptions<'_>) -> Result<Imported> {
             .map_err(|e| e.file(&config_path))?;
     }
     let sorted = sort_tensors(&files).map_err(|e| e.file(&files.weights_path))?;
+    importer.notes.extend(sorted.notes.iter().cloned());
     let count = [
         sorted.lora.len(),
         sorted.vera.len(),
@@ -59,6 +61,11 @@ pub fn import(dir: &Path, options: &ImportOptions<'_>) -> Result<Imported> {
     importer
         .extras(&files.config, &sorted)
         .map_err(|e| e.file(dir))?;
+    let tokens = match &files.config {
+        PeftConfig::Lora(config) => &config.trainable_tokens,
+        PeftConfig::Vera(_) => &TrainedTokens::None,
+    };
+    importer.tokens(tokens, &sorted).map_err(|e| e.file(dir))?;
     importer.adapter.sort();
     importer.adapter.validate().map_err(|e| e.file(dir))?;
     Ok(Imported {

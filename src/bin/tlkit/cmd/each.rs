@@ -86,14 +86,13 @@ fn name(text: &str) -> Result<String> {
     Ok(name.unwrap_or_default().to_string_lossy().into_owned())
 }
 
-/// Notes and left-out files, which are mostly the same for every output, once each.
+/// Notes, which are mostly the same for every output, once each.
 fn notes<'a>(reports: impl Iterator<Item = &'a MergeReport>) -> Vec<String> {
     let mut all = Vec::new();
     for report in reports {
-        let skipped = report.skipped.iter().map(|s| format!("not copied: {s}"));
-        for note in report.notes.iter().cloned().chain(skipped) {
-            if !all.contains(&note) {
-                all.push(note);
+        for note in &report.notes {
+            if !all.contains(note) {
+                all.push(note.clone());
             }
         }
     }

@@ -58,9 +58,6 @@ pub(crate) fn merge(args: &Merge, output: &Output) -> Result<Outcome> {
     for note in &report.notes {
         output.note(note);
     }
-    for skipped in &report.skipped {
-        output.note(&format!("not copied: {skipped}"));
-    }
     output.report(&report, || merge_text(&report))?;
     Ok(Outcome::Success)
 }
