@@ -6,7 +6,8 @@ use clap::{Args, ValueHint};
 use tlkit::compute::DeviceChoice;
 use tlkit::merge::{Rounding, TiedPolicy};
 
-use super::values::{byte_count, device, rename, rounding, tied_policy};
+use super::base::BaseNames;
+use super::values::{byte_count, device, rounding, tied_policy};
 
 #[derive(Debug, Args)]
 pub(crate) struct Blobs {
@@ -41,9 +42,8 @@ pub(crate) struct Merge {
     /// What to do where an adapter changes a tensor that input and output embedding share
     #[arg(long, id = "untie_or_shared", value_parser = tied_policy, value_name = "refuse|untie|shared")]
     pub(crate) tied: Option<TiedPolicy>,
-    /// Replace a leading part of adapter module names: --rename backbone=model
-    #[arg(long, value_name = "FROM=TO", value_parser = rename)]
-    pub(crate) rename: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) names: BaseNames,
     /// Refuse a base whose weights are not those that the adapter was made for
     #[arg(long)]
     pub(crate) check_base: bool,
