@@ -9,8 +9,9 @@ use super::plan::{Addition, MergePlan, Origin, TensorPlan};
 use super::request::{MergeInput, PlanOptions, TiedPolicy};
 use super::{untie, vocabulary};
 use crate::adapter::{Extra, ExtraRole, Module};
+use crate::base::architecture::Architecture;
 use crate::base::edits::ConfigEdits;
-use crate::base::names::{quantised, resolve};
+use crate::base::names::{Names, quantised, whole_places};
 use crate::base::ties::{Ties, is_output};
 use crate::compute::Rounding;
 use crate::error::{Code, Error, Result};
@@ -32,8 +33,12 @@ pub fn plan<'a>(
     if inputs.is_empty() {
         return Err(Error::new(Code::Usage, "no adapter to merge"));
     }
+    let architecture = Architecture::of(base)?;
+    let names = Names::new(base, &architecture);
     let mut builder = Builder {
         base,
+        names: &names,
+        architecture: &architecture,
         inputs,
         options,
         ties: Ties::of(base)?,
@@ -70,6 +75,8 @@ enum Site {
 
 struct Builder<'a, 'o> {
     base: &'a Checkpoint,
+    names: &'o Names<'o, Checkpoint>,
+    architecture: &'o Architecture,
     inputs: &'a [MergeInput],
     options: &'o PlanOptions,
     ties: Ties,
@@ -92,7 +99,8 @@ impl<'a> Builder<'a, '_> {
         let tied = self.ties.tied;
         let absent = absent_heads(self.base, &input.adapter);
         let may_miss = |name: &str| absent.contains(name) || tied && is_output(name);
-        let places = resolve(self.base, &wanted, &self.options.renames, may_miss).map_err(|e| {
+        let places = self.names.resolve(&wanted, &self.options.renames, may_miss);
+        let places = places.and_then(|p| whole_places(&wanted, p)).map_err(|e| {
             let bias = extras.iter().any(|x| {
                 matches!(x.role, ExtraRole::AddBias(..)) && e.tensor_name() == Some(&x.name)
             });
@@ -113,7 +121,7 @@ impl<'a> Builder<'a, '_> {
             }
         }
         self.grow(extras, places.get(modules.len()..).unwrap_or_default())?;
-        let layouts = Layouts::of(self.base, input, &modules, &places);
+        let layouts = Layouts::of(self.base, self.architecture, input);
         for (module, place) in modules.iter().zip(&places) {
             for site in self.sites(*place, &format!("{}.weight", module.path))? {
                 self.add_module(site, index, module, &layouts)?;
@@ -254,7 +262,7 @@ impl<'a> Builder<'a, '_> {
         site: Site,
         index: usize,
         module: &Module,
-        layouts: &Layouts,
+        layouts: &Layouts<'_>,
     ) -> Result<()> {
         let (base, rounding) = (self.base, self.options.rounding);
         let input = &self.inputs[index];
@@ -263,7 +271,7 @@ impl<'a> Builder<'a, '_> {
         let dora = input.magnitudes.contains_key(&module.path);
         let scale = weighted(input, group.scaling.factor(group.rank))?;
         let tensor = self.tensor(site)?;
-        let kind = layouts.kind(target, group.in_features, &tensor.name, &tensor.shape);
+        let kind = layouts.kind(target, &tensor.name);
         let needs = kind.weight_shape(target.out, group.in_features);
         if tensor.shape != needs {
             return Err(misfit(base, tensor, &needs));

@@ -37,7 +37,7 @@ impl Importer<'_> {
                 rule,
             };
             let (n, m) = (a.shape()[1], b.shape()[0]);
-            let kind = self.kind(path, module.embedding, config.fan_in_fan_out, m, n);
+            let kind = self.kind(path, module.embedding, config.fan_in_fan_out);
             let update = Update {
                 kind,
                 rank,
