@@ -56,6 +56,10 @@ from matrix_models import build, class_of, model_types  # noqa: E402
 RANDOM = {torch.float32: 4, torch.bfloat16: 1}
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
 # Of each kind of model one, and the kinds whose rules differ most.
+IN_FIXTURE = (
+    "lora", "dora", "vera", "patterns", "embed+head-bf16", "mts-embed", "tokens", "params-bf16", "bias-all", "lora-bias",
+    "seqcls", "seqcls-no-head", "old-adapter",
+)
 UNTIES = ("mts", "mts-embed")
 SMALL = ("llama", "gpt2", "bert", "whisper", "gemma3", "mixtral", "mamba", "distilbert")
 
@@ -179,9 +183,9 @@ class Row:
         adapter = folder / "adapter"
         peft_model = get_peft_model(model, config)
         peft_model.save_pretrained(adapter, **({"save_embedding_layers": True} if kind == "save-embed" else {}))
+        self.edit(kind, adapter, base, cls)
         few = functools.partial(adapter_value, few="dora" in kind)
         refill(adapter, random_value if kind.startswith("random") else few, kind == "save-embed")
-        self.edit(kind, adapter, base, cls)
 
         torch.manual_seed(3)
         with warnings.catch_warnings(record=True) as caught:
@@ -305,7 +309,7 @@ class Tool:
         return (None if p.returncode == 0 else code.group() if code else f"exit {p.returncode}"), (p.stderr + p.stdout)[-900:]
 
 
-def check_cell(tool, folder, kind, record):
+def check_cell(tool, folder, kind, record, quick=False):
     cell, base = folder / "cells" / kind, folder / record["base"]
     out = cell / "out"
     shutil.rmtree(out, ignore_errors=True)
@@ -329,7 +333,7 @@ def check_cell(tool, folder, kind, record):
             result |= {"cell": "x", "detail": f"{why} | loaded: {loads}"} if loads else {"cell": "~", "detail": why}
     except Exception as e:
         result |= {"cell": "x", "detail": f"{type(e).__name__}: {e}"}
-    if result["cell"] in "=~" and not kind.startswith("random"):
+    if result["cell"] in "=~" and not kind.startswith("random") and not quick:
         whose = [cell / "expected", "--weights-only"] if result["cell"] == "=" and not random else [out]
         code, text = tool("verify", "merged", "--base", base, "--adapter", cell / "adapter", "--tied", how, "--merged", *whose)
         result["verify"] = code and f"{code} {text}"
@@ -349,7 +353,7 @@ def check_cell(tool, folder, kind, record):
     return result
 
 
-def check_row(tool, folder, kinds):
+def check_row(tool, folder, kinds, quick):
     results = {}
     for kind in kinds:
         record = folder / "records" / f"{kind}.json"
@@ -357,8 +361,52 @@ def check_row(tool, folder, kinds):
             results[kind] = {"cell": "-", "detail": "no time"}
             continue
         record = json.loads(record.read_text())
-        results[kind] = {"cell": "-", "detail": record["absent"]} if "absent" in record else check_cell(tool, folder, kind, record)
+        results[kind] = {"cell": "-", "detail": record["absent"]} if "absent" in record else check_cell(tool, folder, kind, record, quick)
         (folder / "result.json").write_text(json.dumps(results, indent=1))
+
+
+# ---------------------------------------------------------------- a part of it without torch
+
+
+def digest(t):
+    return hashlib.sha256(t.contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+
+
+def fixture(args, rows, kinds):
+    """What tests/interop/matrix.rs needs to make the same files again and to know PEFT's merge: a line for each base and cell.
+
+    A tensor is its name, dtype and shape; its values are those of `values` for a base, and of `adapter_value` for an
+    adapter: of all its tensors ("l"), with few values ("f"), or copies of the base ("=").
+    """
+    dtype = lambda t: {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}[t.dtype]
+    lines, bases = [], set()
+    for row in rows:
+        folder = args.work / row
+        for kind in kinds:
+            record = folder / "records" / f"{kind}.json"
+            record = json.loads(record.read_text()) if record.exists() else {"absent": ""}
+            if "absent" in record:
+                continue
+            path, cell = folder / record["base"], folder / "cells" / kind
+            base, adapter, want = tensors(path), tensors(cell / "adapter"), tensors(cell / "expected")
+            if record.get("random") or base.keys() - want.keys():
+                continue
+            name = f"{row}/{path.name}"
+            if name not in bases:
+                bases.add(name)
+                config = json.loads((path / "config.json").read_text())
+                lines.append({"base": name, "config": config, "tensors": [[k, dtype(t), list(t.shape)] for k, t in sorted(base.items())]})
+            few, given = "dora" in kind or "vera" in kind, []
+            for k, t in sorted(adapter.items()):
+                copied = [b for b, x in base.items() if same(x, t)]
+                given.append([k, dtype(t), list(t.shape), f"={copied[0]}" if copied else "f" if few else "l"])
+                assert copied or same(t, adapter_value(k, t, few)), (row, kind, k)
+            config = json.loads((cell / "adapter" / "adapter_config.json").read_text())
+            dull = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version")
+            config = {k: v for k, v in config.items() if v not in (None, False, {}, []) and k not in dull}
+            changed = {k: digest(t) for k, t in sorted(want.items()) if k not in base or not same(t, base[k])}
+            lines.append({"of": name, "kind": kind, "untie": kind in UNTIES, "config": config, "tensors": given, "changed": changed})
+    args.fixture.write_text("".join(json.dumps(x, separators=(",", ":")) + "\n" for x in lines))
 
 
 # ---------------------------------------------------------------- rows side by side
@@ -377,7 +425,7 @@ def work_row(args, model_type, kinds):
         if not args.replay:
             make_row(folder, model_type, kinds)
         if args.tlkit and folder.exists():
-            check_row(Tool(args.tlkit), folder, kinds)
+            check_row(Tool(args.tlkit), folder, kinds, args.quick)
 
 
 def run(args, rows, kinds):
@@ -456,7 +504,9 @@ def main():
     parser.add_argument("--kinds", default="", metavar="REGEX", help="the kinds that this finds")
     parser.add_argument("--small", action="store_true", help="a few model types")
     parser.add_argument("--replay", action="store_true", help="make nothing, check what is there")
+    parser.add_argument("--quick", action="store_true", help="only merge: do not verify, nor go by way of a .tl")
     parser.add_argument("--report", action="store_true", help="run nothing, say what came of the last run")
+    parser.add_argument("--fixture", type=Path, metavar="FILE", help="write fixtures/peft-matrix.jsonl of what is there")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--limit", type=int, default=300, help="seconds for a row")
     parser.add_argument("--verbose", action="store_true", help="say what is absent, and why")
@@ -468,6 +518,8 @@ def main():
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(1)
+    if args.fixture:
+        return fixture(args, rows, [k for k in IN_FIXTURE if k in kinds])
     if not args.report:
         run(args, rows, kinds)
     cells, counts, listed = summary(args, rows, kinds)
