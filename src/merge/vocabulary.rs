@@ -78,7 +78,7 @@ fn conflict(one: &Extra, two: &Extra) -> Option<u32> {
 /// [`Code::BaseShape`] where only one of two embeddings was resized.
 pub(super) fn settle(
     base: &Checkpoint,
-    ties: &Ties,
+    ties: &Ties<'_>,
     tensors: &[TensorPlan],
     edits: &mut ConfigEdits,
 ) -> Result<Option<String>> {
