@@ -12,6 +12,11 @@ pub trait BaseShapes {
     /// Whether the base has a module whose path is this, or ends in it.
     fn has_module(&self, end: &str) -> bool;
 
+    /// How many layers the model's config says that it has; `None` where it does not say.
+    fn layers(&self) -> Option<usize> {
+        None
+    }
+
     /// Whether the model's linear layers are GPT-2's `Conv1D`, stored (in, out), where known.
     fn uses_conv1d(&self) -> Option<bool> {
         None

@@ -41,8 +41,10 @@ pub struct MergeInput {
     /// Whether a weight is stored (out, in) or (in, out) is decided by the base (PEFT directories,
     /// whose `fan_in_fan_out` is not reliable). Without it the base must fit what the adapter says.
     pub lenient_layout: bool,
-    /// What was noticed when the adapter was opened. Reports do not repeat it.
+    /// What was noticed when the adapter was opened.
     pub notes: Vec<String>,
+    /// Modules that config and base say are adapted, and that the adapter has no tensors of.
+    pub missing: Vec<String>,
 }
 
 impl MergeInput {
@@ -58,6 +60,7 @@ impl MergeInput {
             identity,
             lenient_layout: false,
             notes: Vec::new(),
+            missing: Vec::new(),
         }
     }
 
@@ -84,6 +87,7 @@ impl MergeInput {
             lenient_layout: opened.source != Source::Tl,
             adapter: opened.adapter,
             notes: opened.notes,
+            missing: opened.missing,
         })
     }
 }
@@ -153,6 +157,8 @@ pub struct PlanOptions {
     /// first that fits a name is applied; an empty first part adds a prefix, an empty second one
     /// removes it.
     pub renames: Vec<(String, String)>,
+    /// Refuse an adapter that lacks tensors of modules which it should have ([`MergeInput::missing`]).
+    pub strict: bool,
 }
 
 /// How an output is written.

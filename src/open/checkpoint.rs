@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::Value;
+
 use crate::base::names::Finder;
 use crate::base::read_config;
 use crate::error::{Code, Result};
@@ -24,6 +26,7 @@ const CONV1D_MODELS: &[&str] = &[
 pub(crate) struct CheckpointModules<'a> {
     checkpoint: &'a Checkpoint,
     model_type: Option<String>,
+    layers: Option<usize>,
     names: Finder,
 }
 
@@ -42,6 +45,7 @@ impl<'a> CheckpointModules<'a> {
         Ok(Self {
             checkpoint,
             model_type: model_type.map(str::to_owned),
+            layers: config.as_ref().and_then(layers_of),
             names: Finder::default(),
         })
     }
@@ -57,6 +61,16 @@ impl<'a> CheckpointModules<'a> {
         }
         counts.into_iter().max_by_key(|(_, n)| *n).map(|(d, _)| d)
     }
+}
+
+/// The number of layers, of the language model where there are others.
+fn layers_of(config: &Value) -> Option<usize> {
+    let of = |config: &Value| {
+        let keys = ["num_hidden_layers", "n_layer", "n_layers", "num_layers"];
+        let mut values = keys.iter().filter_map(|key| config.get(key)?.as_u64());
+        usize::try_from(values.next()?).ok()
+    };
+    of(config).or_else(|| of(config.get("text_config")?))
 }
 
 impl BaseShapes for CheckpointModules<'_> {
@@ -79,6 +93,10 @@ impl BaseShapes for CheckpointModules<'_> {
                 before.is_some_and(|b| b.is_empty() || b.ends_with('.'))
             })
         })
+    }
+
+    fn layers(&self) -> Option<usize> {
+        self.layers
     }
 
     fn uses_conv1d(&self) -> Option<bool> {

@@ -31,6 +31,9 @@ pub(crate) struct PeftToTied {
     /// The base model: records its fingerprint, and answers what VeRA adapters leave open
     #[arg(long, value_hint = ValueHint::AnyPath)]
     pub(crate) base: Option<PathBuf>,
+    /// Refuse an adapter that lacks tensors of modules which its config and the base say are adapted
+    #[arg(long, requires = "base")]
+    pub(crate) strict: bool,
     /// Compress tensors with zstd; the root stays the same
     #[arg(long)]
     pub(crate) zstd: bool,

@@ -29,6 +29,7 @@ pub(crate) fn merge(args: &Merge, output: &Output) -> Result<Outcome> {
     options.rounding = args.rounding;
     options.tied = args.tied.unwrap_or(TiedPolicy::Refuse);
     options.renames = args.rename.clone();
+    options.strict = args.strict;
     let mut exec = ExecOptions::default();
     exec.existing = existing(args.force);
     exec.durable = !args.no_fsync;
