@@ -12,7 +12,7 @@ FLOATS = {"F32": ("I", 0x7F800000), "F16": ("H", 0x7C00), "BF16": ("H", 0x7F80)}
 WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1}
 PRESETS = [("lora", "AB", False), ("vera", "uv", True), ("tl1", "A", True), ("tl2", "Auv", True),
            ("tl3", "B", True), ("tl4", "Bu", True), ("tl5", "AB", True), ("tl6", "ABuv", True)]
-FACTORS, FEATURES = "ABCuv", {"core", "i8-rows"}
+FACTORS, FEATURES = "ABCuv", {"core", "i8-rows", "rows"}
 
 def need(ok, message):
     if not ok:
@@ -118,11 +118,15 @@ def check_manifest(m):
     need(len(set(paths)) == len(paths), "a module is adapted twice")
     for x in extras:
         scaled = dict(alpha=None, rank=int, scaling=str) if x.get("role") == "add_bias" else {}
-        fields(x, [], name=str, role=str, tensor=str, **scaled)
-        need(x["role"] in ("replace", "bias", "base_layer", "add_bias") and m["tensors"][x["tensor"]]["dtype"] != "I8", f"extra {x}")
+        picked = dict(rows=[int]) if x.get("role") == "rows" else {}
+        fields(x, [], name=str, role=str, tensor=str, **scaled, **picked)
+        need(x["role"] in ("replace", "bias", "base_layer", "add_bias", "rows") and m["tensors"][x["tensor"]]["dtype"] != "I8", f"extra {x}")
         check_name(x["name"])
         if scaled:
             check_scaling(x)
+        if picked:
+            rows, shape = x["rows"], m["tensors"][x["tensor"]]["shape"]
+            need(len(shape) == 2 and shape[0] == len(rows) > 0 and rows == sorted(set(rows)) and rows[-1] < 2**32, f"rows of {x}")
     need(len({x["name"] for x in extras}) == len(extras), "a tensor is replaced twice")
 
 def order(g):
@@ -137,7 +141,8 @@ def method(groups, tensors):
 
 def features(m):
     i8 = any(t["dtype"] == "I8" for t in m["tensors"].values())
-    return ["core"] * any("C" in g for g in m["groups"]) + ["i8-rows"] * i8
+    rows = any(x["role"] == "rows" for x in m["extras"])
+    return ["core"] * any("C" in g for g in m["groups"]) + ["i8-rows"] * i8 + ["rows"] * rows
 
 def encode(spec, data):
     """(canonical manifest, {name: (entry, bytes)}) of a manifest with any names and order, and its bytes."""

@@ -43,6 +43,7 @@ impl Adapter {
         let mut seen = BTreeSet::new();
         for extra in &self.extras {
             check_name(&extra.name, false)?;
+            extra.check_rows()?;
             if !extra.tensor.dtype().is_float() {
                 return Err(not_float(extra.tensor.dtype()).tensor(&extra.name));
             }

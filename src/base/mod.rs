@@ -1,13 +1,20 @@
 //! A base checkpoint as an adapter means it: which tensor a name leads to, which are one in the
 //! model, and what names say of modules. It knows no adapter.
 
+pub(crate) mod architecture;
+mod class_names;
 mod config;
+pub(crate) mod cut;
 pub(crate) mod edits;
 mod hub;
+pub(crate) mod known;
+mod load_rules;
 pub(crate) mod modules;
 pub(crate) mod names;
 mod python_json;
+mod rewrite;
 pub(crate) mod shapes;
+mod table;
 pub(crate) mod ties;
 
 pub(crate) use config::{CONFIG_FILE, MAX_CONFIG_BYTES, read_config};

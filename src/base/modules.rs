@@ -1,6 +1,8 @@
 //! What the last segments of module names say, in the architectures that are known. Elsewhere a module
 //! of the same name may be anything.
 
+use crate::safetensors::Checkpoint;
+
 /// The query, key and value projections of one attention, which share their input.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct JointSet {
@@ -156,6 +158,16 @@ pub(crate) fn in_joint_set(name: &str) -> Option<(usize, usize)> {
 /// Whether a module is `Conv1D` where its model has any.
 pub(crate) fn is_conv1d(path: &str) -> bool {
     CONV1D.contains(&last_segment(path))
+}
+
+/// Whether a base without a known architecture has `Conv1D`: its joint projection of query, key and value has
+/// its longer side last.
+pub(crate) fn has_joint_conv1d(base: &Checkpoint) -> bool {
+    let mut names = base.tensors().iter();
+    names.any(|(name, place)| {
+        let joint = name.ends_with("c_attn.weight");
+        joint && matches!(base.at(*place).1.shape[..], [n, m] if n < m)
+    })
 }
 
 /// Whether a module is a model's input embedding.

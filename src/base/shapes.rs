@@ -17,8 +17,9 @@ pub trait BaseShapes {
         None
     }
 
-    /// Whether the model's linear layers are GPT-2's `Conv1D`, stored (in, out), where known.
-    fn uses_conv1d(&self) -> Option<bool> {
+    /// Whether a module is GPT-2's `Conv1D`, stored (in, out), where the base's architecture tells.
+    fn is_conv1d(&self, module: &str) -> Option<bool> {
+        let _ = module;
         None
     }
 }

@@ -61,6 +61,18 @@ impl Ties {
     }
 }
 
+impl Ties {
+    /// The input embedding, and the output projection where the checkpoint has one.
+    pub(crate) fn embeddings(&self) -> impl Iterator<Item = Location> {
+        self.input.into_iter().chain(self.output)
+    }
+
+    /// Whether a place is that of an input embedding or an output projection.
+    pub(crate) fn is_embedding(&self, place: Location) -> bool {
+        self.embeddings().any(|p| p == place)
+    }
+}
+
 fn has_no_head(config: &Value) -> bool {
     let Some(classes) = config.get("architectures").and_then(Value::as_array) else {
         return false;

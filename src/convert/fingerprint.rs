@@ -1,7 +1,10 @@
 //! Whether a base is the one that an adapter was made for.
 
+use std::collections::BTreeSet;
+
 use crate::adapter::{Adapter, BaseModel};
-use crate::base::names::resolve;
+use crate::base::architecture::Architecture;
+use crate::base::names::Names;
 use crate::base::ties::{Ties, is_output};
 use crate::error::{Code, Error, Result};
 use crate::format::fingerprint;
@@ -56,7 +59,19 @@ pub(crate) fn touched_tensors<'b>(
     let ties = outputs.then(|| Ties::of(base)).transpose()?;
     let embedding = ties.filter(|t| t.tied).and_then(|t| t.input);
     let may_miss = |name: &str| embedding.is_some() && is_output(name);
-    let places = resolve(base, &wanted, renames, may_miss)?;
-    let places = places.into_iter().filter_map(|place| place.or(embedding));
-    Ok(places.map(|place| base.at(place).1.name.as_str()).collect())
+    let architecture = Architecture::of(base)?;
+    let found = Names::new(base, &architecture).resolve(&wanted, renames, may_miss)?;
+    let mut places = Vec::with_capacity(found.len());
+    for found in found {
+        match found {
+            Some(found) => places.extend(found.pieces.iter().map(|piece| piece.place)),
+            None => places.extend(embedding),
+        }
+    }
+    let mut seen = BTreeSet::new();
+    places.retain(|place| seen.insert(*place));
+    Ok(places
+        .into_iter()
+        .map(|place| base.at(place).1.name.as_str())
+        .collect())
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::adapter::Method;
 use crate::error::Result;
 use crate::format::{BlobSource, TlFile};
-use crate::open::CheckpointModules;
+use crate::open::{CheckpointModules, lenient_architecture};
 use crate::peft::export::{ExportOptions, Form, export};
 use crate::peft::target_names::BaseModules;
 use crate::safetensors::Checkpoint;
@@ -48,7 +48,11 @@ pub fn tied_to_peft(
 ) -> Result<ToPeft> {
     let tl = TlFile::open(file)?;
     let adapter = tl.load(blobs)?;
-    let known = base.map(CheckpointModules::new).transpose()?;
+    let architecture = base
+        .map(lenient_architecture)
+        .transpose()?
+        .unwrap_or_default();
+    let known = base.map(|base| CheckpointModules::new(base, &architecture));
     let known = known.as_ref().map(|k| k as &dyn BaseModules);
     let written = export(
         &adapter,

@@ -253,6 +253,8 @@ codes! {
     AmbiguousModule = "TL0510", Incompatible;
     /// These adapters cannot be merged together.
     AdaptersConflict = "TL0511", Incompatible;
+    /// The base stores a weight in parts or in an order that the work cannot follow.
+    BaseLayout = "TL0515", Incompatible;
 
     /// A line of training or evaluation data is not what the task needs.
     BadExample = "TL0601", Malformed;

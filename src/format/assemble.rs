@@ -111,6 +111,7 @@ impl Manifest {
                 name: extra.name.clone(),
                 role,
                 tensor: get(&extra.tensor)?,
+                rows: extra.rows.clone(),
             });
         }
         Ok(adapter)

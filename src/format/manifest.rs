@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::described::ManifestTensor;
 use super::invalid::invalid;
 use super::limits::MAX_MANIFEST_BYTES;
-use super::parts::{Base, Group, ManifestExtra};
+use super::parts::{Base, Group, ManifestExtra, Role};
 use crate::adapter::{Adapter, FactorName};
 use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
@@ -19,11 +19,13 @@ use crate::error::{Code, Error, Result};
 /// The version of the format.
 pub const VERSION: u32 = 1;
 /// The features that a manifest may require and this build knows (spec §14), ascending.
-pub const FEATURES: &[&str] = &[CORE, I8_ROWS];
+pub const FEATURES: &[&str] = &[CORE, I8_ROWS, ROWS];
 /// A full matrix C in place of diag(u).
 const CORE: &str = "core";
 /// Factors of 8-bit integers, with a scale for each row.
 const I8_ROWS: &str = "i8-rows";
+/// Extras that replace rows of an embedding.
+const ROWS: &str = "rows";
 /// What the name of a tensor with scales has after that of the use it belongs to.
 pub(super) const SCALES: &str = ".scales";
 /// A manifest as it stands in the file.
@@ -185,7 +187,12 @@ impl Manifest {
     pub(super) fn features(&self) -> Vec<&'static str> {
         let core = self.groups.iter().any(|g| g.C.is_some());
         let i8_rows = self.tensors.values().any(|t| t.scales.is_some());
-        let used = [core.then_some(CORE), i8_rows.then_some(I8_ROWS)];
+        let rows = self.extras.iter().any(|x| x.role == Role::Rows);
+        let used = [
+            core.then_some(CORE),
+            i8_rows.then_some(I8_ROWS),
+            rows.then_some(ROWS),
+        ];
         used.into_iter().flatten().collect()
     }
 }

@@ -31,6 +31,8 @@ pub(super) struct ManifestExtra {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) rank: Option<usize>,
     pub(super) role: Role,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) rows: Vec<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) scaling: Option<Rule>,
     pub(super) tensor: String,
@@ -43,6 +45,7 @@ pub(super) enum Role {
     BaseLayer,
     Bias,
     Replace,
+    Rows,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -216,6 +219,7 @@ impl ManifestExtra {
             ExtraRole::Replace => (Role::Replace, None),
             ExtraRole::Bias => (Role::Bias, None),
             ExtraRole::BaseLayer => (Role::BaseLayer, None),
+            ExtraRole::Rows => (Role::Rows, None),
             ExtraRole::AddBias(scaling, rank) => (Role::AddBias, Some((scaling, rank))),
         };
         Self {
@@ -223,6 +227,7 @@ impl ManifestExtra {
             name: extra.name.clone(),
             rank: scaled.map(|(_, rank)| rank),
             role,
+            rows: extra.rows.clone(),
             scaling: scaled.map(|(s, _)| Rule::of(s.rule)),
             tensor: tensor.to_owned(),
         }
@@ -233,6 +238,7 @@ impl ManifestExtra {
             (Role::Replace, None, None, None) => Ok(ExtraRole::Replace),
             (Role::Bias, None, None, None) => Ok(ExtraRole::Bias),
             (Role::BaseLayer, None, None, None) => Ok(ExtraRole::BaseLayer),
+            (Role::Rows, None, None, None) => Ok(ExtraRole::Rows),
             (Role::AddBias, Some(alpha), Some(rank), Some(rule)) if rank > 0 => {
                 let scaling = scaling(alpha, rule)?;
                 scaling.validate(rank)?;

@@ -156,11 +156,11 @@ fn the_official_reader_opens_every_packing() {
 fn every_flipped_byte_is_noticed() {
     // A reader that lets one byte pass does not verify what it reads.
     let mut adapter = paper(1, 2, 1);
-    adapter.extras.push(Extra {
-        name: "lm_head.weight".into(),
-        role: ExtraRole::Replace,
-        tensor: tensor(&[2, 2], 7, Dtype::F16),
-    });
+    adapter.extras.push(Extra::new(
+        "lm_head.weight",
+        ExtraRole::Replace,
+        tensor(&[2, 2], 7, Dtype::F16),
+    ));
     for zstd in [false, true] {
         let (dir, path, _) = write(&adapter, Packing::Fat, zstd);
         let good = fs::read(&path).unwrap();

@@ -5,18 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::layout::lay_out;
 use super::orient::Layouts;
 use super::plan::{Addition, MergePlan, Origin, TensorPlan};
-use super::request::{MergeInput, PlanOptions, TiedPolicy};
-use super::untie;
-use crate::adapter::{Adapter, Extra, ExtraRole, Module};
+use super::request::{MergeInput, PlanOptions, TiedPolicy, TokenizerFrom};
+use super::{heads, tokenizer, untie, vocabulary};
+use crate::adapter::{Extra, ExtraRole, Module, ModuleKind};
+use crate::base::architecture::Architecture;
 use crate::base::edits::ConfigEdits;
-use crate::base::modules::is_head;
-use crate::base::names::{quantised, resolve};
+use crate::base::names::{Names, quantised, whole_places};
 use crate::base::ties::{Ties, is_output};
 use crate::compute::Rounding;
 use crate::error::{Code, Error, Result};
 use crate::open::check_complete;
 use crate::safetensors::{Checkpoint, Location};
-use crate::tensor::{Dtype, shape_text};
+use crate::tensor::shape_text;
 
 /// Matches every adapter to the base, checks that all of it fits, and lays out the outputs.
 /// Nothing is written, and no weight is read.
@@ -33,8 +33,12 @@ pub fn plan<'a>(
     if inputs.is_empty() {
         return Err(Error::new(Code::Usage, "no adapter to merge"));
     }
+    let architecture = Architecture::of(base)?;
+    let names = Names::new(base, &architecture);
     let mut builder = Builder {
         base,
+        names: &names,
+        architecture: &architecture,
         inputs,
         options,
         ties: Ties::of(base)?,
@@ -74,6 +78,8 @@ enum Site {
 
 struct Builder<'a, 'o> {
     base: &'a Checkpoint,
+    names: &'o Names<'o, Checkpoint>,
+    architecture: &'o Architecture,
     inputs: &'a [MergeInput],
     options: &'o PlanOptions,
     ties: Ties,
@@ -94,9 +100,10 @@ impl<'a> Builder<'a, '_> {
         let extras = &input.adapter.extras;
         let wanted = input.adapter.base_tensors();
         let tied = self.ties.tied;
-        let absent = absent_heads(self.base, &input.adapter);
+        let absent = heads::absent_heads(self.base, &input.adapter);
         let may_miss = |name: &str| absent.contains(name) || tied && is_output(name);
-        let places = resolve(self.base, &wanted, &self.options.renames, may_miss).map_err(|e| {
+        let places = self.names.resolve(&wanted, &self.options.renames, may_miss);
+        let places = places.and_then(|p| whole_places(&wanted, p)).map_err(|e| {
             let bias = extras.iter().any(|x| {
                 matches!(x.role, ExtraRole::AddBias(..)) && e.tensor_name() == Some(&x.name)
             });
@@ -116,15 +123,18 @@ impl<'a> Builder<'a, '_> {
                 return Err(Error::new(Code::AmbiguousModule, message).tensor(name));
             }
         }
-        let layouts = Layouts::of(self.base, input, &modules, &places);
+        self.grow(extras, places.get(modules.len()..).unwrap_or_default())?;
+        let layouts = Layouts::of(self.base, self.architecture, input);
         for (module, place) in modules.iter().zip(&places) {
             for site in self.sites(*place, &format!("{}.weight", module.path))? {
                 self.add_module(site, index, module, &layouts)?;
             }
         }
+        let mut added = BTreeSet::new();
         for (e, place) in places.iter().skip(modules.len()).enumerate() {
             let Some(extra) = extras.get(e) else { break };
             if place.is_none() && absent.contains(extra.name.as_str()) {
+                added.insert(extra.name.as_str());
                 let site = self.add_absent(extra)?;
                 self.add_extra(site, index, e)?;
                 continue;
@@ -133,6 +143,7 @@ impl<'a> Builder<'a, '_> {
                 self.add_extra(site, index, e)?;
             }
         }
+        heads::settle(self.base, &input.adapter, &added, &mut self.edits)?;
         self.check_whole(input)?;
         self.note_quantised(input);
         Ok(())
@@ -181,7 +192,8 @@ impl<'a> Builder<'a, '_> {
             let tensor = file.header().tensors.len().checked_sub(1)?;
             Some(Location { shard, tensor })
         });
-        let (Some(source), Some(dtype)) = (place.into_iter().next(), weight_dtype(self.base))
+        let (Some(source), Some(dtype)) =
+            (place.into_iter().next(), heads::weight_dtype(self.base))
         else {
             let message = "the base has no weights that this could go with";
             return Err(Error::new(Code::UnmatchedModule, message).tensor(&extra.name));
@@ -202,8 +214,8 @@ impl<'a> Builder<'a, '_> {
                 dtype,
                 shape: extra.tensor.shape().to_vec(),
                 replace: None,
+                row_replacements: Vec::new(),
                 additions: Vec::new(),
-                rounding: Rounding::Peft,
             });
         Ok(site)
     }
@@ -245,8 +257,8 @@ impl<'a> Builder<'a, '_> {
             dtype: info.dtype,
             shape: info.shape.clone(),
             replace: None,
+            row_replacements: Vec::new(),
             additions: Vec::new(),
-            rounding: Rounding::Peft,
         }))
     }
 
@@ -255,16 +267,16 @@ impl<'a> Builder<'a, '_> {
         site: Site,
         index: usize,
         module: &Module,
-        layouts: &Layouts,
+        layouts: &Layouts<'_>,
     ) -> Result<()> {
-        let (base, rounding) = (self.base, self.options.rounding);
+        let (base, asked) = (self.base, self.options.rounding);
         let input = &self.inputs[index];
         let group = &input.adapter.groups[module.group];
         let target = &group.targets[module.target];
         let dora = input.magnitudes.contains_key(&module.path);
         let scale = weighted(input, group.scaling.factor(group.rank))?;
         let tensor = self.tensor(site)?;
-        let kind = layouts.kind(target, group.in_features, &tensor.name, &tensor.shape);
+        let kind = layouts.kind(target, &tensor.name);
         let needs = kind.weight_shape(target.out, group.in_features);
         if tensor.shape != needs {
             return Err(misfit(base, tensor, &needs));
@@ -292,15 +304,21 @@ impl<'a> Builder<'a, '_> {
         {
             return Err(mixed(tensor));
         }
-        if !input.single_rounding {
-            tensor.rounding = rounding;
-        }
+        let embedding = kind == ModuleKind::Embedding;
+        // PEFT rounds an embedding's update to the weight's dtype whether asked to be safe or not.
+        let rounding = match asked {
+            _ if input.single_rounding => Rounding::Peft,
+            Rounding::Peft if embedding => Rounding::PeftSafe,
+            asked => asked,
+        };
         tensor.additions.push(Addition::Module {
             input: index,
             module: module.clone(),
             transposed: kind.is_transposed(),
             scale,
             dora,
+            embedding,
+            rounding,
         });
         Ok(())
     }
@@ -310,6 +328,9 @@ impl<'a> Builder<'a, '_> {
         let input = &inputs[index];
         let extra = &input.adapter.extras[e];
         let tensor = self.tensor(site)?;
+        if extra.role == ExtraRole::Rows {
+            return vocabulary::add_rows(base, inputs, tensor, (index, e));
+        }
         if tensor.shape != extra.tensor.shape() {
             return Err(misfit(base, tensor, extra.tensor.shape()));
         }
@@ -384,10 +405,33 @@ impl<'a> Builder<'a, '_> {
         }
     }
 
+    /// Gives embeddings the number of rows that an adapter has trained, before anything is added.
+    fn grow(&mut self, extras: &[Extra], places: &[Option<Location>]) -> Result<()> {
+        for (extra, place) in extras.iter().zip(places) {
+            let Some(place) = place.filter(|p| self.ties.is_embedding(*p)) else {
+                continue;
+            };
+            if vocabulary::resizes(extra, &self.base.at(place).1.shape) {
+                for site in self.sites(Some(place), &extra.name)? {
+                    self.tensor(site)?.shape = extra.tensor.shape().to_vec();
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn finish(self) -> Result<MergePlan<'a>> {
         let mut tensors: Vec<TensorPlan> = self.tensors.into_values().collect();
         // By place in the output: what is appended is the last of its shard.
         tensors.sort_by_key(|t| (t.source.shard, t.appended, t.source.tensor));
+        let mut edits = self.edits;
+        let mut notes = self.notes;
+        let resized = vocabulary::settle(self.base, &self.ties, &tensors, &mut edits)?;
+        if self.options.tokenizer == TokenizerFrom::Base {
+            let mut folders = self.inputs.iter().filter_map(|i| i.folder.as_deref());
+            let beside = folders.any(tokenizer::lies_in);
+            notes.extend(resized.map(|note| vocabulary::with_tokenizer(&note, beside)));
+        }
         let dropped = BTreeSet::new();
         let mut shards = Vec::new();
         for (index, file) in self.base.shards().iter().enumerate() {
@@ -402,42 +446,15 @@ impl<'a> Builder<'a, '_> {
             dropped,
             rewritten: Vec::new(),
             unties: self.untie,
-            notes: self.notes,
+            notes,
         };
-        plan.rewrite(self.edits)?;
+        plan.rewrite(edits)?;
+        if plan.options.tokenizer == TokenizerFrom::Adapter {
+            let files = tokenizer::of_adapters(plan.base, plan.inputs)?;
+            plan.rewritten.extend(files);
+        }
         Ok(plan)
     }
-}
-
-/// The tensors of an adapter for a classifier that its base may lack: heads, and what else was saved
-/// for a task whose head is trained from nothing; all of a module that the base has nothing of.
-fn absent_heads<'a>(base: &Checkpoint, adapter: &'a Adapter) -> BTreeSet<&'a str> {
-    const TASKS: [&str; 3] = ["SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"];
-    let of_task = adapter.task.as_deref().is_some_and(|t| TASKS.contains(&t));
-    let top = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
-    let extras = adapter.extras.iter();
-    let mut whole = extras
-        .filter(|e| e.role == ExtraRole::Replace && (of_task || is_head(&e.name)))
-        .peekable();
-    if whole.peek().is_none() {
-        return BTreeSet::new();
-    }
-    let present: BTreeSet<String> = base.tensors().keys().map(|n| top(n)).collect();
-    let absent = whole.filter(|e| !present.contains(&top(&e.name)));
-    absent.map(|e| e.name.as_str()).collect()
-}
-
-/// The dtype that most weights of a base have, by elements.
-fn weight_dtype(base: &Checkpoint) -> Option<Dtype> {
-    let mut counts: BTreeMap<Dtype, u64> = BTreeMap::new();
-    for place in base.tensors().values() {
-        let info = base.at(*place).1;
-        if info.dtype.is_float() {
-            *counts.entry(info.dtype).or_default() +=
-                info.byte_len() / (info.dtype.bits() as u64 / 8);
-        }
-    }
-    counts.into_iter().max_by_key(|(_, n)| *n).map(|(d, _)| d)
 }
 
 fn weighted(input: &MergeInput, factor: f64) -> Result<f32> {

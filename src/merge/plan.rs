@@ -25,6 +25,11 @@ pub enum Addition {
         scale: f32,
         /// Whether the adapter is a DoRA and has a magnitude for the module.
         dora: bool,
+        /// Whether the module is an embedding. Where a layer shares its weight, the embedding's
+        /// updates are added and rounded first, then the layer's.
+        embedding: bool,
+        /// How the update is rounded.
+        rounding: Rounding,
     },
     /// A bias, scaled.
     Bias {
@@ -66,10 +71,10 @@ pub struct TensorPlan {
     pub shape: Vec<usize>,
     /// The adapter and its extra tensor that replace the values, before anything is added.
     pub replace: Option<(usize, usize)>,
+    /// The adapters and their extra tensors that replace rows, after that.
+    pub row_replacements: Vec<(usize, usize)>,
     /// What is added, in the order of the adapters.
     pub additions: Vec<Addition>,
-    /// How low-rank updates are rounded.
-    pub rounding: Rounding,
 }
 
 impl TensorPlan {
@@ -78,11 +83,22 @@ impl TensorPlan {
         self.shape.iter().product::<usize>() as u64 * self.dtype.bits() as u64 / 8
     }
 
-    /// Whether a GPU merges it where there is one: a matrix with low-rank updates and nothing else.
+    /// Whether a GPU merges it where there is one: a matrix with low-rank updates that are rounded
+    /// together, and nothing else.
     pub(crate) fn is_for_gpu(&self) -> bool {
-        let low_rank = |a: &Addition| matches!(a, Addition::Module { dora: false, .. });
+        let of_embedding = |a: &Addition| {
+            matches!(
+                a,
+                Addition::Module {
+                    embedding: true,
+                    ..
+                }
+            )
+        };
+        let first = self.additions.first().is_some_and(of_embedding);
+        let low_rank = |a: &Addition| matches!(a, Addition::Module { dora: false, embedding, .. } if *embedding == first);
         let plain = self.origin == Origin::Stored
-            && self.replace.is_none()
+            && !self.is_replaced()
             && self.additions.iter().all(low_rank);
         match self.shape[..] {
             [rows, cols] => plain && !self.additions.is_empty() && Weight::fits((rows, cols)),
@@ -97,7 +113,12 @@ impl TensorPlan {
 
     /// Whether anything happens to it; an appended tensor may be a mere copy.
     pub fn is_touched(&self) -> bool {
-        self.replace.is_some() || !self.additions.is_empty()
+        self.is_replaced() || !self.additions.is_empty()
+    }
+
+    /// Whether values are replaced, of the whole tensor or of some rows.
+    pub(crate) fn is_replaced(&self) -> bool {
+        self.replace.is_some() || !self.row_replacements.is_empty()
     }
 }
 

@@ -6,7 +6,8 @@ use candle_core::{DType, Tensor};
 
 use super::ops::{Branch, Span};
 use crate::adapter::{Adapter, ModuleKind, Target, TieGroup};
-use crate::base::names::resolve;
+use crate::base::architecture::Architecture;
+use crate::base::names::{Names, whole_places};
 use crate::error::{Code, Error, Result};
 use crate::model::{Branches, Model, ModulePlace};
 
@@ -120,15 +121,20 @@ pub(crate) fn find<'m>(
     modules: &'m [ModulePlace],
     paths: &[String],
 ) -> Result<Vec<&'m ModulePlace>> {
-    let known: HashMap<&str, &ModulePlace> = modules.iter().map(|m| (m.path.as_str(), m)).collect();
-    let found = resolve(&known, paths, &[], |_| false);
-    let found = found.map_err(|e| match (e.code(), e.tensor_name()) {
-        (Code::UnmatchedModule, Some(path)) => absent(path),
-        _ => e,
+    let paths_there = modules.iter().map(|m| m.path.as_str());
+    let known: HashMap<&str, usize> = paths_there.zip(0..).collect();
+    let architecture = Architecture::default();
+    let found = Names::new(&known, &architecture).resolve(paths, &[], |_| false);
+    let found = found.and_then(|f| whole_places(paths, f)).map_err(|e| {
+        match (e.code(), e.tensor_name()) {
+            (Code::UnmatchedModule, Some(path)) => absent(path),
+            _ => e,
+        }
     })?;
     let mut taken = HashSet::new();
     let places = found.into_iter().zip(paths);
-    let distinct = |(place, path): (Option<&'m ModulePlace>, &String)| {
+    let distinct = |(place, path): (Option<usize>, &String)| {
+        let place = place.and_then(|i| modules.get(i));
         let place = place.ok_or_else(|| absent(path))?;
         if !taken.insert(&place.path) {
             let message = "two names of the adapter lead to one module of the model";

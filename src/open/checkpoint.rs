@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::base::names::Finder;
+use crate::base::architecture::Architecture;
+use crate::base::modules::{has_joint_conv1d, is_conv1d};
+use crate::base::names::{Finder, Names};
 use crate::base::read_config;
 use crate::error::{Code, Result};
 use crate::peft::import::BaseShapes;
@@ -12,42 +14,39 @@ use crate::peft::target_names::BaseModules;
 use crate::safetensors::Checkpoint;
 use crate::tensor::Dtype;
 
-/// `model_type`s whose linear layers are `Conv1D`.
-const CONV1D_MODELS: &[&str] = &[
-    "gpt2",
-    "openai-gpt",
-    "imagegpt",
-    "decision_transformer",
-    "clvp",
-];
+/// The architecture of a base that is asked for its shapes alone: a broken config leaves it unknown.
+///
+/// # Errors
+/// [`crate::Code::Io`], [`crate::Code::HeaderTooLarge`] for an absurd config.
+pub(crate) fn lenient_architecture(checkpoint: &Checkpoint) -> Result<Architecture> {
+    match Architecture::of(checkpoint) {
+        Err(e) if e.code() == Code::ConfigInvalid => Ok(Architecture::default()),
+        architecture => architecture,
+    }
+}
 
 /// A checkpoint as the importer and exporter see it: modules by the names that adapters use.
 #[derive(Debug)]
 pub(crate) struct CheckpointModules<'a> {
     checkpoint: &'a Checkpoint,
-    model_type: Option<String>,
+    architecture: &'a Architecture,
+    names: Names<'a, Checkpoint>,
+    joint: bool,
+    finder: Finder,
     layers: Option<usize>,
-    names: Finder,
 }
 
 impl<'a> CheckpointModules<'a> {
-    /// Reads the model's type from the `config.json` beside the weights, where there is one.
-    ///
-    /// # Errors
-    /// [`crate::Code::Io`], [`crate::Code::HeaderTooLarge`] for an absurd config.
-    pub(crate) fn new(checkpoint: &'a Checkpoint) -> Result<Self> {
-        let config = match read_config(checkpoint) {
-            // A base's config is of interest here for one key; a broken one leaves it unknown.
-            Err(e) if e.code() == Code::ConfigInvalid => None,
-            config => config?,
-        };
-        let model_type = config.as_ref().and_then(|c| c.get("model_type")?.as_str());
-        Ok(Self {
+    pub(crate) fn new(checkpoint: &'a Checkpoint, architecture: &'a Architecture) -> Self {
+        let config = read_config(checkpoint).ok().flatten();
+        Self {
             checkpoint,
-            model_type: model_type.map(str::to_owned),
-            layers: config.as_ref().and_then(layers_of),
-            names: Finder::default(),
-        })
+            architecture,
+            names: Names::new(checkpoint, architecture),
+            joint: !architecture.is_known() && has_joint_conv1d(checkpoint),
+            layers: config.and_then(|c| layers_of(&c)),
+            finder: Finder::default(),
+        }
     }
 
     /// The dtype that most two-dimensional weights have.
@@ -76,12 +75,12 @@ fn layers_of(config: &Value) -> Option<usize> {
 impl BaseShapes for CheckpointModules<'_> {
     fn weight_shape(&self, module: &str) -> Option<Vec<usize>> {
         let name = format!("{module}.weight");
-        let place = self.names.find(self.checkpoint, &name)?;
+        let place = self.finder.find(&self.names, &name)?.as_whole()?;
         Some(self.checkpoint.at(place).1.shape.clone())
     }
 
     fn has_tensor(&self, name: &str) -> bool {
-        self.names.find(self.checkpoint, name).is_some()
+        self.finder.find(&self.names, name).is_some()
     }
 
     fn has_module(&self, end: &str) -> bool {
@@ -99,10 +98,11 @@ impl BaseShapes for CheckpointModules<'_> {
         self.layers
     }
 
-    fn uses_conv1d(&self) -> Option<bool> {
-        self.model_type
-            .as_ref()
-            .map(|t| CONV1D_MODELS.contains(&t.as_str()))
+    fn is_conv1d(&self, module: &str) -> Option<bool> {
+        let links = self.architecture.links(&format!("{module}.weight"));
+        let class = links.first().and_then(|l| l.class.strip_suffix(".weight"));
+        let known = self.architecture.is_conv1d(class.unwrap_or(module));
+        known.or_else(|| (self.joint && is_conv1d(module)).then_some(true))
     }
 }
 

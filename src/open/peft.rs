@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::checkpoint::CheckpointModules;
+use super::checkpoint::{CheckpointModules, lenient_architecture};
 use crate::error::Result;
 use crate::peft::import::{ImportOptions, Imported, import};
 use crate::peft::projection::Fma;
@@ -19,7 +19,11 @@ pub fn import_with_base(
     fma: Fma,
     projection_dtype: Option<Dtype>,
 ) -> Result<Imported> {
-    let known = base.map(CheckpointModules::new).transpose()?;
+    let architecture = base
+        .map(lenient_architecture)
+        .transpose()?
+        .unwrap_or_default();
+    let known = base.map(|base| CheckpointModules::new(base, &architecture));
     let projection_dtype =
         projection_dtype.or_else(|| known.as_ref().and_then(CheckpointModules::weight_dtype));
     let base = known

@@ -8,6 +8,7 @@
 use super::features::{Feature, read_features, refuse_init};
 use super::json::{self, Fields, Json, cut, wrong};
 use super::saved::heads_of_task;
+use super::tokens::{self, TrainedTokens};
 use crate::error::{Code, Error, Result};
 
 /// Bytes of `adapter_config.json` beyond which it is not parsed.
@@ -120,6 +121,8 @@ pub struct LoraConfig {
     pub init_lora_weights: Option<String>,
     /// Whether magnitudes are trained (DoRA).
     pub use_dora: bool,
+    /// Rows of embeddings that were trained one by one.
+    pub trainable_tokens: TrainedTokens,
     /// Features that are set and that a plain low-rank update cannot represent.
     pub features: Vec<Feature>,
 }
@@ -161,8 +164,12 @@ impl PeftConfig {
             return Err(Error::new(Code::ConfigInvalid, message));
         }
         let mut fields = Fields::new(Json::parse(bytes)?)?;
+        let is_null = fields.has("peft_type");
         let Some(peft_type) = fields.text("peft_type")? else {
-            return Err(no_type(&fields));
+            return Err(match is_null {
+                true => wrong("peft_type", &Json::Null, "a string"),
+                false => no_type(&fields),
+            });
         };
         match peft_type.as_str() {
             "LORA" => LoraConfig::read(fields).map(Self::Lora),
@@ -316,6 +323,7 @@ impl LoraConfig {
             fan_in_fan_out: false,
             init_lora_weights: None,
             use_dora: false,
+            trainable_tokens: TrainedTokens::None,
             features: Vec::new(),
         }
     }
@@ -338,6 +346,7 @@ impl LoraConfig {
                 other => return Err(wrong("init_lora_weights", &other, "a name, true or false")),
             },
             use_dora: fields.flag("use_dora")?,
+            trainable_tokens: TrainedTokens::read(&fields.take(tokens::KEY))?,
             features: read_features(&mut fields)?,
         };
         config.common.unknown = fields.rest();
@@ -411,6 +420,9 @@ impl LoraConfig {
                 .filter(|(_, on)| *on)
                 .map(|(k, _)| (k, Json::Bool(true))),
         );
+        if self.trainable_tokens != TrainedTokens::None {
+            keys.push((tokens::KEY, self.trainable_tokens.to_json()));
+        }
         if !self.rank_pattern.is_empty() {
             let entry = |(k, r): &(String, u32)| (k.clone(), Json::Int((*r).into()));
             keys.push((

@@ -18,7 +18,6 @@ enum Type {
     Flag,
     List,
     Object,
-    ListOrObject,
 }
 
 struct Rule {
@@ -114,13 +113,6 @@ const RULES: &[Rule] = &[
         MERGE_IN_PEFT,
     ),
     rule(
-        "trainable_token_indices",
-        Type::ListOrObject,
-        Code::UnsupportedTrainableTokens,
-        "rows of the embedding are replaced",
-        MERGE_IN_PEFT,
-    ),
-    rule(
         "use_bdlora",
         Type::Object,
         Code::UnsupportedBdlora,
@@ -157,10 +149,6 @@ pub(super) fn read_features(fields: &mut Fields) -> Result<Vec<Feature>> {
             Type::Flag => (matches!(value, Json::Bool(_)), "true or false"),
             Type::List => (matches!(value, Json::List(_)), "a list"),
             Type::Object => (matches!(value, Json::Map(_)), "an object"),
-            Type::ListOrObject => (
-                matches!(value, Json::List(_) | Json::Map(_)),
-                "a list or an object",
-            ),
         };
         if !fits {
             return Err(wrong(rule.key, &value, want));

@@ -1,6 +1,6 @@
 //! How many inputs each module of a VeRA adapter has, which the adapter does not say.
 
-use crate::base::modules::Source;
+use crate::base::modules::{Source, is_conv1d};
 use crate::base::shapes::BaseShapes;
 use crate::error::{Code, Error, Result};
 
@@ -17,11 +17,12 @@ pub(super) fn vera_inputs(
     modules: &[(&str, usize)],
     stored_width: Option<usize>,
     base: Option<&dyn BaseShapes>,
+    fan_in_fan_out: bool,
 ) -> Result<Vec<usize>> {
     if let Some(base) = base {
         return modules
             .iter()
-            .map(|(module, out)| from_base(base, module, *out))
+            .map(|(module, out)| from_base(base, module, *out, fan_in_fan_out))
             .collect();
     }
     let first = modules.first().and_then(|(m, _)| Source::of(m));
@@ -72,7 +73,9 @@ fn layer_of(module: &str) -> &str {
     number.map_or("", |(end, _)| &module[..end])
 }
 
-fn from_base(base: &dyn BaseShapes, module: &str, out: usize) -> Result<usize> {
+fn from_base(base: &dyn BaseShapes, module: &str, out: usize, flag: bool) -> Result<usize> {
+    let conv1d = base.is_conv1d(module);
+    let conv1d = conv1d.unwrap_or_else(|| flag && is_conv1d(module));
     let shape = base.weight_shape(module).ok_or_else(|| {
         Error::new(
             Code::UnmatchedModule,
@@ -80,8 +83,8 @@ fn from_base(base: &dyn BaseShapes, module: &str, out: usize) -> Result<usize> {
         )
     })?;
     match shape.as_slice() {
-        [rows, columns] if *rows == out => Ok(*columns),
-        [rows, columns] if *columns == out => Ok(*rows),
+        [rows, columns] if *rows == out && !conv1d => Ok(*columns),
+        [rows, columns] if *columns == out && conv1d => Ok(*rows),
         _ => Err(Error::new(
             Code::BaseShape,
             format!("`{module}` has {out} outputs in the adapter, and shape {shape:?} in the base"),

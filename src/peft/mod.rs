@@ -31,10 +31,12 @@ pub(crate) mod saved;
 pub(crate) mod slot;
 pub mod target_names;
 mod tensors;
+pub(crate) mod tokens;
 
 pub use config::{LoraConfig, PeftConfig, VeraConfig};
 pub use features::Feature;
 pub use files::{CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE, is_peft_dir};
+pub use tokens::TrainedTokens;
 
 #[cfg(test)]
 pub(crate) mod testing;

@@ -8,6 +8,7 @@ use super::json::cut;
 use super::names::strip_prefix;
 use super::saved::Wrapped;
 use super::slot::{Named, Slot};
+use super::tokens;
 use crate::adapter::MAX_NAME_BYTES;
 use crate::error::{Code, Error, Result};
 use crate::tensor::Tensor;
@@ -100,6 +101,8 @@ pub(super) struct Sorted {
     pub(super) lora: BTreeMap<String, LoraModule>,
     pub(super) vera: BTreeMap<String, VeraModule>,
     pub(super) projection: Option<(Tensor, Tensor)>,
+    /// Trained rows of embeddings, by the embedding's path.
+    pub(super) tokens: BTreeMap<String, Tensor>,
     /// `<module>.base_layer.weight` and `.bias`, under the base's own names.
     pub(super) base_layers: BTreeMap<String, Tensor>,
     /// Full tensors without a LoRA suffix, under the base's own names.
@@ -213,6 +216,11 @@ impl Sorted {
         copies: &mut BTreeMap<String, Tensor>,
     ) -> Result<()> {
         let name = strip_prefix(key);
+        let unnamed = name.strip_suffix(adapter).and_then(|n| n.strip_suffix('.'));
+        if let Some(embedding) = unnamed.unwrap_or(name).strip_suffix(tokens::SUFFIX) {
+            return insert(&mut self.tokens, embedding.to_owned(), tensor)
+                .map_err(|e| e.tensor(key));
+        }
         refuse_variants(key, name)?;
         if let Some(Named { module, slot, .. }) = Slot::split(name) {
             if module.split('.').any(|s| s == "base_layer") {
@@ -233,6 +241,7 @@ impl Sorted {
             (".base_layer.bias", ".bias"),
         ] {
             if let Some(module) = name.strip_suffix(suffix) {
+                let module = module.strip_suffix(tokens::WRAPPER).unwrap_or(module);
                 return insert(&mut self.base_layers, format!("{module}{own}"), tensor)
                     .map_err(|e| e.tensor(key));
             }
@@ -346,11 +355,6 @@ fn refuse_variants(key: &str, name: &str) -> Result<()> {
             ".lora_diag",
             Code::UnsupportedKasa,
             "KaSA's diagonal between A and B",
-        ),
-        (
-            ".token_adapter.",
-            Code::UnsupportedTrainableTokens,
-            "rows that replace rows of an embedding",
         ),
         (
             ".lora_velora_",

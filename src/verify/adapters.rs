@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::adapter::delta_error;
 use crate::adapter::error::{DeltaError, ratio};
-use crate::adapter::{Adapter, Module, TieGroup};
+use crate::adapter::{Adapter, ExtraRole, Module, TieGroup};
 use crate::error::Result;
 use crate::tensor::Tensor;
 use crate::tensor::worst::{Worst, is_within, larger};
@@ -215,19 +215,32 @@ fn spare_values(adapter: &Adapter) -> Result<Vec<bool>> {
     adapter.groups.iter().map(of_group).collect()
 }
 
-fn full_tensors((adapter, magnitudes): (&Adapter, &Magnitudes)) -> BTreeMap<String, Tensor> {
-    let extras = adapter
-        .extras
-        .iter()
-        .map(|e| (e.name.clone(), e.tensor.clone()));
+/// A tensor that is no factor, with what it does to the base.
+type Full = (Option<(ExtraRole, Vec<u32>)>, Tensor);
+
+fn full_tensors((adapter, magnitudes): (&Adapter, &Magnitudes)) -> BTreeMap<String, Full> {
+    let extras = adapter.extras.iter().map(|e| {
+        let does = Some((e.role, e.rows.clone()));
+        (e.name.clone(), (does, e.tensor.clone()))
+    });
     let magnitudes = magnitudes
         .iter()
-        .map(|(path, t)| (format!("{path}.lora_magnitude_vector"), t.clone()));
+        .map(|(path, t)| (format!("{path}.lora_magnitude_vector"), (None, t.clone())));
     extras.chain(magnitudes).collect()
 }
 
+/// Whether two extras of one name do the same to it, their values aside. What replaces all of a
+/// tensor does so under every role for it.
+fn same_effect(one: Option<&(ExtraRole, Vec<u32>)>, two: Option<&(ExtraRole, Vec<u32>)>) -> bool {
+    use ExtraRole::{BaseLayer, Bias, Replace};
+    match (one, two) {
+        (Some((Replace | Bias | BaseLayer, _)), Some((Replace | Bias | BaseLayer, _))) => true,
+        _ => one == two,
+    }
+}
+
 /// The difference of two full tensors, where they differ at all or are not finite.
-fn compare_tensors(name: &str, a: &Tensor, b: &Tensor) -> Result<Option<ExtraReport>> {
+fn compare_tensors(name: &str, (does, a): &Full, (other, b): &Full) -> Result<Option<ExtraReport>> {
     let report = |max_abs, relative| {
         Ok(Some(ExtraReport {
             name: name.to_owned(),
@@ -235,6 +248,9 @@ fn compare_tensors(name: &str, a: &Tensor, b: &Tensor) -> Result<Option<ExtraRep
             relative,
         }))
     };
+    if !same_effect(does.as_ref(), other.as_ref()) {
+        return report(f64::INFINITY, f64::INFINITY);
+    }
     if a.same_bytes(b) && !a.dtype().is_float() {
         return Ok(None);
     }

@@ -117,6 +117,7 @@ fn rust_reads_what_python_writes_and_would_write_the_same() {
     for (from, like, thin) in [
         ("tiny.tl", "tiny.tl", false),
         ("extras.tl", "extras.tl", false),
+        ("rows.tl", "rows.tl", false),
         ("lora-rslora-bf16.tl", "lora-rslora-bf16.tl", false),
         ("embedding-conv1d.tl", "embedding-conv1d.tl", false),
         ("vera-shared.external.tl", "vera-shared.tl", false),
@@ -178,6 +179,7 @@ fn both_refuse_the_same_damaged_files() {
     for name in [
         "tiny.tl",
         "extras.tl",
+        "rows.tl",
         "lora-rslora-bf16.tl",
         "vera-shared.tl",
         "core.tl",

@@ -5,6 +5,7 @@ mod each;
 mod names;
 mod result;
 mod undo;
+mod vocabulary;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -145,11 +146,7 @@ fn input(groups: Vec<TieGroup>) -> MergeInput {
 
 fn extra(name: &str, role: ExtraRole, tensor: Tensor) -> MergeInput {
     let adapter = Adapter {
-        extras: vec![Extra {
-            name: name.into(),
-            role,
-            tensor,
-        }],
+        extras: vec![Extra::new(name, role, tensor)],
         ..Adapter::default()
     };
     adapter.validate().unwrap();

@@ -174,11 +174,6 @@ fn features_are_refused_by_name() {
             "[\"experts.down_proj\"]",
             Code::UnsupportedTargetParameters,
         ),
-        (
-            "trainable_token_indices",
-            "{\"embed\":[1]}",
-            Code::UnsupportedTrainableTokens,
-        ),
         ("use_bdlora", "{\"nblocks\":2}", Code::UnsupportedBdlora),
         ("use_qalora", "true", Code::UnsupportedQalora),
         ("velora_config", "{\"a\":1}", Code::UnsupportedVariant),

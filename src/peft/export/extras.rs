@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::peft::config::Bias;
 use crate::peft::names::PREFIX;
 use crate::peft::saved::heads_of_task;
+use crate::peft::tokens::{SUFFIX, TrainedTokens};
 use crate::tensor::Tensor;
 
 /// What `modules_to_save` calls the module: what PEFT itself saves for the task goes as a whole, since
@@ -25,6 +26,7 @@ pub(super) struct Extras {
     pub(super) bias: Bias,
     pub(super) lora_bias: bool,
     pub(super) saved: Vec<String>,
+    pub(super) tokens: TrainedTokens,
 }
 
 /// The adapter's full tensors as entries of a directory.
@@ -35,7 +37,9 @@ pub(super) fn extra_entries(adapter: &Adapter, modules: &[Module]) -> Result<Ext
         bias: Bias::None,
         lora_bias: false,
         saved: Vec::new(),
+        tokens: TrainedTokens::None,
     };
+    let mut trained_rows = Vec::new();
     let mut with_bias = BTreeSet::new();
     let mut push = |name: String, tensor: &Tensor| {
         out.entries.push(Entry {
@@ -67,6 +71,10 @@ pub(super) fn extra_entries(adapter: &Adapter, modules: &[Module]) -> Result<Ext
                 format!("{PREFIX}{module}.base_layer.{parameter}"),
                 &extra.tensor,
             ),
+            ExtraRole::Rows => {
+                push(format!("{PREFIX}{module}{SUFFIX}"), &extra.tensor);
+                trained_rows.push((module.to_owned(), extra.rows.clone()));
+            }
             ExtraRole::AddBias(scaling, rank) => {
                 let own = modules.iter().find(|m| m.path == module);
                 let own = own.map(|m| &adapter.groups[m.group]);
@@ -88,6 +96,9 @@ pub(super) fn extra_entries(adapter: &Adapter, modules: &[Module]) -> Result<Ext
             let zeros = Tensor::from_f32(vec![n], &vec![0.0; n])?;
             push(format!("{PREFIX}{}.lora_B.bias", m.path), &zeros);
         }
+    }
+    if !trained_rows.is_empty() {
+        out.tokens = TrainedTokens::Named(trained_rows);
     }
     out.saved.sort();
     out.saved.dedup();

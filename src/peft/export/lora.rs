@@ -67,6 +67,7 @@ pub(super) fn plan_lora(
     let extras = extra_entries(adapter, modules)?;
     config.bias = extras.bias;
     config.lora_bias = extras.lora_bias;
+    config.trainable_tokens = extras.tokens;
     config.selection.modules_to_save = extras.saved;
     entries.extend(extras.entries);
     Ok(PeftContent {

@@ -46,7 +46,7 @@ pub(super) fn plan_vera(
         || adapter
             .extras
             .iter()
-            .any(|e| e.role == ExtraRole::BaseLayer)
+            .any(|e| matches!(e.role, ExtraRole::BaseLayer | ExtraRole::Rows))
     {
         return Err(
             impossible("VeRA has no place for the adapter's extra tensors").hint("export as LoRA"),

@@ -21,11 +21,9 @@ impl Importer<'_> {
             } else {
                 ExtraRole::BaseLayer
             };
-            self.adapter.extras.push(Extra {
-                name: name.clone(),
-                role,
-                tensor: tensor.clone(),
-            });
+            self.adapter
+                .extras
+                .push(Extra::new(name, role, tensor.clone()));
         }
         for (name, tensor) in &sorted.others {
             let module = name.rsplit_once('.').map_or("", |(m, _)| m);
@@ -43,11 +41,9 @@ impl Importer<'_> {
                 }
                 () => return Err(unknown_tensor(name)),
             };
-            self.adapter.extras.push(Extra {
-                name: name.clone(),
-                role,
-                tensor: tensor.clone(),
-            });
+            self.adapter
+                .extras
+                .push(Extra::new(name, role, tensor.clone()));
         }
         self.check_saved(config, saved, sorted)?;
         if bias != Bias::None

@@ -35,32 +35,16 @@ pub(super) struct Update<'t> {
 impl Importer<'_> {
     /// How the base stores this module. PEFT decides by the module's class and corrects the
     /// config's flag; without the base, names decide where the flag is set.
-    pub(super) fn kind(
-        &mut self,
-        path: &str,
-        embedding: bool,
-        flag: bool,
-        out: usize,
-        n: usize,
-    ) -> ModuleKind {
+    pub(super) fn kind(&mut self, path: &str, embedding: bool, flag: bool) -> ModuleKind {
         if embedding {
             return ModuleKind::Embedding;
         }
-        let named = is_conv1d(path);
-        if let Some(base) = self.options.base {
-            let shape = base.weight_shape(path);
-            if let Some(kind) = shape.and_then(|shape| ModuleKind::of_shape(&shape, out, n)) {
-                return kind;
-            }
-            if let Some(conv1d) = base.uses_conv1d() {
-                return if conv1d && named {
-                    ModuleKind::Conv1d
-                } else {
-                    ModuleKind::Linear
-                };
-            }
+        match self.options.base.and_then(|base| base.is_conv1d(path)) {
+            Some(true) => return ModuleKind::Conv1d,
+            Some(false) => return ModuleKind::Linear,
+            None => (),
         }
-        if flag && named {
+        if flag && is_conv1d(path) {
             return ModuleKind::Conv1d;
         }
         let note = "fan_in_fan_out is true, and the modules are not GPT-2's Conv1D: stored as nn.Linear, as PEFT corrects it";

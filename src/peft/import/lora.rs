@@ -37,7 +37,7 @@ impl Importer<'_> {
                 rule,
             };
             let (n, m) = (a.shape()[1], b.shape()[0]);
-            let kind = self.kind(path, module.embedding, config.fan_in_fan_out, m, n);
+            let kind = self.kind(path, module.embedding, config.fan_in_fan_out);
             let update = Update {
                 kind,
                 rank,
@@ -51,11 +51,9 @@ impl Importer<'_> {
             self.push_group(path, update)?;
             if let Some(bias) = &module.bias {
                 let role = ExtraRole::AddBias(scaling, rank);
-                self.adapter.extras.push(Extra {
-                    name: format!("{path}.bias"),
-                    role,
-                    tensor: bias.clone(),
-                });
+                self.adapter
+                    .extras
+                    .push(Extra::new(format!("{path}.bias"), role, bias.clone()));
             }
             if let Some(magnitude) = &module.magnitude {
                 self.magnitudes.insert(path.clone(), magnitude.clone());

@@ -10,6 +10,7 @@ mod importer;
 mod lora;
 mod missing;
 mod read;
+mod tokens;
 mod vera;
 
 pub use crate::base::shapes::BaseShapes;

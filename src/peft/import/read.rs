@@ -14,6 +14,7 @@ use crate::peft::config::PeftConfig;
 use crate::peft::files::AdapterFiles;
 use crate::peft::names::TargetRules;
 use crate::peft::tensors::sort_tensors;
+use crate::peft::tokens::TrainedTokens;
 
 /// Reads a PEFT adapter directory: LoRA, DoRA or VeRA.
 ///
@@ -78,6 +79,11 @@ pub fn import(dir: &Path, options: &ImportOptions<'_>) -> Result<Imported> {
     let selection = files.config.selection();
     let rules = TargetRules::new(selection)?;
     importer.look_for_missing(&paths, &rules, &selection.target_modules)?;
+    let tokens = match &files.config {
+        PeftConfig::Lora(config) => &config.trainable_tokens,
+        PeftConfig::Vera(_) => &TrainedTokens::None,
+    };
+    importer.tokens(tokens, &sorted).map_err(|e| e.file(dir))?;
     importer.adapter.sort();
     importer.adapter.validate().map_err(|e| e.file(dir))?;
     Ok(Imported {

@@ -40,12 +40,12 @@ impl Importer<'_> {
             .projection
             .as_ref()
             .and_then(|(a, _)| a.shape().get(1).copied());
-        let inputs = vera_inputs(&paths, stored_in, self.options.base)?;
+        let inputs = vera_inputs(&paths, stored_in, self.options.base, config.fan_in_fan_out)?;
         let max_in = inputs.iter().copied().max().unwrap_or(0);
         let max_out = paths.iter().map(|(_, out)| *out).max().unwrap_or(0);
         let (a, b, kind) = self.projections(config, sorted, rank, [max_in, max_out])?;
         for ((path, d, lambda_b, out), n) in modules.into_iter().zip(inputs) {
-            let kind = self.kind(path, false, config.fan_in_fan_out, out, n);
+            let kind = self.kind(path, false, config.fan_in_fan_out);
             let update = Update {
                 kind,
                 rank,

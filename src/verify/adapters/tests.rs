@@ -46,11 +46,11 @@ fn adapter(tied: bool, vectors: bool, core: bool, spare: usize) -> Adapter {
     };
     Adapter {
         groups: vec![group],
-        extras: vec![Extra {
-            name: "h.0.norm.weight".into(),
-            role: ExtraRole::Replace,
-            tensor: factor(vec![IN], 6).tensor,
-        }],
+        extras: vec![Extra::new(
+            "h.0.norm.weight",
+            ExtraRole::Replace,
+            factor(vec![IN], 6).tensor,
+        )],
         ..Adapter::default()
     }
 }

@@ -235,6 +235,7 @@ fn role(role: ExtraRole) -> &'static str {
         ExtraRole::Replace => "replaces",
         ExtraRole::Bias => "bias",
         ExtraRole::BaseLayer => "base layer",
+        ExtraRole::Rows => "replaces rows",
         ExtraRole::AddBias(..) => "adds to bias",
     }
 }

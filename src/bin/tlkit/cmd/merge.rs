@@ -28,6 +28,7 @@ pub(crate) fn merge(args: &Merge, output: &Output) -> Result<Outcome> {
     let mut options = PlanOptions::default();
     options.rounding = args.rounding;
     options.tied = args.tied.unwrap_or(TiedPolicy::Refuse);
+    options.tokenizer = args.tokenizer;
     options.renames = args.rename.clone();
     options.strict = args.strict;
     let mut exec = ExecOptions::default();
