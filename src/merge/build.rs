@@ -6,9 +6,9 @@ use super::heads::{absent_heads, weight_dtype};
 use super::layout::lay_out;
 use super::orient::Layouts;
 use super::plan::{Addition, MergePlan, Origin, TensorPlan};
-use super::request::{MergeInput, PlanOptions, TiedPolicy};
-use super::{untie, vocabulary};
-use crate::adapter::{Extra, ExtraRole, Module};
+use super::request::{MergeInput, PlanOptions, TiedPolicy, TokenizerFrom};
+use super::{tokenizer, untie, vocabulary};
+use crate::adapter::{Extra, ExtraRole, Module, ModuleKind};
 use crate::base::architecture::Architecture;
 use crate::base::edits::ConfigEdits;
 use crate::base::names::{Names, quantised, whole_places};
@@ -230,7 +230,6 @@ impl<'a> Builder<'a, '_> {
                 replace: None,
                 row_replacements: Vec::new(),
                 additions: Vec::new(),
-                rounding: Rounding::Peft,
             });
         Ok(site)
     }
@@ -277,7 +276,6 @@ impl<'a> Builder<'a, '_> {
             replace: None,
             row_replacements: Vec::new(),
             additions: Vec::new(),
-            rounding: Rounding::Peft,
         }))
     }
 
@@ -288,7 +286,7 @@ impl<'a> Builder<'a, '_> {
         module: &Module,
         layouts: &Layouts<'_>,
     ) -> Result<()> {
-        let (base, rounding) = (self.base, self.options.rounding);
+        let (base, asked) = (self.base, self.options.rounding);
         let input = &self.inputs[index];
         let group = &input.adapter.groups[module.group];
         let target = &group.targets[module.target];
@@ -323,15 +321,21 @@ impl<'a> Builder<'a, '_> {
         {
             return Err(mixed(tensor));
         }
-        if !input.single_rounding {
-            tensor.rounding = rounding;
-        }
+        let embedding = kind == ModuleKind::Embedding;
+        // PEFT rounds an embedding's update to the weight's dtype whether asked to be safe or not.
+        let rounding = match asked {
+            _ if input.single_rounding => Rounding::Peft,
+            Rounding::Peft if embedding => Rounding::PeftSafe,
+            asked => asked,
+        };
         tensor.additions.push(Addition::Module {
             input: index,
             module: module.clone(),
             transposed: kind.is_transposed(),
             scale,
             dora,
+            embedding,
+            rounding,
         });
         Ok(())
     }
@@ -439,9 +443,12 @@ impl<'a> Builder<'a, '_> {
         tensors.sort_by_key(|t| (t.source.shard, t.appended, t.source.tensor));
         let mut edits = self.edits;
         let mut notes = self.notes;
-        notes.extend(vocabulary::settle(
-            self.base, &self.ties, &tensors, &mut edits,
-        )?);
+        let resized = vocabulary::settle(self.base, &self.ties, &tensors, &mut edits)?;
+        if self.options.tokenizer == TokenizerFrom::Base {
+            let mut folders = self.inputs.iter().filter_map(|i| i.folder.as_deref());
+            let beside = folders.any(tokenizer::lies_in);
+            notes.extend(resized.map(|note| vocabulary::with_tokenizer(&note, beside)));
+        }
         let dropped = BTreeSet::new();
         let mut shards = Vec::new();
         for (index, file) in self.base.shards().iter().enumerate() {
@@ -459,6 +466,10 @@ impl<'a> Builder<'a, '_> {
             notes,
         };
         plan.rewrite(edits)?;
+        if plan.options.tokenizer == TokenizerFrom::Adapter {
+            let files = tokenizer::of_adapters(plan.base, plan.inputs)?;
+            plan.rewritten.extend(files);
+        }
         Ok(plan)
     }
 }

@@ -121,6 +121,16 @@ pub(super) fn settle(
     }
     let before = rows(&base.at(resized.source).1.shape);
     Ok(Some(format!(
-        "the vocabulary has {vocabulary} entries ({before} in the base): the tokenizer has to be the one of the training run"
+        "the vocabulary has {vocabulary} entries, {before} in the base"
     )))
+}
+
+/// A note on the vocabulary, where the output has the base's tokenizer; `beside` whether another one
+/// lies beside an adapter.
+pub(super) fn with_tokenizer(note: &str, beside: bool) -> String {
+    let whose = match beside {
+        true => "the one in the adapter's folder was not taken",
+        false => "it has to be the one of the training run",
+    };
+    format!("{note}: the tokenizer is the base's, {whose}")
 }

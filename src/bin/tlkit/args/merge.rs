@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
 use tlkit::compute::DeviceChoice;
-use tlkit::merge::{Rounding, TiedPolicy};
+use tlkit::merge::{Rounding, TiedPolicy, TokenizerFrom};
 
 use super::base::BaseNames;
-use super::values::{byte_count, device, rounding, tied_policy};
+use super::values::{byte_count, device, rounding, tied_policy, tokenizer};
 
 #[derive(Debug, Args)]
 pub(crate) struct Blobs {
@@ -42,6 +42,9 @@ pub(crate) struct Merge {
     /// What to do where an adapter changes a tensor that input and output embedding share
     #[arg(long, id = "untie_or_shared", value_parser = tied_policy, value_name = "refuse|untie|shared")]
     pub(crate) tied: Option<TiedPolicy>,
+    /// Whose tokenizer goes into the output: the base's, or the one in the adapter's folder
+    #[arg(long, value_parser = tokenizer, value_name = "base|adapter", default_value = "base", conflicts_with = "in_place")]
+    pub(crate) tokenizer: TokenizerFrom,
     #[command(flatten)]
     pub(crate) names: BaseNames,
     /// Refuse a base whose weights are not those that the adapter was made for

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use super::base::BaseNames;
 use super::merge::{Blobs, Device};
-use super::values::{positive, tied_policy};
+use super::values::{positive, tied_policy, tokenizer};
 use clap::{Args, Subcommand, ValueHint};
-use tlkit::merge::TiedPolicy;
+use tlkit::merge::{TiedPolicy, TokenizerFrom};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verify {
@@ -67,6 +67,9 @@ pub(crate) struct VerifyMerged {
     /// Largest distance in units in the last place that counts as equal
     #[arg(long, value_name = "ULP", default_value_t = 0)]
     pub(crate) max_ulp: u32,
+    /// As in merge
+    #[arg(long, value_parser = tokenizer, value_name = "base|adapter", default_value = "base")]
+    pub(crate) tokenizer: TokenizerFrom,
     /// As in merge
     #[arg(long, value_parser = tied_policy, value_name = "refuse|untie|shared")]
     pub(crate) tied: Option<TiedPolicy>,

@@ -31,6 +31,7 @@ pub(crate) fn merge(args: &Merge, output: &Output) -> Result<Outcome> {
     options.rounding = args.rounding;
     options.tied = args.tied.unwrap_or(TiedPolicy::Refuse);
     options.renames = args.names.rename.clone();
+    options.tokenizer = args.tokenizer;
     let mut exec = ExecOptions::default();
     exec.existing = existing(args.force);
     exec.durable = !args.no_fsync;
