@@ -210,6 +210,18 @@ pub(crate) fn heads_of_task(model_type: &str, task: &str) -> Vec<String> {
     heads
 }
 
+/// The class that a model type has for a task of PEFT's; `None` where there is none, or more than one.
+pub(crate) fn class_of_task(model_type: &str, task: &str) -> Option<String> {
+    let entry = TypeEntry::of(model_type)?;
+    let mut fitting = entry
+        .classes()
+        .filter(|(_, facts)| facts.task.iter().any(|t| t == task));
+    match (fitting.next(), fitting.next()) {
+        (Some((class, _)), None) => Some(class.to_owned()),
+        _ => None,
+    }
+}
+
 fn text<'v>(config: &'v Value, key: &str) -> Option<&'v str> {
     config.get(key)?.as_str()
 }

@@ -21,6 +21,6 @@ pub trait BaseShapes {
 
 /// The base model's module paths, as far as they have weights.
 pub trait BaseModules {
-    /// Every path that has a two-dimensional `.weight`.
+    /// Every path that has a `.weight` of two axes or more.
     fn modules(&self) -> Vec<String>;
 }

@@ -2,12 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::heads::{absent_heads, weight_dtype};
 use super::layout::lay_out;
 use super::orient::Layouts;
 use super::plan::{Addition, MergePlan, Origin, TensorPlan};
 use super::request::{MergeInput, PlanOptions, TiedPolicy, TokenizerFrom};
-use super::{tokenizer, untie, vocabulary};
+use super::{heads, tokenizer, untie, vocabulary};
 use crate::adapter::{Extra, ExtraRole, Module, ModuleKind};
 use crate::base::architecture::Architecture;
 use crate::base::edits::ConfigEdits;
@@ -96,7 +95,7 @@ impl<'a> Builder<'a, '_> {
         let modules = input.adapter.modules();
         let extras = &input.adapter.extras;
         let wanted = input.adapter.base_tensors();
-        let absent = absent_heads(self.base, &input.adapter);
+        let absent = heads::absent_heads(self.base, &input.adapter);
         let may_miss = |name: &str| absent.contains(name) || self.ties.may_miss(name);
         let places = self.names.resolve(&wanted, &self.options.renames, may_miss);
         let places = places.and_then(|p| whole_places(&wanted, p)).map_err(|e| {
@@ -126,9 +125,11 @@ impl<'a> Builder<'a, '_> {
                 self.add_module(site, index, module, &layouts)?;
             }
         }
+        let mut added = BTreeSet::new();
         for (e, place) in places.iter().skip(modules.len()).enumerate() {
             let Some(extra) = extras.get(e) else { break };
             if place.is_none() && absent.contains(extra.name.as_str()) {
+                added.insert(extra.name.as_str());
                 let site = self.add_absent(extra)?;
                 self.add_extra(site, index, e)?;
                 continue;
@@ -137,6 +138,7 @@ impl<'a> Builder<'a, '_> {
                 self.add_extra(site, index, e)?;
             }
         }
+        heads::settle(self.base, &input.adapter, &added, &mut self.edits)?;
         self.check_whole(input)?;
         self.note_quantised(input);
         Ok(())
@@ -207,7 +209,8 @@ impl<'a> Builder<'a, '_> {
             let tensor = file.header().tensors.len().checked_sub(1)?;
             Some(Location { shard, tensor })
         });
-        let (Some(source), Some(dtype)) = (place.into_iter().next(), weight_dtype(self.base))
+        let (Some(source), Some(dtype)) =
+            (place.into_iter().next(), heads::weight_dtype(self.base))
         else {
             let message = "the base has no weights that this could go with";
             return Err(Error::new(Code::UnmatchedModule, message).tensor(&extra.name));

@@ -96,7 +96,7 @@ impl BaseShapes for CheckpointModules<'_> {
 impl BaseModules for CheckpointModules<'_> {
     fn modules(&self) -> Vec<String> {
         let names = self.checkpoint.tensors().iter();
-        let matrices = names.filter(|(_, place)| self.checkpoint.at(**place).1.shape.len() == 2);
+        let matrices = names.filter(|(_, place)| self.checkpoint.at(**place).1.shape.len() >= 2);
         let stored = matrices.filter_map(|(n, _)| n.strip_suffix(".weight"));
         stored.map(|name| self.names.called(name)).collect()
     }

@@ -5,6 +5,8 @@ use super::*;
 
 const EMBED: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
+const DECODER: &str =
+    "{\n  \"architectures\": [\n    \"LlamaForCausalLM\"\n  ],\n  \"model_type\": \"llama\"\n}\n";
 const UNTIED: &str = "{\n  \"tie_word_embeddings\": false,\n  \"vocab_size\": 10\n}\n";
 
 fn embeddings(rows: usize, columns: usize) -> MergeInput {
@@ -198,7 +200,7 @@ fn trained_rows_are_undone_in_place() {
 fn a_classifier_brings_the_head_that_its_base_lacks() {
     for shards in [1, 3] {
         let base = decoder();
-        let bench = Bench::model(&base, shards, Some(UNTIED));
+        let bench = Bench::model(&base, shards, Some(DECODER));
         let mut one = extra(
             "score.weight",
             ExtraRole::Replace,
@@ -223,7 +225,12 @@ fn a_classifier_brings_the_head_that_its_base_lacks() {
         check(&bench.out(), &base, &[("score.weight", head), (q, want)]);
         check_official(&bench.out());
         assert!(report.notes.iter().any(|n| n.contains("score.weight")));
-        // Interrupted and taken up again, it is the same.
+        // The config is that of a class that loads it.
+        let config = fs::read(bench.out().join("config.json")).unwrap();
+        let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+        assert_eq!(config["architectures"][0], "LlamaForSequenceClassification");
+        assert_eq!(config["id2label"]["2"], "LABEL_2");
+        assert_eq!(config["label2id"]["LABEL_1"], 1);
         let again = Checkpoint::open(bench.out()).unwrap();
         let base = Checkpoint::open(&bench.base).unwrap();
         let control = Control::default();
@@ -232,6 +239,19 @@ fn a_classifier_brings_the_head_that_its_base_lacks() {
             crate::verify::verify_merged(&base, &inputs, &again, &PlanOptions::default(), &control);
         assert!(report.unwrap().is_equal(0));
     }
+    // A head goes after whatever comes last, and is not taken for it.
+    let last = vec![(
+        "model.embed_tokens.weight".to_owned(),
+        tensor(Dtype::F32, &[10, 6], 1, 1.0),
+    )];
+    let bench = Bench::file(&last);
+    let mut one = extra(
+        "score.weight",
+        ExtraRole::Replace,
+        tensor(Dtype::F32, &[3, 6], 61, 1.0),
+    );
+    one.adapter.task = Some("SEQ_CLS".into());
+    bench.merge(&[one]).unwrap();
     // What is no classifier's is a mistake.
     let stray = extra(
         "stray.weight",

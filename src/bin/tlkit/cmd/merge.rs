@@ -30,8 +30,8 @@ pub(crate) fn merge(args: &Merge, output: &Output) -> Result<Outcome> {
     let mut options = PlanOptions::default();
     options.rounding = args.rounding;
     options.tied = args.tied.unwrap_or(TiedPolicy::Refuse);
-    options.renames = args.names.rename.clone();
     options.tokenizer = args.tokenizer;
+    options.renames = args.names.rename.clone();
     let mut exec = ExecOptions::default();
     exec.existing = existing(args.force);
     exec.durable = !args.no_fsync;

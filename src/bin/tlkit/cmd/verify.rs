@@ -164,8 +164,8 @@ pub(crate) fn merged(args: &VerifyMerged, output: &Output) -> Result<Outcome> {
     let inputs = open_inputs(&args.adapters, &base, &*blobs, output)?;
     let mut options = PlanOptions::default();
     options.tied = args.tied.unwrap_or(TiedPolicy::Refuse);
-    options.renames = args.names.rename.clone();
     options.tokenizer = args.tokenizer;
+    options.renames = args.names.rename.clone();
     let device = &args.device;
     // Only `auto` asks how much there is to do; the verification plans for itself.
     let plan = match device.device {
