@@ -22,7 +22,10 @@ pub(crate) struct Ties {
 }
 
 fn weight_of(name: &str, module_is: fn(&str) -> bool) -> bool {
-    name.strip_suffix(".weight").is_some_and(module_is)
+    // GPTQ and compressed-tensors store the weight under names of their own.
+    let ends = [".weight", ".qweight", ".weight_packed"];
+    ends.iter()
+        .any(|end| name.strip_suffix(end).is_some_and(module_is))
 }
 
 /// Whether a tensor's name is that of an output projection, which a tied checkpoint leaves out.
