@@ -59,6 +59,7 @@ mod other_files;
 mod output;
 mod parts;
 mod plan;
+mod quantised;
 mod report;
 mod request;
 mod rewrite;
@@ -74,7 +75,7 @@ mod untie;
 mod vocabulary;
 
 pub use crate::compute::Rounding;
-pub use build::plan;
+pub use build::{plan, plan_dequantised};
 pub use device::{Workload, open_device};
 pub use each::{
     EachOutput, EachPlan, EachReport, EachSummary, EachTotals, OutputSummary, execute_each,

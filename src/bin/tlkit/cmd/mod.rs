@@ -4,6 +4,7 @@ pub(crate) mod audit;
 pub(crate) mod completions;
 pub(crate) mod convert;
 pub(crate) mod demo;
+pub(crate) mod dequantise;
 pub(crate) mod devices;
 mod each;
 pub(crate) mod eval;
