@@ -49,8 +49,10 @@ mod build;
 mod device;
 mod each;
 mod execute;
+mod experts;
 mod files;
 mod finished;
+mod fit;
 mod heads;
 mod inplace;
 mod layout;
@@ -58,7 +60,9 @@ mod orient;
 mod other_files;
 mod output;
 mod parts;
+mod pieces;
 mod plan;
+mod region;
 mod report;
 mod request;
 mod rewrite;
@@ -83,6 +87,7 @@ pub use execute::execute;
 pub use inplace::merge_in_place;
 pub(crate) use other_files::{WrittenFile, written_files};
 pub use plan::{Addition, MergePlan, Origin, Segment, ShardPlan, TensorPlan};
+pub use region::{Region, Span};
 pub use report::{AdapterReport, MergeReport, TensorReport, Totals};
 pub use request::{
     Control, ExecOptions, InPlaceOptions, MergeInput, PlanOptions, TiedPolicy, UnmergeOptions,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::pieces::Pieces;
 use super::plan::{Addition, MergePlan, Origin, TensorPlan};
 use super::request::MergeInput;
 use crate::compute::{
@@ -36,6 +37,8 @@ pub(crate) struct TensorMerge<'a> {
     factors: Vec<Factors>,
     bias: Option<Vec<f32>>,
     dora: Option<Dora>,
+    /// What is added part by part, in place of all of that.
+    pieces: Option<Pieces<'a>>,
     for_gpu: bool,
 }
 
@@ -66,9 +69,16 @@ pub(super) fn factor_bytes(inputs: &[MergeInput], tensor: &TensorPlan) -> u64 {
         Addition::Module { input, module, .. } => {
             Some(inputs.get(*input)?.adapter.groups.get(module.group)?.rank)
         }
-        Addition::Bias { .. } => None,
+        Addition::Part { .. } | Addition::Bias { .. } => None,
     });
-    let rank: usize = modules.sum();
+    let parts = tensor.additions.iter().filter_map(|a| match a {
+        Addition::Part { input, module, .. } => {
+            Some(inputs.get(*input)?.adapter.groups.get(module.group)?.rank)
+        }
+        _ => None,
+    });
+    // Parts have their factors one after the other.
+    let rank = modules.sum::<usize>() + parts.max().unwrap_or(0);
     // Factors as they are, and transposed or sliced.
     8 * (rank * tensor.shape.iter().sum::<usize>()) as u64
 }
@@ -81,10 +91,7 @@ impl<'a> TensorMerge<'a> {
     /// [`Code::Io`]; the errors of [`crate::adapter::TieGroup::low_rank`].
     pub(crate) fn new(plan: &MergePlan<'a>, tensor: &TensorPlan) -> Result<Self> {
         let (file, range) = plan.source(tensor);
-        let (rows, cols) = match tensor.shape[..] {
-            [rows, cols] => (rows, cols),
-            _ => (tensor.shape.iter().product(), 1),
-        };
+        let (rows, cols) = tensor.extents();
         let extra = |input: usize, extra: usize| -> Option<&'a Tensor> {
             let inputs = plan.inputs();
             Some(&inputs.get(input)?.adapter.extras.get(extra)?.tensor)
@@ -106,11 +113,13 @@ impl<'a> TensorMerge<'a> {
             factors: Vec::new(),
             bias: None,
             dora: None,
+            pieces: Pieces::of(plan, tensor),
             for_gpu: tensor.is_for_gpu(),
         };
         for addition in &tensor.additions {
             match addition {
                 Addition::Module { .. } => merge.add_module(plan, addition)?,
+                Addition::Part { .. } => {}
                 Addition::Bias {
                     input,
                     extra: e,
@@ -230,7 +239,9 @@ impl<'a> TensorMerge<'a> {
     /// [`Code::NonFiniteResult`]; [`Code::BaseShape`] where `block` is not of the rows' size.
     pub(crate) fn merge(&self, rows: Range<usize>, block: &mut [u8]) -> Result<Stats> {
         let replaced = self.replace.is_some() || !self.row_replacements.is_empty();
-        let stats = if !replaced && self.dora.is_none() {
+        let stats = if let (Some(pieces), false) = (&self.pieces, replaced) {
+            pieces.merge(rows, block)
+        } else if !replaced && self.dora.is_none() {
             self.add(rows, block)
         } else {
             self.rewrite(rows, block)
@@ -299,6 +310,10 @@ impl<'a> TensorMerge<'a> {
     fn rewrite(&self, rows: Range<usize>, block: &mut [u8]) -> Result<Stats> {
         let old = block.to_vec();
         self.replaced(&rows, block)?;
+        if let Some(pieces) = &self.pieces {
+            pieces.merge(rows, block)?;
+            return compare(self.dtype, &old, block, None);
+        }
         let Some(dora) = &self.dora else {
             if !self.factors.is_empty() || self.bias.is_some() {
                 self.add(rows, block)?;

@@ -200,6 +200,8 @@ impl GroupView {
             ModuleKind::Linear => "",
             ModuleKind::Conv1d => " (conv1d)",
             ModuleKind::Embedding => " (embedding)",
+            ModuleKind::Parameter => " (parameter)",
+            ModuleKind::ParameterTransposed => " (parameter, transposed)",
         };
         Self {
             targets: g
