@@ -126,6 +126,13 @@ pub(super) fn by_expert(b: &Tensor, experts: usize) -> Result<Tensor> {
     })
 }
 
+/// The B (out, r) of each expert as PEFT has them: (out, r · E), rank by rank.
+pub(super) fn by_rank(lefts: &[Vec<f32>]) -> Vec<f32> {
+    let len = lefts.first().map_or(0, Vec::len);
+    let column = |at| lefts.iter().filter_map(move |left| left.get(at).copied());
+    (0..len).flat_map(column).collect()
+}
+
 /// The elements of a tensor under other extents, element `at` from `source(at)`.
 fn permuted(tensor: &Tensor, shape: Vec<usize>, source: impl Fn(usize) -> usize) -> Result<Tensor> {
     let size = tensor.dtype().bits() / 8;
