@@ -86,7 +86,7 @@ pub fn verify_adapters(
     let places = |a: &Adapter| -> BTreeMap<String, Module> {
         a.modules()
             .into_iter()
-            .map(|m| (m.path.clone(), m))
+            .map(|m| (m.label(), m))
             .collect()
     };
     let (first, second) = (places(one.0), places(two.0));
