@@ -77,6 +77,7 @@ pub mod model;
 pub mod open;
 pub mod peft;
 pub mod progress;
+pub mod quant;
 pub mod safetensors;
 mod sheet;
 pub mod store;

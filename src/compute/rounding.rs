@@ -8,6 +8,9 @@ use serde::{Serialize, Serializer};
 use crate::error::{Code, Error};
 
 /// How an update meets the stored weight.
+///
+/// In the plan of a merge [`Peft`](Self::Peft) is the wish for what PEFT does by default, tensor by
+/// tensor: it rounds an embedding's update first even then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Rounding {
     /// One rounding into the dtype, after the addition: PEFT's `merge_and_unload()`.

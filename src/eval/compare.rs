@@ -198,6 +198,7 @@ mod tests {
             rounding: merge::Rounding::Peft,
             tied: merge::TiedPolicy::Refuse,
             renames: Vec::new(),
+            ..PlanOptions::default()
         };
         let plan = merge::plan(&base, &inputs, &options).unwrap();
         let exec = ExecOptions {

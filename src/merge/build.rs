@@ -4,20 +4,20 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::experts;
 use super::fit::{apart, misfit, mixed, part_of, weighted};
-use super::heads::{absent_heads, weight_dtype};
 use super::layout::lay_out;
 use super::orient::Layouts;
 use super::plan::{Addition, MergePlan, Origin, TensorPlan};
-use super::request::{MergeInput, PlanOptions, TiedPolicy};
-use super::{untie, vocabulary};
-use crate::adapter::{Extra, ExtraRole, Module};
+use super::request::{MergeInput, PlanOptions, TiedPolicy, TokenizerFrom};
+use super::{heads, tokenizer, untie, vocabulary};
+use crate::adapter::{Extra, ExtraRole, Module, ModuleKind};
 use crate::base::architecture::Architecture;
 use crate::base::cut::Found;
 use crate::base::edits::ConfigEdits;
 use crate::base::names::{Names, quantised, whole_places};
-use crate::base::ties::{Ties, is_output};
+use crate::base::ties::Ties;
 use crate::compute::Rounding;
 use crate::error::{Code, Error, Result};
+use crate::open::check_complete;
 use crate::safetensors::{Checkpoint, Location};
 
 /// Matches every adapter to the base, checks that all of it fits, and lays out the outputs.
@@ -43,14 +43,17 @@ pub fn plan<'a>(
         architecture: &architecture,
         inputs,
         options,
-        ties: Ties::of(base)?,
+        ties: Ties::of(base, &architecture, &names)?,
         tensors: BTreeMap::new(),
-        new_output: None,
+        aliases: BTreeMap::new(),
         untie: false,
         edits: ConfigEdits::default(),
         notes: base.notes().to_vec(),
     };
     for (index, input) in inputs.iter().enumerate() {
+        if options.strict {
+            check_complete(&input.missing).map_err(|e| e.file(&input.label))?;
+        }
         builder
             .add_input(index, input)
             .map_err(|e| in_adapter(e, inputs, input))?;
@@ -66,12 +69,12 @@ fn in_adapter(error: Error, inputs: &[MergeInput], input: &MergeInput) -> Error 
     }
 }
 
-/// Where a name of the adapter leads: a stored tensor, the output projection that untying adds, or a
-/// tensor that the base lacks, by its name.
+/// Where a name of the adapter leads: a stored tensor, one that untying adds for a name that was one with
+/// another (by tie and name there), or a tensor that the base lacks, by its name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Site {
     Stored(Location),
-    NewOutput,
+    Alias(usize, usize),
     Absent(String),
 }
 
@@ -81,9 +84,9 @@ struct Builder<'a, 'o> {
     architecture: &'o Architecture,
     inputs: &'a [MergeInput],
     options: &'o PlanOptions,
-    ties: Ties,
+    ties: Ties<'o>,
     tensors: BTreeMap<Site, TensorPlan>,
-    new_output: Option<String>,
+    aliases: BTreeMap<(usize, usize), String>,
     untie: bool,
     edits: ConfigEdits,
     notes: Vec<String>,
@@ -98,9 +101,8 @@ impl<'a> Builder<'a, '_> {
         let modules = input.adapter.modules();
         let extras = &input.adapter.extras;
         let wanted = input.adapter.base_tensors();
-        let tied = self.ties.tied;
-        let absent = absent_heads(self.base, &input.adapter);
-        let may_miss = |name: &str| absent.contains(name) || tied && is_output(name);
+        let absent = heads::absent_heads(self.base, &input.adapter);
+        let may_miss = |name: &str| absent.contains(name) || self.ties.may_miss(name);
         let places = self.names.resolve(&wanted, &self.options.renames, may_miss);
         let weights: Vec<&[Module]> = modules.chunk_by(Module::shares_weight).collect();
         let places = places.and_then(|mut found| {
@@ -129,8 +131,10 @@ impl<'a> Builder<'a, '_> {
         for ((modules, found), name) in weights.iter().zip(&weights_at).zip(own) {
             self.add_weight(index, modules, found.as_ref(), name, &layouts)?;
         }
+        let mut added = BTreeSet::new();
         for (e, (extra, place)) in extras.iter().zip(&extras_at).enumerate() {
             if place.is_none() && absent.contains(extra.name.as_str()) {
+                added.insert(extra.name.as_str());
                 let site = self.add_absent(extra)?;
                 self.add_extra(site, index, e)?;
                 continue;
@@ -139,6 +143,7 @@ impl<'a> Builder<'a, '_> {
                 self.add_extra(site, index, e)?;
             }
         }
+        heads::settle(self.base, &input.adapter, &added, &mut self.edits)?;
         self.check_whole(input)?;
         self.note_quantised(input);
         Ok(())
@@ -146,15 +151,19 @@ impl<'a> Builder<'a, '_> {
 
     /// The tensors that change when the adapter changes the one at `place`, by the policy.
     fn sites(&mut self, place: Option<Location>, name: &str) -> Result<Vec<Site>> {
-        let is_output = place.is_none() || place == self.ties.output;
-        let is_input = place.is_some() && place == self.ties.input;
-        let stored = |l: &Location| Site::Stored(*l);
-        if !self.ties.tied || !(is_output || is_input) {
-            return Ok(place.iter().map(stored).collect());
-        }
+        let Some((t, alias)) = self.ties.find(name, place) else {
+            return Ok(place.into_iter().map(Site::Stored).collect());
+        };
+        let Some(tie) = self.ties.all.get(t) else {
+            return Ok(Vec::new());
+        };
+        let stored: Vec<Site> = tie.stored().map(Site::Stored).collect();
+        let Some(output) = tie.output else {
+            return Ok(stored);
+        };
         match self.options.tied {
             TiedPolicy::Refuse => {
-                let other = if is_output { "input" } else { "output" };
+                let other = if alias == output { "input" } else { "output" };
                 let message = format!(
                     "the model's input and output embedding are one tensor, and changing this one would change the {other} too"
                 );
@@ -163,19 +172,37 @@ impl<'a> Builder<'a, '_> {
                     .file(self.base.path())
                     .hint("choose the policy `untie` (an output tensor of its own) or `shared` (change both, as PEFT does)"))
             }
-            TiedPolicy::Shared => {
-                let both = [self.ties.input, self.ties.output];
-                Ok(both.iter().flatten().map(stored).collect())
-            }
+            TiedPolicy::Shared => Ok(stored),
             TiedPolicy::Untie => {
-                self.untie = true;
-                if self.ties.output.is_none() && self.new_output.is_none() {
-                    self.new_output = Some(untie::new_output(&self.ties, self.base)?);
-                    self.tensor(Site::NewOutput)?;
-                }
-                Ok(vec![place.map_or(Site::NewOutput, Site::Stored)])
+                let places: Vec<Option<Location>> = tie.places.clone();
+                self.untie()?;
+                let aliases = places.iter().enumerate();
+                let same = aliases.filter(|(i, _)| (*i == output) == (alias == output));
+                let site = |(i, place): (usize, &Option<Location>)| {
+                    place.map_or(Site::Alias(t, i), Site::Stored)
+                };
+                Ok(same.map(site).collect())
             }
         }
+    }
+
+    /// Plans a tensor for every name that was one with another and is not stored: with the config's flag off,
+    /// a model has all of them, and would begin those that are missing at random.
+    fn untie(&mut self) -> Result<()> {
+        if self.untie {
+            return Ok(());
+        }
+        self.untie = true;
+        for (t, tie) in self.ties.all.clone().iter().enumerate() {
+            for (alias, place) in tie.places.iter().enumerate() {
+                if place.is_none() {
+                    let name = untie::new_name(tie, alias, self.base, self.architecture)?;
+                    self.aliases.insert((t, alias), name);
+                    self.tensor(Site::Alias(t, alias))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The place of a head that the base lacks: written after everything else, in the dtype that
@@ -187,7 +214,8 @@ impl<'a> Builder<'a, '_> {
             let tensor = file.header().tensors.len().checked_sub(1)?;
             Some(Location { shard, tensor })
         });
-        let (Some(source), Some(dtype)) = (place.into_iter().next(), weight_dtype(self.base))
+        let (Some(source), Some(dtype)) =
+            (place.into_iter().next(), heads::weight_dtype(self.base))
         else {
             let message = "the base has no weights that this could go with";
             return Err(Error::new(Code::UnmatchedModule, message).tensor(&extra.name));
@@ -210,7 +238,6 @@ impl<'a> Builder<'a, '_> {
                 replace: None,
                 row_replacements: Vec::new(),
                 additions: Vec::new(),
-                rounding: Rounding::Peft,
             });
         Ok(site)
     }
@@ -219,9 +246,11 @@ impl<'a> Builder<'a, '_> {
     fn tensor(&mut self, site: Site) -> Result<&mut TensorPlan> {
         let source = match &site {
             Site::Stored(place) => *place,
-            Site::NewOutput => self.ties.input.ok_or_else(|| {
-                Error::new(Code::TiedEmbedding, "the base has no input embedding")
-            })?,
+            Site::Alias(tie, _) => {
+                let source = self.ties.all.get(*tie).and_then(|t| t.source());
+                let none = || Error::new(Code::TiedEmbedding, "the base has no input embedding");
+                source.ok_or_else(none)?.1
+            }
             Site::Absent(name) => {
                 let planned = self.tensors.get_mut(&site);
                 return planned.ok_or_else(|| {
@@ -239,11 +268,12 @@ impl<'a> Builder<'a, '_> {
                 .tensor(&info.name)
                 .file(file.path()));
         }
-        let name = match (&site, &self.new_output) {
-            (Site::NewOutput, Some(name)) => name.clone(),
-            _ => info.name.clone(),
+        let alias = match &site {
+            Site::Alias(tie, alias) => self.aliases.get(&(*tie, *alias)),
+            Site::Stored(_) | Site::Absent(_) => None,
         };
-        let appended = site == Site::NewOutput;
+        let name = alias.unwrap_or(&info.name).clone();
+        let appended = alias.is_some();
         Ok(self.tensors.entry(site).or_insert_with(|| TensorPlan {
             name,
             source,
@@ -254,7 +284,6 @@ impl<'a> Builder<'a, '_> {
             replace: None,
             row_replacements: Vec::new(),
             additions: Vec::new(),
-            rounding: Rounding::Peft,
         }))
     }
 
@@ -303,7 +332,7 @@ impl<'a> Builder<'a, '_> {
         module: &Module,
         layouts: &Layouts<'_>,
     ) -> Result<()> {
-        let (base, rounding) = (self.base, self.options.rounding);
+        let (base, asked) = (self.base, self.options.rounding);
         let input = &self.inputs[index];
         let group = &input.adapter.groups[module.group];
         let target = &group.targets[module.target];
@@ -345,15 +374,21 @@ impl<'a> Builder<'a, '_> {
         {
             return Err(part_of(tensor));
         }
-        if !input.single_rounding {
-            tensor.rounding = rounding;
-        }
+        let embedding = kind == ModuleKind::Embedding;
+        // PEFT rounds an embedding's update to the weight's dtype whether asked to be safe or not.
+        let rounding = match asked {
+            _ if input.single_rounding => Rounding::Peft,
+            Rounding::Peft if embedding => Rounding::PeftSafe,
+            asked => asked,
+        };
         tensor.additions.push(Addition::Module {
             input: index,
             module: module.clone(),
             transposed: kind.is_transposed(),
             scale,
             dora,
+            embedding,
+            rounding,
         });
         Ok(())
     }
@@ -462,9 +497,12 @@ impl<'a> Builder<'a, '_> {
         tensors.iter().try_for_each(experts::check_apart)?;
         let mut edits = self.edits;
         let mut notes = self.notes;
-        notes.extend(vocabulary::settle(
-            self.base, &self.ties, &tensors, &mut edits,
-        )?);
+        let resized = vocabulary::settle(self.base, &self.ties, &tensors, &mut edits)?;
+        if self.options.tokenizer == TokenizerFrom::Base {
+            let mut folders = self.inputs.iter().filter_map(|i| i.folder.as_deref());
+            let beside = folders.any(tokenizer::lies_in);
+            notes.extend(resized.map(|note| vocabulary::with_tokenizer(&note, beside)));
+        }
         let dropped = BTreeSet::new();
         let mut shards = Vec::new();
         for (index, file) in self.base.shards().iter().enumerate() {
@@ -482,6 +520,10 @@ impl<'a> Builder<'a, '_> {
             notes,
         };
         plan.rewrite(edits)?;
+        if plan.options.tokenizer == TokenizerFrom::Adapter {
+            let files = tokenizer::of_adapters(plan.base, plan.inputs)?;
+            plan.rewritten.extend(files);
+        }
         Ok(plan)
     }
 }

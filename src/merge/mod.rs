@@ -41,7 +41,7 @@
 //! | `output`, `other_files`, `finished` | an output until it has its name; what an earlier run left of it |
 //! | `shard` | one shard of each output, copied and merged in one pass over the base's |
 //! | `stream`, `tensor` | merged blocks of tensors, made ahead of the writing |
-//! | `build`, `orient`, `untie`, `heads`, `vocabulary`, `layout`, `rewrite` | from adapters and base to a plan |
+//! | `build`, `orient`, `untie`, `heads`, `vocabulary`, `tokenizer`, `layout`, `rewrite` | from adapters and base to a plan |
 //! | `plan`, `summary`, `report` | what is going to be done, and what was |
 //! | `request`, `files` | what the caller asks for; bytes between files |
 
@@ -72,6 +72,7 @@ mod summary;
 mod tensor;
 #[cfg(test)]
 mod tests;
+mod tokenizer;
 mod undo;
 mod untie;
 mod vocabulary;
@@ -90,7 +91,8 @@ pub use plan::{Addition, MergePlan, Origin, Segment, ShardPlan, TensorPlan};
 pub use region::{Region, Span};
 pub use report::{AdapterReport, MergeReport, TensorReport, Totals};
 pub use request::{
-    Control, ExecOptions, InPlaceOptions, MergeInput, PlanOptions, TiedPolicy, UnmergeOptions,
+    Control, ExecOptions, InPlaceOptions, MergeInput, PlanOptions, TiedPolicy, TokenizerFrom,
+    UnmergeOptions,
 };
 pub(crate) use stream::{Merged, Merger};
 pub use summary::{PlanSummary, ShardSummary};

@@ -32,6 +32,13 @@ impl OtherFiles {
         walk(plan.base().path(), &mut |path, found| {
             all.note(plan, path, found)
         })?;
+        // What an adapter brings may have no counterpart in the base.
+        for (name, content) in &plan.rewritten {
+            if !all.files.iter().any(|path| path == Path::new(name)) {
+                all.bytes += content.len() as u64;
+                all.files.push(PathBuf::from(name));
+            }
+        }
         all.files.sort();
         all.skipped.sort();
         Ok(all)
@@ -108,22 +115,26 @@ impl OtherFiles {
         for path in &self.files {
             self.copy_folders(base, parent(path), to)?;
             let (from, dest) = (base.join(path), to.join(path));
-            check_inside(base, &from)?;
-            let (mut source, _) = open_regular(&from)?;
-            let mode = source
-                .metadata()
-                .map_err(|e| Error::io(&from, "stat", e))?
-                .mode();
+            let new = plan.rewritten.iter().find(|(n, _)| path == Path::new(n));
+            let mut source = None;
+            let mut mode = 0o666;
+            if new.is_none() || from.symlink_metadata().is_ok() {
+                check_inside(base, &from)?;
+                let (file, _) = open_regular(&from)?;
+                let meta = file.metadata().map_err(|e| Error::io(&from, "stat", e))?;
+                mode = meta.mode() & 0o777;
+                source = Some(file);
+            }
             let mut file = OpenOptions::new()
                 .write(true)
                 .create_new(true)
-                .mode(mode & 0o777)
+                .mode(mode)
                 .open(&dest)
                 .map_err(|e| Error::io(&dest, "create", e))?;
-            let new = plan.rewritten.iter().find(|(n, _)| path == Path::new(n));
-            match new {
-                Some((_, content)) => file.write_all(content),
-                None => io::copy(&mut source, &mut file).map(drop),
+            match (new, &mut source) {
+                (Some((_, content)), _) => file.write_all(content),
+                (None, Some(source)) => io::copy(source, &mut file).map(drop),
+                (None, None) => Ok(()),
             }
             .map_err(|e| Error::io(&dest, "write", e))?;
             if durable {

@@ -26,6 +26,11 @@ pub enum Addition {
         scale: f32,
         /// Whether the adapter is a DoRA and has a magnitude for the module.
         dora: bool,
+        /// Whether the module is an embedding. Where a layer shares its weight, the embedding's
+        /// updates are added and rounded first, then the layer's.
+        embedding: bool,
+        /// How the update is rounded.
+        rounding: Rounding,
     },
     /// A low-rank update of a part of the tensor: of one expert, or of one of the weights that it joins.
     Part {
@@ -84,8 +89,6 @@ pub struct TensorPlan {
     pub row_replacements: Vec<(usize, usize)>,
     /// What is added, in the order of the adapters.
     pub additions: Vec<Addition>,
-    /// How low-rank updates are rounded.
-    pub rounding: Rounding,
 }
 
 impl TensorPlan {
@@ -94,9 +97,20 @@ impl TensorPlan {
         self.shape.iter().product::<usize>() as u64 * self.dtype.bits() as u64 / 8
     }
 
-    /// Whether a GPU merges it where there is one: a matrix with low-rank updates and nothing else.
+    /// Whether a GPU merges it where there is one: a matrix with low-rank updates that are rounded
+    /// together, and nothing else.
     pub(crate) fn is_for_gpu(&self) -> bool {
-        let low_rank = |a: &Addition| matches!(a, Addition::Module { dora: false, .. });
+        let of_embedding = |a: &Addition| {
+            matches!(
+                a,
+                Addition::Module {
+                    embedding: true,
+                    ..
+                }
+            )
+        };
+        let first = self.additions.first().is_some_and(of_embedding);
+        let low_rank = |a: &Addition| matches!(a, Addition::Module { dora: false, embedding, .. } if *embedding == first);
         let plain = self.origin == Origin::Stored
             && !self.is_replaced()
             && self.additions.iter().all(low_rank);

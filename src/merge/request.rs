@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
@@ -41,8 +41,12 @@ pub struct MergeInput {
     /// Whether a weight is stored (out, in) or (in, out) is decided by the base (PEFT directories,
     /// whose `fan_in_fan_out` is not reliable). Without it the base must fit what the adapter says.
     pub lenient_layout: bool,
-    /// What was noticed when the adapter was opened. Reports do not repeat it.
+    /// The folder that the adapter was read from, where it is one: a tokenizer may lie in it.
+    pub folder: Option<PathBuf>,
+    /// What was noticed when the adapter was opened.
     pub notes: Vec<String>,
+    /// Modules that config and base say are adapted, and that the adapter has no tensors of.
+    pub missing: Vec<String>,
 }
 
 impl MergeInput {
@@ -57,7 +61,9 @@ impl MergeInput {
             single_rounding: false,
             identity,
             lenient_layout: false,
+            folder: None,
             notes: Vec::new(),
+            missing: Vec::new(),
         }
     }
 
@@ -82,8 +88,10 @@ impl MergeInput {
             single_rounding: vera_directory || opened.adapter.method() == Method::Vera,
             identity: opened.identity,
             lenient_layout: opened.source != Source::Tl,
+            folder: (opened.source != Source::Tl).then(|| path.to_owned()),
             adapter: opened.adapter,
             notes: opened.notes,
+            missing: opened.missing,
         })
     }
 }
@@ -141,18 +149,65 @@ impl Serialize for TiedPolicy {
     }
 }
 
+/// Whose tokenizer goes into an output directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum TokenizerFrom {
+    /// The base's, copied with its other files.
+    #[default]
+    Base,
+    /// The adapter's: the files of a tokenizer in its folder take the place of the base's.
+    Adapter,
+}
+
+impl TokenizerFrom {
+    /// Every choice there is.
+    pub const ALL: [Self; 2] = [Self::Base, Self::Adapter];
+
+    /// `base` or `adapter`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Base => "base",
+            Self::Adapter => "adapter",
+        }
+    }
+}
+
+impl fmt::Display for TokenizerFrom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for TokenizerFrom {
+    type Err = Error;
+
+    /// The inverse of [`as_str`](Self::as_str).
+    fn from_str(name: &str) -> Result<Self> {
+        let known = Self::ALL.into_iter().find(|t| t.as_str() == name);
+        known.ok_or_else(|| {
+            let message = format!("`{name}` has no tokenizer: base or adapter");
+            Error::new(Code::Usage, message)
+        })
+    }
+}
+
 /// How adapters are matched to the base and added to it.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct PlanOptions {
-    /// The rounding of updates. Replaced tensors, biases and DoRA are rounded once either way.
+    /// The rounding of updates. Replaced tensors, biases and DoRA are rounded once either way, and an
+    /// embedding's update is rounded before it is added, as PEFT does either way.
     pub rounding: Rounding,
     /// What to do about tied embeddings.
     pub tied: TiedPolicy,
+    /// Whose tokenizer goes into an output directory.
+    pub tokenizer: TokenizerFrom,
     /// Prefixes of adapter names and what stands for them in the base (`backbone` → `model`). The
     /// first that fits a name is applied; an empty first part adds a prefix, an empty second one
     /// removes it.
     pub renames: Vec<(String, String)>,
+    /// Refuse an adapter that lacks tensors of modules which it should have ([`MergeInput::missing`]).
+    pub strict: bool,
 }
 
 /// How an output is written.
@@ -254,6 +309,11 @@ mod tests {
             let json = serde_json::to_string(&policy).unwrap();
             assert_eq!(json, format!("\"{policy}\""));
         }
+        for from in TokenizerFrom::ALL {
+            assert_eq!(from.to_string().parse().ok(), Some(from));
+        }
+        let unknown = "split".parse::<TokenizerFrom>().unwrap_err();
+        assert_eq!(unknown.code(), Code::Usage);
         let unknown = "split".parse::<TiedPolicy>().unwrap_err();
         assert_eq!(unknown.code(), Code::Usage);
     }

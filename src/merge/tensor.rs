@@ -30,16 +30,25 @@ pub(crate) struct TensorMerge<'a> {
     dtype: Dtype,
     rows: usize,
     cols: usize,
-    rounding: Rounding,
     replace: Option<&'a Tensor>,
     /// By row, the tensor and its row that replace it.
     row_replacements: BTreeMap<usize, (&'a Tensor, usize)>,
-    factors: Vec<Factors>,
+    /// What is added, one after the other.
+    stages: Vec<Stage>,
     bias: Option<Vec<f32>>,
-    dora: Option<Dora>,
     /// What is added part by part, in place of all of that.
     pieces: Option<Pieces<'a>>,
     for_gpu: bool,
+}
+
+/// Updates that are summed and rounded together: those of the embedding, or those of the layer that
+/// shares its weight.
+#[derive(Debug)]
+struct Stage {
+    embedding: bool,
+    rounding: Rounding,
+    factors: Vec<Factors>,
+    dora: Option<Dora>,
 }
 
 #[derive(Debug)]
@@ -54,7 +63,7 @@ struct Factors {
 enum Dora {
     /// Magnitude of each row: outputs are rows, and their norms come block by block.
     Rows(Vec<f32>),
-    /// Magnitude over norm of each column: outputs are columns.
+    /// Magnitude of each column, and over its norm once that is known: outputs are columns.
     Columns(Vec<f32>),
 }
 
@@ -107,12 +116,10 @@ impl<'a> TensorMerge<'a> {
             dtype: tensor.dtype,
             rows,
             cols,
-            rounding: tensor.rounding,
             replace: tensor.replace.and_then(|(i, e)| extra(i, e)),
             row_replacements: row_replacements(plan.inputs(), tensor),
-            factors: Vec::new(),
+            stages: Vec::new(),
             bias: None,
-            dora: None,
             pieces: Pieces::of(plan, tensor),
             for_gpu: tensor.is_for_gpu(),
         };
@@ -131,6 +138,14 @@ impl<'a> TensorMerge<'a> {
                 }
             }
         }
+        // PEFT comes to a model's input before its output.
+        merge.stages.sort_by_key(|s| !s.embedding);
+        for at in 0..merge.stages.len() {
+            if let Some(Dora::Columns(m)) = &merge.stages[at].dora {
+                let gains = merge.column_gains(at, m)?;
+                merge.stages[at].dora = Some(Dora::Columns(gains));
+            }
+        }
         Ok(merge)
     }
 
@@ -141,6 +156,8 @@ impl<'a> TensorMerge<'a> {
             transposed,
             scale,
             dora,
+            embedding,
+            rounding,
         } = addition
         else {
             return Ok(());
@@ -154,21 +171,41 @@ impl<'a> TensorMerge<'a> {
         } else {
             (low.left, low.right)
         };
-        self.factors.push(Factors {
+        let magnitudes = input.magnitudes.get(&module.path).filter(|_| *dora);
+        let stage = self.stage(*embedding);
+        if *rounding == Rounding::PeftSafe {
+            stage.rounding = *rounding;
+        }
+        stage.factors.push(Factors {
             left,
             right,
             rank: low.rank,
             scale: *scale,
         });
-        if let Some(m) = input.magnitudes.get(&module.path).filter(|_| *dora) {
+        if let Some(m) = magnitudes {
             let m = m.to_f32()?;
-            self.dora = Some(if *transposed {
-                Dora::Columns(self.column_gains(&m)?)
+            stage.dora = Some(if *transposed {
+                Dora::Columns(m)
             } else {
                 Dora::Rows(m)
             });
         }
         Ok(())
+    }
+
+    /// The stage of the embedding or of the layer, started where there is none.
+    fn stage(&mut self, embedding: bool) -> &mut Stage {
+        let at = self.stages.iter().position(|s| s.embedding == embedding);
+        let at = at.unwrap_or_else(|| {
+            self.stages.push(Stage {
+                embedding,
+                rounding: Rounding::Peft,
+                factors: Vec::new(),
+                dora: None,
+            });
+            self.stages.len() - 1
+        });
+        &mut self.stages[at]
     }
 
     fn add_bias(&mut self, tensor: &Tensor, scale: f32) -> Result<()> {
@@ -239,12 +276,11 @@ impl<'a> TensorMerge<'a> {
     /// [`Code::NonFiniteResult`]; [`Code::BaseShape`] where `block` is not of the rows' size.
     pub(crate) fn merge(&self, rows: Range<usize>, block: &mut [u8]) -> Result<Stats> {
         let replaced = self.replace.is_some() || !self.row_replacements.is_empty();
-        let stats = if let (Some(pieces), false) = (&self.pieces, replaced) {
-            pieces.merge(rows, block)
-        } else if !replaced && self.dora.is_none() {
-            self.add(rows, block)
-        } else {
-            self.rewrite(rows, block)
+        let stats = match (&self.pieces, &self.stages[..]) {
+            (Some(pieces), _) if !replaced => pieces.merge(rows, block),
+            (None, []) if !replaced => self.add_bias_rows(rows, block),
+            (None, [stage]) if !replaced && stage.dora.is_none() => self.add(stage, rows, block),
+            _ => self.rewrite(rows, block),
         };
         let stats = stats.map_err(|e| e.tensor(&self.name))?;
         self.check(&stats)?;
@@ -271,38 +307,22 @@ impl<'a> TensorMerge<'a> {
         self.for_gpu
     }
 
-    /// The tensor's updates, on the device.
+    /// The tensor's updates, on the device: for a tensor that [`is_for_gpu`](Self::is_for_gpu).
     pub(crate) fn weight(&self, gpu: &Gpu) -> Result<Weight> {
         let shape = (self.rows, self.cols);
-        Weight::new(gpu, self.dtype, self.rounding, &self.updates(), shape)
-            .map_err(|e| e.tensor(&self.name))
+        let updates: Vec<_> = self.stages.iter().flat_map(Stage::updates).collect();
+        let rounding = self.stages.first().map_or(Rounding::Peft, |s| s.rounding);
+        Weight::new(gpu, self.dtype, rounding, &updates, shape).map_err(|e| e.tensor(&self.name))
     }
 
-    fn updates(&self) -> Vec<Update<'_>> {
-        self.factors
-            .iter()
-            .map(|f| Update {
-                left: &f.left,
-                right: &f.right,
-                rank: f.rank,
-                scale: f.scale,
-            })
-            .collect()
+    fn add(&self, stage: &Stage, rows: Range<usize>, block: &mut [u8]) -> Result<Stats> {
+        let (updates, rounding) = (stage.updates(), stage.rounding);
+        merge_block_parallel(self.dtype, rounding, &updates, rows, self.cols, block)
     }
 
-    fn add(&self, rows: Range<usize>, block: &mut [u8]) -> Result<Stats> {
-        let Some(bias) = &self.bias else {
-            let updates = self.updates();
-            return merge_block_parallel(
-                self.dtype,
-                self.rounding,
-                &updates,
-                rows,
-                self.cols,
-                block,
-            );
-        };
-        let part = bias.get(rows.start * self.cols..rows.end * self.cols);
+    fn add_bias_rows(&self, rows: Range<usize>, block: &mut [u8]) -> Result<Stats> {
+        let range = rows.start * self.cols..rows.end * self.cols;
+        let part = self.bias.as_deref().and_then(|b| b.get(range));
         add_rows(self.dtype, Rounding::Peft, part.unwrap_or_default(), block)
     }
 
@@ -314,13 +334,34 @@ impl<'a> TensorMerge<'a> {
             pieces.merge(rows, block)?;
             return compare(self.dtype, &old, block, None);
         }
-        let Some(dora) = &self.dora else {
-            if !self.factors.is_empty() || self.bias.is_some() {
-                self.add(rows, block)?;
+        if self.bias.is_some() {
+            self.add_bias_rows(rows.clone(), block)?;
+        }
+        let mut exact = match &self.stages[..] {
+            [_, _, ..] => {
+                let updates: Vec<_> = self.stages.iter().flat_map(Stage::updates).collect();
+                Some(self.adapted(&updates, &rows, block)?)
             }
-            return compare(self.dtype, &old, block, None);
+            _ => None,
         };
-        let mut values = self.adapted(&rows, block)?;
+        for stage in &self.stages {
+            exact = self.apply(stage, &rows, block)?.or(exact);
+        }
+        compare(self.dtype, &old, block, exact.as_deref())
+    }
+
+    /// Adds one stage, and normalises where it is a DoRA's: then with the values before rounding.
+    fn apply(
+        &self,
+        stage: &Stage,
+        rows: &Range<usize>,
+        block: &mut [u8],
+    ) -> Result<Option<Vec<f32>>> {
+        let Some(dora) = &stage.dora else {
+            self.add(stage, rows.clone(), block)?;
+            return Ok(None);
+        };
+        let mut values = self.adapted(&stage.updates(), rows, block)?;
         for (i, row) in values.chunks_mut(self.cols.max(1)).enumerate() {
             match dora {
                 Dora::Rows(m) => {
@@ -332,7 +373,7 @@ impl<'a> TensorMerge<'a> {
             }
         }
         narrow_into(self.dtype, &values, block);
-        compare(self.dtype, &old, block, Some(&values))
+        Ok(Some(values))
     }
 
     /// Puts the values of replacing tensors over `block`, rounded into the base's dtype.
@@ -362,24 +403,34 @@ impl<'a> TensorMerge<'a> {
     }
 
     /// `rn32(W + ΔW)` of some rows.
-    fn adapted(&self, rows: &Range<usize>, block: &[u8]) -> Result<Vec<f32>> {
+    fn adapted(
+        &self,
+        updates: &[Update<'_>],
+        rows: &Range<usize>,
+        block: &[u8],
+    ) -> Result<Vec<f32>> {
         let mut sum = vec![0.0; rows.len() * self.cols];
         let mut weights = sum.clone();
-        delta_rows(&self.updates(), rows.clone(), self.cols, &mut sum)?;
+        delta_rows(updates, rows.clone(), self.cols, &mut sum)?;
         widen_into(self.dtype, block, &mut weights);
         sum.iter_mut().zip(weights).for_each(|(d, w)| *d += w);
         Ok(sum)
     }
 
-    /// Magnitude over the norm of each column of `W + ΔW`.
-    fn column_gains(&self, magnitudes: &[f32]) -> Result<Vec<f32>> {
+    /// Magnitude over the norm of each column of `W + ΔW`, where W is what the stages before `at` make.
+    fn column_gains(&self, at: usize, magnitudes: &[f32]) -> Result<Vec<f32>> {
+        let (before, stage) = (&self.stages[..at], &self.stages[at]);
         let mut squares = vec![0f64; self.cols];
         let mut buffer = vec![0; self.block_bytes()];
         for rows in self.blocks() {
             let block = &mut buffer[..rows.len() * self.row_bytes()];
             self.read(&rows, block)?;
             self.replaced(&rows, block)?;
-            for row in self.adapted(&rows, block)?.chunks(self.cols.max(1)) {
+            for earlier in before {
+                self.apply(earlier, &rows, block)?;
+            }
+            let values = self.adapted(&stage.updates(), &rows, block)?;
+            for row in values.chunks(self.cols.max(1)) {
                 squares
                     .iter_mut()
                     .zip(row)
@@ -388,6 +439,20 @@ impl<'a> TensorMerge<'a> {
         }
         let norms = squares.iter().map(|s| s.sqrt() as f32);
         Ok(magnitudes.iter().zip(norms).map(|(m, n)| m / n).collect())
+    }
+}
+
+impl Stage {
+    fn updates(&self) -> Vec<Update<'_>> {
+        let factors = self.factors.iter();
+        factors
+            .map(|f| Update {
+                left: &f.left,
+                right: &f.right,
+                rank: f.rank,
+                scale: f.scale,
+            })
+            .collect()
     }
 }
 

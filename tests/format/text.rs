@@ -114,7 +114,9 @@ fn the_fingerprint_example_is_what_the_code_computes() {
 
 #[test]
 fn limits_of_the_text_are_those_of_the_code() {
-    use tlkit::adapter::{MAX_EXPERTS, MAX_GROUPS, MAX_LAYERS, MAX_MODULES, MAX_NAME_BYTES, MAX_RANK};
+    use tlkit::adapter::{
+        MAX_EXPERTS, MAX_GROUPS, MAX_LAYERS, MAX_MODULES, MAX_NAME_BYTES, MAX_RANK,
+    };
     use tlkit::format::{MAX_MANIFEST_BYTES, MAX_SEEDED_ELEMENTS, MAX_TENSOR_BYTES};
     let text = fs::read_to_string(root().join("spec/tl-v1.md")).unwrap();
     for (what, limit) in [

@@ -72,7 +72,8 @@ pub(super) fn plan_lora(
     entries.extend(parameter_entries(adapter, modules, &parameters, dtype)?);
     let of_modules = |m: &&Module| !is_parameter(adapter, m);
     let selected: Vec<Module> = modules.iter().filter(of_modules).cloned().collect();
-    config.selection = select(&selected, options.base)?;
+    let model = adapter.base.as_ref().and_then(|b| b.name.as_deref());
+    config.selection = select(&selected, options.base, model)?;
     config.fan_in_fan_out = has_conv1d(adapter);
     common_keys(adapter, &mut config.common);
     let extras = extra_entries(adapter, modules)?;

@@ -29,7 +29,10 @@ impl Importer<'_> {
             let name = format!("{path}.weight");
             let extras = &mut self.adapter.extras;
             match extras.iter_mut().find(|e| e.name == name) {
-                Some(whole) => whole.tensor = overlaid(&whole.tensor, &rows, &delta)?,
+                Some(whole) => {
+                    whole.tensor = overlaid(&whole.tensor, &rows, &delta)?;
+                    whole.role = ExtraRole::Replace;
+                }
                 None => extras.push(Extra {
                     rows,
                     ..Extra::new(name, ExtraRole::Rows, delta)

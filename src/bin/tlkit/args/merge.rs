@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
 use tlkit::compute::DeviceChoice;
-use tlkit::merge::{Rounding, TiedPolicy};
+use tlkit::merge::{Rounding, TiedPolicy, TokenizerFrom};
 
-use super::values::{byte_count, device, rename, rounding, tied_policy};
+use super::base::BaseNames;
+use super::values::{byte_count, device, rounding, tied_policy, tokenizer};
 
 #[derive(Debug, Args)]
 pub(crate) struct Blobs {
@@ -41,12 +42,17 @@ pub(crate) struct Merge {
     /// What to do where an adapter changes a tensor that input and output embedding share
     #[arg(long, id = "untie_or_shared", value_parser = tied_policy, value_name = "refuse|untie|shared")]
     pub(crate) tied: Option<TiedPolicy>,
-    /// Replace a leading part of adapter module names: --rename backbone=model
-    #[arg(long, value_name = "FROM=TO", value_parser = rename)]
-    pub(crate) rename: Vec<(String, String)>,
+    /// Whose tokenizer goes into the output: the base's, or the one in the adapter's folder
+    #[arg(long, value_parser = tokenizer, value_name = "base|adapter", default_value = "base", conflicts_with = "in_place")]
+    pub(crate) tokenizer: TokenizerFrom,
+    #[command(flatten)]
+    pub(crate) names: BaseNames,
     /// Refuse a base whose weights are not those that the adapter was made for
     #[arg(long)]
     pub(crate) check_base: bool,
+    /// Refuse an adapter that lacks tensors of modules which its config and the base say are adapted
+    #[arg(long)]
+    pub(crate) strict: bool,
     /// Show what would be done, and write nothing
     #[arg(long)]
     pub(crate) dry_run: bool,

@@ -1,7 +1,7 @@
 //! Values as they are written on the command line.
 
 use tlkit::compute::DeviceChoice;
-use tlkit::merge::{Rounding, TiedPolicy};
+use tlkit::merge::{Rounding, TiedPolicy, TokenizerFrom};
 use tlkit::tensor::Dtype;
 
 pub(super) fn positive() -> clap::builder::RangedU64ValueParser {
@@ -35,6 +35,11 @@ pub(super) fn device(text: &str) -> Result<DeviceChoice, String> {
 
 pub(super) fn tied_policy(text: &str) -> Result<TiedPolicy, String> {
     let names = TiedPolicy::ALL.map(TiedPolicy::as_str);
+    text.parse().map_err(|_| not_one_of(&names))
+}
+
+pub(super) fn tokenizer(text: &str) -> Result<TokenizerFrom, String> {
+    let names = TokenizerFrom::ALL.map(TokenizerFrom::as_str);
     text.parse().map_err(|_| not_one_of(&names))
 }
 

@@ -178,7 +178,8 @@ fn group_table(groups: &[GroupView]) -> String {
         vec![
             g.targets.join("\n"),
             g.layers.clone().unwrap_or("-".into())
-                + &g.experts.map_or_else(String::new, |e| format!(" × {e} experts")),
+                + &g.experts
+                    .map_or_else(String::new, |e| format!(" × {e} experts")),
             g.rank.to_string(),
             format!("{} → {}", g.r#in, g.out),
             number(g.scaling),
@@ -312,7 +313,7 @@ fn tl(path: &Path, args: &Inspect, output: &Output) -> Result<Outcome> {
 }
 
 fn peft(path: &Path, args: &Inspect, output: &Output) -> Result<Outcome> {
-    let base = open_base(args.base.as_ref())?;
+    let base = open_base(args.base.as_ref(), &args.names)?;
     let opened = open_adapter(path, base.as_ref(), &NoBlobs)?;
     for note in &opened.notes {
         output.note(note);

@@ -1,0 +1,145 @@
+//! What a model's config says of its quantisation.
+
+use serde_json::Value;
+
+use crate::base::{MAX_CONFIG_BYTES, read_config};
+use crate::error::{Code, Error, Result};
+use crate::fs::{check_inside, read_limited};
+use crate::safetensors::Checkpoint;
+use crate::tensor::Dtype;
+
+/// The key of a config that says how the weights are quantised.
+pub(crate) const KEY: &str = "quantization_config";
+/// Files beside a config that say so in its place, with the key in them, where that is nested.
+const OTHERS: [(&str, Option<&str>); 3] = [
+    ("hf_quant_config.json", Some("quantization")),
+    ("quantize_config.json", None),
+    ("quant_config.json", None),
+];
+
+/// What is said of the quantisation, by `config.json` or a file in its place.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Config {
+    /// The value of [`KEY`], or what stands for it.
+    value: Value,
+    /// The dtype of the model that the weights are made for.
+    pub(super) dtype: Option<Dtype>,
+    /// The model's type.
+    pub(super) model_type: String,
+}
+
+impl Config {
+    pub(super) fn of(base: &Checkpoint) -> Result<Self> {
+        let config = read_config(base)?.unwrap_or_default();
+        let text = |key: &str| config.get("text_config").and_then(|t| t.get(key));
+        let dtype = ["dtype", "torch_dtype"].into_iter().find_map(|key| {
+            let value = config.get(key).or_else(|| text(key));
+            torch_dtype(value?.as_str()?)
+        });
+        let model_type = config.get("model_type").and_then(Value::as_str);
+        let own = [KEY, "compression_config"]
+            .into_iter()
+            .find_map(|key| config.get(key).or_else(|| text(key)))
+            .filter(|v| v.is_object());
+        let value = match own {
+            Some(value) => value.clone(),
+            None => beside(base)?,
+        };
+        Ok(Self {
+            value,
+            dtype,
+            model_type: model_type.unwrap_or_default().to_owned(),
+        })
+    }
+
+    /// What quantised the model, in the words of its config, lower case; `None` where it does not say.
+    pub(super) fn method(&self) -> Option<String> {
+        let text = |key: &str| self.value.get(key).and_then(Value::as_str);
+        let flag = |key: &str| self.value.get(key).and_then(Value::as_bool) == Some(true);
+        if let Some(method) = text("quant_method") {
+            return Some(method.to_ascii_lowercase());
+        }
+        if flag("load_in_4bit") || flag("load_in_8bit") || flag("_load_in_4bit") {
+            return Some("bitsandbytes".to_owned());
+        }
+        if self.value.get("quant_algo").is_some() {
+            return Some("modelopt".to_owned());
+        }
+        if self.value.get("w_bit").is_some() {
+            return Some("awq".to_owned());
+        }
+        self.value.get("desc_act").map(|_| "gptq".to_owned())
+    }
+
+    pub(super) fn text(&self, key: &str) -> Option<&str> {
+        self.value.get(key).and_then(Value::as_str)
+    }
+
+    pub(super) fn number(&self, key: &str) -> Option<usize> {
+        let number = self.value.get(key).and_then(Value::as_u64)?;
+        usize::try_from(number).ok()
+    }
+
+    /// Rows and columns of the blocks that share an FP8 scale.
+    pub(super) fn block(&self) -> Option<(usize, usize)> {
+        pair(self.value.get("weight_block_size"))
+    }
+
+    /// The settings for weights in each of compressed-tensors' groups.
+    pub(super) fn weight_groups(&self) -> Vec<WeightGroup> {
+        let groups = self.value.get("config_groups").and_then(Value::as_object);
+        let groups = groups.into_iter().flat_map(|g| g.values());
+        let weights = groups.filter_map(|g| g.get("weights").filter(|w| w.is_object()));
+        weights
+            .map(|w| WeightGroup {
+                bits: w.get("num_bits").and_then(Value::as_u64).unwrap_or(0) as usize,
+                block: pair(w.get("block_structure")),
+            })
+            .collect()
+    }
+}
+
+/// How compressed-tensors quantised a group of weights.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct WeightGroup {
+    pub(super) bits: usize,
+    pub(super) block: Option<(usize, usize)>,
+}
+
+fn pair(value: Option<&Value>) -> Option<(usize, usize)> {
+    let [rows, cols] = value?.as_array()?.as_slice() else {
+        return None;
+    };
+    Some((rows.as_u64()? as usize, cols.as_u64()? as usize))
+}
+
+fn torch_dtype(name: &str) -> Option<Dtype> {
+    match name.strip_prefix("torch.").unwrap_or(name) {
+        "float32" => Some(Dtype::F32),
+        "float16" => Some(Dtype::F16),
+        "bfloat16" => Some(Dtype::BF16),
+        _ => None,
+    }
+}
+
+/// What a file beside the config says; null where there is none.
+fn beside(base: &Checkpoint) -> Result<Value> {
+    for (name, key) in OTHERS {
+        let path = base.folder().join(name);
+        if !base.is_dir() || !path.is_file() {
+            continue;
+        }
+        check_inside(base.folder(), &path)?;
+        let bytes = read_limited(&path, MAX_CONFIG_BYTES)?;
+        let value: Value = serde_json::from_slice(&bytes)
+            .map_err(|e| Error::new(Code::ConfigInvalid, e.to_string()).file(&path))?;
+        let value = match key {
+            Some(key) => value.get(key).cloned().unwrap_or_default(),
+            None => value,
+        };
+        if value.is_object() {
+            return Ok(value);
+        }
+    }
+    Ok(Value::Null)
+}
