@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::base::architecture::Architecture;
+use crate::base::architecture::{Architecture, ExpertLayout};
 use crate::base::modules::{has_joint_conv1d, is_conv1d};
 use crate::base::names::{Finder, Names};
 use crate::base::read_config;
+use crate::base::shapes::ParameterShape;
 use crate::error::{Code, Result};
 use crate::peft::import::BaseShapes;
 use crate::peft::target_names::BaseModules;
@@ -93,6 +94,38 @@ impl BaseShapes for CheckpointModules<'_> {
 
     fn has_tensor(&self, name: &str) -> bool {
         self.finder.find(&self.names, name).is_some()
+    }
+
+    fn parameter(&self, name: &str) -> Option<ParameterShape> {
+        let found = self.finder.find(&self.names, name)?;
+        let experts = match found.as_whole() {
+            Some(place) => match *self.view.shape(place) {
+                [experts, _, _] => Some(experts),
+                _ => None,
+            },
+            None => {
+                let indices = found.pieces.iter().map(|p| p.of.index);
+                let last = indices.max().flatten();
+                match (last, found.pieces.first()) {
+                    (Some(last), _) => Some(last + 1),
+                    (None, Some(p)) => self.view.shape(p.place).first().copied(),
+                    (None, None) => None,
+                }
+            }
+        };
+        let links = self.architecture.links(name);
+        let class = links.first().map_or(name, |l| &l.class);
+        let transposed = matches!(
+            self.architecture.experts(class),
+            Some(ExpertLayout::Stated {
+                transposed: true,
+                ..
+            })
+        );
+        Some(ParameterShape {
+            experts,
+            transposed,
+        })
     }
 
     fn has_module(&self, end: &str) -> bool {

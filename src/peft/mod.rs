@@ -23,6 +23,7 @@ pub mod import;
 mod inputs;
 mod json;
 pub mod names;
+mod parameters;
 mod patterns;
 pub mod pickle;
 pub mod projection;

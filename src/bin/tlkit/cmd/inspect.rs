@@ -54,6 +54,8 @@ struct AdapterView {
 struct GroupView {
     targets: Vec<String>,
     layers: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    experts: Option<usize>,
     rank: usize,
     r#in: usize,
     out: usize,
@@ -175,7 +177,9 @@ fn group_table(groups: &[GroupView]) -> String {
         let factors: Vec<String> = g.factors.iter().map(factor).collect();
         vec![
             g.targets.join("\n"),
-            g.layers.clone().unwrap_or("-".into()),
+            g.layers.clone().unwrap_or("-".into())
+                + &g.experts
+                    .map_or_else(String::new, |e| format!(" × {e} experts")),
             g.rank.to_string(),
             format!("{} → {}", g.r#in, g.out),
             number(g.scaling),
@@ -200,6 +204,8 @@ impl GroupView {
             ModuleKind::Linear => "",
             ModuleKind::Conv1d => " (conv1d)",
             ModuleKind::Embedding => " (embedding)",
+            ModuleKind::Parameter => " (parameter)",
+            ModuleKind::ParameterTransposed => " (parameter, transposed)",
         };
         Self {
             targets: g
@@ -208,6 +214,7 @@ impl GroupView {
                 .map(|t| format!("{}{}", t.module, kind(t.kind)))
                 .collect(),
             layers: g.layers.as_deref().map(ranges),
+            experts: g.experts,
             rank: g.rank,
             r#in: g.in_features,
             out: g.total_out(),
