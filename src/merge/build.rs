@@ -14,6 +14,7 @@ use crate::base::names::{Names, quantised, whole_places};
 use crate::base::ties::Ties;
 use crate::compute::Rounding;
 use crate::error::{Code, Error, Result};
+use crate::open::check_complete;
 use crate::safetensors::{Checkpoint, Location};
 use crate::tensor::shape_text;
 
@@ -48,6 +49,9 @@ pub fn plan<'a>(
         notes: base.notes().to_vec(),
     };
     for (index, input) in inputs.iter().enumerate() {
+        if options.strict {
+            check_complete(&input.missing).map_err(|e| e.file(&input.label))?;
+        }
         builder
             .add_input(index, input)
             .map_err(|e| in_adapter(e, inputs, input))?;

@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::Value;
+
 use crate::base::architecture::Architecture;
 use crate::base::modules::{has_joint_conv1d, is_conv1d};
 use crate::base::names::{Finder, Names};
+use crate::base::read_config;
 use crate::error::{Code, Result};
 use crate::peft::import::BaseShapes;
 use crate::peft::target_names::BaseModules;
@@ -30,15 +33,18 @@ pub(crate) struct CheckpointModules<'a> {
     names: Names<'a, Checkpoint>,
     joint: bool,
     finder: Finder,
+    layers: Option<usize>,
 }
 
 impl<'a> CheckpointModules<'a> {
     pub(crate) fn new(checkpoint: &'a Checkpoint, architecture: &'a Architecture) -> Self {
+        let config = read_config(checkpoint).ok().flatten();
         Self {
             checkpoint,
             architecture,
             names: Names::new(checkpoint, architecture),
             joint: !architecture.is_known() && has_joint_conv1d(checkpoint),
+            layers: config.and_then(|c| layers_of(&c)),
             finder: Finder::default(),
         }
     }
@@ -54,6 +60,16 @@ impl<'a> CheckpointModules<'a> {
         }
         counts.into_iter().max_by_key(|(_, n)| *n).map(|(d, _)| d)
     }
+}
+
+/// The number of layers, of the language model where there are others.
+fn layers_of(config: &Value) -> Option<usize> {
+    let of = |config: &Value| {
+        let keys = ["num_hidden_layers", "n_layer", "n_layers", "num_layers"];
+        let mut values = keys.iter().filter_map(|key| config.get(key)?.as_u64());
+        usize::try_from(values.next()?).ok()
+    };
+    of(config).or_else(|| of(config.get("text_config")?))
 }
 
 impl BaseShapes for CheckpointModules<'_> {
@@ -81,6 +97,10 @@ impl BaseShapes for CheckpointModules<'_> {
         };
         let mut names = self.checkpoint.tensors().keys();
         names.any(|name| has(name) || of_class(name))
+    }
+
+    fn layers(&self) -> Option<usize> {
+        self.layers
     }
 
     fn is_conv1d(&self, module: &str) -> Option<bool> {

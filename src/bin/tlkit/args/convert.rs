@@ -34,6 +34,9 @@ pub(crate) struct PeftToTied {
     pub(crate) base: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) names: BaseNames,
+    /// Refuse an adapter that lacks tensors of modules which its config and the base say are adapted
+    #[arg(long, requires = "base")]
+    pub(crate) strict: bool,
     /// Compress tensors with zstd; the root stays the same
     #[arg(long)]
     pub(crate) zstd: bool,

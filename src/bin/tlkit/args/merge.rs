@@ -50,6 +50,9 @@ pub(crate) struct Merge {
     /// Refuse a base whose weights are not those that the adapter was made for
     #[arg(long)]
     pub(crate) check_base: bool,
+    /// Refuse an adapter that lacks tensors of modules which its config and the base say are adapted
+    #[arg(long)]
+    pub(crate) strict: bool,
     /// Show what would be done, and write nothing
     #[arg(long)]
     pub(crate) dry_run: bool,

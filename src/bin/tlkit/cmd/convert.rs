@@ -21,6 +21,7 @@ pub(crate) fn peft_to_tied(args: &PeftToTied, output: &Output) -> Result<Outcome
     write.existing = existing(args.force);
     let mut options = ToTiedOptions::default();
     options.base = base.as_ref();
+    options.strict = args.strict;
     options.write = write;
     options.fma = match args.projection_rounding {
         ProjectionRounding::Fused => Fma::Fused,
