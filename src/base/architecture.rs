@@ -171,11 +171,6 @@ impl Architecture {
         })
     }
 
-    /// Top-level modules of the class beside its base model.
-    pub(crate) fn heads(&self) -> &[String] {
-        self.facts.as_ref().map_or(&[], |f| &f.heads)
-    }
-
     /// The tensors that are one where the config says so.
     pub(crate) fn tied(&self) -> &[TiedNames] {
         &self.tied
@@ -192,22 +187,6 @@ impl Architecture {
         let facts = self.facts.as_ref()?;
         Some(format!("{}.weight", facts.full(facts.output.as_ref()?)))
     }
-}
-
-/// The modules beside the base model of the classes that a model type has for a task of PEFT's, such as
-/// `SEQ_CLS`.
-pub(crate) fn heads_of_task(model_type: &str, task: &str) -> Vec<String> {
-    let mut heads = Vec::new();
-    if let Some(entry) = TypeEntry::of(model_type) {
-        for (_, facts) in entry.classes() {
-            if facts.task.iter().any(|t| t == task) {
-                heads.extend(facts.heads);
-            }
-        }
-    }
-    heads.sort();
-    heads.dedup();
-    heads
 }
 
 /// The class that a model type has for a task of PEFT's; `None` where there is none, or more than one.
@@ -440,10 +419,6 @@ mod tests {
                 .output()
                 .as_deref(),
             Some("proj_out.weight")
-        );
-        assert_eq!(
-            heads_of_task("distilbert", "SEQ_CLS"),
-            ["classifier", "pre_classifier"]
         );
         assert!(!of("llama", "LlamaForCausalLM").tied()[0].default);
     }
