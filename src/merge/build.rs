@@ -11,7 +11,7 @@ use crate::adapter::{Extra, ExtraRole, Module, ModuleKind};
 use crate::base::architecture::Architecture;
 use crate::base::edits::ConfigEdits;
 use crate::base::names::{Names, quantised, whole_places};
-use crate::base::ties::{Ties, is_output};
+use crate::base::ties::Ties;
 use crate::compute::Rounding;
 use crate::error::{Code, Error, Result};
 use crate::open::check_complete;
@@ -41,9 +41,9 @@ pub fn plan<'a>(
         architecture: &architecture,
         inputs,
         options,
-        ties: Ties::of(base)?,
+        ties: Ties::of(base, &architecture, &names)?,
         tensors: BTreeMap::new(),
-        new_output: None,
+        aliases: BTreeMap::new(),
         untie: false,
         edits: ConfigEdits::default(),
         notes: base.notes().to_vec(),
@@ -67,12 +67,12 @@ fn in_adapter(error: Error, inputs: &[MergeInput], input: &MergeInput) -> Error 
     }
 }
 
-/// Where a name of the adapter leads: a stored tensor, the output projection that untying adds, or a
-/// tensor that the base lacks, by its name.
+/// Where a name of the adapter leads: a stored tensor, one that untying adds for a name that was one with
+/// another (by tie and name there), or a tensor that the base lacks, by its name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Site {
     Stored(Location),
-    NewOutput,
+    Alias(usize, usize),
     Absent(String),
 }
 
@@ -82,9 +82,9 @@ struct Builder<'a, 'o> {
     architecture: &'o Architecture,
     inputs: &'a [MergeInput],
     options: &'o PlanOptions,
-    ties: Ties,
+    ties: Ties<'o>,
     tensors: BTreeMap<Site, TensorPlan>,
-    new_output: Option<String>,
+    aliases: BTreeMap<(usize, usize), String>,
     untie: bool,
     edits: ConfigEdits,
     notes: Vec<String>,
@@ -99,9 +99,8 @@ impl<'a> Builder<'a, '_> {
         let modules = input.adapter.modules();
         let extras = &input.adapter.extras;
         let wanted = input.adapter.base_tensors();
-        let tied = self.ties.tied;
         let absent = heads::absent_heads(self.base, &input.adapter);
-        let may_miss = |name: &str| absent.contains(name) || tied && is_output(name);
+        let may_miss = |name: &str| absent.contains(name) || self.ties.may_miss(name);
         let places = self.names.resolve(&wanted, &self.options.renames, may_miss);
         let places = places.and_then(|p| whole_places(&wanted, p)).map_err(|e| {
             let bias = extras.iter().any(|x| {
@@ -151,15 +150,19 @@ impl<'a> Builder<'a, '_> {
 
     /// The tensors that change when the adapter changes the one at `place`, by the policy.
     fn sites(&mut self, place: Option<Location>, name: &str) -> Result<Vec<Site>> {
-        let is_output = place.is_none() || place == self.ties.output;
-        let is_input = place.is_some() && place == self.ties.input;
-        let stored = |l: &Location| Site::Stored(*l);
-        if !self.ties.tied || !(is_output || is_input) {
-            return Ok(place.iter().map(stored).collect());
-        }
+        let Some((t, alias)) = self.ties.find(name, place) else {
+            return Ok(place.into_iter().map(Site::Stored).collect());
+        };
+        let Some(tie) = self.ties.all.get(t) else {
+            return Ok(Vec::new());
+        };
+        let stored: Vec<Site> = tie.stored().map(Site::Stored).collect();
+        let Some(output) = tie.output else {
+            return Ok(stored);
+        };
         match self.options.tied {
             TiedPolicy::Refuse => {
-                let other = if is_output { "input" } else { "output" };
+                let other = if alias == output { "input" } else { "output" };
                 let message = format!(
                     "the model's input and output embedding are one tensor, and changing this one would change the {other} too"
                 );
@@ -168,19 +171,37 @@ impl<'a> Builder<'a, '_> {
                     .file(self.base.path())
                     .hint("choose the policy `untie` (an output tensor of its own) or `shared` (change both, as PEFT does)"))
             }
-            TiedPolicy::Shared => {
-                let both = [self.ties.input, self.ties.output];
-                Ok(both.iter().flatten().map(stored).collect())
-            }
+            TiedPolicy::Shared => Ok(stored),
             TiedPolicy::Untie => {
-                self.untie = true;
-                if self.ties.output.is_none() && self.new_output.is_none() {
-                    self.new_output = Some(untie::new_output(&self.ties, self.base)?);
-                    self.tensor(Site::NewOutput)?;
-                }
-                Ok(vec![place.map_or(Site::NewOutput, Site::Stored)])
+                let places: Vec<Option<Location>> = tie.places.clone();
+                self.untie()?;
+                let aliases = places.iter().enumerate();
+                let same = aliases.filter(|(i, _)| (*i == output) == (alias == output));
+                let site = |(i, place): (usize, &Option<Location>)| {
+                    place.map_or(Site::Alias(t, i), Site::Stored)
+                };
+                Ok(same.map(site).collect())
             }
         }
+    }
+
+    /// Plans a tensor for every name that was one with another and is not stored: with the config's flag off,
+    /// a model has all of them, and would begin those that are missing at random.
+    fn untie(&mut self) -> Result<()> {
+        if self.untie {
+            return Ok(());
+        }
+        self.untie = true;
+        for (t, tie) in self.ties.all.clone().iter().enumerate() {
+            for (alias, place) in tie.places.iter().enumerate() {
+                if place.is_none() {
+                    let name = untie::new_name(tie, alias, self.base, self.architecture)?;
+                    self.aliases.insert((t, alias), name);
+                    self.tensor(Site::Alias(t, alias))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The place of a head that the base lacks: written after everything else, in the dtype that
@@ -224,9 +245,11 @@ impl<'a> Builder<'a, '_> {
     fn tensor(&mut self, site: Site) -> Result<&mut TensorPlan> {
         let source = match &site {
             Site::Stored(place) => *place,
-            Site::NewOutput => self.ties.input.ok_or_else(|| {
-                Error::new(Code::TiedEmbedding, "the base has no input embedding")
-            })?,
+            Site::Alias(tie, _) => {
+                let source = self.ties.all.get(*tie).and_then(|t| t.source());
+                let none = || Error::new(Code::TiedEmbedding, "the base has no input embedding");
+                source.ok_or_else(none)?.1
+            }
             Site::Absent(name) => {
                 let planned = self.tensors.get_mut(&site);
                 return planned.ok_or_else(|| {
@@ -244,11 +267,12 @@ impl<'a> Builder<'a, '_> {
                 .tensor(&info.name)
                 .file(file.path()));
         }
-        let name = match (&site, &self.new_output) {
-            (Site::NewOutput, Some(name)) => name.clone(),
-            _ => info.name.clone(),
+        let alias = match &site {
+            Site::Alias(tie, alias) => self.aliases.get(&(*tie, *alias)),
+            Site::Stored(_) | Site::Absent(_) => None,
         };
-        let appended = site == Site::NewOutput;
+        let name = alias.unwrap_or(&info.name).clone();
+        let appended = alias.is_some();
         Ok(self.tensors.entry(site).or_insert_with(|| TensorPlan {
             name,
             source,

@@ -84,14 +84,19 @@ impl BaseShapes for CheckpointModules<'_> {
     }
 
     fn has_module(&self, end: &str) -> bool {
-        let mut names = self.checkpoint.tensors().keys();
-        names.any(|name| {
+        let has = |name: &str| {
             let mut dots = name.match_indices('.').map(|(dot, _)| &name[..dot]);
             dots.any(|path| {
                 let before = path.strip_suffix(end);
                 before.is_some_and(|b| b.is_empty() || b.ends_with('.'))
             })
-        })
+        };
+        let of_class = |name: &str| {
+            let links = self.architecture.links(name);
+            self.architecture.has_rules() && links.iter().any(|link| has(&link.class))
+        };
+        let mut names = self.checkpoint.tensors().keys();
+        names.any(|name| has(name) || of_class(name))
     }
 
     fn layers(&self) -> Option<usize> {
@@ -99,6 +104,8 @@ impl BaseShapes for CheckpointModules<'_> {
     }
 
     fn is_conv1d(&self, module: &str) -> Option<bool> {
+        let asked = self.names.asked(module);
+        let module = asked.as_deref().unwrap_or(module);
         let links = self.architecture.links(&format!("{module}.weight"));
         let class = links.first().and_then(|l| l.class.strip_suffix(".weight"));
         let known = self.architecture.is_conv1d(class.unwrap_or(module));
@@ -110,8 +117,7 @@ impl BaseModules for CheckpointModules<'_> {
     fn modules(&self) -> Vec<String> {
         let names = self.checkpoint.tensors().iter();
         let matrices = names.filter(|(_, place)| self.checkpoint.at(**place).1.shape.len() >= 2);
-        matrices
-            .filter_map(|(n, _)| n.strip_suffix(".weight").map(str::to_owned))
-            .collect()
+        let stored = matrices.filter_map(|(n, _)| n.strip_suffix(".weight"));
+        stored.map(|name| self.names.called(name)).collect()
     }
 }

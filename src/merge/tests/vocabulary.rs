@@ -239,6 +239,19 @@ fn a_classifier_brings_the_head_that_its_base_lacks() {
             crate::verify::verify_merged(&base, &inputs, &again, &PlanOptions::default(), &control);
         assert!(report.unwrap().is_equal(0));
     }
+    // A head goes after whatever comes last, and is not taken for it.
+    let last = vec![(
+        "model.embed_tokens.weight".to_owned(),
+        tensor(Dtype::F32, &[10, 6], 1, 1.0),
+    )];
+    let bench = Bench::file(&last);
+    let mut one = extra(
+        "score.weight",
+        ExtraRole::Replace,
+        tensor(Dtype::F32, &[3, 6], 61, 1.0),
+    );
+    one.adapter.task = Some("SEQ_CLS".into());
+    bench.merge(&[one]).unwrap();
     // What is no classifier's is a mistake.
     let stray = extra(
         "stray.weight",

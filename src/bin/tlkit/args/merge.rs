@@ -6,7 +6,8 @@ use clap::{Args, ValueHint};
 use tlkit::compute::DeviceChoice;
 use tlkit::merge::{Rounding, TiedPolicy, TokenizerFrom};
 
-use super::values::{byte_count, device, rename, rounding, tied_policy, tokenizer};
+use super::base::BaseNames;
+use super::values::{byte_count, device, rounding, tied_policy, tokenizer};
 
 #[derive(Debug, Args)]
 pub(crate) struct Blobs {
@@ -44,9 +45,8 @@ pub(crate) struct Merge {
     /// Whose tokenizer goes into the output: the base's, or the one in the adapter's folder
     #[arg(long, value_parser = tokenizer, value_name = "base|adapter", default_value = "base", conflicts_with = "in_place")]
     pub(crate) tokenizer: TokenizerFrom,
-    /// Replace a leading part of adapter module names: --rename backbone=model
-    #[arg(long, value_name = "FROM=TO", value_parser = rename)]
-    pub(crate) rename: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) names: BaseNames,
     /// Refuse a base whose weights are not those that the adapter was made for
     #[arg(long)]
     pub(crate) check_base: bool,

@@ -317,7 +317,7 @@ fn tl(path: &Path, args: &Inspect, output: &Output) -> Result<Outcome> {
 }
 
 fn peft(path: &Path, args: &Inspect, output: &Output) -> Result<Outcome> {
-    let base = open_base(args.base.as_ref())?;
+    let base = open_base(args.base.as_ref(), &args.names)?;
     let opened = match open_adapter(path, base.as_ref(), &NoBlobs) {
         Ok(opened) => opened,
         Err(e) => return refused::adapter(path, e, output),
