@@ -69,6 +69,7 @@ mod tensor;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
+mod trained;
 mod undo;
 mod untie;
 mod vocabulary;
