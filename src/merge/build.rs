@@ -10,6 +10,7 @@ use super::orient::Layouts;
 use super::plan::{Addition, MergePlan, Origin, TensorPlan};
 use super::quantised::Dequantised;
 use super::request::{MergeInput, PlanOptions, TiedPolicy, TokenizerFrom};
+use super::trained::Called;
 use super::{heads, tokenizer, untie, vocabulary};
 use crate::adapter::{Extra, ExtraRole, Module, ModuleKind};
 use crate::base::architecture::Architecture;
@@ -175,7 +176,7 @@ impl<'a> Builder<'a, '_> {
         heads::settle(self.base, &input.adapter, &added, &mut self.edits)?;
         self.check_whole(input)?;
         self.note_quantised(input);
-        Ok(())
+        self.note_other_base(input)
     }
 
     /// The tensors that change when the adapter changes the one at `place`, by the policy.
@@ -491,6 +492,17 @@ impl<'a> Builder<'a, '_> {
             )),
             _ => Ok(()),
         }
+    }
+
+    fn note_other_base(&mut self, input: &MergeInput) -> Result<()> {
+        let trained_over = input.adapter.base.as_ref().and_then(|b| b.name.as_deref());
+        let Some(trained_over) = trained_over else {
+            return Ok(());
+        };
+        if let Some(warning) = Called::of(self.base)?.warning(trained_over) {
+            self.notes.push(format!("{} {warning}", input.label));
+        }
+        Ok(())
     }
 
     fn note_quantised(&mut self, input: &MergeInput) {

@@ -74,6 +74,7 @@ mod tensor;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
+mod trained;
 mod undo;
 mod untie;
 mod vocabulary;
