@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::dequantised::Dequantised;
 use super::heads::{absent_heads, weight_dtype};
 use super::layout::lay_out;
 use super::orient::Layouts;
 use super::plan::{Addition, MergePlan, Origin, TensorPlan};
-use super::quantised::Dequantised;
 use super::request::{MergeInput, PlanOptions, TiedPolicy, TokenizerFrom};
 use super::{tokenizer, untie, vocabulary};
 use crate::adapter::{Extra, ExtraRole, Module, ModuleKind};

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::dequantised::Numbers;
 use super::plan::{Addition, MergePlan, Origin, TensorPlan};
-use super::quantised::Numbers;
 use super::request::MergeInput;
 use crate::compute::{
     Gpu, Rounding, Stats, Update, Weight, add_rows, delta_rows, merge_block_parallel, transpose,
@@ -110,7 +110,9 @@ impl<'a> TensorMerge<'a> {
                 Origin::Absent | Origin::Quantised => range.start..range.start,
             },
             numbers: match (&tensor.origin, &plan.quantised) {
-                (Origin::Quantised, Some(q)) => Some(Numbers::of(q.weights(), tensor)),
+                (Origin::Quantised, Some(q)) => {
+                    Some(Numbers::of(q.weights(), tensor.source, tensor.dtype))
+                }
                 _ => None,
             },
             dtype: tensor.dtype,
@@ -281,9 +283,6 @@ impl<'a> TensorMerge<'a> {
         let stats = match &self.stages[..] {
             [] if !replaced && self.bias.is_none() => checked(self.dtype, block),
             [] if !replaced => self.add_bias_rows(rows, block),
-            [stage] if !replaced && stage.is_single() && self.is_finer() => {
-                self.add_to_numbers(stage, rows, block)
-            }
             [stage] if !replaced && stage.dora.is_none() => self.add(stage, rows, block),
             _ => self.rewrite(rows, block),
         };
@@ -327,24 +326,6 @@ impl<'a> TensorMerge<'a> {
 
     fn elements(&self, rows: &Range<usize>) -> Range<usize> {
         rows.start * self.cols..rows.end * self.cols
-    }
-
-    fn is_finer(&self) -> bool {
-        self.numbers.as_ref().is_some_and(Numbers::are_finer)
-    }
-
-    /// Adds to a quantised weight's numbers as its library gives them, and rounds once.
-    fn add_to_numbers(&self, stage: &Stage, rows: Range<usize>, block: &mut [u8]) -> Result<Stats> {
-        let Some(numbers) = &self.numbers else {
-            return self.add(stage, rows, block);
-        };
-        let old = block.to_vec();
-        let mut sum = vec![0.0; rows.len() * self.cols];
-        delta_rows(&stage.updates(), rows.clone(), self.cols, &mut sum)?;
-        let values = numbers.values(self.elements(&rows))?;
-        sum.iter_mut().zip(values).for_each(|(d, w)| *d += w);
-        narrow_into(self.dtype, &sum, block);
-        compare(self.dtype, &old, block, Some(&sum))
     }
 
     fn add_bias_rows(&self, rows: Range<usize>, block: &mut [u8]) -> Result<Stats> {
@@ -466,11 +447,6 @@ impl<'a> TensorMerge<'a> {
 }
 
 impl Stage {
-    /// Whether the sum is all that is rounded.
-    fn is_single(&self) -> bool {
-        self.dora.is_none() && self.rounding == Rounding::Peft
-    }
-
     fn updates(&self) -> Vec<Update<'_>> {
         let factors = self.factors.iter();
         factors
