@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::dequantised::Dequantised;
 use super::experts;
 use super::fit::{apart, misfit, mixed, part_of, weighted};
 use super::layout::lay_out;
 use super::orient::Layouts;
 use super::plan::{Addition, MergePlan, Origin, TensorPlan};
-use super::quantised::Dequantised;
 use super::request::{MergeInput, PlanOptions, TiedPolicy, TokenizerFrom};
 use super::trained::Called;
 use super::{heads, tokenizer, untie, vocabulary};

@@ -7,12 +7,12 @@ use std::path::{Component, Path, PathBuf};
 use serde::Serialize;
 
 use super::build::plan_from;
+use super::dequantised::Dequantised;
 use super::execute::Run;
 use super::finished::finished;
 use super::other_files::OtherFiles;
 use super::output::{OutputSpec, check_output};
 use super::plan::MergePlan;
-use super::quantised::Dequantised;
 use super::report::{MergeReport, Outcome};
 use super::request::{Control, ExecOptions, MergeInput, PlanOptions};
 use super::shard::held_factor_bytes;

@@ -43,9 +43,11 @@
 //! | `stream`, `tensor` | merged blocks of tensors, made ahead of the writing |
 //! | `build`, `orient`, `untie`, `heads`, `vocabulary`, `tokenizer`, `layout`, `rewrite` | from adapters and base to a plan |
 //! | `plan`, `summary`, `report` | what is going to be done, and what was |
+//! | `quantised`, `dequantised` | a base whose weights are quantised |
 //! | `request`, `files` | what the caller asks for; bytes between files |
 
 mod build;
+mod dequantised;
 mod device;
 mod each;
 mod execute;

@@ -10,7 +10,7 @@ use super::request::MergeInput;
 use crate::adapter::TieGroup;
 use crate::compute::{Rounding, Stats, Update, merge_block_parallel, transpose};
 use crate::error::{Code, Error, Result};
-use crate::tensor::{Dtype, widen};
+use crate::tensor::Dtype;
 
 /// The parts of a tensor, by place.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub(super) struct Pieces<'a> {
 }
 
 /// What is added to one part.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Part<'a> {
     rows: Span,
     cols: Span,
@@ -29,7 +29,7 @@ struct Part<'a> {
     updates: Vec<PartUpdate<'a>>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct PartUpdate<'a> {
     group: &'a TieGroup,
     instance: usize,
@@ -96,18 +96,6 @@ impl<'a> Pieces<'a> {
         // What no part covers is looked at too.
         stats.elements = (rows.len() * self.cols) as u64;
         Ok(stats)
-    }
-
-    /// What some rows of the tensor come to in F32, from these values of them.
-    pub(super) fn added_to(&self, rows: Range<usize>, values: &[f32]) -> Result<Vec<f32>> {
-        let mut block: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let wide = Self {
-            dtype: Dtype::F32,
-            cols: self.cols,
-            parts: self.parts.clone(),
-        };
-        wide.merge(rows, &mut block)?;
-        widen(Dtype::F32, &block)
     }
 
     /// Adds to the entries `own` of a part's rows.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use super::quantised::Dequantised;
+use super::dequantised::Dequantised;
 use super::region::Region;
 use super::request::{MergeInput, PlanOptions};
 use crate::adapter::Module;

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::dequantised::Numbers;
 use super::pieces::Pieces;
 use super::plan::{Addition, MergePlan, Origin, TensorPlan};
-use super::quantised::Numbers;
 use super::request::MergeInput;
 use crate::compute::{
     Gpu, Rounding, Stats, Update, Weight, add_rows, delta_rows, merge_block_parallel, transpose,
@@ -117,7 +117,9 @@ impl<'a> TensorMerge<'a> {
                 Origin::Absent | Origin::Quantised => range.start..range.start,
             },
             numbers: match (&tensor.origin, &plan.quantised) {
-                (Origin::Quantised, Some(q)) => Some(Numbers::of(q.weights(), tensor)),
+                (Origin::Quantised, Some(q)) => {
+                    Some(Numbers::of(q.weights(), tensor.source, tensor.dtype))
+                }
                 _ => None,
             },
             dtype: tensor.dtype,
@@ -288,12 +290,9 @@ impl<'a> TensorMerge<'a> {
     pub(crate) fn merge(&self, rows: Range<usize>, block: &mut [u8]) -> Result<Stats> {
         let replaced = self.replace.is_some() || !self.row_replacements.is_empty();
         let stats = match (&self.pieces, &self.stages[..]) {
-            (Some(pieces), _) if !replaced && !self.is_finer() => pieces.merge(rows, block),
+            (Some(pieces), _) if !replaced => pieces.merge(rows, block),
             (None, []) if !replaced && self.bias.is_none() => checked(self.dtype, block),
             (None, []) if !replaced => self.add_bias_rows(rows, block),
-            (None, [stage]) if !replaced && stage.is_single() && self.is_finer() => {
-                self.add_to_numbers(stage, rows, block)
-            }
             (None, [stage]) if !replaced && stage.dora.is_none() => self.add(stage, rows, block),
             _ => self.rewrite(rows, block),
         };
@@ -339,24 +338,6 @@ impl<'a> TensorMerge<'a> {
         rows.start * self.cols..rows.end * self.cols
     }
 
-    fn is_finer(&self) -> bool {
-        self.numbers.as_ref().is_some_and(Numbers::are_finer)
-    }
-
-    /// Adds to a quantised weight's numbers as its library gives them, and rounds once.
-    fn add_to_numbers(&self, stage: &Stage, rows: Range<usize>, block: &mut [u8]) -> Result<Stats> {
-        let Some(numbers) = &self.numbers else {
-            return self.add(stage, rows, block);
-        };
-        let old = block.to_vec();
-        let mut sum = vec![0.0; rows.len() * self.cols];
-        delta_rows(&stage.updates(), rows.clone(), self.cols, &mut sum)?;
-        let values = numbers.values(self.elements(&rows))?;
-        sum.iter_mut().zip(values).for_each(|(d, w)| *d += w);
-        narrow_into(self.dtype, &sum, block);
-        compare(self.dtype, &old, block, Some(&sum))
-    }
-
     fn add_bias_rows(&self, rows: Range<usize>, block: &mut [u8]) -> Result<Stats> {
         let range = rows.start * self.cols..rows.end * self.cols;
         let part = self.bias.as_deref().and_then(|b| b.get(range));
@@ -368,18 +349,8 @@ impl<'a> TensorMerge<'a> {
         let old = block.to_vec();
         self.replaced(&rows, block)?;
         if let Some(pieces) = &self.pieces {
-            let numbers = self
-                .numbers
-                .as_ref()
-                .filter(|n| n.are_finer() && *block == *old);
-            let Some(numbers) = numbers else {
-                pieces.merge(rows, block)?;
-                return compare(self.dtype, &old, block, None);
-            };
-            let values = numbers.values(self.elements(&rows))?;
-            let sum = pieces.added_to(rows, &values)?;
-            narrow_into(self.dtype, &sum, block);
-            return compare(self.dtype, &old, block, Some(&sum));
+            pieces.merge(rows, block)?;
+            return compare(self.dtype, &old, block, None);
         }
         if self.bias.is_some() {
             self.add_bias_rows(rows.clone(), block)?;
@@ -490,11 +461,6 @@ impl<'a> TensorMerge<'a> {
 }
 
 impl Stage {
-    /// Whether the sum is all that is rounded.
-    fn is_single(&self) -> bool {
-        self.dora.is_none() && self.rounding == Rounding::Peft
-    }
-
     fn updates(&self) -> Vec<Update<'_>> {
         let factors = self.factors.iter();
         factors
