@@ -1,22 +1,28 @@
 //! From adapters and a base to a plan: which tensor each name means, whether all fits, what is added.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use super::experts;
+use super::fit::{apart, misfit, mixed, part_of, weighted};
 use super::layout::lay_out;
 use super::orient::Layouts;
 use super::plan::{Addition, MergePlan, Origin, TensorPlan};
+use super::quantised::Dequantised;
 use super::request::{MergeInput, PlanOptions, TiedPolicy, TokenizerFrom};
+use super::trained::Called;
 use super::{heads, tokenizer, untie, vocabulary};
 use crate::adapter::{Extra, ExtraRole, Module, ModuleKind};
 use crate::base::architecture::Architecture;
+use crate::base::cut::Found;
 use crate::base::edits::ConfigEdits;
 use crate::base::names::{Names, quantised, whole_places};
 use crate::base::ties::Ties;
 use crate::compute::Rounding;
 use crate::error::{Code, Error, Result};
 use crate::open::check_complete;
+use crate::quant::View;
 use crate::safetensors::{Checkpoint, Location};
-use crate::tensor::shape_text;
 
 /// Matches every adapter to the base, checks that all of it fits, and lays out the outputs.
 /// Nothing is written, and no weight is read.
@@ -33,11 +39,36 @@ pub fn plan<'a>(
     if inputs.is_empty() {
         return Err(Error::new(Code::Usage, "no adapter to merge"));
     }
+    plan_from(base, inputs, options, Dequantised::of(base, options)?)
+}
+
+/// Plans to write a quantised base with its weights dequantised, and nothing added: in the dtype of the
+/// options, whose other fields are of no meaning.
+///
+/// # Errors
+/// Those of [`Quantised::of`](crate::quant::Quantised::of); [`Code::Usage`] where it is not quantised.
+pub fn plan_dequantised<'a>(base: &'a Checkpoint, options: &PlanOptions) -> Result<MergePlan<'a>> {
+    let Some(quantised) = Dequantised::of(base, options)? else {
+        return Err(Error::new(Code::Usage, "the base is not quantised").file(base.path()));
+    };
+    plan_from(base, &[], options, Some(quantised))
+}
+
+/// As [`plan`], of a base whose quantised weights are known.
+pub(super) fn plan_from<'a>(
+    base: &'a Checkpoint,
+    inputs: &'a [MergeInput],
+    options: &PlanOptions,
+    quantised: Option<Dequantised<'a>>,
+) -> Result<MergePlan<'a>> {
     let architecture = Architecture::of(base)?;
-    let names = Names::new(base, &architecture);
+    let weights = quantised.as_ref().map(|q| Arc::clone(q.weights()));
+    let view = View::new(base, weights.as_deref());
+    let names = Names::new(&view, &architecture);
     let mut builder = Builder {
         base,
         names: &names,
+        quantised,
         architecture: &architecture,
         inputs,
         options,
@@ -78,7 +109,8 @@ enum Site {
 
 struct Builder<'a, 'o> {
     base: &'a Checkpoint,
-    names: &'o Names<'o, Checkpoint>,
+    names: &'o Names<'o, View<'o, 'a>>,
+    quantised: Option<Dequantised<'a>>,
     architecture: &'o Architecture,
     inputs: &'a [MergeInput],
     options: &'o PlanOptions,
@@ -102,7 +134,13 @@ impl<'a> Builder<'a, '_> {
         let absent = heads::absent_heads(self.base, &input.adapter);
         let may_miss = |name: &str| absent.contains(name) || self.ties.may_miss(name);
         let places = self.names.resolve(&wanted, &self.options.renames, may_miss);
-        let places = places.and_then(|p| whole_places(&wanted, p)).map_err(|e| {
+        let weights: Vec<&[Module]> = modules.chunk_by(Module::shares_weight).collect();
+        let places = places.and_then(|mut found| {
+            let of_extras = found.split_off(weights.len().min(found.len()));
+            let (_, extras) = wanted.split_at(found.len());
+            Ok((found, whole_places(extras, of_extras)?))
+        });
+        let (weights_at, extras_at) = places.map_err(|e| {
             let bias = extras.iter().any(|x| {
                 matches!(x.role, ExtraRole::AddBias(..)) && e.tensor_name() == Some(&x.name)
             });
@@ -113,25 +151,18 @@ impl<'a> Builder<'a, '_> {
             }
             e
         })?;
-        let mut taken = BTreeSet::new();
-        for (i, (name, place)) in wanted.iter().zip(&places).enumerate() {
-            // A module's weight may be replaced too: then it is an extra and a module.
-            let is_extra = i >= modules.len();
-            if place.is_some_and(|p| !taken.insert((p, is_extra))) {
-                let message = "two names of the adapter lead to one tensor of the base";
-                return Err(Error::new(Code::AmbiguousModule, message).tensor(name));
-            }
-        }
-        self.grow(extras, places.get(modules.len()..).unwrap_or_default())?;
+        let (own, of_extras) = wanted.split_at(weights.len());
+        apart(own, &weights_at)?;
+        let whole: Vec<_> = extras_at.iter().map(|p| p.map(Found::whole)).collect();
+        // A module's weight may be replaced too: then it is an extra and a module.
+        apart(of_extras, &whole)?;
+        self.grow(extras, &extras_at)?;
         let layouts = Layouts::of(self.base, self.architecture, input);
-        for (module, place) in modules.iter().zip(&places) {
-            for site in self.sites(*place, &format!("{}.weight", module.path))? {
-                self.add_module(site, index, module, &layouts)?;
-            }
+        for ((modules, found), name) in weights.iter().zip(&weights_at).zip(own) {
+            self.add_weight(index, modules, found.as_ref(), name, &layouts)?;
         }
         let mut added = BTreeSet::new();
-        for (e, place) in places.iter().skip(modules.len()).enumerate() {
-            let Some(extra) = extras.get(e) else { break };
+        for (e, (extra, place)) in extras.iter().zip(&extras_at).enumerate() {
             if place.is_none() && absent.contains(extra.name.as_str()) {
                 added.insert(extra.name.as_str());
                 let site = self.add_absent(extra)?;
@@ -145,7 +176,7 @@ impl<'a> Builder<'a, '_> {
         heads::settle(self.base, &input.adapter, &added, &mut self.edits)?;
         self.check_whole(input)?;
         self.note_quantised(input);
-        Ok(())
+        self.note_other_base(input)
     }
 
     /// The tensors that change when the adapter changes the one at `place`, by the policy.
@@ -257,8 +288,9 @@ impl<'a> Builder<'a, '_> {
                 });
             }
         };
+        let quantised_weight = self.quantised.as_ref().and_then(|q| q.tensor(source));
         let (file, info) = self.base.at(source);
-        if !info.dtype.is_float() {
+        if quantised_weight.is_none() && !info.dtype.is_float() {
             let message = format!(
                 "the base stores it as {}, which cannot be merged into",
                 info.dtype
@@ -267,23 +299,63 @@ impl<'a> Builder<'a, '_> {
                 .tensor(&info.name)
                 .file(file.path()));
         }
-        let alias = match &site {
-            Site::Alias(tie, alias) => self.aliases.get(&(*tie, *alias)),
-            Site::Stored(_) | Site::Absent(_) => None,
-        };
-        let name = alias.unwrap_or(&info.name).clone();
-        let appended = alias.is_some();
-        Ok(self.tensors.entry(site).or_insert_with(|| TensorPlan {
-            name,
+        let stored = || TensorPlan {
+            name: info.name.clone(),
             source,
             origin: Origin::Stored,
-            appended,
+            appended: false,
             dtype: info.dtype,
             shape: info.shape.clone(),
             replace: None,
             row_replacements: Vec::new(),
             additions: Vec::new(),
-        }))
+        };
+        let mut tensor = quantised_weight.unwrap_or_else(stored);
+        if let Site::Alias(tie, alias) = &site
+            && let Some(name) = self.aliases.get(&(*tie, *alias))
+        {
+            tensor.appended = true;
+            tensor.name = name.clone();
+        }
+        Ok(self.tensors.entry(site).or_insert(tensor))
+    }
+
+    /// Adds the update of one weight, of all its experts, to what it is on the disk.
+    fn add_weight(
+        &mut self,
+        index: usize,
+        modules: &[Module],
+        found: Option<&Found<Location>>,
+        name: &str,
+        layouts: &Layouts<'_>,
+    ) -> Result<()> {
+        let Some(module) = modules.first() else {
+            return Ok(());
+        };
+        let target = &self.inputs[index].adapter.groups[module.group].targets[module.target];
+        let fused = target.kind.is_parameter() || self.is_of_experts(name);
+        let whole = found.map(Found::as_whole);
+        if let (None | Some(Some(_)), false) = (whole, fused) {
+            for site in self.sites(whole.flatten(), name)? {
+                self.add_module(site, index, module, layouts)?;
+            }
+            return Ok(());
+        }
+        for piece in found.iter().flat_map(|f| &f.pieces) {
+            for site in self.sites(Some(piece.place), name)? {
+                let input = (index, &self.inputs[index]);
+                let asked = (self.options.rounding, fused);
+                let (base, tensor) = (self.base, self.tensor(site)?);
+                experts::add(base, tensor, input, modules, piece, layouts, asked)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the class has the weight of this name in a parameter of several experts.
+    fn is_of_experts(&self, name: &str) -> bool {
+        let links = self.architecture.links(name);
+        links.iter().any(|l| l.of.index.is_some())
     }
 
     fn add_module(
@@ -313,7 +385,7 @@ impl<'a> Builder<'a, '_> {
         }
         let others = |a: &Addition| match a {
             Addition::Module { input, dora: d, .. } => *input != index && (dora || *d),
-            Addition::Bias { .. } => false,
+            Addition::Part { .. } | Addition::Bias { .. } => false,
         };
         if tensor.additions.iter().any(others) {
             let message = "a DoRA depends on the weight alone, and cannot share a module with another adapter";
@@ -327,6 +399,13 @@ impl<'a> Builder<'a, '_> {
             .any(|a| matches!(a, Addition::Bias { .. }))
         {
             return Err(mixed(tensor));
+        }
+        if tensor
+            .additions
+            .iter()
+            .any(|a| matches!(a, Addition::Part { .. }))
+        {
+            return Err(part_of(tensor));
         }
         let embedding = kind == ModuleKind::Embedding;
         // PEFT rounds an embedding's update to the weight's dtype whether asked to be safe or not.
@@ -415,6 +494,17 @@ impl<'a> Builder<'a, '_> {
         }
     }
 
+    fn note_other_base(&mut self, input: &MergeInput) -> Result<()> {
+        let trained_over = input.adapter.base.as_ref().and_then(|b| b.name.as_deref());
+        let Some(trained_over) = trained_over else {
+            return Ok(());
+        };
+        if let Some(warning) = Called::of(self.base)?.warning(trained_over) {
+            self.notes.push(format!("{} {warning}", input.label));
+        }
+        Ok(())
+    }
+
     fn note_quantised(&mut self, input: &MergeInput) {
         let base = input.adapter.base.as_ref().and_then(|b| b.name.as_deref());
         let name = base.unwrap_or_default().to_ascii_lowercase();
@@ -446,8 +536,7 @@ impl<'a> Builder<'a, '_> {
 
     fn finish(self) -> Result<MergePlan<'a>> {
         let mut tensors: Vec<TensorPlan> = self.tensors.into_values().collect();
-        // By place in the output: what is appended is the last of its shard.
-        tensors.sort_by_key(|t| (t.source.shard, t.appended, t.source.tensor));
+        tensors.iter().try_for_each(experts::check_apart)?;
         let mut edits = self.edits;
         let mut notes = self.notes;
         let resized = vocabulary::settle(self.base, &self.ties, &tensors, &mut edits)?;
@@ -456,7 +545,14 @@ impl<'a> Builder<'a, '_> {
             let beside = folders.any(tokenizer::lies_in);
             notes.extend(resized.map(|note| vocabulary::with_tokenizer(&note, beside)));
         }
-        let dropped = BTreeSet::new();
+        let mut dropped = BTreeSet::new();
+        if let Some(quantised) = &self.quantised {
+            dropped = quantised.complete(&mut tensors);
+            quantised.edit(self.base, &mut edits)?;
+            notes.extend((!self.inputs.is_empty()).then(|| quantised.note()));
+        }
+        // By place in the output: what is appended is the last of its shard.
+        tensors.sort_by_key(|t| (t.source.shard, t.appended, t.source.tensor));
         let mut shards = Vec::new();
         for (index, file) in self.base.shards().iter().enumerate() {
             shards.push(lay_out(index, file, &tensors, &dropped)?);
@@ -471,6 +567,7 @@ impl<'a> Builder<'a, '_> {
             rewritten: Vec::new(),
             unties: self.untie,
             notes,
+            quantised: self.quantised,
         };
         plan.rewrite(edits)?;
         if plan.options.tokenizer == TokenizerFrom::Adapter {
@@ -479,40 +576,4 @@ impl<'a> Builder<'a, '_> {
         }
         Ok(plan)
     }
-}
-
-fn weighted(input: &MergeInput, factor: f64) -> Result<f32> {
-    let scale = (factor * input.weight) as f32;
-    if scale.is_finite() {
-        return Ok(scale);
-    }
-    let message = format!("scaling {factor} times weight {} overflows", input.weight);
-    Err(Error::new(Code::BadAlpha, message))
-}
-
-fn mixed(tensor: &TensorPlan) -> Error {
-    let message = "both a low-rank update and a bias are to be added to it";
-    Error::new(Code::AdaptersConflict, message).tensor(&tensor.name)
-}
-
-fn misfit(base: &Checkpoint, tensor: &TensorPlan, needs: &[usize]) -> Error {
-    let message = format!(
-        "the adapter needs {}, the base has {}",
-        shape_text(needs),
-        shape_text(&tensor.shape)
-    );
-    let (file, _) = base.at(tensor.source);
-    let hint = match (needs, &tensor.shape[..]) {
-        ([_, a], [_, b]) if a == b => {
-            "the number of rows differs: was the vocabulary resized for training, or is it another model size?"
-        }
-        ([a, b], [c, d]) if (a, b) == (d, c) => {
-            "the base stores it transposed; the adapter says otherwise"
-        }
-        _ => "check that this is the adapter's base model",
-    };
-    Error::new(Code::BaseShape, message)
-        .tensor(&tensor.name)
-        .file(file.path())
-        .hint(hint)
 }

@@ -49,8 +49,10 @@ mod build;
 mod device;
 mod each;
 mod execute;
+mod experts;
 mod files;
 mod finished;
+mod fit;
 mod heads;
 mod inplace;
 mod layout;
@@ -58,7 +60,10 @@ mod orient;
 mod other_files;
 mod output;
 mod parts;
+mod pieces;
 mod plan;
+mod quantised;
+mod region;
 mod report;
 mod request;
 mod rewrite;
@@ -69,12 +74,13 @@ mod tensor;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
+mod trained;
 mod undo;
 mod untie;
 mod vocabulary;
 
 pub use crate::compute::Rounding;
-pub use build::plan;
+pub use build::{plan, plan_dequantised};
 pub use device::{Workload, open_device};
 pub use each::{
     EachOutput, EachPlan, EachReport, EachSummary, EachTotals, OutputSummary, execute_each,
@@ -84,6 +90,7 @@ pub use execute::execute;
 pub use inplace::merge_in_place;
 pub(crate) use other_files::{WrittenFile, written_files};
 pub use plan::{Addition, MergePlan, Origin, Segment, ShardPlan, TensorPlan};
+pub use region::{Region, Span};
 pub use report::{AdapterReport, MergeReport, TensorReport, Totals};
 pub use request::{
     Control, ExecOptions, InPlaceOptions, MergeInput, PlanOptions, TiedPolicy, TokenizerFrom,

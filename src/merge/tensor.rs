@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::pieces::Pieces;
 use super::plan::{Addition, MergePlan, Origin, TensorPlan};
+use super::quantised::Numbers;
 use super::request::MergeInput;
 use crate::compute::{
     Gpu, Rounding, Stats, Update, Weight, add_rows, delta_rows, merge_block_parallel, transpose,
@@ -35,7 +37,11 @@ pub(crate) struct TensorMerge<'a> {
     /// What is added, one after the other.
     stages: Vec<Stage>,
     bias: Option<Vec<f32>>,
+    /// What is added part by part, in place of all of that.
+    pieces: Option<Pieces<'a>>,
     for_gpu: bool,
+    /// What a quantised weight starts from.
+    numbers: Option<Numbers<'a>>,
 }
 
 /// Updates that are summed and rounded together: those of the embedding, or those of the layer that
@@ -75,9 +81,16 @@ pub(super) fn factor_bytes(inputs: &[MergeInput], tensor: &TensorPlan) -> u64 {
         Addition::Module { input, module, .. } => {
             Some(inputs.get(*input)?.adapter.groups.get(module.group)?.rank)
         }
-        Addition::Bias { .. } => None,
+        Addition::Part { .. } | Addition::Bias { .. } => None,
     });
-    let rank: usize = modules.sum();
+    let parts = tensor.additions.iter().filter_map(|a| match a {
+        Addition::Part { input, module, .. } => {
+            Some(inputs.get(*input)?.adapter.groups.get(module.group)?.rank)
+        }
+        _ => None,
+    });
+    // Parts have their factors one after the other.
+    let rank = modules.sum::<usize>() + parts.max().unwrap_or(0);
     // Factors as they are, and transposed or sliced.
     8 * (rank * tensor.shape.iter().sum::<usize>()) as u64
 }
@@ -90,10 +103,7 @@ impl<'a> TensorMerge<'a> {
     /// [`Code::Io`]; the errors of [`crate::adapter::TieGroup::low_rank`].
     pub(crate) fn new(plan: &MergePlan<'a>, tensor: &TensorPlan) -> Result<Self> {
         let (file, range) = plan.source(tensor);
-        let (rows, cols) = match tensor.shape[..] {
-            [rows, cols] => (rows, cols),
-            _ => (tensor.shape.iter().product(), 1),
-        };
+        let (rows, cols) = tensor.extents();
         let extra = |input: usize, extra: usize| -> Option<&'a Tensor> {
             let inputs = plan.inputs();
             Some(&inputs.get(input)?.adapter.extras.get(extra)?.tensor)
@@ -104,7 +114,11 @@ impl<'a> TensorMerge<'a> {
             file,
             source: match tensor.origin {
                 Origin::Stored => range,
-                Origin::Absent => range.start..range.start,
+                Origin::Absent | Origin::Quantised => range.start..range.start,
+            },
+            numbers: match (&tensor.origin, &plan.quantised) {
+                (Origin::Quantised, Some(q)) => Some(Numbers::of(q.weights(), tensor)),
+                _ => None,
             },
             dtype: tensor.dtype,
             rows,
@@ -113,11 +127,13 @@ impl<'a> TensorMerge<'a> {
             row_replacements: row_replacements(plan.inputs(), tensor),
             stages: Vec::new(),
             bias: None,
+            pieces: Pieces::of(plan, tensor),
             for_gpu: tensor.is_for_gpu(),
         };
         for addition in &tensor.additions {
             match addition {
                 Addition::Module { .. } => merge.add_module(plan, addition)?,
+                Addition::Part { .. } => {}
                 Addition::Bias {
                     input,
                     extra: e,
@@ -251,6 +267,10 @@ impl<'a> TensorMerge<'a> {
     /// # Errors
     /// [`Code::Io`].
     pub(crate) fn read(&self, rows: &Range<usize>, block: &mut [u8]) -> Result<()> {
+        if let Some(numbers) = &self.numbers {
+            let filled = numbers.fill(self.elements(rows), block);
+            return filled.map_err(|e| e.tensor(&self.name));
+        }
         let at = self.source.start + rows.start as u64 * self.row_bytes() as u64;
         let there = self.source.end.saturating_sub(at).min(block.len() as u64) as usize;
         let (stored, beyond) = block.split_at_mut(there);
@@ -267,9 +287,14 @@ impl<'a> TensorMerge<'a> {
     /// [`Code::NonFiniteResult`]; [`Code::BaseShape`] where `block` is not of the rows' size.
     pub(crate) fn merge(&self, rows: Range<usize>, block: &mut [u8]) -> Result<Stats> {
         let replaced = self.replace.is_some() || !self.row_replacements.is_empty();
-        let stats = match &self.stages[..] {
-            [] if !replaced => self.add_bias_rows(rows, block),
-            [stage] if !replaced && stage.dora.is_none() => self.add(stage, rows, block),
+        let stats = match (&self.pieces, &self.stages[..]) {
+            (Some(pieces), _) if !replaced && !self.is_finer() => pieces.merge(rows, block),
+            (None, []) if !replaced && self.bias.is_none() => checked(self.dtype, block),
+            (None, []) if !replaced => self.add_bias_rows(rows, block),
+            (None, [stage]) if !replaced && stage.is_single() && self.is_finer() => {
+                self.add_to_numbers(stage, rows, block)
+            }
+            (None, [stage]) if !replaced && stage.dora.is_none() => self.add(stage, rows, block),
             _ => self.rewrite(rows, block),
         };
         let stats = stats.map_err(|e| e.tensor(&self.name))?;
@@ -310,6 +335,28 @@ impl<'a> TensorMerge<'a> {
         merge_block_parallel(self.dtype, rounding, &updates, rows, self.cols, block)
     }
 
+    fn elements(&self, rows: &Range<usize>) -> Range<usize> {
+        rows.start * self.cols..rows.end * self.cols
+    }
+
+    fn is_finer(&self) -> bool {
+        self.numbers.as_ref().is_some_and(Numbers::are_finer)
+    }
+
+    /// Adds to a quantised weight's numbers as its library gives them, and rounds once.
+    fn add_to_numbers(&self, stage: &Stage, rows: Range<usize>, block: &mut [u8]) -> Result<Stats> {
+        let Some(numbers) = &self.numbers else {
+            return self.add(stage, rows, block);
+        };
+        let old = block.to_vec();
+        let mut sum = vec![0.0; rows.len() * self.cols];
+        delta_rows(&stage.updates(), rows.clone(), self.cols, &mut sum)?;
+        let values = numbers.values(self.elements(&rows))?;
+        sum.iter_mut().zip(values).for_each(|(d, w)| *d += w);
+        narrow_into(self.dtype, &sum, block);
+        compare(self.dtype, &old, block, Some(&sum))
+    }
+
     fn add_bias_rows(&self, rows: Range<usize>, block: &mut [u8]) -> Result<Stats> {
         let range = rows.start * self.cols..rows.end * self.cols;
         let part = self.bias.as_deref().and_then(|b| b.get(range));
@@ -320,6 +367,20 @@ impl<'a> TensorMerge<'a> {
     fn rewrite(&self, rows: Range<usize>, block: &mut [u8]) -> Result<Stats> {
         let old = block.to_vec();
         self.replaced(&rows, block)?;
+        if let Some(pieces) = &self.pieces {
+            let numbers = self
+                .numbers
+                .as_ref()
+                .filter(|n| n.are_finer() && *block == *old);
+            let Some(numbers) = numbers else {
+                pieces.merge(rows, block)?;
+                return compare(self.dtype, &old, block, None);
+            };
+            let values = numbers.values(self.elements(&rows))?;
+            let sum = pieces.added_to(rows, &values)?;
+            narrow_into(self.dtype, &sum, block);
+            return compare(self.dtype, &old, block, Some(&sum));
+        }
         if self.bias.is_some() {
             self.add_bias_rows(rows.clone(), block)?;
         }
@@ -429,6 +490,11 @@ impl<'a> TensorMerge<'a> {
 }
 
 impl Stage {
+    /// Whether the sum is all that is rounded.
+    fn is_single(&self) -> bool {
+        self.dora.is_none() && self.rounding == Rounding::Peft
+    }
+
     fn updates(&self) -> Vec<Update<'_>> {
         let factors = self.factors.iter();
         factors
@@ -454,6 +520,27 @@ fn row_replacements<'a>(
         rows.map(|(from, row)| (*row as usize, (&x.tensor, from)))
     });
     rows.collect()
+}
+
+/// What is to be known of a block that stays as it is read: whether it is finite.
+fn checked(dtype: Dtype, block: &[u8]) -> Result<Stats> {
+    let wide = |b: &[u8]| widen(dtype, b).map(|v| v.iter().filter(|x| !x.is_finite()).count());
+    let infinite = match dtype {
+        Dtype::BF16 => not_finite(block, 0x7f80),
+        Dtype::F16 => not_finite(block, 0x7c00),
+        _ => wide(block)?,
+    };
+    Ok(Stats {
+        elements: (block.len() * 8 / dtype.bits()) as u64,
+        non_finite: infinite as u64,
+        ..Stats::default()
+    })
+}
+
+/// 16-bit floats whose exponent is all ones.
+fn not_finite(block: &[u8], exponent: u16) -> usize {
+    let bits = block.as_chunks().0.iter().map(|b| u16::from_le_bytes(*b));
+    bits.filter(|b| b & exponent == exponent).count()
 }
 
 fn square(x: f32) -> f64 {
