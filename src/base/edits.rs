@@ -13,6 +13,7 @@ pub(crate) struct ConfigEdits {
     untied: bool,
     set: Vec<(Vec<String>, Value)>,
     removed: Vec<String>,
+    removed_inside: Vec<(String, String)>,
 }
 
 impl ConfigEdits {
@@ -34,8 +35,15 @@ impl ConfigEdits {
         self.removed.push(key.to_owned());
     }
 
+    /// Removes a key of an object of the outermost one.
+    pub(crate) fn remove_inside(&mut self, parent: &str, key: &str) {
+        self.removed_inside
+            .push((parent.to_owned(), key.to_owned()));
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
-        !self.untied && self.set.is_empty() && self.removed.is_empty()
+        let removed = !self.removed.is_empty() || !self.removed_inside.is_empty();
+        !self.untied && self.set.is_empty() && !removed
     }
 
     /// What somebody has to do by hand who has no config beside the weights.
@@ -47,7 +55,11 @@ impl ConfigEdits {
             let key = path.join(".");
             format!("set {key} to {value} in the model's config.json")
         });
-        let removed = self.removed.iter();
+        let inside = self
+            .removed_inside
+            .iter()
+            .map(|(parent, key)| format!("{parent}.{key}"));
+        let removed = self.removed.iter().cloned().chain(inside);
         let removed = removed.map(|key| format!("remove {key} from the model's config.json"));
         untied.into_iter().chain(set).chain(removed).collect()
     }
@@ -66,7 +78,13 @@ impl ConfigEdits {
             text = with_value(&text, path, value).ok_or_else(|| bad(&path.join(".")))?;
         }
         for key in &self.removed {
-            text = without(&text, key).ok_or_else(|| bad(key))?;
+            let object = whole_object(&text);
+            text = object
+                .and_then(|o| without(&text, o, key))
+                .ok_or_else(|| bad(key))?;
+        }
+        for (parent, key) in &self.removed_inside {
+            text = without_inside(&text, parent, key).ok_or_else(|| bad(key))?;
         }
         Ok(text)
     }
@@ -126,8 +144,19 @@ fn rendered(value: &Value, depth: usize) -> String {
     text.replace('\n', &format!("\n{}", "  ".repeat(depth)))
 }
 
-fn without(text: &str, key: &str) -> Option<String> {
-    let all = members(text, whole_object(text)?)?;
+fn without_inside(text: &str, parent: &str, key: &str) -> Option<String> {
+    let inside = members(text, whole_object(text)?)?;
+    match inside.into_iter().find(|m| m.key == parent) {
+        Some(member) if text[member.value.clone()].starts_with('{') => {
+            without(text, member.value, key)
+        }
+        _ => Some(text.to_owned()),
+    }
+}
+
+/// Without a key of the object at `range`.
+fn without(text: &str, range: Range<usize>, key: &str) -> Option<String> {
+    let all = members(text, range)?;
     let Some(at) = all.iter().position(|m| m.key == key) else {
         return Some(text.to_owned());
     };
@@ -249,6 +278,7 @@ mod tests {
         edits.set(&["text_config", "vocab_size"], 8);
         edits.set(&["none", "vocab_size"], 1);
         edits.remove("quantization_config");
+        edits.remove_inside("text_config", "none");
         let want = config
             .replace("\"vocab_size\": 3", "\"vocab_size\": 9")
             .replace("\"vocab_size\": 7", "\"vocab_size\": 8")

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::architecture::{Architecture, TIE_KEY, TiedNames};
 use super::config::read_config;
+use super::known::Known;
 use super::modules::{is_input_embedding, is_output_embedding};
 use super::names::Names;
 use crate::error::Result;
@@ -44,7 +45,10 @@ pub(crate) struct Ties<'a> {
 }
 
 fn weight_of(name: &str, module_is: fn(&str) -> bool) -> bool {
-    name.strip_suffix(".weight").is_some_and(module_is)
+    // GPTQ and compressed-tensors store the weight under names of their own.
+    let ends = [".weight", ".qweight", ".weight_packed"];
+    ends.iter()
+        .any(|end| name.strip_suffix(end).is_some_and(module_is))
 }
 
 impl<'a> Ties<'a> {
@@ -57,10 +61,10 @@ impl<'a> Ties<'a> {
     ///
     /// # Errors
     /// Those of reading the config.
-    pub(crate) fn of(
+    pub(crate) fn of<K: Known<Place = Location>>(
         base: &Checkpoint,
         architecture: &'a Architecture,
-        names: &Names<'_, Checkpoint>,
+        names: &Names<'_, K>,
     ) -> Result<Self> {
         if !architecture.is_known() {
             let (tie, tied) = by_names(base)?;
@@ -134,10 +138,10 @@ impl<'a> Ties<'a> {
     }
 }
 
-fn located(
+fn located<K: Known<Place = Location>>(
     tied: &TiedNames,
     architecture: &Architecture,
-    names: &Names<'_, Checkpoint>,
+    names: &Names<'_, K>,
     headless: bool,
 ) -> Option<Tie> {
     let places: Vec<Option<Location>> = tied.names.iter().map(|n| names.stored(n)).collect();

@@ -7,9 +7,10 @@ use serde::Serialize;
 use crate::adapter::Method;
 use crate::error::Result;
 use crate::format::{BlobSource, TlFile};
-use crate::open::{CheckpointModules, lenient_architecture};
+use crate::open::{CheckpointModules, lenient_architecture, lenient_quantised};
 use crate::peft::export::{ExportOptions, Form, export};
 use crate::peft::target_names::BaseModules;
+use crate::quant::View;
 use crate::safetensors::Checkpoint;
 
 /// Report of [`tied_to_peft`].
@@ -52,7 +53,11 @@ pub fn tied_to_peft(
         .map(lenient_architecture)
         .transpose()?
         .unwrap_or_default();
-    let known = base.map(|base| CheckpointModules::new(base, &architecture));
+    let quantised = base.map(lenient_quantised).transpose()?.flatten();
+    let view = base.map(|base| View::new(base, quantised.as_ref()));
+    let known = view
+        .as_ref()
+        .map(|view| CheckpointModules::new(view, &architecture));
     let known = known.as_ref().map(|k| k as &dyn BaseModules);
     let written = export(
         &adapter,

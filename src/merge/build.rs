@@ -1,13 +1,16 @@
 //! From adapters and a base to a plan: which tensor each name means, whether all fits, what is added.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use super::dequantised::Dequantised;
 use super::experts;
 use super::fit::{apart, misfit, mixed, part_of, weighted};
 use super::layout::lay_out;
 use super::orient::Layouts;
 use super::plan::{Addition, MergePlan, Origin, TensorPlan};
 use super::request::{MergeInput, PlanOptions, TiedPolicy, TokenizerFrom};
+use super::trained::Called;
 use super::{heads, tokenizer, untie, vocabulary};
 use crate::adapter::{Extra, ExtraRole, Module, ModuleKind};
 use crate::base::architecture::Architecture;
@@ -18,6 +21,7 @@ use crate::base::ties::Ties;
 use crate::compute::Rounding;
 use crate::error::{Code, Error, Result};
 use crate::open::check_complete;
+use crate::quant::View;
 use crate::safetensors::{Checkpoint, Location};
 
 /// Matches every adapter to the base, checks that all of it fits, and lays out the outputs.
@@ -35,11 +39,36 @@ pub fn plan<'a>(
     if inputs.is_empty() {
         return Err(Error::new(Code::Usage, "no adapter to merge"));
     }
+    plan_from(base, inputs, options, Dequantised::of(base, options)?)
+}
+
+/// Plans to write a quantised base with its weights dequantised, and nothing added: in the dtype of the
+/// options, whose other fields are of no meaning.
+///
+/// # Errors
+/// Those of [`Quantised::of`](crate::quant::Quantised::of); [`Code::Usage`] where it is not quantised.
+pub fn plan_dequantised<'a>(base: &'a Checkpoint, options: &PlanOptions) -> Result<MergePlan<'a>> {
+    let Some(quantised) = Dequantised::of(base, options)? else {
+        return Err(Error::new(Code::Usage, "the base is not quantised").file(base.path()));
+    };
+    plan_from(base, &[], options, Some(quantised))
+}
+
+/// As [`plan`], of a base whose quantised weights are known.
+pub(super) fn plan_from<'a>(
+    base: &'a Checkpoint,
+    inputs: &'a [MergeInput],
+    options: &PlanOptions,
+    quantised: Option<Dequantised<'a>>,
+) -> Result<MergePlan<'a>> {
     let architecture = Architecture::of(base)?;
-    let names = Names::new(base, &architecture);
+    let weights = quantised.as_ref().map(|q| Arc::clone(q.weights()));
+    let view = View::new(base, weights.as_deref());
+    let names = Names::new(&view, &architecture);
     let mut builder = Builder {
         base,
         names: &names,
+        quantised,
         architecture: &architecture,
         inputs,
         options,
@@ -80,7 +109,8 @@ enum Site {
 
 struct Builder<'a, 'o> {
     base: &'a Checkpoint,
-    names: &'o Names<'o, Checkpoint>,
+    names: &'o Names<'o, View<'o, 'a>>,
+    quantised: Option<Dequantised<'a>>,
     architecture: &'o Architecture,
     inputs: &'a [MergeInput],
     options: &'o PlanOptions,
@@ -146,7 +176,7 @@ impl<'a> Builder<'a, '_> {
         heads::settle(self.base, &input.adapter, &added, &mut self.edits)?;
         self.check_whole(input)?;
         self.note_quantised(input);
-        Ok(())
+        self.note_other_base(input)
     }
 
     /// The tensors that change when the adapter changes the one at `place`, by the policy.
@@ -258,8 +288,9 @@ impl<'a> Builder<'a, '_> {
                 });
             }
         };
+        let quantised_weight = self.quantised.as_ref().and_then(|q| q.tensor(source));
         let (file, info) = self.base.at(source);
-        if !info.dtype.is_float() {
+        if quantised_weight.is_none() && !info.dtype.is_float() {
             let message = format!(
                 "the base stores it as {}, which cannot be merged into",
                 info.dtype
@@ -268,23 +299,25 @@ impl<'a> Builder<'a, '_> {
                 .tensor(&info.name)
                 .file(file.path()));
         }
-        let alias = match &site {
-            Site::Alias(tie, alias) => self.aliases.get(&(*tie, *alias)),
-            Site::Stored(_) | Site::Absent(_) => None,
-        };
-        let name = alias.unwrap_or(&info.name).clone();
-        let appended = alias.is_some();
-        Ok(self.tensors.entry(site).or_insert_with(|| TensorPlan {
-            name,
+        let stored = || TensorPlan {
+            name: info.name.clone(),
             source,
             origin: Origin::Stored,
-            appended,
+            appended: false,
             dtype: info.dtype,
             shape: info.shape.clone(),
             replace: None,
             row_replacements: Vec::new(),
             additions: Vec::new(),
-        }))
+        };
+        let mut tensor = quantised_weight.unwrap_or_else(stored);
+        if let Site::Alias(tie, alias) = &site
+            && let Some(name) = self.aliases.get(&(*tie, *alias))
+        {
+            tensor.appended = true;
+            tensor.name = name.clone();
+        }
+        Ok(self.tensors.entry(site).or_insert(tensor))
     }
 
     /// Adds the update of one weight, of all its experts, to what it is on the disk.
@@ -461,6 +494,17 @@ impl<'a> Builder<'a, '_> {
         }
     }
 
+    fn note_other_base(&mut self, input: &MergeInput) -> Result<()> {
+        let trained_over = input.adapter.base.as_ref().and_then(|b| b.name.as_deref());
+        let Some(trained_over) = trained_over else {
+            return Ok(());
+        };
+        if let Some(warning) = Called::of(self.base)?.warning(trained_over) {
+            self.notes.push(format!("{} {warning}", input.label));
+        }
+        Ok(())
+    }
+
     fn note_quantised(&mut self, input: &MergeInput) {
         let base = input.adapter.base.as_ref().and_then(|b| b.name.as_deref());
         let name = base.unwrap_or_default().to_ascii_lowercase();
@@ -492,8 +536,6 @@ impl<'a> Builder<'a, '_> {
 
     fn finish(self) -> Result<MergePlan<'a>> {
         let mut tensors: Vec<TensorPlan> = self.tensors.into_values().collect();
-        // By place in the output: what is appended is the last of its shard.
-        tensors.sort_by_key(|t| (t.source.shard, t.appended, t.source.tensor));
         tensors.iter().try_for_each(experts::check_apart)?;
         let mut edits = self.edits;
         let mut notes = self.notes;
@@ -503,7 +545,14 @@ impl<'a> Builder<'a, '_> {
             let beside = folders.any(tokenizer::lies_in);
             notes.extend(resized.map(|note| vocabulary::with_tokenizer(&note, beside)));
         }
-        let dropped = BTreeSet::new();
+        let mut dropped = BTreeSet::new();
+        if let Some(quantised) = &self.quantised {
+            dropped = quantised.complete(&mut tensors);
+            quantised.edit(self.base, &mut edits)?;
+            notes.extend((!self.inputs.is_empty()).then(|| quantised.note()));
+        }
+        // By place in the output: what is appended is the last of its shard.
+        tensors.sort_by_key(|t| (t.source.shard, t.appended, t.source.tensor));
         let mut shards = Vec::new();
         for (index, file) in self.base.shards().iter().enumerate() {
             shards.push(lay_out(index, file, &tensors, &dropped)?);
@@ -518,6 +567,7 @@ impl<'a> Builder<'a, '_> {
             rewritten: Vec::new(),
             unties: self.untie,
             notes,
+            quantised: self.quantised,
         };
         plan.rewrite(edits)?;
         if plan.options.tokenizer == TokenizerFrom::Adapter {

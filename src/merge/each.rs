@@ -6,7 +6,8 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Serialize;
 
-use super::build::plan;
+use super::build::plan_from;
+use super::dequantised::Dequantised;
 use super::execute::Run;
 use super::finished::finished;
 use super::other_files::OtherFiles;
@@ -97,10 +98,10 @@ pub struct EachTotals {
 
 /// Plans to merge each adapter alone into an output of its own in `folder`: a file
 /// `NAME.safetensors` for a base that is a file, else a directory `NAME`. All adapters are checked
-/// as by [`plan`], and nothing is written.
+/// as by [`plan`](super::plan()), and nothing is written.
 ///
 /// # Errors
-/// Those of [`plan`], with the adapter's label; [`Code::Usage`] where `names` are not as many as
+/// Those of [`plan`](super::plan()), with the adapter's label; [`Code::Usage`] where `names` are not as many as
 /// `inputs`, one is no plain file name, or two are the same.
 pub fn plan_each<'a>(
     base: &'a Checkpoint,
@@ -125,13 +126,15 @@ pub fn plan_each<'a>(
                 .hint("rename one of them, or merge them into two folders, one after the other"));
         }
     }
+    let quantised = Dequantised::of(base, options)?;
     let mut outputs = Vec::with_capacity(inputs.len());
     for (input, name) in inputs.iter().zip(names) {
         let path = match base.is_dir() {
             true => folder.join(name),
             false => folder.join(format!("{name}.safetensors")),
         };
-        let plan = plan(base, std::slice::from_ref(input), options);
+        let quantised = quantised.clone();
+        let plan = plan_from(base, std::slice::from_ref(input), options, quantised);
         let plan = plan.map_err(|e| match inputs.len() {
             1 => e,
             _ => e.context(&input.label),

@@ -68,6 +68,7 @@ pub(super) fn finished(
                 Segment::Merge { tensor, .. } => {
                     let tensor = &plan.tensors()[*tensor];
                     match there.has_merged(&blocks, tensor.byte_len(), &quiet)? {
+                        Some(_) if !tensor.is_touched() => {}
                         Some(stats) => reports.push(TensorReport::new(tensor, &stats)),
                         None => return Ok(None),
                     }

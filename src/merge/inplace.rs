@@ -74,6 +74,15 @@ fn check_request(plan: &MergePlan<'_>, undo: &Path) -> Result<()> {
             .file(plan.base().path())
             .hint("merge to a new output instead"));
     }
+    if let Some(quantised) = plan.quantised() {
+        let message = format!(
+            "the base is quantised ({}), and cannot be changed in place: dequantised, it has another layout",
+            quantised.kind()
+        );
+        return Err(Error::new(Code::Usage, message)
+            .file(plan.base().path())
+            .hint("merge to a new output instead"));
+    }
     if !plan.keeps_layout() {
         let message = "this changes tensors or the config in ways that cannot be done in place";
         return Err(Error::new(Code::Usage, message)

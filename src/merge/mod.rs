@@ -43,9 +43,11 @@
 //! | `stream`, `tensor` | merged blocks of tensors, made ahead of the writing |
 //! | `build`, `orient`, `untie`, `heads`, `vocabulary`, `tokenizer`, `layout`, `rewrite` | from adapters and base to a plan |
 //! | `plan`, `summary`, `report` | what is going to be done, and what was |
+//! | `quantised`, `dequantised` | a base whose weights are quantised |
 //! | `request`, `files` | what the caller asks for; bytes between files |
 
 mod build;
+mod dequantised;
 mod device;
 mod each;
 mod execute;
@@ -62,6 +64,7 @@ mod output;
 mod parts;
 mod pieces;
 mod plan;
+mod quantised;
 mod region;
 mod report;
 mod request;
@@ -73,12 +76,13 @@ mod tensor;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
+mod trained;
 mod undo;
 mod untie;
 mod vocabulary;
 
 pub use crate::compute::Rounding;
-pub use build::plan;
+pub use build::{plan, plan_dequantised};
 pub use device::{Workload, open_device};
 pub use each::{
     EachOutput, EachPlan, EachReport, EachSummary, EachTotals, OutputSummary, execute_each,

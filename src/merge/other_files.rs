@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::fs::{
     MAX_DEPTH, Visited, check_inside, make_dir, open_regular, parent, same_bytes, sync_dir, walk,
 };
+use crate::quant::OTHER_FILES;
 use crate::safetensors::INDEX_FILE;
 
 /// The files of the base directory that are not shards.
@@ -61,7 +62,9 @@ impl OtherFiles {
             return Ok(());
         }
         let is_index = base.is_sharded() && path == Path::new(INDEX_FILE);
-        let reason = (!is_index).then(|| left_out(base, &path)).flatten();
+        let told = plan.quantised().is_some() && OTHER_FILES.iter().any(|n| path == Path::new(n));
+        let reason = told.then_some("describes the quantisation");
+        let reason = reason.or_else(|| left_out(base, &path).filter(|_| !is_index));
         if let Some(reason) = reason {
             self.skip(&path, reason);
             return Ok(());

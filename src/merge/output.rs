@@ -196,7 +196,9 @@ impl<'p> PendingOutput<'p> {
 
     /// Fails where all of it is as the base was, unless that is accepted.
     pub(super) fn check_changed(&self, options: &ExecOptions) -> Result<()> {
-        check_changed(&self.tensors, options.allow_unchanged).map_err(|e| self.spec.in_adapter(e))
+        // Where no adapter is merged, none can be lost.
+        let allowed = options.allow_unchanged || self.spec.plan.inputs().is_empty();
+        check_changed(&self.tensors, allowed).map_err(|e| self.spec.in_adapter(e))
     }
 
     /// Removes what no later run could use.

@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+use super::dequantised::Dequantised;
 use super::region::Region;
 use super::request::{MergeInput, PlanOptions};
 use crate::adapter::Module;
 use crate::compute::{Rounding, Weight};
+use crate::quant::Quantised;
 use crate::safetensors::{Checkpoint, Location, SafetensorsFile};
 use crate::tensor::Dtype;
 
@@ -64,6 +66,8 @@ pub enum Origin {
     Stored,
     /// Zeros: the base has no such tensor, and an adapter gives all of it.
     Absent,
+    /// The numbers that the base's quantised weight stands for, whose codes are stored at the source.
+    Quantised,
 }
 
 /// What happens to one tensor.
@@ -200,6 +204,8 @@ pub struct MergePlan<'a> {
     pub(super) rewritten: Vec<(&'static str, Vec<u8>)>,
     pub(super) unties: bool,
     pub(super) notes: Vec<String>,
+    /// The weights that the base stores quantised.
+    pub(super) quantised: Option<Dequantised<'a>>,
 }
 
 impl<'a> MergePlan<'a> {
@@ -239,9 +245,10 @@ impl<'a> MergePlan<'a> {
         self.rewritten.is_empty() && self.shards.iter().all(|s| s.new_header.is_none())
     }
 
-    /// Whether the output has no tensor of this place of the base.
+    /// Whether the output has no tensor of this place of the base as it is: none, or a dequantised one.
     pub(crate) fn drops(&self, place: Location) -> bool {
-        self.dropped.contains(&place)
+        let is_weight = |q: &Quantised<'_>| q.at(place).is_some();
+        self.dropped.contains(&place) || self.quantised().is_some_and(is_weight)
     }
 
     /// Bytes of all output shards.
@@ -249,9 +256,17 @@ impl<'a> MergePlan<'a> {
         self.shards.iter().map(|s| s.bytes_out).sum()
     }
 
+    /// The quantised weights of the base; `None` where it is not quantised.
+    pub fn quantised(&self) -> Option<&Quantised<'a>> {
+        self.quantised.as_ref().map(|q| &**q.weights())
+    }
+
     /// Whether a tensor starts from one of the base with its extents.
     pub(crate) fn has_source_shape(&self, tensor: &TensorPlan) -> bool {
-        tensor.origin != Origin::Absent && self.base.at(tensor.source).1.shape == tensor.shape
+        let weight = self.quantised().and_then(|q| q.at(tensor.source));
+        let stored = || &self.base.at(tensor.source).1.shape;
+        let shape = weight.map_or_else(stored, |w| &w.shape);
+        tensor.origin != Origin::Absent && *shape == tensor.shape
     }
 
     /// The file and the byte range in it that a tensor starts from.

@@ -18,7 +18,7 @@ use crate::open::{Source, open_adapter};
 use crate::peft::import::PeftKind;
 use crate::progress::Progress;
 use crate::safetensors::Checkpoint;
-use crate::tensor::Tensor;
+use crate::tensor::{Dtype, Tensor};
 
 /// One adapter to merge.
 #[derive(Debug, Clone)]
@@ -208,6 +208,9 @@ pub struct PlanOptions {
     pub renames: Vec<(String, String)>,
     /// Refuse an adapter that lacks tensors of modules which it should have ([`MergeInput::missing`]).
     pub strict: bool,
+    /// The dtype (F32, F16, BF16) that the weights of a quantised base are written in; by default the one
+    /// that they are made for ([`Quantised::dtype`](crate::quant::Quantised::dtype)).
+    pub dtype: Option<Dtype>,
 }
 
 /// How an output is written.

@@ -78,6 +78,9 @@ fn changed_index(plan: &MergePlan<'_>) -> Result<Vec<u8>> {
         for place in &plan.dropped {
             map.remove(&base.at(*place).1.name);
         }
+        for tensor in plan.tensors.iter().filter(|t| !t.appended) {
+            map.remove(&base.at(tensor.source).1.name);
+        }
         let shard = |t: &TensorPlan| plan.shards.get(t.source.shard).map(|s| s.name.clone());
         for tensor in &plan.tensors {
             map.insert(tensor.name.clone(), shard(tensor).into());

@@ -109,7 +109,8 @@ pub(super) fn write_shards(
     check_unchanged(base, &before)?;
     let reports = |(out, stats): (&ShardOutput<'_>, &Vec<Stats>)| {
         let tensors = out.merged().zip(stats);
-        tensors.map(|((t, _), s)| TensorReport::new(t, s)).collect()
+        let touched = tensors.filter(|((t, _), _)| t.is_touched());
+        touched.map(|((t, _), s)| TensorReport::new(t, s)).collect()
     };
     Ok(outputs.iter().zip(&stats).map(reports).collect())
 }

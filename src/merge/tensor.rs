@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::dequantised::Numbers;
 use super::pieces::Pieces;
 use super::plan::{Addition, MergePlan, Origin, TensorPlan};
 use super::request::MergeInput;
@@ -39,6 +40,8 @@ pub(crate) struct TensorMerge<'a> {
     /// What is added part by part, in place of all of that.
     pieces: Option<Pieces<'a>>,
     for_gpu: bool,
+    /// What a quantised weight starts from.
+    numbers: Option<Numbers<'a>>,
 }
 
 /// Updates that are summed and rounded together: those of the embedding, or those of the layer that
@@ -111,7 +114,13 @@ impl<'a> TensorMerge<'a> {
             file,
             source: match tensor.origin {
                 Origin::Stored => range,
-                Origin::Absent => range.start..range.start,
+                Origin::Absent | Origin::Quantised => range.start..range.start,
+            },
+            numbers: match (&tensor.origin, &plan.quantised) {
+                (Origin::Quantised, Some(q)) => {
+                    Some(Numbers::of(q.weights(), tensor.source, tensor.dtype))
+                }
+                _ => None,
             },
             dtype: tensor.dtype,
             rows,
@@ -260,6 +269,10 @@ impl<'a> TensorMerge<'a> {
     /// # Errors
     /// [`Code::Io`].
     pub(crate) fn read(&self, rows: &Range<usize>, block: &mut [u8]) -> Result<()> {
+        if let Some(numbers) = &self.numbers {
+            let filled = numbers.fill(self.elements(rows), block);
+            return filled.map_err(|e| e.tensor(&self.name));
+        }
         let at = self.source.start + rows.start as u64 * self.row_bytes() as u64;
         let there = self.source.end.saturating_sub(at).min(block.len() as u64) as usize;
         let (stored, beyond) = block.split_at_mut(there);
@@ -278,6 +291,7 @@ impl<'a> TensorMerge<'a> {
         let replaced = self.replace.is_some() || !self.row_replacements.is_empty();
         let stats = match (&self.pieces, &self.stages[..]) {
             (Some(pieces), _) if !replaced => pieces.merge(rows, block),
+            (None, []) if !replaced && self.bias.is_none() => checked(self.dtype, block),
             (None, []) if !replaced => self.add_bias_rows(rows, block),
             (None, [stage]) if !replaced && stage.dora.is_none() => self.add(stage, rows, block),
             _ => self.rewrite(rows, block),
@@ -318,6 +332,10 @@ impl<'a> TensorMerge<'a> {
     fn add(&self, stage: &Stage, rows: Range<usize>, block: &mut [u8]) -> Result<Stats> {
         let (updates, rounding) = (stage.updates(), stage.rounding);
         merge_block_parallel(self.dtype, rounding, &updates, rows, self.cols, block)
+    }
+
+    fn elements(&self, rows: &Range<usize>) -> Range<usize> {
+        rows.start * self.cols..rows.end * self.cols
     }
 
     fn add_bias_rows(&self, rows: Range<usize>, block: &mut [u8]) -> Result<Stats> {
@@ -468,6 +486,27 @@ fn row_replacements<'a>(
         rows.map(|(from, row)| (*row as usize, (&x.tensor, from)))
     });
     rows.collect()
+}
+
+/// What is to be known of a block that stays as it is read: whether it is finite.
+fn checked(dtype: Dtype, block: &[u8]) -> Result<Stats> {
+    let wide = |b: &[u8]| widen(dtype, b).map(|v| v.iter().filter(|x| !x.is_finite()).count());
+    let infinite = match dtype {
+        Dtype::BF16 => not_finite(block, 0x7f80),
+        Dtype::F16 => not_finite(block, 0x7c00),
+        _ => wide(block)?,
+    };
+    Ok(Stats {
+        elements: (block.len() * 8 / dtype.bits()) as u64,
+        non_finite: infinite as u64,
+        ..Stats::default()
+    })
+}
+
+/// 16-bit floats whose exponent is all ones.
+fn not_finite(block: &[u8], exponent: u16) -> usize {
+    let bits = block.as_chunks().0.iter().map(|b| u16::from_le_bytes(*b));
+    bits.filter(|b| b & exponent == exponent).count()
 }
 
 fn square(x: f32) -> f64 {

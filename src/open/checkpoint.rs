@@ -12,6 +12,7 @@ use crate::base::shapes::ParameterShape;
 use crate::error::{Code, Result};
 use crate::peft::import::BaseShapes;
 use crate::peft::target_names::BaseModules;
+use crate::quant::{Quantised, View};
 use crate::safetensors::Checkpoint;
 use crate::tensor::Dtype;
 
@@ -26,25 +27,36 @@ pub(crate) fn lenient_architecture(checkpoint: &Checkpoint) -> Result<Architectu
     }
 }
 
+/// The quantised weights of a base that is asked for its shapes alone: none where they are not read.
+///
+/// # Errors
+/// [`crate::Code::Io`].
+pub(crate) fn lenient_quantised(checkpoint: &Checkpoint) -> Result<Option<Quantised<'_>>> {
+    match Quantised::of(checkpoint) {
+        Err(e) if [Code::BaseDtype, Code::ConfigInvalid].contains(&e.code()) => Ok(None),
+        quantised => quantised,
+    }
+}
+
 /// A checkpoint as the importer and exporter see it: modules by the names that adapters use.
 #[derive(Debug)]
 pub(crate) struct CheckpointModules<'a> {
-    checkpoint: &'a Checkpoint,
+    view: &'a View<'a, 'a>,
     architecture: &'a Architecture,
-    names: Names<'a, Checkpoint>,
+    names: Names<'a, View<'a, 'a>>,
     joint: bool,
     finder: Finder,
     layers: Option<usize>,
 }
 
 impl<'a> CheckpointModules<'a> {
-    pub(crate) fn new(checkpoint: &'a Checkpoint, architecture: &'a Architecture) -> Self {
-        let config = read_config(checkpoint).ok().flatten();
+    pub(crate) fn new(view: &'a View<'a, 'a>, architecture: &'a Architecture) -> Self {
+        let config = read_config(view.base()).ok().flatten();
         Self {
-            checkpoint,
+            view,
             architecture,
-            names: Names::new(checkpoint, architecture),
-            joint: !architecture.is_known() && has_joint_conv1d(checkpoint),
+            names: Names::new(view, architecture),
+            joint: !architecture.is_known() && has_joint_conv1d(view.base()),
             layers: config.and_then(|c| layers_of(&c)),
             finder: Finder::default(),
         }
@@ -53,10 +65,10 @@ impl<'a> CheckpointModules<'a> {
     /// The dtype that most two-dimensional weights have.
     pub(crate) fn weight_dtype(&self) -> Option<Dtype> {
         let mut counts: BTreeMap<Dtype, usize> = BTreeMap::new();
-        for place in self.checkpoint.tensors().values() {
-            let info = self.checkpoint.at(*place).1;
-            if info.shape.len() == 2 && info.dtype.is_float() {
-                *counts.entry(info.dtype).or_default() += 1;
+        for (_, place) in self.view.tensors() {
+            let dtype = self.view.dtype(place);
+            if self.view.shape(place).len() == 2 && dtype.is_float() {
+                *counts.entry(dtype).or_default() += 1;
             }
         }
         counts.into_iter().max_by_key(|(_, n)| *n).map(|(d, _)| d)
@@ -77,7 +89,7 @@ impl BaseShapes for CheckpointModules<'_> {
     fn weight_shape(&self, module: &str) -> Option<Vec<usize>> {
         let name = format!("{module}.weight");
         let place = self.finder.find(&self.names, &name)?.as_whole()?;
-        Some(self.checkpoint.at(place).1.shape.clone())
+        Some(self.view.shape(place).to_vec())
     }
 
     fn has_tensor(&self, name: &str) -> bool {
@@ -87,7 +99,7 @@ impl BaseShapes for CheckpointModules<'_> {
     fn parameter(&self, name: &str) -> Option<ParameterShape> {
         let found = self.finder.find(&self.names, name)?;
         let experts = match found.as_whole() {
-            Some(place) => match self.checkpoint.at(place).1.shape[..] {
+            Some(place) => match *self.view.shape(place) {
                 [experts, _, _] => Some(experts),
                 _ => None,
             },
@@ -96,7 +108,7 @@ impl BaseShapes for CheckpointModules<'_> {
                 let last = indices.max().flatten();
                 match (last, found.pieces.first()) {
                     (Some(last), _) => Some(last + 1),
-                    (None, Some(p)) => self.checkpoint.at(p.place).1.shape.first().copied(),
+                    (None, Some(p)) => self.view.shape(p.place).first().copied(),
                     (None, None) => None,
                 }
             }
@@ -128,8 +140,8 @@ impl BaseShapes for CheckpointModules<'_> {
             let links = self.architecture.links(name);
             self.architecture.has_rules() && links.iter().any(|link| has(&link.class))
         };
-        let mut names = self.checkpoint.tensors().keys();
-        names.any(|name| has(name) || of_class(name))
+        let mut names = self.view.tensors();
+        names.any(|(name, _)| has(name) || of_class(name))
     }
 
     fn layers(&self) -> Option<usize> {
@@ -148,8 +160,8 @@ impl BaseShapes for CheckpointModules<'_> {
 
 impl BaseModules for CheckpointModules<'_> {
     fn modules(&self) -> Vec<String> {
-        let names = self.checkpoint.tensors().iter();
-        let matrices = names.filter(|(_, place)| self.checkpoint.at(**place).1.shape.len() >= 2);
+        let names = self.view.tensors();
+        let matrices = names.filter(|(_, place)| self.view.shape(*place).len() >= 2);
         let stored = matrices.filter_map(|(n, _)| n.strip_suffix(".weight"));
         stored.map(|name| self.names.called(name)).collect()
     }

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use super::checkpoint::{CheckpointModules, lenient_architecture};
+use super::checkpoint::{CheckpointModules, lenient_architecture, lenient_quantised};
 use crate::error::Result;
 use crate::peft::import::{ImportOptions, Imported, import};
 use crate::peft::projection::Fma;
+use crate::quant::View;
 use crate::safetensors::Checkpoint;
 use crate::tensor::Dtype;
 
@@ -23,7 +24,11 @@ pub fn import_with_base(
         .map(lenient_architecture)
         .transpose()?
         .unwrap_or_default();
-    let known = base.map(|base| CheckpointModules::new(base, &architecture));
+    let quantised = base.map(lenient_quantised).transpose()?.flatten();
+    let view = base.map(|base| View::new(base, quantised.as_ref()));
+    let known = view
+        .as_ref()
+        .map(|view| CheckpointModules::new(view, &architecture));
     let projection_dtype =
         projection_dtype.or_else(|| known.as_ref().and_then(CheckpointModules::weight_dtype));
     let base = known

@@ -8,19 +8,21 @@ use crate::fs::{check_inside, read_limited};
 use crate::safetensors::Checkpoint;
 use crate::tensor::Dtype;
 
-/// The key of a config that says how the weights are quantised.
-pub(crate) const KEY: &str = "quantization_config";
-/// Files beside a config that say so in its place, with the key in them, where that is nested.
-const OTHERS: [(&str, Option<&str>); 3] = [
-    ("hf_quant_config.json", Some("quantization")),
-    ("quantize_config.json", None),
-    ("quant_config.json", None),
+/// The keys of a config that say how the weights are quantised.
+pub(crate) const KEYS: [&str; 2] = ["quantization_config", "compression_config"];
+/// Files beside a config that say so in its place.
+pub(crate) const OTHER_FILES: [&str; 3] = [
+    "hf_quant_config.json",
+    "quantize_config.json",
+    "quant_config.json",
 ];
+/// The key in the first of them.
+const NESTED: &str = "quantization";
 
-/// What is said of the quantisation, by `config.json` or a file in its place.
+/// What is said of the quantisation, by `config.json` or by a file in its place.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Config {
-    /// The value of [`KEY`], or what stands for it.
+    /// The value of one of [`KEYS`], or what stands for it.
     value: Value,
     /// The dtype of the model that the weights are made for.
     pub(super) dtype: Option<Dtype>,
@@ -37,7 +39,7 @@ impl Config {
             torch_dtype(value?.as_str()?)
         });
         let model_type = config.get("model_type").and_then(Value::as_str);
-        let own = [KEY, "compression_config"]
+        let own = KEYS
             .into_iter()
             .find_map(|key| config.get(key).or_else(|| text(key)))
             .filter(|v| v.is_object());
@@ -124,7 +126,7 @@ fn torch_dtype(name: &str) -> Option<Dtype> {
 
 /// What a file beside the config says; null where there is none.
 fn beside(base: &Checkpoint) -> Result<Value> {
-    for (name, key) in OTHERS {
+    for name in OTHER_FILES {
         let path = base.folder().join(name);
         if !base.is_dir() || !path.is_file() {
             continue;
@@ -133,10 +135,7 @@ fn beside(base: &Checkpoint) -> Result<Value> {
         let bytes = read_limited(&path, MAX_CONFIG_BYTES)?;
         let value: Value = serde_json::from_slice(&bytes)
             .map_err(|e| Error::new(Code::ConfigInvalid, e.to_string()).file(&path))?;
-        let value = match key {
-            Some(key) => value.get(key).cloned().unwrap_or_default(),
-            None => value,
-        };
+        let value = value.get(NESTED).cloned().unwrap_or(value);
         if value.is_object() {
             return Ok(value);
         }

@@ -32,9 +32,11 @@ mod scaled;
 #[cfg(test)]
 mod tests;
 mod unknown;
+mod view;
 mod weight;
 
 pub use checkpoint::Quantised;
-pub(crate) use config::KEY;
+pub(crate) use config::{KEYS, OTHER_FILES};
 pub use decode::Native;
+pub(crate) use view::View;
 pub use weight::QuantisedWeight;

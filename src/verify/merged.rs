@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::merge::{
     Control, MergeInput, MergePlan, Merged, Merger, PlanOptions, Rounding, TensorMerge, plan,
 };
+use crate::quant::Quantised;
 use crate::safetensors::{Checkpoint, SafetensorsFile, TensorInfo};
 use crate::tensor::Dtype;
 
@@ -140,7 +141,7 @@ pub fn verify_merged(
     control: &Control<'_>,
 ) -> Result<MergedReport> {
     let mut report = verify_merged_weights(base, inputs, merged, options, control)?;
-    let plan = plan(base, inputs, options)?;
+    let plan = plan(base, inputs, &with_dtype(base, merged, options)?)?;
     report.files = compare_files(&plan, merged, control)?;
     Ok(report)
 }
@@ -156,7 +157,7 @@ pub fn verify_merged_weights(
     options: &PlanOptions,
     control: &Control<'_>,
 ) -> Result<MergedReport> {
-    let plans = plans(base, inputs, options)?;
+    let plans = plans(base, inputs, &with_dtype(base, merged, options)?)?;
     let planned: BTreeMap<&str, usize> = plans[0]
         .tensors()
         .iter()
@@ -177,7 +178,10 @@ pub fn verify_merged_weights(
             tally.missing.push(name.clone());
             continue;
         }
-        tally.merged += 1;
+        match tensor.is_touched() {
+            true => tally.merged += 1,
+            false => tally.untouched += 1,
+        }
         compare_merged(&mut merger, &plans, *at, (file, info), &mut counts, control)?;
     }
     let kept = base.tensors().iter().filter(|(_, l)| !plans[0].drops(**l));
@@ -188,6 +192,24 @@ pub fn verify_merged_weights(
     tally.missing.sort();
     tally.missing.dedup();
     Ok(tally.finish(counts, control.device()))
+}
+
+/// The options, with the dtype that the merged model has of what the base stores quantised, where none is
+/// asked for.
+fn with_dtype(
+    base: &Checkpoint,
+    merged: &Checkpoint,
+    options: &PlanOptions,
+) -> Result<PlanOptions> {
+    let mut options = options.clone();
+    if options.dtype.is_none()
+        && let Some(quantised) = Quantised::of(base)?
+    {
+        let mut names = quantised.weights().iter().map(|w| w.name.as_str());
+        let dtype = names.find_map(|n| Some(merged.info(n)?.dtype));
+        options.dtype = dtype.filter(|d| d.is_float());
+    }
+    Ok(options)
 }
 
 /// The plan under each rounding.

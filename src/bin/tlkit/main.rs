@@ -44,6 +44,7 @@ fn run(command: Command, output: &Output) -> tlkit::Result<Outcome> {
         Command::Train(args) => cmd::train::train(&args, output),
         Command::Sweep(args) => cmd::sweep::sweep(&args, output),
         Command::Merge(args) => cmd::merge::merge(&args, output),
+        Command::Dequantise(args) => cmd::dequantise::dequantise(&args, output),
         Command::Unmerge(args) => cmd::merge::unmerge(&args, output),
         Command::Verify(Verify::File(args)) => cmd::verify::file(&args, output),
         Command::Verify(Verify::Adapters(args)) => cmd::verify::adapters(&args, output),

@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use super::{
-    Audit, Convert, Demo, Devices, Eval, Generate, Inspect, Merge, Pack, Params, Plan, Store,
-    Sweep, Train, Unmerge, Verify,
+    Audit, Convert, Demo, Dequantise, Devices, Eval, Generate, Inspect, Merge, Pack, Params, Plan,
+    Store, Sweep, Train, Unmerge, Verify,
 };
 
 const EXIT_CODES: &str = "\
@@ -39,6 +39,9 @@ pub(crate) enum Command {
     Sweep(Sweep),
     /// Merge adapters into base weights
     Merge(Merge),
+    /// Write a quantised base with full-width weights, as its own library dequantises it
+    #[command(visible_alias = "dequantize")]
+    Dequantise(Dequantise),
     /// Restore the original bytes of a base that was merged in place
     Unmerge(Unmerge),
     /// Prove what a file, two adapters or a merged model are

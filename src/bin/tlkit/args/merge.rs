@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, ValueHint};
 use tlkit::compute::DeviceChoice;
 use tlkit::merge::{Rounding, TiedPolicy, TokenizerFrom};
+use tlkit::tensor::Dtype;
 
 use super::base::BaseNames;
-use super::values::{byte_count, device, rounding, tied_policy, tokenizer};
+use super::values::{byte_count, device, float_dtype, rounding, tied_policy, tokenizer};
 
 #[derive(Debug, Args)]
 pub(crate) struct Blobs {
@@ -47,6 +48,10 @@ pub(crate) struct Merge {
     pub(crate) tokenizer: TokenizerFrom,
     #[command(flatten)]
     pub(crate) names: BaseNames,
+    /// What the weights of a quantised base are written as: f32, f16 or bf16 [default: what they are
+    /// made for]
+    #[arg(long, value_name = "TYPE", value_parser = float_dtype)]
+    pub(crate) dtype: Option<Dtype>,
     /// Refuse a base whose weights are not those that the adapter was made for
     #[arg(long)]
     pub(crate) check_base: bool,
@@ -66,6 +71,29 @@ pub(crate) struct Merge {
     pub(crate) device: Device,
     #[command(flatten)]
     pub(crate) blobs: Blobs,
+    /// Replace an existing output: a file, or a model directory without other files; links, devices
+    /// and inputs never are
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Dequantise {
+    /// Quantised base model: a safetensors file or a model directory
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub(crate) base: PathBuf,
+    /// The file or directory to write
+    #[arg(short, long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub(crate) output: Option<PathBuf>,
+    /// What the weights are written as: f32, f16 or bf16 [default: what they are made for]
+    #[arg(long, value_name = "TYPE", value_parser = float_dtype)]
+    pub(crate) dtype: Option<Dtype>,
+    /// Show what would be done, and write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Do not wait until the output is on the disk
+    #[arg(long)]
+    pub(crate) no_fsync: bool,
     /// Replace an existing output: a file, or a model directory without other files; links, devices
     /// and inputs never are
     #[arg(long)]

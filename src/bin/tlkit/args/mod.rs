@@ -18,7 +18,7 @@ pub(crate) use cli::{Cli, Command};
 pub(crate) use convert::{
     Calibrate, Convert, Fit, PeftForm, PeftToTied, ProjectionRounding, TiedToPeft,
 };
-pub(crate) use merge::{Blobs, Merge, Unmerge};
+pub(crate) use merge::{Blobs, Dequantise, Merge, Unmerge};
 pub(crate) use store::{
     Export, Fsck, Gc, Get, History, Init, Limit, List, Publish, Put, Quota, Rm, Stat, Store, Tag,
 };

@@ -33,6 +33,7 @@ pub(crate) fn merge(args: &Merge, output: &Output) -> Result<Outcome> {
     options.tokenizer = args.tokenizer;
     options.renames = args.names.rename.clone();
     options.strict = args.strict;
+    options.dtype = args.dtype;
     let mut exec = ExecOptions::default();
     exec.existing = existing(args.force);
     exec.durable = !args.no_fsync;
