@@ -26,16 +26,6 @@ impl ModuleKind {
             [out, in_features]
         }
     }
-
-    /// How a weight of this shape is stored, where the shape tells: not for a square one.
-    pub(crate) fn of_shape(shape: &[usize], out: usize, in_features: usize) -> Option<Self> {
-        match *shape {
-            _ if out == in_features => None,
-            [rows, columns] if (rows, columns) == (out, in_features) => Some(Self::Linear),
-            [rows, columns] if (rows, columns) == (in_features, out) => Some(Self::Conv1d),
-            _ => None,
-        }
-    }
 }
 
 /// One target module of a tie group.

@@ -35,8 +35,10 @@ pub(crate) struct TiedNames {
     pub(crate) names: Vec<String>,
     /// Which of them is the output embedding's.
     pub(crate) output: Option<usize>,
-    /// Whether they are one, by the config.
-    pub(crate) tied: bool,
+    /// Whether they are one, where the config says.
+    pub(crate) told: Option<bool>,
+    /// Whether they are one where it does not.
+    pub(crate) default: bool,
 }
 
 /// The architecture of a base, as far as its config names one that the table has.
@@ -84,8 +86,8 @@ impl Architecture {
                 TypeEntry::of(actual).and_then(|e| if lm { e.usual() } else { e.base() })
             {
                 if lm {
-                    let flag = part.and_then(|p| p.get(TIE_KEY)?.as_bool());
-                    flags.push((path.clone(), flag.unwrap_or(other.ties)));
+                    let told = part.and_then(|p| p.get(TIE_KEY)?.as_bool());
+                    flags.push((path.clone(), told, other.ties));
                 }
                 if actual != model_type {
                     facts.graft(&path, &other, lm);
@@ -100,7 +102,7 @@ impl Architecture {
         };
         let nested = || config.get("text_config").and_then(|t| t.get(TIE_KEY));
         let flag = config.get(TIE_KEY).or_else(nested).and_then(Value::as_bool);
-        found.tied = tied(&facts, flag.unwrap_or(facts.ties), &flags);
+        found.tied = tied(&facts, flag, &flags);
         found.facts = Some(facts);
         found
     }
@@ -118,6 +120,26 @@ impl Architecture {
     /// What a tensor of the disk is in the class: one whole tensor of the same name where nothing is known.
     pub(crate) fn links(&self, name: &str) -> Vec<Link> {
         self.rules.links(name)
+    }
+
+    /// The names of the class that a name may be: itself, what the load rules make of it, and both with or
+    /// without the base model's prefix.
+    pub(crate) fn spellings(&self, name: &str) -> Vec<String> {
+        let mut all = vec![name.to_owned()];
+        all.extend(self.links(name).into_iter().take(1).map(|l| l.class));
+        let prefix = self.prefix();
+        for at in 0..all.len() {
+            let name = all[at].clone();
+            let inner = name.strip_prefix(prefix).and_then(|n| n.strip_prefix('.'));
+            all.extend(inner.map(str::to_owned));
+            all.push(format!("{prefix}.{name}"));
+        }
+        all
+    }
+
+    /// Whether the class has load rules of its own, so that its names may be others than the disk's.
+    pub(crate) fn has_rules(&self) -> bool {
+        self.facts.as_ref().is_some_and(|f| !f.load.is_empty())
     }
 
     /// The attribute under which classes with a head have the base model; empty where there is none.
@@ -188,6 +210,18 @@ pub(crate) fn heads_of_task(model_type: &str, task: &str) -> Vec<String> {
     heads
 }
 
+/// The class that a model type has for a task of PEFT's; `None` where there is none, or more than one.
+pub(crate) fn class_of_task(model_type: &str, task: &str) -> Option<String> {
+    let entry = TypeEntry::of(model_type)?;
+    let mut fitting = entry
+        .classes()
+        .filter(|(_, facts)| facts.task.iter().any(|t| t == task));
+    match (fitting.next(), fitting.next()) {
+        (Some((class, _)), None) => Some(class.to_owned()),
+        _ => None,
+    }
+}
+
 fn text<'v>(config: &'v Value, key: &str) -> Option<&'v str> {
     config.get(key)?.as_str()
 }
@@ -206,20 +240,21 @@ fn all_rules(facts: &Facts) -> Vec<Rule> {
     all
 }
 
-fn tied(facts: &Facts, flag: bool, parts: &[(String, bool)]) -> Vec<TiedNames> {
-    let output = facts
-        .output
-        .as_ref()
-        .map(|o| format!("{}.weight", facts.full(o)));
+/// A part of a model with an output of its own: its path, what its config says of ties, and its default.
+type Part = (String, Option<bool>, bool);
+
+fn tied(facts: &Facts, flag: Option<bool>, parts: &[Part]) -> Vec<TiedNames> {
+    let output = facts.output.as_ref();
+    let output = output.map(|o| format!("{}.weight", facts.full(o)));
     let groups = facts.tied.iter().map(|group| {
-        // A part with an output of its own ties by its own config.
-        let of = |(path, _): &&(String, bool)| group.iter().all(|n| is_below(n, path));
-        let tied = parts.iter().find(of).map_or(flag, |(_, own)| *own);
+        let of = |(path, ..): &&Part| group.iter().all(|n| is_below(n, path));
+        let part = parts.iter().find(of);
         let names: Vec<String> = group.iter().map(|n| facts.full(n)).collect();
         TiedNames {
             output: names.iter().position(|n| Some(n) == output.as_ref()),
             names,
-            tied,
+            told: part.map_or(flag, |(_, told, _)| *told),
+            default: part.map_or(facts.ties, |(.., default)| *default),
         }
     });
     groups.collect()

@@ -51,18 +51,6 @@ impl<P: Copy> ClassNames<P> {
         Self { by_class }
     }
 
-    /// Names that are one whole tensor on the disk.
-    pub(super) fn whole(&self) -> BTreeMap<&str, P> {
-        let wholes = self.by_class.iter().filter_map(|(name, stored)| {
-            let [one] = stored.as_slice() else {
-                return None;
-            };
-            let whole = one.unknown.is_none() && one.piece.of == Cut::WHOLE;
-            (whole && one.piece.at == Cut::WHOLE).then_some((name.as_str(), one.piece.place))
-        });
-        wholes.collect()
-    }
-
     /// All names, also of what is in parts.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.by_class.keys().map(String::as_str)

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde_json::Value;
 
-use super::ties::KEY;
+use super::architecture::TIE_KEY;
 use crate::error::{Code, Error, Result};
 
 /// What of a config is to be changed.
@@ -49,7 +49,7 @@ impl ConfigEdits {
     /// What somebody has to do by hand who has no config beside the weights.
     pub(crate) fn advice(&self) -> Vec<String> {
         let untied = self.untied.then(|| {
-            format!("the output has an output embedding of its own: set {KEY} to false in the model's config.json")
+            format!("the output has an output embedding of its own: set {TIE_KEY} to false in the model's config.json")
         });
         let set = self.set.iter().map(|(path, value)| {
             let key = path.join(".");
@@ -72,7 +72,7 @@ impl ConfigEdits {
         let bad = |key: &str| Error::new(Code::ConfigInvalid, format!("cannot change `{key}`"));
         let mut text = text.to_owned();
         if self.untied {
-            text = untied(&text).ok_or_else(|| bad(KEY))?;
+            text = untied(&text).ok_or_else(|| bad(TIE_KEY))?;
         }
         for (path, value) in &self.set {
             text = with_value(&text, path, value).ok_or_else(|| bad(&path.join(".")))?;
@@ -92,7 +92,7 @@ impl ConfigEdits {
 
 /// With every `tie_word_embeddings` off.
 fn untied(text: &str) -> Option<String> {
-    let quoted = format!("\"{KEY}\"");
+    let quoted = format!("\"{TIE_KEY}\"");
     let mut out = String::with_capacity(text.len() + 40);
     let mut rest = text;
     while let Some(at) = rest.find(&quoted) {
@@ -109,7 +109,7 @@ fn untied(text: &str) -> Option<String> {
         };
     }
     out.push_str(rest);
-    with_value(&out, &[KEY.to_owned()], &Value::Bool(false))
+    with_value(&out, &[TIE_KEY.to_owned()], &Value::Bool(false))
 }
 
 fn with_value(text: &str, path: &[String], value: &Value) -> Option<String> {

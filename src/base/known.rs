@@ -16,6 +16,11 @@ pub(crate) trait Known {
     /// All names.
     fn names(&self) -> impl Iterator<Item = &str>;
 
+    /// Prefixes that stand for others of these names, as a caller says.
+    fn renames(&self) -> &[(String, String)] {
+        &[]
+    }
+
     /// The file that an error is about.
     fn path(&self) -> Option<&Path> {
         None
@@ -31,6 +36,10 @@ impl Known for Checkpoint {
 
     fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors().keys().map(String::as_str)
+    }
+
+    fn renames(&self) -> &[(String, String)] {
+        Checkpoint::renames(self)
     }
 
     fn path(&self) -> Option<&Path> {

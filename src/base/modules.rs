@@ -79,6 +79,69 @@ pub(crate) fn is_head(name: &str) -> bool {
     top != name && HEADS.contains(&top)
 }
 
+/// Where the layers of models are that have one stack of them. Encoders beside decoders, and towers
+/// beside language models, are elsewhere.
+const ONE_STACK: [&str; 15] = [
+    "model.layers",
+    "layers",
+    "transformer.h",
+    "h",
+    "gpt_neox.layers",
+    "transformer.layers",
+    "transformer.blocks",
+    "bert.encoder.layer",
+    "roberta.encoder.layer",
+    "electra.encoder.layer",
+    "deberta.encoder.layer",
+    "camembert.encoder.layer",
+    "xlm_roberta.encoder.layer",
+    "encoder.layer",
+    "distilbert.transformer.layer",
+];
+
+/// What is between a layer's number and its modules where a layer has one of each.
+const ONE_BLOCK: [&str; 7] = [
+    "self_attn",
+    "self_attention",
+    "attn",
+    "attention",
+    "attention.self",
+    "mixer",
+    "mlp",
+];
+
+/// What names of models have that have a tower beside the language model under older class names.
+const SEVERAL_TOWERS: [&str; 9] = [
+    "vl",
+    "vision",
+    "visual",
+    "llava",
+    "omni",
+    "audio",
+    "multimodal",
+    "minicpm-v",
+    "minicpm-o",
+];
+
+/// Whether the last segment of a module's template means that module in each layer and no other, as
+/// far as the architecture tells: the only stack of layers, with one block of the kind.
+pub(crate) fn is_told_by_last_segment(template: &str, layer_place: &str) -> bool {
+    let place = format!(".{layer_place}.");
+    let Some((stack, rest)) = template.split_once(&place) else {
+        return false;
+    };
+    let Some((block, _)) = rest.rsplit_once('.') else {
+        return false;
+    };
+    ONE_STACK.contains(&stack) && ONE_BLOCK.contains(&block)
+}
+
+/// Whether a model of this name has more than a language model in it, as far as the name tells.
+pub(crate) fn has_several_towers(model: &str) -> bool {
+    let model = model.to_ascii_lowercase();
+    SEVERAL_TOWERS.iter().any(|sign| model.contains(sign))
+}
+
 /// The last segment of a module's path.
 pub(crate) fn last_segment(path: &str) -> &str {
     path.rsplit('.').next().unwrap_or(path)

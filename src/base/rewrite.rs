@@ -12,6 +12,8 @@ const LISTED: usize = 3;
 /// Most segments that an automatic rewrite inserts or removes.
 const MAX_SHIFT: usize = 3;
 
+/// What to do where one rename of a prefix would lead all names to tensors, before the rename.
+const RENAME: &str = "if that is what is meant, rename ";
 /// What to do where several places could be meant.
 pub(super) const WHICH: &str = "merge it, and say by a rename which is meant";
 
@@ -172,6 +174,11 @@ fn unmatched(base: &impl Known, missing: &[&String]) -> Error {
             others.join(", ")
         )
     };
+    if let Some(Rule(from, to)) = exchange(base, missing) {
+        return in_base(base, Error::new(Code::UnmatchedModule, message))
+            .tensor(*first)
+            .hint(format!("{RENAME}{from}={to}"));
+    }
     let near: Vec<String> = nearest(base, first)
         .into_iter()
         .map(|n| format!("`{n}`"))
@@ -187,6 +194,32 @@ fn unmatched(base: &impl Known, missing: &[&String]) -> Error {
     in_base(base, Error::new(Code::UnmatchedModule, message))
         .tensor(*first)
         .hint(hint)
+}
+
+/// The exchange of leading segments that would lead all of these names to tensors, where it is the only one:
+/// never done unasked, since towers of one model have modules of the same names.
+fn exchange(base: &impl Known, missing: &[&String]) -> Option<Rule> {
+    let first: Vec<&str> = missing.first()?.split('.').collect();
+    let mut rules = BTreeSet::new();
+    for have in base.names() {
+        let have: Vec<&str> = have.split('.').collect();
+        let suffix = common(first.iter().rev(), have.iter().rev());
+        let from = first.get(..first.len() - suffix)?;
+        let to = have.get(..have.len() - suffix)?;
+        let numbered = |s: &&str| s.bytes().all(|b| b.is_ascii_digit());
+        if suffix >= 2 && !from.is_empty() && !from.iter().chain(to).any(numbered) {
+            rules.insert(Rule(from.join("."), to.join(".")));
+        }
+    }
+    let leads = |rule: &Rule| {
+        let mut renamed = missing.iter().map(|name| rule.apply(name));
+        renamed.all(|name| name.is_some_and(|n| base.locate(&n).is_some()))
+    };
+    let mut fitting = rules.into_iter().filter(leads);
+    match (fitting.next(), fitting.next()) {
+        (Some(rule), None) => Some(rule),
+        _ => None,
+    }
 }
 
 fn in_base(base: &impl Known, error: Error) -> Error {

@@ -12,6 +12,11 @@ pub trait BaseShapes {
     /// Whether the base has a module whose path is this, or ends in it.
     fn has_module(&self, end: &str) -> bool;
 
+    /// How many layers the model's config says that it has; `None` where it does not say.
+    fn layers(&self) -> Option<usize> {
+        None
+    }
+
     /// Whether a module is GPT-2's `Conv1D`, stored (in, out), where the base's architecture tells.
     fn is_conv1d(&self, module: &str) -> Option<bool> {
         let _ = module;
@@ -21,6 +26,6 @@ pub trait BaseShapes {
 
 /// The base model's module paths, as far as they have weights.
 pub trait BaseModules {
-    /// Every path that has a two-dimensional `.weight`.
+    /// Every path that has a `.weight` of two axes or more.
     fn modules(&self) -> Vec<String>;
 }

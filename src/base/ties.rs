@@ -2,23 +2,45 @@
 
 use serde_json::Value;
 
+use super::architecture::{Architecture, TIE_KEY, TiedNames};
 use super::config::read_config;
 use super::modules::{is_input_embedding, is_output_embedding};
+use super::names::{Known, Names};
 use crate::error::Result;
 use crate::safetensors::{Checkpoint, Location};
 
-/// The key of a config that says whether input and output embedding are one.
-pub(crate) const KEY: &str = "tie_word_embeddings";
+/// Names that are one tensor once the model is loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Tie {
+    /// The names by the model's class; where that is unknown the base's own, and one that it may lack.
+    pub(crate) names: Vec<String>,
+    /// Where each is stored.
+    pub(crate) places: Vec<Option<Location>>,
+    /// Which of them is the output projection.
+    pub(crate) output: Option<usize>,
+}
+
+impl Tie {
+    /// The tensors that are stored, in the order of the names.
+    pub(crate) fn stored(&self) -> impl Iterator<Item = Location> {
+        self.places.iter().flatten().copied()
+    }
+
+    /// The one that stands for a name that is not stored, with its own name.
+    pub(crate) fn source(&self) -> Option<(&str, Location)> {
+        let mut all = self.names.iter().zip(&self.places);
+        all.find_map(|(name, place)| Some((name.as_str(), (*place)?)))
+    }
+}
 
 /// Which tensors of a base are one and the same in the model.
-#[derive(Debug, Default)]
-pub(crate) struct Ties {
-    /// Whether input and output embedding are one tensor once the model is loaded.
-    pub tied: bool,
-    /// The input embedding.
-    pub input: Option<Location>,
-    /// The output projection, where the checkpoint has one.
-    pub output: Option<Location>,
+#[derive(Debug)]
+pub(crate) struct Ties<'a> {
+    architecture: &'a Architecture,
+    /// Those that are tied, each with one tensor or more that is stored.
+    pub(crate) all: Vec<Tie>,
+    /// Where input embeddings and output projections are stored, tied or not.
+    embeddings: Vec<Location>,
 }
 
 fn weight_of(name: &str, module_is: fn(&str) -> bool) -> bool {
@@ -28,52 +50,139 @@ fn weight_of(name: &str, module_is: fn(&str) -> bool) -> bool {
         .any(|end| name.strip_suffix(end).is_some_and(module_is))
 }
 
-/// Whether a tensor's name is that of an output projection, which a tied checkpoint leaves out.
-pub(crate) fn is_output(name: &str) -> bool {
-    weight_of(name, is_output_embedding)
-}
-
-impl Ties {
-    /// Looks at names, and at `config.json` beside the weights where there is one.
+impl<'a> Ties<'a> {
+    /// By the architecture where its class is known; else by names, and by `config.json` beside the
+    /// weights where there is one.
     ///
-    /// transformers' default for `tie_word_embeddings` differs from model to model; where the
-    /// config does not say, a language model whose checkpoint has no output projection is tied.
-    pub(crate) fn of(base: &Checkpoint) -> Result<Self> {
-        let first = |module_is| {
-            let found = base
-                .tensors()
-                .iter()
-                .filter(|(n, _)| weight_of(n, module_is));
-            found
-                .min_by_key(|(n, _)| (n.split('.').count(), n.len()))
-                .map(|(_, l)| *l)
-        };
-        let (input, output) = (first(is_input_embedding), first(is_output_embedding));
-        let config = read_config(base)?;
-        let flag = config.as_ref().and_then(|c| {
-            let nested = || c.get("text_config").and_then(|t| t.get(KEY));
-            c.get(KEY).or_else(nested).and_then(Value::as_bool)
-        });
-        let headless = config.as_ref().is_some_and(has_no_head);
-        let tied = input.is_some() && flag.unwrap_or(output.is_none() && !headless);
+    /// Where the config does not say whether they are tied, the class's default does, and a model whose
+    /// checkpoint has no output projection is tied anyway: transformers' default for
+    /// `tie_word_embeddings` differs from model to model and from version to version.
+    ///
+    /// # Errors
+    /// Those of reading the config.
+    pub(crate) fn of<K: Known<Place = Location>>(
+        base: &Checkpoint,
+        architecture: &'a Architecture,
+        names: &Names<'_, K>,
+    ) -> Result<Self> {
+        if !architecture.is_known() {
+            let (tie, tied) = by_names(base)?;
+            return Ok(Self {
+                architecture,
+                embeddings: tie.stored().collect(),
+                all: if tied { vec![tie] } else { Vec::new() },
+            });
+        }
+        let headless =
+            !architecture.is_class_known() && read_config(base)?.as_ref().is_some_and(has_no_head);
+        let known = architecture.tied().iter();
+        let all: Vec<Tie> = known
+            .filter_map(|tied| located(tied, architecture, names, headless))
+            .collect();
+        let named = [architecture.input(), architecture.output()];
+        let named = named.iter().flatten().filter_map(|name| names.stored(name));
+        let mut embeddings: Vec<Location> = named.collect();
+        for tie in &all {
+            if tie.stored().any(|place| embeddings.contains(&place)) {
+                embeddings.extend(tie.stored());
+            }
+        }
+        embeddings.sort();
+        embeddings.dedup();
         Ok(Self {
-            tied,
-            input,
-            output,
+            architecture,
+            all,
+            embeddings,
         })
     }
-}
 
-impl Ties {
-    /// The input embedding, and the output projection where the checkpoint has one.
+    /// Where input embeddings and output projections are stored.
     pub(crate) fn embeddings(&self) -> impl Iterator<Item = Location> {
-        self.input.into_iter().chain(self.output)
+        self.embeddings.iter().copied()
     }
 
     /// Whether a place is that of an input embedding or an output projection.
     pub(crate) fn is_embedding(&self, place: Location) -> bool {
-        self.embeddings().any(|p| p == place)
+        self.embeddings.contains(&place)
     }
+
+    /// The tie that a tensor belongs to and its place among the names there, for one that is stored at
+    /// `place`, or that is not stored and has this name.
+    pub(crate) fn find(&self, name: &str, place: Option<Location>) -> Option<(usize, usize)> {
+        let spellings = match place {
+            None if self.architecture.is_known() => self.architecture.spellings(name),
+            _ => Vec::new(),
+        };
+        let within = |tie: &Tie| match place {
+            Some(_) => tie.places.iter().position(|p| *p == place),
+            None if self.architecture.is_known() => {
+                tie.names.iter().position(|n| spellings.contains(n))
+            }
+            None if weight_of(name, is_output_embedding) => tie.output,
+            None => None,
+        };
+        let mut all = self.all.iter().enumerate();
+        all.find_map(|(t, tie)| Some((t, within(tie)?)))
+    }
+
+    /// Whether the base may lack a tensor of this name, because it has one that is the same.
+    pub(crate) fn may_miss(&self, name: &str) -> bool {
+        self.find(name, None).is_some()
+    }
+
+    /// The tensor that one of this name, which is not stored, is in the model.
+    pub(crate) fn stands_for(&self, name: &str) -> Option<Location> {
+        let (tie, _) = self.find(name, None)?;
+        Some(self.all.get(tie)?.source()?.1)
+    }
+}
+
+fn located<K: Known<Place = Location>>(
+    tied: &TiedNames,
+    architecture: &Architecture,
+    names: &Names<'_, K>,
+    headless: bool,
+) -> Option<Tie> {
+    let places: Vec<Option<Location>> = tied.names.iter().map(|n| names.stored(n)).collect();
+    let lacks_output = tied.output.is_some_and(|o| places.get(o) == Some(&None));
+    let untold = match architecture.is_class_known() {
+        true => tied.default || lacks_output,
+        false => lacks_output && !headless,
+    };
+    let is = tied.told.unwrap_or(untold) && places.iter().any(Option::is_some);
+    is.then(|| Tie {
+        names: tied.names.clone(),
+        places,
+        output: tied.output,
+    })
+}
+
+/// The embeddings of a base of an unknown architecture, and whether they are one.
+fn by_names(base: &Checkpoint) -> Result<(Tie, bool)> {
+    let first = |module_is| {
+        let found = base
+            .tensors()
+            .iter()
+            .filter(|(n, _)| weight_of(n, module_is));
+        found.min_by_key(|(n, _)| (n.split('.').count(), n.len()))
+    };
+    let (input, output) = (first(is_input_embedding), first(is_output_embedding));
+    let config = read_config(base)?;
+    let flag = config.as_ref().and_then(|c| {
+        let nested = || c.get("text_config").and_then(|t| t.get(TIE_KEY));
+        c.get(TIE_KEY).or_else(nested).and_then(Value::as_bool)
+    });
+    let headless = config.as_ref().is_some_and(has_no_head);
+    let tied = input.is_some() && flag.unwrap_or(output.is_none() && !headless);
+    let both = [input, output];
+    let tie = Tie {
+        names: both
+            .map(|found| found.map_or_else(String::new, |(name, _)| name.clone()))
+            .to_vec(),
+        places: both.map(|found| found.map(|(_, place)| *place)).to_vec(),
+        output: Some(1),
+    };
+    Ok((tie, tied))
 }
 
 fn has_no_head(config: &Value) -> bool {

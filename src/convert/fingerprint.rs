@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::adapter::{Adapter, BaseModel};
 use crate::base::architecture::Architecture;
 use crate::base::names::Names;
-use crate::base::ties::{Ties, is_output};
+use crate::base::ties::Ties;
 use crate::error::{Code, Error, Result};
 use crate::format::fingerprint;
 use crate::safetensors::Checkpoint;
@@ -55,17 +55,15 @@ pub(crate) fn touched_tensors<'b>(
     renames: &[(String, String)],
 ) -> Result<Vec<&'b str>> {
     let wanted = adapter.base_tensors();
-    let outputs = wanted.iter().any(|name| is_output(name));
-    let ties = outputs.then(|| Ties::of(base)).transpose()?;
-    let embedding = ties.filter(|t| t.tied).and_then(|t| t.input);
-    let may_miss = |name: &str| embedding.is_some() && is_output(name);
     let architecture = Architecture::of(base)?;
-    let found = Names::new(base, &architecture).resolve(&wanted, renames, may_miss)?;
+    let names = Names::new(base, &architecture);
+    let ties = Ties::of(base, &architecture, &names)?;
+    let found = names.resolve(&wanted, renames, |name| ties.may_miss(name))?;
     let mut places = Vec::with_capacity(found.len());
-    for found in found {
+    for (found, name) in found.into_iter().zip(&wanted) {
         match found {
             Some(found) => places.extend(found.pieces.iter().map(|piece| piece.place)),
-            None => places.extend(embedding),
+            None => places.extend(ties.stands_for(name)),
         }
     }
     let mut seen = BTreeSet::new();

@@ -12,7 +12,7 @@ use super::ties::recover_ties;
 use crate::adapter::{Adapter, DeltaError, Module, TieGroup, delta_error};
 use crate::error::{Code, Error, Result};
 use crate::format::WriteOptions;
-use crate::open::import_with_base;
+use crate::open::{check_complete, import_with_base};
 use crate::peft::import::{Imported, PeftKind};
 use crate::peft::projection::Fma;
 use crate::safetensors::Checkpoint;
@@ -47,6 +47,8 @@ pub struct ToTiedOptions<'a> {
     /// The dtype of the base that VeRA's regenerated projections were used in; from the base where
     /// that is given.
     pub projection_dtype: Option<Dtype>,
+    /// Refuse an adapter that lacks tensors of modules which config and base say are adapted.
+    pub strict: bool,
 }
 
 /// A PEFT adapter in tie groups, as [`peft_to_tied`](crate::convert::peft_to_tied) writes it.
@@ -84,6 +86,9 @@ pub fn import_tied(dir: &Path, options: &ToTiedOptions<'_>) -> Result<Tied> {
 /// As [`import_tied`], without the base's fingerprint, which takes reading all weights that are changed.
 pub(crate) fn import_unbound(dir: &Path, options: &ToTiedOptions<'_>) -> Result<Tied> {
     let imported = import_with_base(dir, options.base, options.fma, options.projection_dtype)?;
+    if options.strict {
+        check_complete(&imported.missing).map_err(|e| e.file(dir))?;
+    }
     if imported.kind == PeftKind::Dora {
         return Err(Error::new(
             Code::UnsupportedDora,

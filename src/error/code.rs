@@ -181,6 +181,10 @@ codes! {
     BadArchive = "TL0315", Malformed;
     /// The adapter alone does not say enough; the base model is needed beside it.
     NeedsBase = "TL0316", Usage;
+    /// Trained weights beside the adapter belong to it, and cannot be merged with it.
+    TrainedBeside = "TL0317", Unsupported;
+    /// The file lacks tensors of modules that config and base say are adapted.
+    HalfAdapter = "TL0318", Incompatible;
 
     /// DoRA: the update depends on the base weights; `.tl` v1 cannot say it.
     UnsupportedDora = "TL0401", Unsupported;

@@ -4,19 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::dequantised::Dequantised;
-use super::heads::{absent_heads, weight_dtype};
 use super::layout::lay_out;
 use super::orient::Layouts;
 use super::plan::{Addition, MergePlan, Origin, TensorPlan};
 use super::request::{MergeInput, PlanOptions, TiedPolicy, TokenizerFrom};
-use super::{tokenizer, untie, vocabulary};
+use super::{heads, tokenizer, untie, vocabulary};
 use crate::adapter::{Extra, ExtraRole, Module, ModuleKind};
 use crate::base::architecture::Architecture;
 use crate::base::edits::ConfigEdits;
 use crate::base::names::{Names, quantised, whole_places};
-use crate::base::ties::{Ties, is_output};
+use crate::base::ties::Ties;
 use crate::compute::Rounding;
 use crate::error::{Code, Error, Result};
+use crate::open::check_complete;
 use crate::quant::View;
 use crate::safetensors::{Checkpoint, Location};
 use crate::tensor::shape_text;
@@ -69,14 +69,17 @@ pub(super) fn plan_from<'a>(
         architecture: &architecture,
         inputs,
         options,
-        ties: Ties::of(base)?,
+        ties: Ties::of(base, &architecture, &names)?,
         tensors: BTreeMap::new(),
-        new_output: None,
+        aliases: BTreeMap::new(),
         untie: false,
         edits: ConfigEdits::default(),
         notes: base.notes().to_vec(),
     };
     for (index, input) in inputs.iter().enumerate() {
+        if options.strict {
+            check_complete(&input.missing).map_err(|e| e.file(&input.label))?;
+        }
         builder
             .add_input(index, input)
             .map_err(|e| in_adapter(e, inputs, input))?;
@@ -92,12 +95,12 @@ fn in_adapter(error: Error, inputs: &[MergeInput], input: &MergeInput) -> Error 
     }
 }
 
-/// Where a name of the adapter leads: a stored tensor, the output projection that untying adds, or a
-/// tensor that the base lacks, by its name.
+/// Where a name of the adapter leads: a stored tensor, one that untying adds for a name that was one with
+/// another (by tie and name there), or a tensor that the base lacks, by its name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Site {
     Stored(Location),
-    NewOutput,
+    Alias(usize, usize),
     Absent(String),
 }
 
@@ -108,9 +111,9 @@ struct Builder<'a, 'o> {
     architecture: &'o Architecture,
     inputs: &'a [MergeInput],
     options: &'o PlanOptions,
-    ties: Ties,
+    ties: Ties<'o>,
     tensors: BTreeMap<Site, TensorPlan>,
-    new_output: Option<String>,
+    aliases: BTreeMap<(usize, usize), String>,
     untie: bool,
     edits: ConfigEdits,
     notes: Vec<String>,
@@ -125,9 +128,8 @@ impl<'a> Builder<'a, '_> {
         let modules = input.adapter.modules();
         let extras = &input.adapter.extras;
         let wanted = input.adapter.base_tensors();
-        let tied = self.ties.tied;
-        let absent = absent_heads(self.base, &input.adapter);
-        let may_miss = |name: &str| absent.contains(name) || tied && is_output(name);
+        let absent = heads::absent_heads(self.base, &input.adapter);
+        let may_miss = |name: &str| absent.contains(name) || self.ties.may_miss(name);
         let places = self.names.resolve(&wanted, &self.options.renames, may_miss);
         let places = places.and_then(|p| whole_places(&wanted, p)).map_err(|e| {
             let bias = extras.iter().any(|x| {
@@ -156,9 +158,11 @@ impl<'a> Builder<'a, '_> {
                 self.add_module(site, index, module, &layouts)?;
             }
         }
+        let mut added = BTreeSet::new();
         for (e, place) in places.iter().skip(modules.len()).enumerate() {
             let Some(extra) = extras.get(e) else { break };
             if place.is_none() && absent.contains(extra.name.as_str()) {
+                added.insert(extra.name.as_str());
                 let site = self.add_absent(extra)?;
                 self.add_extra(site, index, e)?;
                 continue;
@@ -167,6 +171,7 @@ impl<'a> Builder<'a, '_> {
                 self.add_extra(site, index, e)?;
             }
         }
+        heads::settle(self.base, &input.adapter, &added, &mut self.edits)?;
         self.check_whole(input)?;
         self.note_quantised(input);
         Ok(())
@@ -174,15 +179,19 @@ impl<'a> Builder<'a, '_> {
 
     /// The tensors that change when the adapter changes the one at `place`, by the policy.
     fn sites(&mut self, place: Option<Location>, name: &str) -> Result<Vec<Site>> {
-        let is_output = place.is_none() || place == self.ties.output;
-        let is_input = place.is_some() && place == self.ties.input;
-        let stored = |l: &Location| Site::Stored(*l);
-        if !self.ties.tied || !(is_output || is_input) {
-            return Ok(place.iter().map(stored).collect());
-        }
+        let Some((t, alias)) = self.ties.find(name, place) else {
+            return Ok(place.into_iter().map(Site::Stored).collect());
+        };
+        let Some(tie) = self.ties.all.get(t) else {
+            return Ok(Vec::new());
+        };
+        let stored: Vec<Site> = tie.stored().map(Site::Stored).collect();
+        let Some(output) = tie.output else {
+            return Ok(stored);
+        };
         match self.options.tied {
             TiedPolicy::Refuse => {
-                let other = if is_output { "input" } else { "output" };
+                let other = if alias == output { "input" } else { "output" };
                 let message = format!(
                     "the model's input and output embedding are one tensor, and changing this one would change the {other} too"
                 );
@@ -191,19 +200,37 @@ impl<'a> Builder<'a, '_> {
                     .file(self.base.path())
                     .hint("choose the policy `untie` (an output tensor of its own) or `shared` (change both, as PEFT does)"))
             }
-            TiedPolicy::Shared => {
-                let both = [self.ties.input, self.ties.output];
-                Ok(both.iter().flatten().map(stored).collect())
-            }
+            TiedPolicy::Shared => Ok(stored),
             TiedPolicy::Untie => {
-                self.untie = true;
-                if self.ties.output.is_none() && self.new_output.is_none() {
-                    self.new_output = Some(untie::new_output(&self.ties, self.base)?);
-                    self.tensor(Site::NewOutput)?;
-                }
-                Ok(vec![place.map_or(Site::NewOutput, Site::Stored)])
+                let places: Vec<Option<Location>> = tie.places.clone();
+                self.untie()?;
+                let aliases = places.iter().enumerate();
+                let same = aliases.filter(|(i, _)| (*i == output) == (alias == output));
+                let site = |(i, place): (usize, &Option<Location>)| {
+                    place.map_or(Site::Alias(t, i), Site::Stored)
+                };
+                Ok(same.map(site).collect())
             }
         }
+    }
+
+    /// Plans a tensor for every name that was one with another and is not stored: with the config's flag off,
+    /// a model has all of them, and would begin those that are missing at random.
+    fn untie(&mut self) -> Result<()> {
+        if self.untie {
+            return Ok(());
+        }
+        self.untie = true;
+        for (t, tie) in self.ties.all.clone().iter().enumerate() {
+            for (alias, place) in tie.places.iter().enumerate() {
+                if place.is_none() {
+                    let name = untie::new_name(tie, alias, self.base, self.architecture)?;
+                    self.aliases.insert((t, alias), name);
+                    self.tensor(Site::Alias(t, alias))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The place of a head that the base lacks: written after everything else, in the dtype that
@@ -215,7 +242,8 @@ impl<'a> Builder<'a, '_> {
             let tensor = file.header().tensors.len().checked_sub(1)?;
             Some(Location { shard, tensor })
         });
-        let (Some(source), Some(dtype)) = (place.into_iter().next(), weight_dtype(self.base))
+        let (Some(source), Some(dtype)) =
+            (place.into_iter().next(), heads::weight_dtype(self.base))
         else {
             let message = "the base has no weights that this could go with";
             return Err(Error::new(Code::UnmatchedModule, message).tensor(&extra.name));
@@ -246,9 +274,11 @@ impl<'a> Builder<'a, '_> {
     fn tensor(&mut self, site: Site) -> Result<&mut TensorPlan> {
         let source = match &site {
             Site::Stored(place) => *place,
-            Site::NewOutput => self.ties.input.ok_or_else(|| {
-                Error::new(Code::TiedEmbedding, "the base has no input embedding")
-            })?,
+            Site::Alias(tie, _) => {
+                let source = self.ties.all.get(*tie).and_then(|t| t.source());
+                let none = || Error::new(Code::TiedEmbedding, "the base has no input embedding");
+                source.ok_or_else(none)?.1
+            }
             Site::Absent(name) => {
                 let planned = self.tensors.get_mut(&site);
                 return planned.ok_or_else(|| {
@@ -267,6 +297,10 @@ impl<'a> Builder<'a, '_> {
                 .tensor(&info.name)
                 .file(file.path()));
         }
+        let alias = match &site {
+            Site::Alias(tie, alias) => self.aliases.get(&(*tie, *alias)).cloned(),
+            Site::Stored(_) | Site::Absent(_) => None,
+        };
         let stored = || TensorPlan {
             name: info.name.clone(),
             source,
@@ -279,9 +313,9 @@ impl<'a> Builder<'a, '_> {
             additions: Vec::new(),
         };
         let mut tensor = quantised_weight.unwrap_or_else(stored);
-        if site == Site::NewOutput {
+        if let Some(name) = alias {
             tensor.appended = true;
-            tensor.name = self.new_output.clone().unwrap_or(tensor.name);
+            tensor.name = name;
         }
         Ok(self.tensors.entry(site).or_insert(tensor))
     }

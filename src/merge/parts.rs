@@ -88,7 +88,9 @@ pub(super) fn left_out(base: &Checkpoint, path: &Path) -> Option<&'static str> {
             return Some(OTHER_FORM);
         }
     }
-    (extension == "safetensors" && holds_the_same(base, path)).then_some(OTHER_FORM)
+    let same = extension == "safetensors"
+        && holds_the_same(base, path).unwrap_or_else(|| folders.is_empty());
+    same.then_some(OTHER_FORM)
 }
 
 /// Whether a file is called `whole`, or that with something after it that is no word.
@@ -98,14 +100,13 @@ fn is_called(name: &str, whole: &str) -> bool {
 }
 
 /// Whether a file has a tensor of the base, by name and shape: the same model's weights once more.
-fn holds_the_same(base: &Checkpoint, path: &Path) -> bool {
+/// `None` where it cannot be read.
+fn holds_the_same(base: &Checkpoint, path: &Path) -> Option<bool> {
     let full = base.path().join(path);
     let inside = check_inside(base.path(), &full);
-    let Ok(file) = inside.and_then(|()| SafetensorsFile::open(&full)) else {
-        return false;
-    };
+    let file = inside.and_then(|()| SafetensorsFile::open(&full)).ok()?;
     let mut tensors = file.header().tensors.iter();
-    tensors.any(|t| base.info(&t.name).is_some_and(|own| own.shape == t.shape))
+    Some(tensors.any(|t| base.info(&t.name).is_some_and(|own| own.shape == t.shape)))
 }
 
 #[cfg(test)]

@@ -46,6 +46,9 @@ pub struct AdapterReport {
     pub identity: Digest,
     /// Its weight in the sum.
     pub weight: f64,
+    /// What was noticed when it was opened.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// One merged tensor of a [`MergeReport`].
@@ -166,6 +169,7 @@ impl MergeReport {
             label: i.label.clone(),
             identity: i.identity,
             weight: i.weight,
+            notes: i.notes.clone(),
         };
         let mut notes = plan.notes.clone();
         let left_out = outcome.skipped.iter();

@@ -43,8 +43,10 @@ pub struct MergeInput {
     pub lenient_layout: bool,
     /// The folder that the adapter was read from, where it is one: a tokenizer may lie in it.
     pub folder: Option<PathBuf>,
-    /// What was noticed when the adapter was opened. Reports do not repeat it.
+    /// What was noticed when the adapter was opened.
     pub notes: Vec<String>,
+    /// Modules that config and base say are adapted, and that the adapter has no tensors of.
+    pub missing: Vec<String>,
 }
 
 impl MergeInput {
@@ -61,6 +63,7 @@ impl MergeInput {
             lenient_layout: false,
             folder: None,
             notes: Vec::new(),
+            missing: Vec::new(),
         }
     }
 
@@ -88,6 +91,7 @@ impl MergeInput {
             folder: (opened.source != Source::Tl).then(|| path.to_owned()),
             adapter: opened.adapter,
             notes: opened.notes,
+            missing: opened.missing,
         })
     }
 }
@@ -205,6 +209,8 @@ pub struct PlanOptions {
     /// The dtype (F32, F16, BF16) that the weights of a quantised base are written in; by default the one
     /// that they are made for ([`Quantised::dtype`](crate::quant::Quantised::dtype)).
     pub dtype: Option<Dtype>,
+    /// Refuse an adapter that lacks tensors of modules which it should have ([`MergeInput::missing`]).
+    pub strict: bool,
 }
 
 /// How an output is written.

@@ -1,27 +1,81 @@
-//! Giving a base an output projection of its own.
+//! Giving a base a tensor of its own for every name that was one with another.
 
-use crate::base::ties::Ties;
+use crate::base::architecture::Architecture;
+use crate::base::ties::Tie;
 use crate::error::{Code, Error, Result};
 use crate::safetensors::Checkpoint;
 
-/// The name of the output projection that an untied checkpoint gets: the one that goes with the
-/// embedding's name.
+/// The name that a tied tensor gets in an untied checkpoint: the class's for that alias, as the other
+/// names of the checkpoint are written.
 ///
 /// # Errors
-/// [`Code::TiedEmbedding`] where the checkpoint is that of a model without head, whose names
-/// lack the prefix that a head would have to be told apart by.
-pub(super) fn new_output(ties: &Ties, base: &Checkpoint) -> Result<String> {
-    let input = ties.input.map(|l| base.at(l).1.name.as_str());
-    let path: Vec<&str> = input.unwrap_or_default().split('.').collect();
+/// [`Code::TiedEmbedding`] where the checkpoint is that of a model without head, whose names lack the prefix
+/// that a head would have to be told apart by, or nobody knows what the model calls it.
+pub(super) fn new_name(
+    tie: &Tie,
+    alias: usize,
+    base: &Checkpoint,
+    architecture: &Architecture,
+) -> Result<String> {
+    let Some((source, place)) = tie.source() else {
+        return Err(Error::new(
+            Code::TiedEmbedding,
+            "the base has no input embedding",
+        ));
+    };
+    let stored = base.at(place).1.name.as_str();
+    let name = tie.names.get(alias).map(String::as_str).unwrap_or_default();
+    if !architecture.is_known() {
+        return by_names(stored);
+    }
+    // Older names of the disk may have a prefix that the class has not.
+    let prefixes = stored.match_indices('.').map(|(at, _)| &stored[..=at]);
+    let mut prefixes: Vec<&str> = prefixes.collect();
+    prefixes.push("");
+    prefixes.sort_by_key(|p| usize::MAX - p.len());
+    let loads = |candidate: &String| {
+        let links = architecture.links(candidate);
+        matches!(links.as_slice(), [link] if link.class == name && link.unknown.is_none())
+    };
+    let links = architecture.links(stored);
+    let whole = links.first().is_some_and(|l| l.class == source);
+    let found = prefixes.iter().map(|p| format!("{p}{name}")).find(loads);
+    if whole {
+        return found.ok_or_else(|| unknown(stored));
+    }
+    // The checkpoint is stored without the prefix of the class's base model.
+    let inner = name.strip_prefix(architecture.prefix());
+    let inner = inner.and_then(|n| n.strip_prefix('.'));
+    inner.map(str::to_owned).ok_or_else(|| headless(stored))
+}
+
+/// The output projection that goes with an embedding's name, in the architectures whose names are like LLaMA's
+/// or GPT-NeoX's.
+fn by_names(stored: &str) -> Result<String> {
+    let path: Vec<&str> = stored.split('.').collect();
     match path[..] {
         [_, .., "embed_in", _] => Ok("embed_out.weight".to_owned()),
+        [.., "word_embeddings" | "tok_embeddings" | "shared", _] => Err(unknown(stored)),
         ["language_model", _, _, ..] => Ok("language_model.lm_head.weight".to_owned()),
-        [_, _, _, ..] | ["shared", _] => Ok("lm_head.weight".to_owned()),
-        _ => Err(Error::new(
-            Code::TiedEmbedding,
-            "the base is stored without its head model's prefix, so that an output of its own cannot be added",
-        )
-        .tensor(input.unwrap_or_default())
-        .hint("save the base from its CausalLM class first, or change both embeddings")),
+        [_, _, _, ..] => Ok("lm_head.weight".to_owned()),
+        _ => Err(headless(stored)),
     }
+}
+
+fn headless(stored: &str) -> Error {
+    Error::new(
+        Code::TiedEmbedding,
+        "the base is stored without its head model's prefix, so that an output of its own cannot be added",
+    )
+    .tensor(stored)
+    .hint("save the base from its CausalLM class first, or change both embeddings")
+}
+
+fn unknown(stored: &str) -> Error {
+    Error::new(
+        Code::TiedEmbedding,
+        "nobody knows what the model calls its output, so that it cannot be given one of its own",
+    )
+    .tensor(stored)
+    .hint("name the model's type and class in its config.json, or change both embeddings")
 }

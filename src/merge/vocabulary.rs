@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::plan::TensorPlan;
+use super::plan::{Origin, TensorPlan};
 use super::request::MergeInput;
 use crate::adapter::{Extra, ExtraRole};
 use crate::base::edits::ConfigEdits;
@@ -78,23 +78,23 @@ fn conflict(one: &Extra, two: &Extra) -> Option<u32> {
 /// [`Code::BaseShape`] where only one of two embeddings was resized.
 pub(super) fn settle(
     base: &Checkpoint,
-    ties: &Ties,
+    ties: &Ties<'_>,
     tensors: &[TensorPlan],
     edits: &mut ConfigEdits,
 ) -> Result<Option<String>> {
     let rows = |shape: &[usize]| shape.first().copied().unwrap_or_default();
-    let resized = tensors.iter().find(|t| {
+    // A tensor that the base lacks is no embedding, wherever it is written.
+    let is_embedding = |t: &&TensorPlan| t.origin != Origin::Absent && ties.is_embedding(t.source);
+    let resized = tensors.iter().filter(is_embedding).find(|t| {
         let of_base = &base.at(t.source).1.shape;
-        ties.is_embedding(t.source) && t.shape.len() == 2 && rows(&t.shape) != rows(of_base)
+        t.shape.len() == 2 && rows(&t.shape) != rows(of_base)
     });
     let Some(resized) = resized else {
         return Ok(None);
     };
     let vocabulary = rows(&resized.shape);
     let planned = |place: Location| tensors.iter().find(|t| t.source == place && !t.appended);
-    let added = tensors
-        .iter()
-        .filter(|t| t.appended && ties.is_embedding(t.source));
+    let added = tensors.iter().filter(is_embedding).filter(|t| t.appended);
     let stored = ties.embeddings().map(|place| {
         let info = base.at(place).1;
         planned(place).map_or((&info.name, &info.shape), |t| (&t.name, &t.shape))

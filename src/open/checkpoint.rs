@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::Value;
+
 use crate::base::architecture::Architecture;
 use crate::base::modules::{has_joint_conv1d, is_conv1d};
 use crate::base::names::{Finder, Names};
+use crate::base::read_config;
 use crate::error::{Code, Result};
 use crate::peft::import::BaseShapes;
 use crate::peft::target_names::BaseModules;
@@ -42,15 +45,18 @@ pub(crate) struct CheckpointModules<'a> {
     names: Names<'a, View<'a, 'a>>,
     joint: bool,
     finder: Finder,
+    layers: Option<usize>,
 }
 
 impl<'a> CheckpointModules<'a> {
     pub(crate) fn new(view: &'a View<'a, 'a>, architecture: &'a Architecture) -> Self {
+        let config = read_config(view.base()).ok().flatten();
         Self {
             view,
             architecture,
             names: Names::new(view, architecture),
             joint: !architecture.is_known() && has_joint_conv1d(view.base()),
+            layers: config.and_then(|c| layers_of(&c)),
             finder: Finder::default(),
         }
     }
@@ -68,6 +74,16 @@ impl<'a> CheckpointModules<'a> {
     }
 }
 
+/// The number of layers, of the language model where there are others.
+fn layers_of(config: &Value) -> Option<usize> {
+    let of = |config: &Value| {
+        let keys = ["num_hidden_layers", "n_layer", "n_layers", "num_layers"];
+        let mut values = keys.iter().filter_map(|key| config.get(key)?.as_u64());
+        usize::try_from(values.next()?).ok()
+    };
+    of(config).or_else(|| of(config.get("text_config")?))
+}
+
 impl BaseShapes for CheckpointModules<'_> {
     fn weight_shape(&self, module: &str) -> Option<Vec<usize>> {
         let name = format!("{module}.weight");
@@ -80,17 +96,28 @@ impl BaseShapes for CheckpointModules<'_> {
     }
 
     fn has_module(&self, end: &str) -> bool {
-        let mut names = self.view.tensors();
-        names.any(|(name, _)| {
+        let has = |name: &str| {
             let mut dots = name.match_indices('.').map(|(dot, _)| &name[..dot]);
             dots.any(|path| {
                 let before = path.strip_suffix(end);
                 before.is_some_and(|b| b.is_empty() || b.ends_with('.'))
             })
-        })
+        };
+        let of_class = |name: &str| {
+            let links = self.architecture.links(name);
+            self.architecture.has_rules() && links.iter().any(|link| has(&link.class))
+        };
+        let mut names = self.view.tensors().map(|(name, _)| name);
+        names.any(|name| has(name) || of_class(name))
+    }
+
+    fn layers(&self) -> Option<usize> {
+        self.layers
     }
 
     fn is_conv1d(&self, module: &str) -> Option<bool> {
+        let asked = self.names.asked(module);
+        let module = asked.as_deref().unwrap_or(module);
         let links = self.architecture.links(&format!("{module}.weight"));
         let class = links.first().and_then(|l| l.class.strip_suffix(".weight"));
         let known = self.architecture.is_conv1d(class.unwrap_or(module));
@@ -101,9 +128,8 @@ impl BaseShapes for CheckpointModules<'_> {
 impl BaseModules for CheckpointModules<'_> {
     fn modules(&self) -> Vec<String> {
         let names = self.view.tensors();
-        let matrices = names.filter(|(_, place)| self.view.shape(*place).len() == 2);
-        matrices
-            .filter_map(|(n, _)| n.strip_suffix(".weight").map(str::to_owned))
-            .collect()
+        let matrices = names.filter(|(_, place)| self.view.shape(*place).len() >= 2);
+        let stored = matrices.filter_map(|(n, _)| n.strip_suffix(".weight"));
+        stored.map(|name| self.names.called(name)).collect()
     }
 }

@@ -19,5 +19,5 @@ mod opened;
 mod peft;
 
 pub(crate) use checkpoint::{CheckpointModules, lenient_architecture, lenient_quantised};
-pub use opened::{Opened, Source, open_adapter};
+pub use opened::{Opened, Source, check_complete, open_adapter};
 pub use peft::import_with_base;

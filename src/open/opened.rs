@@ -37,6 +37,8 @@ pub struct Opened {
     pub magnitudes: BTreeMap<String, Tensor>,
     /// What was ignored, guessed or approximated on the way, for people.
     pub notes: Vec<String>,
+    /// Modules that should have tensors, and have none: see [`Imported::missing`](crate::peft::import::Imported::missing).
+    pub missing: Vec<String>,
     /// Bytes of the files.
     pub bytes: u64,
 }
@@ -61,6 +63,7 @@ pub fn open_adapter(
             identity: imported.identity,
             magnitudes: imported.magnitudes,
             notes: imported.notes,
+            missing: imported.missing,
             bytes: imported.bytes,
         });
     }
@@ -76,8 +79,26 @@ pub fn open_adapter(
         identity: file.root(),
         magnitudes: BTreeMap::new(),
         notes: Vec::new(),
+        missing: Vec::new(),
         bytes: file.file().byte_len(),
     })
+}
+
+/// Refuses an adapter that lacks tensors, by the modules that should have them.
+///
+/// # Errors
+/// [`Code::HalfAdapter`].
+pub fn check_complete(missing: &[String]) -> Result<()> {
+    let Some(first) = missing.first() else {
+        return Ok(());
+    };
+    let message = format!(
+        "config and base say that {} more modules are adapted, and the file has no tensors of them",
+        missing.len()
+    );
+    Err(Error::new(Code::HalfAdapter, message)
+        .tensor(first)
+        .hint("the file may be cut off or of another config; get or save the adapter again"))
 }
 
 fn not_an_adapter(path: &Path, e: Error) -> Error {

@@ -164,8 +164,12 @@ impl PeftConfig {
             return Err(Error::new(Code::ConfigInvalid, message));
         }
         let mut fields = Fields::new(Json::parse(bytes)?)?;
+        let is_null = fields.has("peft_type");
         let Some(peft_type) = fields.text("peft_type")? else {
-            return Err(no_type(&fields));
+            return Err(match is_null {
+                true => wrong("peft_type", &Json::Null, "a string"),
+                false => no_type(&fields),
+            });
         };
         match peft_type.as_str() {
             "LORA" => LoraConfig::read(fields).map(Self::Lora),

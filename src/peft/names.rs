@@ -25,17 +25,21 @@ pub fn strip_prefix(mut name: &str) -> &str {
 
 /// A list of literal names, each of which also stands for every module that ends in it.
 #[derive(Debug, Clone)]
-struct Suffixes(HashSet<String>);
+pub(super) struct Suffixes(HashSet<String>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Hit {
+pub(super) enum Hit {
     No,
     Suffix,
     Whole,
 }
 
 impl Suffixes {
-    fn find(&self, module: &str) -> Hit {
+    pub(super) fn of(names: &BTreeSet<&str>) -> Self {
+        Self(names.iter().map(|n| (*n).to_owned()).collect())
+    }
+
+    pub(super) fn find(&self, module: &str) -> Hit {
         if self.0.contains(module) {
             return Hit::Whole;
         }

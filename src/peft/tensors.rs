@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::beside::Beside;
 use super::files::AdapterFiles;
 use super::json::cut;
 use super::names::strip_prefix;
@@ -277,6 +278,23 @@ impl Sorted {
             .iter()
             .find(|own| !self.others.contains_key(*own));
         alone.map_or(Ok(()), |own| Err(unknown_tensor(own)))
+    }
+
+    /// Takes in full tensors from files beside the adapter's own, which replace the base's.
+    pub(super) fn add_beside(&mut self, beside: Beside) -> Result<()> {
+        for (name, (file, tensor)) in beside.tensors {
+            let module = name.rsplit_once('.').map_or("", |(m, _)| m);
+            let place = |e: Error| e.tensor(&name).file(&file);
+            check_tensor(&tensor).map_err(place)?;
+            if self.lora.contains_key(module) || self.vera.contains_key(module) {
+                let message = "is a weight of a module that the adapter changes too";
+                return Err(place(Error::new(Code::TrainedBeside, message)));
+            }
+            self.copies.insert(name.clone());
+            let key = name.clone();
+            insert(&mut self.others, key, tensor).map_err(place)?;
+        }
+        Ok(())
     }
 
     fn fill(&mut self, module: &str, slot: Slot, tensor: Tensor) -> Result<()> {

@@ -40,6 +40,7 @@ pub struct Checkpoint {
     shards: Vec<SafetensorsFile>,
     tensors: BTreeMap<String, Location>,
     notes: Vec<String>,
+    renames: Vec<(String, String)>,
 }
 
 /// What shards hold, and what is odd about it.
@@ -91,6 +92,7 @@ impl Checkpoint {
             shards,
             tensors,
             notes,
+            renames: Vec::new(),
         })
     }
 
@@ -141,6 +143,7 @@ impl Checkpoint {
             shards,
             tensors,
             notes,
+            renames: Vec::new(),
         })
     }
 
@@ -157,6 +160,18 @@ impl Checkpoint {
         }
         let what = "in several shards, of which transformers loads the last";
         Ok((tensors, few(what, twice.into_iter()).into_iter().collect()))
+    }
+
+    /// The same, for callers who call tensors otherwise: the first prefix of a name stands for the second,
+    /// which the checkpoint has. An empty first part adds a prefix, an empty second one removes it.
+    #[must_use]
+    pub fn with_renames(self, renames: Vec<(String, String)>) -> Self {
+        Self { renames, ..self }
+    }
+
+    /// What [`with_renames`](Self::with_renames) was given.
+    pub fn renames(&self) -> &[(String, String)] {
+        &self.renames
     }
 
     /// What is odd about the checkpoint, and is read as transformers reads it; for people.

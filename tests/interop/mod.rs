@@ -1,10 +1,11 @@
 //! Merging against what others computed: PEFT's own merged weights, and a naive oracle.
 //!
 //! `peft` needs the shared data (`TLKIT_SHARED`, or `../shared/data`), and says so where it is
-//! absent; `identities` stands on `fixtures/` alone.
+//! absent; `identities` and `matrix` stand on `fixtures/` alone.
 #![allow(clippy::print_stderr)]
 
 mod identities;
+mod matrix;
 mod peft;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,16 @@ fn merge(
     out: &Path,
     rounding: Rounding,
 ) -> Result<BTreeMap<String, Tensor>> {
+    merge_tied(base, adapters, out, rounding, TiedPolicy::Shared)
+}
+
+fn merge_tied(
+    base: &Path,
+    adapters: &[(&Path, f64)],
+    out: &Path,
+    rounding: Rounding,
+    tied: TiedPolicy,
+) -> Result<BTreeMap<String, Tensor>> {
     let base = Checkpoint::open(base)?;
     let mut inputs = Vec::new();
     for (path, weight) in adapters {
@@ -42,7 +53,7 @@ fn merge(
     }
     let mut options = PlanOptions::default();
     options.rounding = rounding;
-    options.tied = TiedPolicy::Shared;
+    options.tied = tied;
     let plan = merge::plan(&base, &inputs, &options)?;
     let mut exec = ExecOptions::default();
     exec.durable = false;

@@ -38,6 +38,7 @@ import sys
 import time
 import tomllib
 import warnings
+from importlib import metadata
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1")
@@ -56,8 +57,36 @@ from matrix_models import build, class_of, model_types  # noqa: E402
 RANDOM = {torch.float32: 4, torch.bfloat16: 1}
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
 # Of each kind of model one, and the kinds whose rules differ most.
+IN_FIXTURE = (
+    "lora", "dora", "vera", "patterns", "embed+head-bf16", "mts-embed", "tokens", "params-bf16", "bias-all", "lora-bias",
+    "seqcls", "seqcls-no-head", "old-adapter",
+)
 UNTIES = ("mts", "mts-embed")
-SMALL = ("llama", "gpt2", "bert", "whisper", "gemma3", "mixtral", "mamba", "distilbert")
+SMALL = (
+    "llama", "gpt2", "bert", "distilbert", "deberta-v2", "t5", "whisper", "gemma3", "qwen2_vl", "mixtral", "gpt_oss", "mamba",
+)
+
+HEAD = """# Merges against PEFT's, by architecture
+
+For every model type of transformers that can be built small on the CPU, transformers and PEFT save a base and an adapter as
+users do, PEFT merges them (`merge_and_unload`, `save_pretrained`), and so does `tlkit merge --tied shared` (`--tied untie`
+where modules_to_save holds embeddings, which PEFT unties). {types} model types, {versions}:
+**{equal} equal, {refused} refused, {different} different**. `tests/peft/matrix.py` makes this page;
+`fixtures/peft-matrix.jsonl` is a part of it that runs with every `cargo test`.
+
+`=` every tensor is PEFT's, bit by bit. `~` it is when transformers has loaded it: PEFT's file has other names, another
+copy of a tied tensor, or f32 where the base has half precision. A code: refused, with the reason below. `-` the model has
+no such part, or transformers or PEFT cannot do it. Values are such that every product and sum is exact, but for `random`
+(f32, rank 16: within 4 units of the last place of the largest weight) and `random-bf16` (within 1).
+
+{table}
+
+## Refused
+
+| code | where | why |
+|---|---|---|
+{reasons}
+"""
 
 
 def values(name, shape, low, high, unit):
@@ -147,16 +176,15 @@ class Row:
             names = lambda f: {k for x in f.glob("*.safetensors") for k in safe_open(x, "pt").keys()}
             if names(folder) == names(self.base("main")[1]):
                 raise Absent("its names on disk are those of the class")
-        loaded = self.load(cls, folder, head and form in ("lm", "model"))
-        del loaded
+        self.load(cls, folder, head and form in ("lm", "model"))
         return cls, folder
 
     def load(self, cls, folder, new_head=False):
+        """The model of a base; with `new_head` some of it may be missing, and what is is kept in `self.missing`."""
         model, info = cls.from_pretrained(folder, dtype="auto", output_loading_info=True)
+        self.missing = sorted(info["missing_keys"])
         lost = {k: sorted(map(str, v))[:3] for k, v in info.items() if v and k != "error_msgs"}
-        if new_head:
-            lost = {}
-        if lost:
+        if lost and not new_head:
             raise ValueError(f"transformers does not load what it saved: {lost}")
         return model.eval()
 
@@ -180,9 +208,9 @@ class Row:
         adapter = folder / "adapter"
         peft_model = get_peft_model(model, config)
         peft_model.save_pretrained(adapter, **({"save_embedding_layers": True} if kind == "save-embed" else {}))
+        self.edit(kind, adapter, base, cls)
         few = functools.partial(adapter_value, few="dora" in kind)
         refill(adapter, random_value if kind.startswith("random") else few, kind == "save-embed")
-        self.edit(kind, adapter, base, cls)
 
         torch.manual_seed(3)
         with warnings.catch_warnings(record=True) as caught:
@@ -191,11 +219,15 @@ class Row:
         missing = [str(w.message) for w in caught if "missing adapter keys" in str(w.message)]
         if missing:
             raise Absent(f"PEFT does not load it: {missing[0][:120]}")
+        with safe_open(adapter / "adapter_model.safetensors", "pt") as f:
+            given = {k.removeprefix("base_model.model.") for k in f.keys()}
         merged = merged.merge_and_unload()
         expected = folder / "expected"
         options = dict(max_shard_size="30KB") if wanted.endswith(".sharded") else {}
         merged.save_pretrained(expected, save_original_format=not wanted.endswith(".new"), **options)
-        return {"class": cls.__name__, "base": str(base.relative_to(self.folder))}
+        return {"class": cls.__name__, "base": str(base.relative_to(self.folder)),
+                "random": [k for k in self.missing if k not in given],
+                "drawn": [k for k in self.missing if any(g.startswith(k.removesuffix("weight") + "lora_") for g in given)]}
 
     def edit(self, kind, adapter, base, cls):
         """What an older PEFT or transformers wrote."""
@@ -266,6 +298,16 @@ def close(a, b):
     return bool(((a.float() - b.float()).abs() <= RANDOM[a.dtype] * ulp).all())
 
 
+def narrowed(a, b):
+    """Whether `a` is `b` rounded once: transformers holds some modules in f32 (`_keep_in_fp32_modules`) and saves them so."""
+    return a.dtype != b.dtype == torch.float32 and same(a, b.to(a.dtype))
+
+
+def without(tensors, names):
+    """All but what transformers initialises at random, since neither base nor adapter has it."""
+    return {k: t for k, t in tensors.items() if k not in names}
+
+
 def differences(got, want, equal):
     missing, extra = sorted(want.keys() - got.keys()), sorted(got.keys() - want.keys())
     differ = sorted(k for k in got.keys() & want.keys() if not equal(got[k], want[k]))
@@ -273,12 +315,12 @@ def differences(got, want, equal):
     return "; ".join(say("missing", missing) + say("extra", extra) + say("differ", differ))
 
 
-def loaded(cls, folder):
+def loaded(cls, folder, random):
     model, info = getattr(transformers, cls).from_pretrained(folder, dtype="auto", output_loading_info=True)
-    lost = {k: sorted(map(str, v))[:3] for k, v in info.items() if v and k in ("missing_keys", "mismatched_keys")}
+    lost = sorted({*info["missing_keys"], *map(str, info["mismatched_keys"])} - {*random})
     if lost:
-        raise ValueError(f"loads with {lost}")
-    return model.state_dict()
+        raise ValueError(f"loads without {lost[:3]}")
+    return without(model.state_dict(), random)
 
 
 class Tool:
@@ -293,30 +335,33 @@ class Tool:
         return (None if p.returncode == 0 else code.group() if code else f"exit {p.returncode}"), (p.stderr + p.stdout)[-900:]
 
 
-def check_cell(tool, folder, kind, record):
+def check_cell(tool, folder, kind, record, quick=False):
     cell, base = folder / "cells" / kind, folder / record["base"]
     out = cell / "out"
     shutil.rmtree(out, ignore_errors=True)
     # PEFT changes the shared tensor, but for modules_to_save: those become tensors of their own.
     how = "untie" if kind in UNTIES else "shared"
     code, text = tool("merge", base, cell / "adapter", "-o", out, "--tied", how)
-    result = {"tied": how}
+    result = {"tied": how, "drawn": bool(record.get("drawn"))}
     if code:
         return result | {"cell": code, "detail": text}
     equal = (lambda a, b: same(a, b) or close(a, b)) if kind.startswith("random") else same
+    random, expected = record.get("random", []), cell / "expected"
     try:
-        got = tensors(out)
-        why = differences(got, tensors(cell / "expected"), equal)
+        got, want = without(tensors(out), random), without(tensors(expected), random)
+        why = differences(got, want, equal)
         if not why:
             result["cell"] = "="
+        elif not differences(got, want, lambda a, b: equal(a, b) or narrowed(a, b)):
+            result |= {"cell": "~", "detail": "PEFT's file has some in f32: transformers holds them so"}
         else:
-            loads = differences(loaded(record["class"], out), loaded(record["class"], cell / "expected"), equal)
+            loads = differences(loaded(record["class"], out, random), loaded(record["class"], expected, random), equal)
             result |= {"cell": "x", "detail": f"{why} | loaded: {loads}"} if loads else {"cell": "~", "detail": why}
     except Exception as e:
         result |= {"cell": "x", "detail": f"{type(e).__name__}: {e}"}
-    if result["cell"] in "=~" and not kind.startswith("random"):
-        code, text = tool("verify", "merged", "--base", base, "--adapter", cell / "adapter",
-                          "--merged", cell / "expected" if result["cell"] == "=" else out, "--tied", how)
+    if result["cell"] in "=~" and not kind.startswith("random") and not quick:
+        whose = [cell / "expected", "--weights-only"] if result["cell"] == "=" and not random else [out]
+        code, text = tool("verify", "merged", "--base", base, "--adapter", cell / "adapter", "--tied", how, "--merged", *whose)
         result["verify"] = code and f"{code} {text}"
         tl = cell / "a.tl"
         tl.unlink(missing_ok=True)
@@ -334,7 +379,7 @@ def check_cell(tool, folder, kind, record):
     return result
 
 
-def check_row(tool, folder, kinds):
+def check_row(tool, folder, kinds, quick):
     results = {}
     for kind in kinds:
         record = folder / "records" / f"{kind}.json"
@@ -342,8 +387,52 @@ def check_row(tool, folder, kinds):
             results[kind] = {"cell": "-", "detail": "no time"}
             continue
         record = json.loads(record.read_text())
-        results[kind] = {"cell": "-", "detail": record["absent"]} if "absent" in record else check_cell(tool, folder, kind, record)
+        results[kind] = {"cell": "-", "detail": record["absent"]} if "absent" in record else check_cell(tool, folder, kind, record, quick)
         (folder / "result.json").write_text(json.dumps(results, indent=1))
+
+
+# ---------------------------------------------------------------- a part of it without torch
+
+
+def digest(t):
+    return hashlib.sha256(t.contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+
+
+def fixture(args, rows, kinds):
+    """What tests/interop/matrix.rs needs to make the same files again and to know PEFT's merge: a line for each base and cell.
+
+    A tensor is its name, dtype and shape; its values are those of `values` for a base, and of `adapter_value` for an
+    adapter: of all its tensors ("l"), with few values ("f"), or copies of the base ("=").
+    """
+    dtype = lambda t: {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}[t.dtype]
+    lines, bases = [], set()
+    for row in rows:
+        folder = args.work / row
+        for kind in kinds:
+            record = folder / "records" / f"{kind}.json"
+            record = json.loads(record.read_text()) if record.exists() else {"absent": ""}
+            if "absent" in record:
+                continue
+            path, cell = folder / record["base"], folder / "cells" / kind
+            base, adapter, want = tensors(path), tensors(cell / "adapter"), tensors(cell / "expected")
+            if record.get("random") or base.keys() - want.keys():
+                continue
+            name = f"{row}/{path.name}"
+            if name not in bases:
+                bases.add(name)
+                config = json.loads((path / "config.json").read_text())
+                lines.append({"base": name, "config": config, "tensors": [[k, dtype(t), list(t.shape)] for k, t in sorted(base.items())]})
+            few, given = "dora" in kind or "vera" in kind, []
+            for k, t in sorted(adapter.items()):
+                copied = [b for b, x in base.items() if same(x, t)]
+                given.append([k, dtype(t), list(t.shape), f"={copied[0]}" if copied else "f" if few else "l"])
+                assert copied or same(t, adapter_value(k, t, few)), (row, kind, k)
+            config = json.loads((cell / "adapter" / "adapter_config.json").read_text())
+            dull = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version")
+            config = {k: v for k, v in config.items() if v not in (None, False, {}, []) and k not in dull}
+            changed = {k: digest(t) for k, t in sorted(want.items()) if k not in base or not same(t, base[k])}
+            lines.append({"of": name, "kind": kind, "untie": kind in UNTIES, "config": config, "tensors": given, "changed": changed})
+    args.fixture.write_text("".join(json.dumps(x, separators=(",", ":")) + "\n" for x in lines))
 
 
 # ---------------------------------------------------------------- rows side by side
@@ -362,7 +451,7 @@ def work_row(args, model_type, kinds):
         if not args.replay:
             make_row(folder, model_type, kinds)
         if args.tlkit and folder.exists():
-            check_row(Tool(args.tlkit), folder, kinds)
+            check_row(Tool(args.tlkit), folder, kinds, args.quick)
 
 
 def run(args, rows, kinds):
@@ -392,9 +481,10 @@ def run(args, rows, kinds):
         print(f"{done}/{len(rows)} {model_type} {time.time() - start:.0f} s{' status ' + str(status) if status else ''}", file=sys.stderr, flush=True)
 
 
-def reason(listed, row, kind, code):
+def reason(listed, row, kind, code, drawn):
     for entry in listed:
-        if re.fullmatch(entry["row"], row) and re.fullmatch(entry["kind"], kind) and entry["code"] == code:
+        fits = re.fullmatch(entry["row"], row) and re.fullmatch(entry["kind"], kind) and entry["code"] == code
+        if fits and (drawn or not entry.get("drawn")):
             return entry["reason"]
     return None
 
@@ -414,7 +504,7 @@ def summary(args, rows, kinds):
                 counts["equal"] += 1
             elif cell == "-":
                 counts["absent"] += 1
-            elif cell.startswith("TL") and reason(listed, row, kind, cell):
+            elif cell.startswith("TL") and reason(listed, row, kind, cell, r.get("drawn")):
                 counts["refused"] += 1
             else:
                 counts["different" if cell in ("x", "crash") else "unexplained"] += 1
@@ -425,12 +515,23 @@ def summary(args, rows, kinds):
     return cells, counts, listed
 
 
-def table(cells, counts, listed, kinds):
+def table(cells, kinds):
     head = ["model type", *kinds]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row, line in cells.items():
         lines.append(f"| {row} | " + " | ".join(line[k] for k in kinds) + " |")
     return "\n".join(lines)
+
+
+def page(args, cells, counts, listed, kinds):
+    """spec/peft-matrix.md."""
+    kinds = [k for k in kinds if any(line[k] != "-" for line in cells.values())]
+    versions = f"PEFT {metadata.version('peft')}, transformers {metadata.version('transformers')}, torch {metadata.version('torch')}"
+    codes = sorted({c for line in cells.values() for c in line.values() if c.startswith("TL")})
+    used = [e for e in listed if e["code"] in codes]
+    reasons = "\n".join(f"| {e['code']} | {e['shown']} | {e['reason']} |" for e in used)
+    text = HEAD.format(types=len(cells), versions=versions, table=table(cells, kinds), reasons=reasons, **counts)
+    (HERE.parent.parent / "spec" / "peft-matrix.md").write_text(text)
 
 
 def main():
@@ -441,7 +542,10 @@ def main():
     parser.add_argument("--kinds", default="", metavar="REGEX", help="the kinds that this finds")
     parser.add_argument("--small", action="store_true", help="a few model types")
     parser.add_argument("--replay", action="store_true", help="make nothing, check what is there")
+    parser.add_argument("--quick", action="store_true", help="only merge: do not verify, nor go by way of a .tl")
     parser.add_argument("--report", action="store_true", help="run nothing, say what came of the last run")
+    parser.add_argument("--fixture", type=Path, metavar="FILE", help="write fixtures/peft-matrix.jsonl of what is there")
+    parser.add_argument("--table", action="store_true", help="write spec/peft-matrix.md")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--limit", type=int, default=300, help="seconds for a row")
     parser.add_argument("--verbose", action="store_true", help="say what is absent, and why")
@@ -453,10 +557,14 @@ def main():
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(1)
+    if args.fixture:
+        return fixture(args, rows, [k for k in IN_FIXTURE if k in kinds])
     if not args.report:
         run(args, rows, kinds)
     cells, counts, listed = summary(args, rows, kinds)
-    print(table(cells, counts, listed, kinds))
+    if args.table:
+        page(args, cells, counts, listed, kinds)
+    print(table(cells, kinds))
     for row in cells:
         results = json.loads((args.work / row / "result.json").read_text())
         for kind in kinds:

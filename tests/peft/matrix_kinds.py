@@ -155,6 +155,11 @@ def _(m):
     return lora(target_modules=found(inputs(m), "no input embedding") + found(outputs(m), "no output"))
 
 
+@kind("embed+head-bf16", "main.bf16")
+def _(m):
+    return lora(target_modules=found(inputs(m), "no input embedding") + found(outputs(m), "no output") + suffixes(m)[:1])
+
+
 @kind("embed-dora")
 def _(m):
     return lora(target_modules=found(inputs(m), "no input embedding") + suffixes(m)[:1], use_dora=True)

@@ -57,6 +57,7 @@ OVERRIDES = {
     "flaubert": dict(n_words=96, emb_dim=32),
     "fsmt": dict(src_vocab_size=96, tgt_vocab_size=96),
     "roc_bert": dict(pronunciation_vocab_size=40, shape_vocab_size=40, pronunciation_embed_dim=16, shape_embed_dim=16),
+    "mobilebert": dict(embedding_size=16, true_hidden_size=32, intra_bottleneck_size=32),
     "luke": dict(entity_vocab_size=40, entity_emb_size=16),
     "led": dict(max_encoder_position_embeddings=64, max_decoder_position_embeddings=64, attention_window=[4, 4]),
     "ctrl": dict(dff=48),
@@ -71,7 +72,6 @@ OVERRIDES = {
     "nllb-moe": dict(encoder_sparse_step=2, decoder_sparse_step=2),
     "gemma3n_text": dict(num_kv_shared_layers=0, layer_types=["sliding_attention", "full_attention"], activation_sparsity_pattern=[0.0, 0.0]),
     "gemma4_text": dict(layer_types=["sliding_attention", "full_attention"], num_kv_shared_layers=0),
-    "qwen3_asr": dict(),
 }
 
 

@@ -79,8 +79,14 @@ const HINTS: &[(&str, &str)] = &[
     ),
 ];
 
-/// The same of hints that end with a path.
-const BEFORE_PATHS: &[(&str, &str)] = &[("resume the run in ", "go on with --resume ")];
+/// The same of hints that end with a path, or a rename.
+const BEFORE_PATHS: &[(&str, &str)] = &[
+    ("resume the run in ", "go on with --resume "),
+    (
+        "if that is what is meant, rename ",
+        "if that is what is meant, pass --rename ",
+    ),
+];
 
 /// What the user of the command is to do about an error.
 pub(crate) fn hint(error: &Error) -> Option<Cow<'_, str>> {

@@ -5,6 +5,7 @@ mod each;
 mod names;
 mod result;
 mod undo;
+mod vocabulary;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -7,8 +7,18 @@ use crate::adapter::{Adapter, ExtraRole, Module};
 use crate::error::Result;
 use crate::peft::config::Bias;
 use crate::peft::names::PREFIX;
+use crate::peft::saved::heads_of_task;
 use crate::peft::tokens::{SUFFIX, TrainedTokens};
 use crate::tensor::Tensor;
+
+/// What `modules_to_save` calls the module: what PEFT itself saves for the task goes as a whole, since
+/// it does not wrap a module within one that it wraps.
+fn saved_module(module: &str, tensor: &str, task: Option<&str>) -> String {
+    let heads = heads_of_task(task);
+    let mut dots = tensor.match_indices('.').map(|(dot, _)| &tensor[..dot]);
+    let wrapped = dots.find(|path| heads.iter().any(|head| path.ends_with(head)));
+    wrapped.unwrap_or(module).to_owned()
+}
 
 /// The tensors, and what the config says of them.
 pub(super) struct Extras {
@@ -45,7 +55,8 @@ pub(super) fn extra_entries(adapter: &Adapter, modules: &[Module]) -> Result<Ext
         match extra.role {
             ExtraRole::Replace => {
                 push(format!("{PREFIX}{}", extra.name), &extra.tensor);
-                out.saved.push(module.to_owned());
+                out.saved
+                    .push(saved_module(module, &extra.name, adapter.task.as_deref()));
             }
             ExtraRole::Bias => {
                 let wrapper = if is_adapted { ".base_layer" } else { "" };

@@ -60,7 +60,8 @@ pub(super) fn plan_lora(
             values: Values::Left(i),
         });
     }
-    config.selection = select(modules, options.base)?;
+    let model = adapter.base.as_ref().and_then(|b| b.name.as_deref());
+    config.selection = select(modules, options.base, model)?;
     config.fan_in_fan_out = has_conv1d(adapter);
     common_keys(adapter, &mut config.common);
     let extras = extra_entries(adapter, modules)?;

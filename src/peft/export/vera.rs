@@ -32,7 +32,8 @@ pub(super) fn plan_vera(
         }
     }
     let mut config = VeraConfig::new(first.rank as u32, Vec::new());
-    config.selection = select(modules, options.base)?;
+    let model = adapter.base.as_ref().and_then(|b| b.name.as_deref());
+    config.selection = select(modules, options.base, model)?;
     config.fan_in_fan_out = has_conv1d(adapter);
     let key = adapter
         .provenance

@@ -33,6 +33,9 @@ pub struct Imported {
     pub magnitudes: BTreeMap<String, Tensor>,
     /// What a careful user should know: assumptions made, keys without effect.
     pub notes: Vec<String>,
+    /// Modules that config and base say are adapted, and that have no tensors in the file; empty
+    /// without the base.
+    pub missing: Vec<String>,
     /// Bytes of the adapter's files.
     pub bytes: u64,
     /// SHA-256 over config and weights.

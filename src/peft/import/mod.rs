@@ -8,6 +8,7 @@ mod extras;
 mod imported;
 mod importer;
 mod lora;
+mod missing;
 mod read;
 mod tokens;
 mod vera;

@@ -1,15 +1,18 @@
 //! A PEFT directory, read into an adapter.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::imported::{ImportOptions, Imported};
 use super::importer::Importer;
 use crate::adapter::{Adapter, BaseModel, MAX_GROUPS};
 use crate::base::hub_name;
+use crate::digest::{Digest, Hasher};
 use crate::error::{Code, Error, Result};
+use crate::peft::beside::{Beside, read_beside};
 use crate::peft::config::PeftConfig;
 use crate::peft::files::AdapterFiles;
+use crate::peft::names::TargetRules;
 use crate::peft::tensors::sort_tensors;
 use crate::peft::tokens::TrainedTokens;
 
@@ -29,6 +32,7 @@ pub fn import(dir: &Path, options: &ImportOptions<'_>) -> Result<Imported> {
         },
         notes: Vec::new(),
         magnitudes: BTreeMap::new(),
+        missing: Vec::new(),
     };
     let unknown = &files.config.common().unknown;
     if !unknown.is_empty() {
@@ -42,8 +46,13 @@ pub fn import(dir: &Path, options: &ImportOptions<'_>) -> Result<Imported> {
             .refuse_unrepresentable()
             .map_err(|e| e.file(&config_path))?;
     }
-    let sorted = sort_tensors(&files).map_err(|e| e.file(&files.weights_path))?;
+    let mut sorted = sort_tensors(&files).map_err(|e| e.file(&files.weights_path))?;
     importer.notes.extend(sorted.notes.iter().cloned());
+    let beside = read_beside(dir, options.base)?;
+    importer.notes.extend(beside.notes.iter().cloned());
+    let identity = identity(&files, &beside)?;
+    let bytes = files.bytes + beside.bytes;
+    sorted.add_beside(beside)?;
     let count = [
         sorted.lora.len(),
         sorted.vera.len(),
@@ -61,6 +70,15 @@ pub fn import(dir: &Path, options: &ImportOptions<'_>) -> Result<Imported> {
     importer
         .extras(&files.config, &sorted)
         .map_err(|e| e.file(dir))?;
+    let paths: BTreeSet<&str> = sorted
+        .lora
+        .keys()
+        .chain(sorted.vera.keys())
+        .map(String::as_str)
+        .collect();
+    let selection = files.config.selection();
+    let rules = TargetRules::new(selection)?;
+    importer.look_for_missing(&paths, &rules, &selection.target_modules)?;
     let tokens = match &files.config {
         PeftConfig::Lora(config) => &config.trainable_tokens,
         PeftConfig::Vera(_) => &TrainedTokens::None,
@@ -73,9 +91,25 @@ pub fn import(dir: &Path, options: &ImportOptions<'_>) -> Result<Imported> {
         kind,
         magnitudes: importer.magnitudes,
         notes: importer.notes,
-        bytes: files.bytes,
-        identity: files.identity()?,
+        missing: importer.missing,
+        bytes,
+        identity,
     })
+}
+
+/// The digest over the adapter's files, and over what is read from beside them.
+fn identity(files: &AdapterFiles, beside: &Beside) -> Result<Digest> {
+    let own = files.identity()?;
+    if beside.tensors.is_empty() {
+        return Ok(own);
+    }
+    let mut hasher = Hasher::default();
+    hasher.update(own.as_bytes());
+    for (name, (_, tensor)) in &beside.tensors {
+        hasher.update(format!("{name}\t{}\t{:?}\t", tensor.dtype(), tensor.shape()).as_bytes());
+        hasher.update(Digest::of(tensor.data()).as_bytes());
+    }
+    Ok(hasher.finish())
 }
 
 /// What the config says of its base; a path is where somebody had it, and left out.

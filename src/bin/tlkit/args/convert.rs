@@ -6,6 +6,7 @@ use clap::{Args, Subcommand, ValueEnum, ValueHint};
 use tlkit::tensor::Dtype;
 use tlkit::{Code, Error, Result};
 
+use super::base::BaseNames;
 use super::merge::Blobs;
 use super::values::{byte_count, float_dtype, positive, storage_dtype};
 
@@ -31,6 +32,11 @@ pub(crate) struct PeftToTied {
     /// The base model: records its fingerprint, and answers what VeRA adapters leave open
     #[arg(long, value_hint = ValueHint::AnyPath)]
     pub(crate) base: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) names: BaseNames,
+    /// Refuse an adapter that lacks tensors of modules which its config and the base say are adapted
+    #[arg(long, requires = "base")]
+    pub(crate) strict: bool,
     /// Compress tensors with zstd; the root stays the same
     #[arg(long)]
     pub(crate) zstd: bool,
@@ -206,6 +212,8 @@ pub(crate) struct TiedToPeft {
     /// The base model, so that target modules are named by suffix only where that is exact
     #[arg(long, value_hint = ValueHint::AnyPath)]
     pub(crate) base: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) names: BaseNames,
     #[command(flatten)]
     pub(crate) blobs: Blobs,
     /// Replace an existing PEFT directory without other files; links, devices and inputs never are

@@ -7,7 +7,8 @@ use tlkit::compute::DeviceChoice;
 use tlkit::merge::{Rounding, TiedPolicy, TokenizerFrom};
 use tlkit::tensor::Dtype;
 
-use super::values::{byte_count, device, float_dtype, rename, rounding, tied_policy, tokenizer};
+use super::base::BaseNames;
+use super::values::{byte_count, device, float_dtype, rounding, tied_policy, tokenizer};
 
 #[derive(Debug, Args)]
 pub(crate) struct Blobs {
@@ -45,9 +46,8 @@ pub(crate) struct Merge {
     /// Whose tokenizer goes into the output: the base's, or the one in the adapter's folder
     #[arg(long, value_parser = tokenizer, value_name = "base|adapter", default_value = "base", conflicts_with = "in_place")]
     pub(crate) tokenizer: TokenizerFrom,
-    /// Replace a leading part of adapter module names: --rename backbone=model
-    #[arg(long, value_name = "FROM=TO", value_parser = rename)]
-    pub(crate) rename: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) names: BaseNames,
     /// What the weights of a quantised base are written as: f32, f16 or bf16 [default: what they are
     /// made for]
     #[arg(long, value_name = "TYPE", value_parser = float_dtype)]
@@ -55,6 +55,9 @@ pub(crate) struct Merge {
     /// Refuse a base whose weights are not those that the adapter was made for
     #[arg(long)]
     pub(crate) check_base: bool,
+    /// Refuse an adapter that lacks tensors of modules which its config and the base say are adapted
+    #[arg(long)]
+    pub(crate) strict: bool,
     /// Show what would be done, and write nothing
     #[arg(long)]
     pub(crate) dry_run: bool,

@@ -1,6 +1,7 @@
 //! The command line: what can be said, not what it does.
 
 mod audit;
+mod base;
 mod cli;
 mod convert;
 mod merge;
@@ -12,6 +13,7 @@ mod values;
 mod verify;
 
 pub(crate) use audit::{Audit, Plan};
+pub(crate) use base::BaseNames;
 pub(crate) use cli::{Cli, Command};
 pub(crate) use convert::{
     Calibrate, Convert, Fit, PeftForm, PeftToTied, ProjectionRounding, TiedToPeft,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueHint};
 
+use super::base::BaseNames;
 use super::merge::Blobs;
 use super::values::{bytes, positive, with_unit};
 
@@ -65,6 +66,8 @@ pub(crate) struct Put {
     /// The base model of a PEFT directory, as in convert peft-to-tied
     #[arg(long, value_hint = ValueHint::AnyPath)]
     pub(crate) base: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) names: BaseNames,
     /// Sign adapter, name and version with this Ed25519 key (PKCS#8 PEM)
     #[arg(long, value_name = "KEY.pem", value_hint = ValueHint::FilePath)]
     pub(crate) sign: Option<PathBuf>,

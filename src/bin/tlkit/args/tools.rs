@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueHint};
 use tlkit::tensor::Dtype;
 
+use super::base::BaseNames;
 use super::values::storage_dtype;
 
 #[derive(Debug, Args)]
@@ -18,6 +19,8 @@ pub(crate) struct Inspect {
     /// The base model, where a VeRA directory needs it
     #[arg(long, value_hint = ValueHint::AnyPath)]
     pub(crate) base: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) names: BaseNames,
 }
 
 #[derive(Debug, Args)]

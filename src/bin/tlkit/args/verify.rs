@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
+use super::base::BaseNames;
 use super::merge::{Blobs, Device};
-use super::values::{positive, rename, tied_policy, tokenizer};
+use super::values::{positive, tied_policy, tokenizer};
 use clap::{Args, Subcommand, ValueHint};
 use tlkit::merge::{TiedPolicy, TokenizerFrom};
 
@@ -43,6 +44,8 @@ pub(crate) struct VerifyAdapters {
     #[arg(long, value_hint = ValueHint::AnyPath)]
     pub(crate) base: Option<PathBuf>,
     #[command(flatten)]
+    pub(crate) names: BaseNames,
+    #[command(flatten)]
     pub(crate) blobs: Blobs,
 }
 
@@ -70,9 +73,8 @@ pub(crate) struct VerifyMerged {
     /// As in merge
     #[arg(long, value_parser = tied_policy, value_name = "refuse|untie|shared")]
     pub(crate) tied: Option<TiedPolicy>,
-    /// As in merge
-    #[arg(long, value_name = "FROM=TO", value_parser = rename)]
-    pub(crate) rename: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) names: BaseNames,
     #[command(flatten)]
     pub(crate) device: Device,
     #[command(flatten)]

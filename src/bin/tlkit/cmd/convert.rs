@@ -15,12 +15,13 @@ use crate::output::{Outcome, Output, change, count, fields, number, plural};
 
 pub(crate) fn peft_to_tied(args: &PeftToTied, output: &Output) -> Result<Outcome> {
     check_tied(args)?;
-    let base = open_base(args.base.as_ref())?;
+    let base = open_base(args.base.as_ref(), &args.names)?;
     let mut write = WriteOptions::default();
     write.zstd = args.zstd;
     write.existing = existing(args.force);
     let mut options = ToTiedOptions::default();
     options.base = base.as_ref();
+    options.strict = args.strict;
     options.write = write;
     options.fma = match args.projection_rounding {
         ProjectionRounding::Fused => Fma::Fused,
@@ -119,7 +120,7 @@ pub(crate) fn tied_to_peft(args: &TiedToPeft, output: &Output) -> Result<Outcome
     inputs.extend(args.base.as_deref());
     check_output(&args.output, Kind::Adapter, args.force, &inputs)?;
     as_closed_as([args.file.as_path()]);
-    let base = open_base(args.base.as_ref())?;
+    let base = open_base(args.base.as_ref(), &args.names)?;
     let form = match (args.kind, args.portable) {
         (PeftForm::Vera, _) => Form::Vera,
         (PeftForm::Lora, true) => Form::Portable,

@@ -11,7 +11,7 @@ use tlkit::merge::MergeInput;
 use tlkit::safetensors::Checkpoint;
 use tlkit::{Code, Error, Result};
 
-use crate::args::Blobs;
+use crate::args::{BaseNames, Blobs};
 use crate::output::Output;
 
 pub(super) fn blob_source(blobs: &Blobs) -> Box<dyn BlobSource> {
@@ -21,8 +21,13 @@ pub(super) fn blob_source(blobs: &Blobs) -> Box<dyn BlobSource> {
     }
 }
 
-pub(super) fn open_base(path: Option<&PathBuf>) -> Result<Option<Checkpoint>> {
-    path.map(Checkpoint::open).transpose()
+pub(super) fn open_base(path: Option<&PathBuf>, names: &BaseNames) -> Result<Option<Checkpoint>> {
+    path.map(|path| open_renamed(path, names)).transpose()
+}
+
+/// Opens a base for adapters whose names are renamed.
+pub(super) fn open_renamed(path: &Path, names: &BaseNames) -> Result<Checkpoint> {
+    Ok(Checkpoint::open(path)?.with_renames(names.rename.clone()))
 }
 
 /// `PATH=WEIGHT`, unless a file of the whole name exists.

@@ -306,7 +306,7 @@ fn tl(path: &Path, args: &Inspect, output: &Output) -> Result<Outcome> {
 }
 
 fn peft(path: &Path, args: &Inspect, output: &Output) -> Result<Outcome> {
-    let base = open_base(args.base.as_ref())?;
+    let base = open_base(args.base.as_ref(), &args.names)?;
     let opened = open_adapter(path, base.as_ref(), &NoBlobs)?;
     for note in &opened.notes {
         output.note(note);

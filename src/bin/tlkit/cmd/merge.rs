@@ -12,24 +12,27 @@ use tlkit::safetensors::Checkpoint;
 use tlkit::{Error, Result};
 
 use super::each;
-use super::files::{adapter_paths, blob_source, existing, open_inputs, show, split_weight};
+use super::files::{
+    adapter_paths, blob_source, existing, open_inputs, open_renamed, show, split_weight,
+};
 use crate::args::{Merge, Unmerge};
 use crate::ending;
 use crate::output::{Outcome, Output, bytes, count, fields, number, percent, plural, table};
 use crate::progress::with_bar;
 
 pub(crate) fn merge(args: &Merge, output: &Output) -> Result<Outcome> {
-    let base = Checkpoint::open(&args.base)?;
+    let base = open_renamed(&args.base, &args.names)?;
     let blobs = blob_source(&args.blobs);
     let inputs = open_inputs(&args.adapters, &base, &*blobs, output)?;
     if args.check_base {
-        check_base(&base, &inputs, &args.rename)?;
+        check_base(&base, &inputs, &args.names.rename)?;
     }
     let mut options = PlanOptions::default();
     options.rounding = args.rounding;
     options.tied = args.tied.unwrap_or(TiedPolicy::Refuse);
     options.tokenizer = args.tokenizer;
-    options.renames = args.rename.clone();
+    options.renames = args.names.rename.clone();
+    options.strict = args.strict;
     options.dtype = args.dtype;
     let mut exec = ExecOptions::default();
     exec.existing = existing(args.force);

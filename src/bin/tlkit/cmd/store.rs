@@ -43,7 +43,7 @@ pub(crate) fn put(args: &args::Put, output: &Output) -> Result<Outcome> {
     let name: AdapterName = args.name.parse()?;
     let signer = args.sign.as_deref().map(Signer::open).transpose()?;
     let mut store = Opened::open(&args.url, output)?;
-    let base = open_base(args.base.as_ref())?;
+    let base = open_base(args.base.as_ref(), &args.names)?;
     let folder = blob_source(&args.blobs);
     let own = store.blobs(&name.user);
     let (package, notes) =

@@ -13,7 +13,7 @@ use tlkit::eval::{LogitsReport, compare_logits, rounding_share};
 use tlkit::model::{Model, branches_of, device};
 use tlkit::text::{DataOptions, Dataset, Vocabulary};
 
-use super::files::{blob_source, open_base, open_inputs, show};
+use super::files::{blob_source, open_base, open_inputs, open_renamed, show};
 use crate::args::{VerifyAdapters, VerifyFile, VerifyLogits, VerifyMerged};
 use crate::output::{Outcome, Output, bytes, count, fields, number, percent, plural, table};
 use crate::progress::{Work, with_bar, with_progress};
@@ -61,7 +61,7 @@ fn file_text(r: &FileReport) -> String {
 }
 
 pub(crate) fn adapters(args: &VerifyAdapters, output: &Output) -> Result<Outcome> {
-    let base = open_base(args.base.as_ref())?;
+    let base = open_base(args.base.as_ref(), &args.names)?;
     let blobs = blob_source(&args.blobs);
     let one = open_adapter(&args.one, base.as_ref(), &*blobs)?;
     let two = open_adapter(&args.two, base.as_ref(), &*blobs)?;
@@ -158,14 +158,14 @@ fn adapters_text(r: &AdaptersReport, equal: bool, tolerance: f64) -> String {
 }
 
 pub(crate) fn merged(args: &VerifyMerged, output: &Output) -> Result<Outcome> {
-    let base = Checkpoint::open(&args.base)?;
+    let base = open_renamed(&args.base, &args.names)?;
     let merged = Checkpoint::open(&args.merged)?;
     let blobs = blob_source(&args.blobs);
     let inputs = open_inputs(&args.adapters, &base, &*blobs, output)?;
     let mut options = PlanOptions::default();
     options.tied = args.tied.unwrap_or(TiedPolicy::Refuse);
     options.tokenizer = args.tokenizer;
-    options.renames = args.rename.clone();
+    options.renames = args.names.rename.clone();
     let device = &args.device;
     // Only `auto` asks how much there is to do; the verification plans for itself.
     let plan = match device.device {

@@ -1,0 +1,14 @@
+//! How an adapter's names are those of a base.
+
+use clap::Args;
+
+use super::values::rename;
+
+/// What stands beside every argument that names a base.
+#[derive(Debug, Clone, Args)]
+#[group(skip)]
+pub(crate) struct BaseNames {
+    /// Replace a leading part of adapter module names: --rename backbone=model
+    #[arg(long, value_name = "FROM=TO", value_parser = rename)]
+    pub(crate) rename: Vec<(String, String)>,
+}
