@@ -10,6 +10,8 @@ use super::cut::{Chunk, Cut, Flip, Link};
 
 /// Bound on the steps of one match: names are untrusted, the patterns are not.
 const MAX_STEPS: usize = 100_000;
+/// Longest name that rules are tried on: no class has one so long.
+const MAX_NAME: usize = 1024;
 /// How a pattern of the table says "any list entry".
 const ANY_ENTRY: &str = r".*\.";
 
@@ -273,6 +275,9 @@ impl LoadRules {
 
     /// What the tensor of this name is in the class: usually all of one tensor.
     pub(super) fn links(&self, name: &str) -> Vec<Link> {
+        if name.len() > MAX_NAME {
+            return vec![link(name.to_owned(), Cut::WHOLE, Cut::WHOLE)];
+        }
         let mut class = name.to_owned();
         let mut unknown = None;
         for rule in self.0.iter().filter(|r| r.renames()) {

@@ -12,6 +12,8 @@ const LISTED: usize = 3;
 /// Most segments that an automatic rewrite inserts or removes.
 const MAX_SHIFT: usize = 3;
 
+/// Most exchanges of a prefix that are tried for a hint.
+const MOST_EXCHANGES: usize = 64;
 /// What to do where one rename of a prefix would lead all names to tensors, before the rename.
 const RENAME: &str = "if that is what is meant, rename ";
 /// What to do where several places could be meant.
@@ -174,10 +176,12 @@ fn unmatched(base: &impl Known, missing: &[&String]) -> Error {
             others.join(", ")
         )
     };
-    if let Some(Rule(from, to)) = exchange(base, missing) {
+    let ways = exchanges(base, missing);
+    if (1..=LISTED).contains(&ways.len()) {
+        let ways: Vec<String> = ways.iter().map(|Rule(a, b)| format!("{a}={b}")).collect();
         return in_base(base, Error::new(Code::UnmatchedModule, message))
             .tensor(*first)
-            .hint(format!("{RENAME}{from}={to}"));
+            .hint(format!("{RENAME}{}", ways.join(" or ")));
     }
     let near: Vec<String> = nearest(base, first)
         .into_iter()
@@ -196,16 +200,19 @@ fn unmatched(base: &impl Known, missing: &[&String]) -> Error {
         .hint(hint)
 }
 
-/// The exchange of leading segments that would lead all of these names to tensors, where it is the only one:
-/// never done unasked, since towers of one model have modules of the same names.
-fn exchange(base: &impl Known, missing: &[&String]) -> Option<Rule> {
-    let first: Vec<&str> = missing.first()?.split('.').collect();
+/// The exchanges of leading segments each of which would lead all of these names to tensors: never done
+/// unasked, since towers of one model have modules of the same names.
+fn exchanges(base: &impl Known, missing: &[&String]) -> Vec<Rule> {
+    let Some(first) = missing.first() else {
+        return Vec::new();
+    };
+    let first: Vec<&str> = first.split('.').collect();
     let mut rules = BTreeSet::new();
     for have in base.names() {
         let have: Vec<&str> = have.split('.').collect();
         let suffix = common(first.iter().rev(), have.iter().rev());
-        let from = first.get(..first.len() - suffix)?;
-        let to = have.get(..have.len() - suffix)?;
+        let from = &first[..first.len() - suffix];
+        let to = &have[..have.len() - suffix];
         let numbered = |s: &&str| s.bytes().all(|b| b.is_ascii_digit());
         if suffix >= 2 && !from.is_empty() && !from.iter().chain(to).any(numbered) {
             rules.insert(Rule(from.join("."), to.join(".")));
@@ -215,11 +222,8 @@ fn exchange(base: &impl Known, missing: &[&String]) -> Option<Rule> {
         let mut renamed = missing.iter().map(|name| rule.apply(name));
         renamed.all(|name| name.is_some_and(|n| base.locate(&n).is_some()))
     };
-    let mut fitting = rules.into_iter().filter(leads);
-    match (fitting.next(), fitting.next()) {
-        (Some(rule), None) => Some(rule),
-        _ => None,
-    }
+    let tried = rules.into_iter().take(MOST_EXCHANGES);
+    tried.filter(leads).collect()
 }
 
 fn in_base(base: &impl Known, error: Error) -> Error {

@@ -271,7 +271,7 @@ fn what_loading_does_besides_is_refused_by_its_name() {
     assert!(e.to_string().contains("PermuteForRope"), "{e}");
 }
 
-/// Breaks where the rename that a hint writes out does not do what it says, or is written where two would.
+/// Breaks where the rename that a hint writes out does not do what it says, or only one of two is written.
 #[test]
 fn a_hint_writes_out_the_rename_that_works() {
     let base = known(&[
@@ -291,5 +291,5 @@ fn a_hint_writes_out_the_rename_that_works() {
     let e = Names::new(&two, &architecture)
         .resolve(&wanted[..1], &[], |_| false)
         .unwrap_err();
-    assert!(!e.hint_text().unwrap().contains('='), "{e}");
+    assert!(e.hint_text().unwrap().ends_with("lm=a or lm=b"), "{e}");
 }
