@@ -455,3 +455,51 @@ fn real_adapters_convert_or_are_refused_by_name() {
     assert_eq!(outcome("bloom-560m-r8-bin"), Err(Code::UnsupportedVariant));
     assert_eq!(outcome("mlx-qwen2.5-0.5b-wyek1n"), Err(Code::NotPeft));
 }
+
+/// Breaks where what all experts of a layer have, or all of all layers, is stored more than once, or an
+/// expert gets another's factors.
+#[test]
+fn what_experts_share_is_kept_once() {
+    let group = |layer: u32, a: Tensor, b: Tensor| TieGroup {
+        layers: Some(vec![layer]),
+        experts: Some(3),
+        in_features: 5,
+        a: Factor::trained(a),
+        b: Factor::trained(b),
+        u: None,
+        v: None,
+        targets: vec![Target {
+            module: "l.{}.experts.gate_up_proj".to_owned(),
+            out: 4,
+            kind: ModuleKind::Parameter,
+        }],
+        ..tied(2, false, false).groups.remove(0)
+    };
+    let rank = tied(2, false, false).groups[0].rank;
+    let repeated = |tensor: &Tensor| {
+        let shape = [&[3], tensor.shape()].concat();
+        Tensor::new(tensor.dtype(), shape, tensor.data().repeat(3)).unwrap()
+    };
+    let [of_first, of_second] = [1, 2].map(|key| random(&[rank, 5], key));
+    let own = |key| random(&[3, 4, rank], key);
+    for (second, shape) in [(&of_first, vec![rank, 5]), (&of_second, vec![2, rank, 5])] {
+        let source = Adapter {
+            groups: vec![
+                group(4, repeated(&of_first), own(3)),
+                group(7, repeated(second), own(4)),
+            ],
+            ..Adapter::default()
+        };
+        source.validate().unwrap();
+        let stacked = coalesce(&source).unwrap();
+        stacked.validate().unwrap();
+        assert_eq!(stacked.groups.len(), 1);
+        assert_eq!(stacked.groups[0].a.tensor.shape(), shape);
+        assert_eq!(stacked.groups[0].b.tensor.shape(), [6, 4, rank]);
+        for (m, n) in source.modules().iter().zip(stacked.modules()) {
+            let before = source.groups[m.group].low_rank(m.layer, m.target).unwrap();
+            let after = stacked.groups[n.group].low_rank(n.layer, n.target).unwrap();
+            assert_eq!((m.label(), before), (n.label(), after));
+        }
+    }
+}

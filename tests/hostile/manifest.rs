@@ -120,6 +120,22 @@ fn layers_times_targets_are_bounded() {
 }
 
 #[test]
+fn layers_times_experts_are_counted_before_they_are_listed() {
+    let layers: Vec<String> = (0..65).map(|l| l.to_string()).collect();
+    let numbers = format!(
+        r#""experts":4096,"in":1,"layers":[{}],"rank":1"#,
+        layers.join(",")
+    );
+    let parameter = r#"{"kind":"parameter","module":"{}.m","out":1}"#;
+    let groups = [group(["g0.A", "g0.B"], &numbers, parameter)];
+    let tensors = [tensor("g0.A", "[1,1]", 1), tensor("g0.B", "[1,1]", 2)];
+    let text = manifest(&groups, "custom", &tensors);
+    let (parsed, cost) = measured(|| parse(&text));
+    assert_code(parsed, Code::ManifestLimit);
+    cost.within(64 * text.len());
+}
+
+#[test]
 fn sixty_five_thousand_groups_are_no_quadratic_work() {
     let mut names: Vec<String> = (0..65_536).map(|i| format!("m{i}")).collect();
     names.sort();

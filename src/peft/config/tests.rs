@@ -169,11 +169,6 @@ fn features_are_refused_by_name() {
         ),
         ("megatron_config", "{\"a\":1}", Code::UnsupportedMegatron),
         ("monteclora_config", "{\"a\":1}", Code::UnsupportedVariant),
-        (
-            "target_parameters",
-            "[\"experts.down_proj\"]",
-            Code::UnsupportedTargetParameters,
-        ),
         ("use_bdlora", "{\"nblocks\":2}", Code::UnsupportedBdlora),
         ("use_qalora", "true", Code::UnsupportedQalora),
         ("velora_config", "{\"a\":1}", Code::UnsupportedVariant),
