@@ -44,6 +44,7 @@ fn adapter(a: &Factor, b: &Factor, number: u64) -> Adapter {
     };
     let group = TieGroup {
         layers: Some((0..LAYERS as u32).collect()),
+        experts: None,
         rank: RANK,
         in_features: WIDTH,
         scaling: Scaling::one(RANK),

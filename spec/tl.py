@@ -12,7 +12,8 @@ FLOATS = {"F32": ("I", 0x7F800000), "F16": ("H", 0x7C00), "BF16": ("H", 0x7F80)}
 WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1}
 PRESETS = [("lora", "AB", False), ("vera", "uv", True), ("tl1", "A", True), ("tl2", "Auv", True),
            ("tl3", "B", True), ("tl4", "Bu", True), ("tl5", "AB", True), ("tl6", "ABuv", True)]
-FACTORS, FEATURES = "ABCuv", {"core", "i8-rows", "rows"}
+FACTORS, FEATURES = "ABCuv", {"core", "experts", "i8-rows", "rows"}
+KINDS = {"linear": False, "conv1d": False, "embedding": False, "parameter": True, "parameter_transposed": True}
 
 def need(ok, message):
     if not ok:
@@ -71,7 +72,7 @@ def byte_len(t):
     return math.prod(t["shape"]) * WIDTHS[t["dtype"]]
 
 def check_group(g, tensors):
-    fields(g, ["layers", "C", "u", "v"], A=str, B=str, C=str, u=str, v=str, alpha=None, layers=[int], rank=int, scaling=str,
+    fields(g, ["experts", "layers", "C", "u", "v"], A=str, B=str, C=str, u=str, v=str, alpha=None, experts=int, layers=[int], rank=int, scaling=str,
            targets=[dict], trained=[str], **{"in": int})
     layers, rank, parts = g.get("layers"), g["rank"], [p for p in FACTORS if p in g]
     ascending = sorted(set(layers or [0]))
@@ -79,7 +80,12 @@ def check_group(g, tensors):
     for t in g["targets"]:
         fields(t, ["kind"], kind=str, module=str, out=int)
         check_name(t["module"], layers is not None)
-        need(t["out"] > 0 and t.get("kind", "conv1d") in ("conv1d", "embedding"), f"bad target {t}")
+        kind = t.get("kind", "linear")
+        need(t["out"] > 0 and kind in KINDS and ("kind" in t) == (kind != "linear"), f"bad target {t}")
+        need("experts" not in g if not KINDS[kind] else kind == "parameter" or "experts" in g, f"experts and {t}")
+    need(1 <= g.get("experts", 1) <= 4096, "bad experts")
+    instances = len(layers or [0]) * g.get("experts", 1)
+    axes = ([len(layers)] if layers else []) + ([instances] if layers or "experts" in g else [])
     need(0 < rank <= 65536 and g["in"] > 0 and g["targets"], "no rank, inputs or targets")
     need(g["trained"] == [p for p in parts if p in g["trained"]], "`trained` is not a sub-list of the factors")
     need(not ("C" in g and "u" in g), "C and u take one place")
@@ -88,8 +94,8 @@ def check_group(g, tensors):
     for part in parts:
         need(g[part] in tensors, f"{g[part]} is not described")
         shape = tensors[g[part]]["shape"]
-        if len(shape) == 3 if part in "AB" else layers is not None:
-            need(layers and shape[:1] == [len(layers)], f"the layers of {part}")
+        if len(shape) == 3 if part in "AB" else axes:
+            need(shape and shape[0] in axes, f"the layers and experts of {part}")
             shape = shape[1:]
         fits = {"A": lambda r, n: r == rank and n >= g["in"], "B": lambda m, r: m >= out and r == rank,
                 "C": lambda *sides: sides == (rank, rank), "u": lambda r: r == rank, "v": lambda m: m == out}[part]
@@ -105,7 +111,7 @@ def check_manifest(m):
     need(re.fullmatch("[0-9a-f]{64}", base.get("weights", "0" * 64)), "bad base.weights")
     texts = [*provenance, *provenance.values(), *base.values(), m.get("task", "")]
     need(all(isinstance(text, str) and len(text.encode()) <= 65536 for text in texts), "no text, or too long a text")
-    need(max(len(m["tensors"]), len(m["groups"])) <= 65536 and len(provenance) <= 1024, "too many entries")
+    need(len(m["tensors"]) <= 65536 and len(m["groups"]) <= 262144 and len(provenance) <= 1024, "too many entries")
     for t in m["tensors"].values():
         check_tensor(t)
     for t in (t for t in m["tensors"].values() if "scales" in t):
@@ -113,8 +119,8 @@ def check_manifest(m):
         need(scales["dtype"] == "F32" and scales["shape"] == t["shape"][:-1] and t["shape"], "not the scales of I8")
     for g in m["groups"]:
         check_group(g, m["tensors"])
-    need(sum(len(g.get("layers", [0])) * len(g["targets"]) for g in m["groups"]) <= 262144, "too many modules")
-    paths = [t["module"].replace("{}", str(n)) for g in m["groups"] for n in g.get("layers", [0]) for t in g["targets"]]
+    need(sum(len(g.get("layers", [0])) * g.get("experts", 1) * len(g["targets"]) for g in m["groups"]) <= 262144, "too many modules")
+    paths = [weight(t).replace("{}", str(n)) for g in m["groups"] for n in g.get("layers", [0]) for t in g["targets"]]
     need(len(set(paths)) == len(paths), "a module is adapted twice")
     for x in extras:
         scaled = dict(alpha=None, rank=int, scaling=str) if x.get("role") == "add_bias" else {}
@@ -129,6 +135,9 @@ def check_manifest(m):
             need(len(shape) == 2 and shape[0] == len(rows) > 0 and rows == sorted(set(rows)) and rows[-1] < 2**32, f"rows of {x}")
     need(len({x["name"] for x in extras}) == len(extras), "a tensor is replaced twice")
 
+def weight(t):
+    return t["module"] + ("" if KINDS[t.get("kind", "linear")] else ".weight")
+
 def order(g):
     return [t["module"] for t in g["targets"]], "layers" in g, g.get("layers", [])
 
@@ -142,7 +151,8 @@ def method(groups, tensors):
 def features(m):
     i8 = any(t["dtype"] == "I8" for t in m["tensors"].values())
     rows = any(x["role"] == "rows" for x in m["extras"])
-    return ["core"] * any("C" in g for g in m["groups"]) + ["i8-rows"] * i8 + ["rows"] * rows
+    experts = any("experts" in g or any(KINDS[t.get("kind", "linear")] for t in g["targets"]) for g in m["groups"])
+    return ["core"] * any("C" in g for g in m["groups"]) + ["experts"] * experts + ["i8-rows"] * i8 + ["rows"] * rows
 
 def encode(spec, data):
     """(canonical manifest, {name: (entry, bytes)}) of a manifest with any names and order, and its bytes."""

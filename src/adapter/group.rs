@@ -16,6 +16,9 @@ use super::target::Target;
 pub struct TieGroup {
     /// Layer numbers, ascending; the first axis of stacked tensors. `None`: one module outside the layers.
     pub layers: Option<Vec<u32>>,
+    /// Number of experts, where the targets are parameters whose first axis is theirs. Each layer has then
+    /// as many instances, one after the other.
+    pub experts: Option<usize>,
     /// Rank r.
     pub rank: usize,
     /// Input features of every target.
@@ -37,9 +40,25 @@ pub struct TieGroup {
 }
 
 impl TieGroup {
-    /// Number of (per-layer) instances: the layers, or one.
+    /// Number of instances of each target: layers (or one) times experts (or one). Instance
+    /// `layer * experts + expert` is that of the layer of index `layer`.
     pub fn instances(&self) -> usize {
-        self.layers.as_ref().map_or(1, Vec::len)
+        let layers = self.layers.as_ref().map_or(1, Vec::len);
+        layers.saturating_mul(self.experts_or_one())
+    }
+
+    /// Number of experts; one of a group without.
+    pub fn experts_or_one(&self) -> usize {
+        self.experts.unwrap_or(1)
+    }
+
+    /// The entry that instance `instance` has in a leading axis of `extent`: its own, or the one that the
+    /// experts of its layer share.
+    pub(super) fn entry(&self, extent: usize, instance: usize) -> usize {
+        match extent == self.instances() {
+            true => instance,
+            false => instance / self.experts_or_one().max(1),
+        }
     }
 
     /// Σ out over the targets; `usize::MAX`, which no B can have, where the sum does not fit.
@@ -77,8 +96,9 @@ impl TieGroup {
             .chain(v)
     }
 
-    /// Path of a target's module in the layer of index `layer`.
-    pub fn module_path(&self, target: &Target, layer: usize) -> String {
+    /// Path of a target's module, or its parameter, in the layer of an instance.
+    pub fn module_path(&self, target: &Target, instance: usize) -> String {
+        let layer = instance / self.experts_or_one().max(1);
         match self.layers.as_ref().and_then(|l| l.get(layer)) {
             Some(number) => in_layer(&target.module, *number),
             None => target.module.clone(),

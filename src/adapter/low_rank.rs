@@ -39,24 +39,24 @@ impl LowRank {
 }
 
 impl TieGroup {
-    /// The factors of one module, widened to f32 and scaled: `A' = rn32(u·A)` or C·A by
+    /// The factors of one instance of a target, widened to f32 and scaled: `A' = rn32(u·A)` or C·A by
     /// [`product`], `B' = rn32(v·B)`.
     ///
     /// # Errors
     /// [`Code::Usage`] for an index out of range, or a factor without its bytes;
     /// [`Code::DtypeNotAllowed`] for one that is neither F32, F16, BF16 nor quantised.
-    pub fn low_rank(&self, layer: usize, target: usize) -> Result<LowRank> {
+    pub fn low_rank(&self, instance: usize, target: usize) -> Result<LowRank> {
         let range = || {
             Error::new(
                 Code::Usage,
-                format!("no layer {layer} or target {target} in this tie group"),
+                format!("no instance {instance} or target {target} in this tie group"),
             )
         };
         let t = self.targets.get(target).ok_or_else(range)?;
         let first_row: usize = self.targets[..target].iter().map(|t| t.out).sum();
         let (r, n) = (self.rank, self.in_features);
-        let a = slice_layer(&self.a.tensor, 3, layer).ok_or_else(range)?;
-        let b = slice_layer(&self.b.tensor, 3, layer).ok_or_else(range)?;
+        let a = self.slice(&self.a.tensor, 3, instance).ok_or_else(range)?;
+        let b = self.slice(&self.b.tensor, 3, instance).ok_or_else(range)?;
         let columns = *a.shape().last().ok_or_else(range)?;
         let wide = a.to_f32()?;
         let mut right = Vec::with_capacity(r * n);
@@ -68,13 +68,13 @@ impl TieGroup {
         if (left.len(), right.len()) != (t.out * r, r * n) {
             return Err(range());
         }
-        if let Some(core) = self.of_layer(self.core.as_ref(), 3, layer)? {
+        if let Some(core) = self.own(self.core.as_ref(), 3, instance)? {
             right = product(core.get(..r * r).ok_or_else(range)?, &right, r, n);
         }
-        if let Some(u) = self.of_layer(self.u.as_ref(), 2, layer)? {
+        if let Some(u) = self.own(self.u.as_ref(), 2, instance)? {
             scale_rows(&mut right, n, u.get(..r).ok_or_else(range)?);
         }
-        if let Some(v) = self.of_layer(self.v.as_ref(), 2, layer)? {
+        if let Some(v) = self.own(self.v.as_ref(), 2, instance)? {
             scale_rows(
                 &mut left,
                 r,
@@ -92,28 +92,32 @@ impl TieGroup {
         })
     }
 
-    /// What a layer has of a factor that has `stacked_rank` axes with the layers'.
-    fn of_layer(
+    /// What an instance has of a factor that has `stacked_rank` axes with the instances'.
+    fn own(
         &self,
         factor: Option<&Factor>,
         stacked_rank: usize,
-        layer: usize,
+        instance: usize,
     ) -> Result<Option<Vec<f32>>> {
         let Some(factor) = factor else {
             return Ok(None);
         };
-        let row = slice_layer(&factor.tensor, stacked_rank, layer).ok_or_else(|| {
-            Error::new(Code::Usage, format!("no layer {layer} in this tie group"))
+        let row = self.slice(&factor.tensor, stacked_rank, instance);
+        let row = row.ok_or_else(|| {
+            let message = format!("no instance {instance} in this tie group");
+            Error::new(Code::Usage, message)
         })?;
         row.to_f32().map(Some)
     }
-}
 
-/// The layer's slice of a tensor that has a layer axis (`stacked_rank` axes), else the tensor itself.
-fn slice_layer(tensor: &Tensor, stacked_rank: usize, layer: usize) -> Option<Tensor> {
-    if tensor.shape().len() == stacked_rank {
-        tensor.index_first(layer)
-    } else {
-        Some(tensor.clone())
+    /// The instance's slice of a tensor that has an axis for it (`stacked_rank` axes), else the tensor
+    /// itself.
+    fn slice(&self, tensor: &Tensor, stacked_rank: usize, instance: usize) -> Option<Tensor> {
+        match tensor.shape() {
+            [extent, ..] if tensor.shape().len() == stacked_rank => {
+                tensor.index_first(self.entry(*extent, instance))
+            }
+            _ => Some(tensor.clone()),
+        }
     }
 }

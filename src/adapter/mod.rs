@@ -26,7 +26,7 @@ pub use count::{Shape, percent_tenths};
 pub use extra::{Extra, ExtraRole};
 pub use factor::{Factor, FactorName, Seed};
 pub use group::TieGroup;
-pub use limits::{MAX_GROUPS, MAX_LAYERS, MAX_MODULES, MAX_RANK};
+pub use limits::{MAX_EXPERTS, MAX_GROUPS, MAX_LAYERS, MAX_MODULES, MAX_RANK};
 pub use low_rank::LowRank;
 pub use method::Method;
 pub use names::{LAYER_PLACE, MAX_NAME_BYTES, without_numbers};

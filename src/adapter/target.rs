@@ -10,12 +10,22 @@ pub enum ModuleKind {
     Conv1d,
     /// `nn.Embedding`: weight is (in = number of embeddings, out = embedding dimension).
     Embedding,
+    /// A parameter of any module, under its own name (PEFT's `target_parameters`): (out, in), or
+    /// (experts, out, in) in a group with experts.
+    Parameter,
+    /// A parameter whose module says `is_transposed` (gpt-oss): (experts, in, out).
+    ParameterTransposed,
 }
 
 impl ModuleKind {
     /// Whether the weight is stored (in, out), so that ΔW is transposed before it is added.
     pub fn is_transposed(self) -> bool {
-        self != Self::Linear
+        !matches!(self, Self::Linear | Self::Parameter)
+    }
+
+    /// Whether the target's path is the name of a tensor, and not of a module that has a `weight`.
+    pub fn is_parameter(self) -> bool {
+        matches!(self, Self::Parameter | Self::ParameterTransposed)
     }
 
     /// Shape of the stored weight.
@@ -31,7 +41,7 @@ impl ModuleKind {
 /// One target module of a tie group.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Target {
-    /// Module path with `{}` for the layer number where the group has layers.
+    /// Module path with `{}` for the layer number where the group has layers; of a parameter, its name.
     pub module: String,
     /// Output features; the rows of B (entries of v) that belong to this target.
     pub out: usize,

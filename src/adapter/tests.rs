@@ -11,6 +11,7 @@ fn joint() -> TieGroup {
     };
     TieGroup {
         layers: Some(vec![0, 5]),
+        experts: None,
         rank: 2,
         in_features: 3,
         scaling: Scaling {

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use super::factor::FactorName;
 use super::group::TieGroup;
-use super::limits::{MAX_GROUPS, MAX_LAYERS, MAX_MODULES, MAX_RANK};
+use super::limits::{MAX_EXPERTS, MAX_GROUPS, MAX_LAYERS, MAX_MODULES, MAX_RANK};
 use super::names::check_name;
-use super::whole::Adapter;
+use super::target::{ModuleKind, Target};
+use super::whole::{Adapter, Module};
 use crate::error::{Code, Error, Result};
 use crate::tensor::{not_float, shape_text};
 
@@ -34,9 +35,10 @@ impl Adapter {
             return Err(Error::new(Code::ManifestLimit, message));
         }
         let mut seen = BTreeSet::new();
-        for module in self.modules() {
-            if let Some(twice) = seen.replace(module.path) {
-                let message = format!("`{twice}` is adapted by two tie groups");
+        for modules in self.modules().chunk_by(Module::shares_weight) {
+            if let Some(twice) = seen.replace(self.weight_name(&modules[0])) {
+                let path = &modules[0].path;
+                let message = format!("`{path}` is adapted by two tie groups (`{twice}`)");
                 return Err(Error::new(Code::DuplicateTarget, message));
             }
         }
@@ -88,6 +90,7 @@ impl TieGroup {
                 return Err(Error::new(Code::BadName, message));
             }
         }
+        self.validate_experts()?;
         let mut outs = self.targets.iter().map(|t| t.out);
         if outs.try_fold(0usize, usize::checked_add).is_none() {
             let message = "the targets have more outputs than any B has rows";
@@ -100,9 +103,39 @@ impl TieGroup {
         self.validate_shapes()
     }
 
+    /// Experts belong to parameters, and only a parameter with experts may be transposed.
+    fn validate_experts(&self) -> Result<()> {
+        if let Some(experts) = self.experts
+            && !(1..=MAX_EXPERTS).contains(&experts)
+        {
+            let message = format!("{experts} experts, the limits are 1 to {MAX_EXPERTS}");
+            return Err(Error::new(Code::ManifestLimit, message));
+        }
+        let fits = |t: &Target| match t.kind {
+            ModuleKind::Parameter => true,
+            ModuleKind::ParameterTransposed => self.experts.is_some(),
+            _ => self.experts.is_none(),
+        };
+        match self.targets.iter().find(|t| !fits(t)) {
+            None => Ok(()),
+            Some(target) => {
+                let message = "experts go with parameters, and transposed parameters with experts";
+                Err(Error::new(Code::ShapeDisagrees, message).tensor(&target.module))
+            }
+        }
+    }
+
+    /// Whether a leading axis may have this extent: an entry for each instance, or for each layer.
+    fn stacks(&self, extent: usize) -> bool {
+        let layers = self.layers.as_ref().map(Vec::len);
+        let instances = (layers.is_some() || self.experts.is_some()).then(|| self.instances());
+        Some(extent) == layers || Some(extent) == instances
+    }
+
     fn validate_shapes(&self) -> Result<()> {
         let (r, n, m) = (self.rank, self.in_features, self.total_out());
         let layers = self.layers.as_ref().map(Vec::len);
+        let has_axis = layers.is_some() || self.experts.is_some();
         if self.core.is_some() && self.u.is_some() {
             let message = "a tie group has both C and u, which take one place";
             return Err(Error::new(Code::ShapeDisagrees, message));
@@ -116,9 +149,7 @@ impl TieGroup {
                 ([l, extents @ ..], FactorName::A | FactorName::B) if extents.len() == 2 => {
                     (extents, Some(*l))
                 }
-                ([l, extents @ ..], FactorName::C | FactorName::U | FactorName::V)
-                    if layers.is_some() =>
-                {
+                ([l, extents @ ..], FactorName::C | FactorName::U | FactorName::V) if has_axis => {
                     (extents, Some(*l))
                 }
                 _ => (shape, None),
@@ -131,12 +162,14 @@ impl TieGroup {
                 (FactorName::V, [len]) => *len == m,
                 _ => false,
             };
-            if !fits || (stacked.is_some() && stacked != layers) {
+            if !fits || stacked.is_some_and(|extent| !self.stacks(extent)) {
                 let message = format!(
-                    "{} has shape {}, which does not fit rank {r}, in {n}, out {m}, {} layers",
+                    "{} has shape {}, which does not fit rank {r}, in {n}, out {m}, {} layers{}",
                     part.name(),
                     shape_text(shape),
                     layers.map_or("no".to_owned(), |l| l.to_string()),
+                    self.experts
+                        .map_or_else(String::new, |e| format!(", {e} experts")),
                 );
                 return Err(Error::new(Code::ShapeDisagrees, message));
             }

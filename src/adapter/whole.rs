@@ -32,33 +32,53 @@ pub struct BaseModel {
     pub weights: Option<String>,
 }
 
-/// One adapted module: a (layer, target) pair of a tie group.
+/// One adapted module, or one expert of an adapted parameter: an instance of a target of a tie group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Module {
-    /// Module path in the base model, without `.weight`.
+    /// Module path in the base model, without `.weight`; of a parameter, its name.
     pub path: String,
+    /// Which expert of the parameter.
+    pub expert: Option<usize>,
     /// Index of the group.
     pub group: usize,
-    /// Index into the group's layers; 0 where it has none.
+    /// Index of the instance: into the group's layers, each as often as it has experts; 0 where it has
+    /// neither.
     pub layer: usize,
     /// Index into the group's targets.
     pub target: usize,
 }
 
+impl Module {
+    /// What messages call it: the path, with the expert where there is one.
+    pub fn label(&self) -> String {
+        match self.expert {
+            Some(expert) => format!("{}[{expert}]", self.path),
+            None => self.path.clone(),
+        }
+    }
+
+    /// Whether both are of one weight of the base.
+    pub(crate) fn shares_weight(&self, other: &Self) -> bool {
+        (self.group, self.target) == (other.group, other.target) && self.path == other.path
+    }
+}
+
 impl Adapter {
-    /// Every adapted module, by group, layer, target.
+    /// Every adapted module, by group, layer, target, expert.
     pub fn modules(&self) -> Vec<Module> {
         let mut modules = Vec::new();
         for (g, group) in self.groups.iter().enumerate() {
-            for layer in 0..group.instances() {
+            let experts = group.experts_or_one().max(1);
+            for first in (0..group.instances()).step_by(experts) {
                 for (t, target) in group.targets.iter().enumerate() {
-                    let path = group.module_path(target, layer);
-                    modules.push(Module {
-                        path,
+                    let path = group.module_path(target, first);
+                    modules.extend((0..experts).map(|e| Module {
+                        path: path.clone(),
+                        expert: group.experts.map(|_| e),
                         group: g,
-                        layer,
+                        layer: first + e,
                         target: t,
-                    });
+                    }));
                 }
             }
         }
@@ -71,14 +91,26 @@ impl Adapter {
         self.extras.sort_by(|a, b| a.name.cmp(&b.name));
     }
 
-    /// The tensors of a base that it changes, by its own names: the weight of every module, in the order of
-    /// [`modules`](Self::modules), then what every extra is about.
+    /// The tensors of a base that it changes, by its own names: the weight of every module, once for all
+    /// experts, in the order of [`modules`](Self::modules), then what every extra is about.
     pub(crate) fn base_tensors(&self) -> Vec<String> {
-        let modules = self.modules().into_iter();
-        let weights = modules.map(|m| format!("{}.weight", m.path));
+        let modules = self.modules();
+        let weights = modules
+            .chunk_by(Module::shares_weight)
+            .map(|m| self.weight_name(&m[0]));
         weights
             .chain(self.extras.iter().map(|e| e.name.clone()))
             .collect()
+    }
+
+    /// The name of the weight of a module, which is one of [`modules`](Self::modules).
+    pub(crate) fn weight_name(&self, module: &Module) -> String {
+        let group = self.groups.get(module.group);
+        let target = group.and_then(|g| g.targets.get(module.target));
+        match target.is_some_and(|t| t.kind.is_parameter()) {
+            true => module.path.clone(),
+            false => format!("{}.weight", module.path),
+        }
     }
 
     /// The preset that all groups follow, or [`Method::Custom`].

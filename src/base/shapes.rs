@@ -1,5 +1,14 @@
 //! What a caller can say of a base model whose weights are not at hand.
 
+/// A parameter of a model's class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ParameterShape {
+    /// Extent of its first axis where it has three: the experts.
+    pub experts: Option<usize>,
+    /// Whether its module says `is_transposed`: (experts, in, out).
+    pub transposed: bool,
+}
+
 /// What the caller knows of the base model. An adapter alone does not say how its base stores a
 /// weight, nor (VeRA) how many inputs a module has.
 pub trait BaseShapes {
@@ -8,6 +17,12 @@ pub trait BaseShapes {
 
     /// Whether the base has the tensor that an adapter calls by this name.
     fn has_tensor(&self, name: &str) -> bool;
+
+    /// What the base tells of a parameter of this name; `None` where it has none.
+    fn parameter(&self, name: &str) -> Option<ParameterShape> {
+        let _ = name;
+        None
+    }
 
     /// Whether the base has a module whose path is this, or ends in it.
     fn has_module(&self, end: &str) -> bool;

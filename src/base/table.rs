@@ -36,8 +36,6 @@ pub(super) struct Facts {
     pub(super) conv1d: Vec<String>,
     /// Parameters with an axis of experts, and how they lie.
     pub(super) experts: BTreeMap<String, String>,
-    /// Top-level modules beside the base model.
-    pub(super) heads: Vec<String>,
     /// Tensors that are one where the config ties, the source first.
     pub(super) tied: Vec<Vec<String>>,
     /// Sets of load rules, each with the part of the model that it is for.

@@ -4,8 +4,9 @@ use serde_json::Value;
 
 use super::architecture::{Architecture, TIE_KEY, TiedNames};
 use super::config::read_config;
+use super::known::Known;
 use super::modules::{is_input_embedding, is_output_embedding};
-use super::names::{Known, Names};
+use super::names::Names;
 use crate::error::Result;
 use crate::safetensors::{Checkpoint, Location};
 

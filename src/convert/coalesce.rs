@@ -10,6 +10,7 @@ use crate::tensor::{Dtype, Tensor};
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     module: String,
+    experts: Option<usize>,
     rank: usize,
     in_features: usize,
     out: usize,
@@ -40,6 +41,7 @@ impl Key {
         });
         Some(Self {
             module: target.module.clone(),
+            experts: group.experts,
             rank: group.rank,
             in_features: group.in_features,
             out: target.out,
@@ -64,12 +66,12 @@ pub fn coalesce(adapter: &Adapter) -> Result<Adapter> {
     for group in &adapter.groups {
         match Key::of(group) {
             Some(key) => modules.entry(key).or_default().push(group),
-            None => groups.push(group.clone()),
+            None => groups.push(shared_by_experts(group.clone())?),
         }
     }
     for mut layers in modules.into_values() {
         layers.sort_by(|a, b| a.layers.cmp(&b.layers));
-        groups.push(stack(&layers)?);
+        groups.push(shared_by_experts(stack(&layers)?)?);
     }
     let mut out = Adapter {
         groups,
@@ -93,12 +95,51 @@ fn stack(groups: &[&TieGroup]) -> Result<TieGroup> {
         .flat_map(|g| g.layers.iter().flatten().copied());
     Ok(TieGroup {
         layers: Some(layers.collect()),
-        a: matrix(&all(|g| Some(&g.a)))?,
-        b: matrix(&all(|g| Some(&g.b)))?,
+        a: matrix(&all(|g| Some(&g.a)), first.experts)?,
+        b: matrix(&all(|g| Some(&g.b)), first.experts)?,
         core: per_layer(&all(|g| g.core.as_ref()))?,
         u: per_layer(&all(|g| g.u.as_ref()))?,
         v: per_layer(&all(|g| g.v.as_ref()))?,
         ..first.clone()
+    })
+}
+
+/// The same group, with an A or a B that all experts of each layer have, or all instances, kept once.
+fn shared_by_experts(group: TieGroup) -> Result<TieGroup> {
+    let Some(experts) = group.experts.filter(|e| *e > 1) else {
+        return Ok(group);
+    };
+    let instances = group.instances();
+    let once = |factor: Factor| -> Result<Factor> {
+        let tensor = &factor.tensor;
+        let [entries, own @ ..] = tensor.shape() else {
+            return Ok(factor);
+        };
+        if own.len() != 2 || *entries != instances || tensor.data().is_empty() {
+            return Ok(factor);
+        }
+        let size = tensor.data().len() / instances;
+        let all: Vec<&[u8]> = tensor.data().chunks_exact(size).collect();
+        let of_layer = |layer: &[&[u8]]| layer.iter().all(|own| *own == layer[0]);
+        let (kept, shape) = if of_layer(&all) {
+            (all[0].to_vec(), own.to_vec())
+        } else if all.chunks_exact(experts).all(of_layer) {
+            let first: Vec<&[u8]> = all.iter().copied().step_by(experts).collect();
+            let shape = [&[first.len()], own].concat();
+            (first.concat(), shape)
+        } else {
+            return Ok(factor);
+        };
+        Ok(Factor {
+            tensor: Tensor::new(tensor.dtype(), shape, kept)?,
+            trained: factor.trained,
+            seed: None,
+        })
+    };
+    Ok(TieGroup {
+        a: once(group.a.clone())?,
+        b: once(group.b.clone())?,
+        ..group
     })
 }
 
@@ -114,9 +155,19 @@ fn per_layer(factors: &[&Factor]) -> Result<Option<Factor>> {
     }))
 }
 
-/// Factors without a layer axis: one where all are the same.
-fn matrix(factors: &[&Factor]) -> Result<Factor> {
+/// Factors without a layer axis: one where all are the same. Those of experts have an axis that is
+/// continued.
+fn matrix(factors: &[&Factor], experts: Option<usize>) -> Result<Factor> {
     let first = factors[0];
+    if let (Some(_), [_, own @ ..]) = (experts, first.tensor.shape())
+        && own.len() == 2
+    {
+        return Ok(Factor {
+            tensor: concat(factors, own)?,
+            trained: first.trained,
+            seed: None,
+        });
+    }
     if factors.iter().all(|f| f.tensor.same_bytes(&first.tensor)) {
         return Ok(first.clone());
     }
@@ -127,10 +178,12 @@ fn matrix(factors: &[&Factor]) -> Result<Factor> {
     })
 }
 
-/// The tensors one after another; `own` is the shape of a layer's.
+/// The tensors one after another; `own` is the shape of an instance's.
 fn concat(factors: &[&Factor], own: &[usize]) -> Result<Tensor> {
     let first = &factors[0].tensor;
-    let mut shape = vec![factors.len()];
+    let elements: usize = own.iter().product();
+    let entries = factors.iter().map(|f| f.tensor.len() / elements.max(1));
+    let mut shape = vec![entries.sum()];
     shape.extend_from_slice(own);
     let mut data = Vec::with_capacity(first.data().len() * factors.len());
     for factor in factors {

@@ -36,6 +36,7 @@ fn tied(rank: usize, with_u: bool, with_v: bool) -> Adapter {
     };
     let group = TieGroup {
         layers: Some(vec![0, 1, 2]),
+        experts: None,
         rank,
         in_features: 16,
         scaling: Scaling {
@@ -167,6 +168,7 @@ fn vera_goes_there_and_back_as_vera() {
         let key = 10 + 2 * i as u8;
         groups.push(TieGroup {
             layers: Some(vec![0, 1]),
+            experts: None,
             rank: 3,
             in_features: n,
             scaling: Scaling::one(3),

@@ -142,11 +142,8 @@ pub fn find_ties(source: &Adapter, kind: PeftKind) -> Result<(Adapter, Found)> {
 
 /// The worst module of a conversion, of equals the first.
 pub(super) fn largest_error(source: &Adapter, tied: &Adapter) -> Result<(DeltaError, String)> {
-    let places: HashMap<String, Module> = tied
-        .modules()
-        .into_iter()
-        .map(|m| (m.path.clone(), m))
-        .collect();
+    let places: HashMap<String, Module> =
+        tied.modules().into_iter().map(|m| (m.label(), m)).collect();
     let of_module = |module: Module| {
         let lost = || {
             Error::new(
@@ -154,10 +151,10 @@ pub(super) fn largest_error(source: &Adapter, tied: &Adapter) -> Result<(DeltaEr
                 format!("`{}` got lost in the conversion", module.path),
             )
         };
-        let place = places.get(&module.path).ok_or_else(lost)?;
+        let place = places.get(&module.label()).ok_or_else(lost)?;
         let before = source.groups[module.group].low_rank(module.layer, module.target)?;
         let after = tied.groups[place.group].low_rank(place.layer, place.target)?;
-        Ok((delta_error(&before, &after)?, module.path))
+        Ok((delta_error(&before, &after)?, module.label()))
     };
     let errors: Vec<(DeltaError, String)> = source
         .modules()

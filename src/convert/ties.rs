@@ -39,7 +39,13 @@ pub fn recover_ties(adapter: &Adapter) -> Result<Adapter> {
 
 /// The tied form of one group, where it has one.
 fn recover_group(group: &TieGroup) -> Result<Option<TieGroup>> {
-    let mixed = group.core.is_some() || group.u.is_some() || group.v.is_some();
+    let mut mixed = group.core.is_some() || group.u.is_some() || group.v.is_some();
+    // What the experts of a layer share has an axis of its own.
+    mixed |= group.experts.is_some()
+        && [&group.a, &group.b].iter().any(|f| {
+            let shape = f.tensor.shape();
+            shape.len() == 3 && shape.first() != Some(&group.instances())
+        });
     if group.is_tied() || group.instances() < 2 || mixed {
         return Ok(None);
     }

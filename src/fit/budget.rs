@@ -105,6 +105,7 @@ fn set_stand_in(set: &ModuleSet, rank: usize, number: usize) -> Result<TieGroup>
     Ok(TieGroup {
         core: None,
         layers: Some(set.layers.clone()),
+        experts: None,
         rank,
         in_features: n,
         scaling: Scaling::one(rank),

@@ -78,6 +78,7 @@ pub(super) fn tie_group(set: &ModuleSet, problem: &Problem, factors: &Factors) -
         let flat_a: Vec<f32> = columns.map(|x| *x as f32).collect();
         Ok(TieGroup {
             layers: Some(set.layers.clone()),
+            experts: None,
             rank: a.ncols(),
             in_features: a.nrows(),
             scaling: Scaling::one(a.ncols()),

@@ -34,11 +34,27 @@ pub(super) fn kept_tied(tied: &Tied, stays: impl Fn(&TieGroup) -> bool) -> (Adap
     (rest, modules.collect())
 }
 
+/// Refuses an adapter of parameters: what fits compare and bound is defined for modules.
+pub(super) fn refuse_parameters(tied: &Tied) -> Result<()> {
+    let mut targets = tied.source.groups.iter().flat_map(|g| &g.targets);
+    match targets.find(|t| t.kind.is_parameter()) {
+        None => Ok(()),
+        Some(target) => {
+            let message = "an update of a parameter, of experts above all, has no fitted form";
+            Err(Error::new(Code::UnsupportedTargetParameters, message)
+                .tensor(&target.module)
+                .hint("convert the adapter as it is"))
+        }
+    }
+}
+
 /// Sorts the modules of an adapter into sets; what cannot be tied stays.
 ///
 /// # Errors
-/// [`Code::MissingFactor`] where the two forms of the adapter have different modules.
+/// [`Code::MissingFactor`] where the two forms of the adapter have different modules;
+/// [`Code::UnsupportedTargetParameters`].
 pub(super) fn select(tied: &Tied, options: &FitOptions) -> Result<Selection> {
+    refuse_parameters(tied)?;
     let small = |group: &TieGroup| match options.budget {
         Budget::Rank(rank) => group.rank <= rank,
         Budget::Tolerance(_) | Budget::Bytes(_) => true,

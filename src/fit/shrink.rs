@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::budget::{file_len, stand_in};
 use super::measure::measure;
 use super::options::Budget;
-use super::select::{kept_tied, nothing_to_fit};
+use super::select::{kept_tied, nothing_to_fit, refuse_parameters};
 use super::solver::problem::leading_factors;
 use super::solver::untied::{Untied, Values};
 use super::stored::groups_as;
@@ -101,6 +101,7 @@ fn shrunk(group: &TieGroup, rank: usize, a: Tensor, b: Tensor) -> TieGroup {
 /// [`Code::NonFinite`]; those of [`TieGroup::low_rank`] and [`Adapter::to_dtype`].
 pub fn shrink(tied: &Tied, budget: Budget, dtype: Dtype) -> Result<(Adapter, ShrinkReport)> {
     budget.check()?;
+    refuse_parameters(tied)?;
     let ShrinkPlan {
         rest,
         modules,

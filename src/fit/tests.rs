@@ -42,6 +42,7 @@ pub(super) fn module(name: &str, layer: u32, a: &[f32], b: &[f32], rank: usize) 
     let factor = |shape, values| Factor::trained(Tensor::from_f32(shape, values).unwrap());
     TieGroup {
         layers: Some(vec![layer]),
+        experts: None,
         rank,
         in_features: n,
         scaling: Scaling::one(rank),

@@ -90,6 +90,7 @@ impl Manifest {
             let t = &group.trained;
             adapter.groups.push(TieGroup {
                 layers: group.layers.clone(),
+                experts: group.experts,
                 rank: group.rank,
                 in_features: group.r#in,
                 scaling: scaling(&group.alpha, group.scaling)?,

@@ -19,9 +19,11 @@ use crate::error::{Code, Error, Result};
 /// The version of the format.
 pub const VERSION: u32 = 1;
 /// The features that a manifest may require and this build knows (spec §14), ascending.
-pub const FEATURES: &[&str] = &[CORE, I8_ROWS, ROWS];
+pub const FEATURES: &[&str] = &[CORE, EXPERTS, I8_ROWS, ROWS];
 /// A full matrix C in place of diag(u).
 const CORE: &str = "core";
+/// Parameters as targets, and groups whose parameters have an axis of experts.
+const EXPERTS: &str = "experts";
 /// Factors of 8-bit integers, with a scale for each row.
 const I8_ROWS: &str = "i8-rows";
 /// Extras that replace rows of an embedding.
@@ -188,8 +190,10 @@ impl Manifest {
         let core = self.groups.iter().any(|g| g.C.is_some());
         let i8_rows = self.tensors.values().any(|t| t.scales.is_some());
         let rows = self.extras.iter().any(|x| x.role == Role::Rows);
+        let experts = self.groups.iter().any(Group::has_parameters);
         let used = [
             core.then_some(CORE),
+            experts.then_some(EXPERTS),
             i8_rows.then_some(I8_ROWS),
             rows.then_some(ROWS),
         ];

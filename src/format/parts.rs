@@ -57,6 +57,8 @@ pub(super) struct Group {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) C: Option<String>,
     pub(super) alpha: Alpha,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) experts: Option<usize>,
     pub(super) r#in: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) layers: Option<Vec<u32>>,
@@ -86,6 +88,9 @@ pub(super) enum Kind {
     Linear,
     Conv1d,
     Embedding,
+    Parameter,
+    #[serde(rename = "parameter_transposed")]
+    ParameterTransposed,
 }
 
 impl Kind {
@@ -138,6 +143,7 @@ impl Group {
             B: name(FactorName::B).unwrap_or_default(),
             C: name(FactorName::C),
             alpha: Alpha::of(group.scaling.alpha),
+            experts: group.experts,
             r#in: group.in_features,
             layers: group.layers.clone(),
             rank: group.rank,
@@ -162,6 +168,12 @@ impl Group {
             .chain(core)
             .chain(u)
             .chain(v)
+    }
+
+    /// Whether it adapts parameters, with or without experts.
+    pub(super) fn has_parameters(&self) -> bool {
+        let is_parameter = |t: &ManifestTarget| t.to_target().kind.is_parameter();
+        self.experts.is_some() || self.targets.iter().any(is_parameter)
     }
 
     pub(super) fn check_trained(&self) -> Result<()> {
@@ -191,6 +203,8 @@ impl ManifestTarget {
             ModuleKind::Linear => Kind::Linear,
             ModuleKind::Conv1d => Kind::Conv1d,
             ModuleKind::Embedding => Kind::Embedding,
+            ModuleKind::Parameter => Kind::Parameter,
+            ModuleKind::ParameterTransposed => Kind::ParameterTransposed,
         };
         Self {
             kind,
@@ -204,6 +218,8 @@ impl ManifestTarget {
             Kind::Linear => ModuleKind::Linear,
             Kind::Conv1d => ModuleKind::Conv1d,
             Kind::Embedding => ModuleKind::Embedding,
+            Kind::Parameter => ModuleKind::Parameter,
+            Kind::ParameterTransposed => ModuleKind::ParameterTransposed,
         };
         Target {
             module: self.module.clone(),

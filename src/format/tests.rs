@@ -45,6 +45,7 @@ fn paper(layers: u32, hidden: usize, rank: usize) -> Adapter {
     let n = layers as usize;
     let group = TieGroup {
         layers: Some((0..layers).collect()),
+        experts: None,
         rank,
         in_features: hidden,
         scaling: Scaling::one(rank),
@@ -121,6 +122,7 @@ fn overhead_of_an_untied_lora_is_under_4_kib_too() {
     for (i, name) in ["q_proj", "k_proj", "v_proj"].into_iter().enumerate() {
         adapter.groups.push(TieGroup {
             layers: Some((0..32).collect()),
+            experts: None,
             rank: 4,
             in_features: 16,
             scaling: Scaling {
@@ -407,6 +409,7 @@ proptest! {
         };
         let group = TieGroup {
             layers: Some((0..layers).map(|i| 2 * i).collect()),
+            experts: None,
             rank,
             in_features: n,
             scaling: Scaling { alpha, rule: ScalingRule::AlphaOverRank },

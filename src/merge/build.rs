@@ -4,13 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::dequantised::Dequantised;
+use super::experts;
+use super::fit::{apart, misfit, mixed, part_of, weighted};
 use super::layout::lay_out;
 use super::orient::Layouts;
 use super::plan::{Addition, MergePlan, Origin, TensorPlan};
 use super::request::{MergeInput, PlanOptions, TiedPolicy, TokenizerFrom};
+use super::trained::Called;
 use super::{heads, tokenizer, untie, vocabulary};
 use crate::adapter::{Extra, ExtraRole, Module, ModuleKind};
 use crate::base::architecture::Architecture;
+use crate::base::cut::Found;
 use crate::base::edits::ConfigEdits;
 use crate::base::names::{Names, quantised, whole_places};
 use crate::base::ties::Ties;
@@ -19,7 +23,6 @@ use crate::error::{Code, Error, Result};
 use crate::open::check_complete;
 use crate::quant::View;
 use crate::safetensors::{Checkpoint, Location};
-use crate::tensor::shape_text;
 
 /// Matches every adapter to the base, checks that all of it fits, and lays out the outputs.
 /// Nothing is written, and no weight is read.
@@ -131,7 +134,13 @@ impl<'a> Builder<'a, '_> {
         let absent = heads::absent_heads(self.base, &input.adapter);
         let may_miss = |name: &str| absent.contains(name) || self.ties.may_miss(name);
         let places = self.names.resolve(&wanted, &self.options.renames, may_miss);
-        let places = places.and_then(|p| whole_places(&wanted, p)).map_err(|e| {
+        let weights: Vec<&[Module]> = modules.chunk_by(Module::shares_weight).collect();
+        let places = places.and_then(|mut found| {
+            let of_extras = found.split_off(weights.len().min(found.len()));
+            let (_, extras) = wanted.split_at(found.len());
+            Ok((found, whole_places(extras, of_extras)?))
+        });
+        let (weights_at, extras_at) = places.map_err(|e| {
             let bias = extras.iter().any(|x| {
                 matches!(x.role, ExtraRole::AddBias(..)) && e.tensor_name() == Some(&x.name)
             });
@@ -142,25 +151,18 @@ impl<'a> Builder<'a, '_> {
             }
             e
         })?;
-        let mut taken = BTreeSet::new();
-        for (i, (name, place)) in wanted.iter().zip(&places).enumerate() {
-            // A module's weight may be replaced too: then it is an extra and a module.
-            let is_extra = i >= modules.len();
-            if place.is_some_and(|p| !taken.insert((p, is_extra))) {
-                let message = "two names of the adapter lead to one tensor of the base";
-                return Err(Error::new(Code::AmbiguousModule, message).tensor(name));
-            }
-        }
-        self.grow(extras, places.get(modules.len()..).unwrap_or_default())?;
+        let (own, of_extras) = wanted.split_at(weights.len());
+        apart(own, &weights_at)?;
+        let whole: Vec<_> = extras_at.iter().map(|p| p.map(Found::whole)).collect();
+        // A module's weight may be replaced too: then it is an extra and a module.
+        apart(of_extras, &whole)?;
+        self.grow(extras, &extras_at)?;
         let layouts = Layouts::of(self.base, self.architecture, input);
-        for (module, place) in modules.iter().zip(&places) {
-            for site in self.sites(*place, &format!("{}.weight", module.path))? {
-                self.add_module(site, index, module, &layouts)?;
-            }
+        for ((modules, found), name) in weights.iter().zip(&weights_at).zip(own) {
+            self.add_weight(index, modules, found.as_ref(), name, &layouts)?;
         }
         let mut added = BTreeSet::new();
-        for (e, place) in places.iter().skip(modules.len()).enumerate() {
-            let Some(extra) = extras.get(e) else { break };
+        for (e, (extra, place)) in extras.iter().zip(&extras_at).enumerate() {
             if place.is_none() && absent.contains(extra.name.as_str()) {
                 added.insert(extra.name.as_str());
                 let site = self.add_absent(extra)?;
@@ -174,7 +176,7 @@ impl<'a> Builder<'a, '_> {
         heads::settle(self.base, &input.adapter, &added, &mut self.edits)?;
         self.check_whole(input)?;
         self.note_quantised(input);
-        Ok(())
+        self.note_other_base(input)
     }
 
     /// The tensors that change when the adapter changes the one at `place`, by the policy.
@@ -297,10 +299,6 @@ impl<'a> Builder<'a, '_> {
                 .tensor(&info.name)
                 .file(file.path()));
         }
-        let alias = match &site {
-            Site::Alias(tie, alias) => self.aliases.get(&(*tie, *alias)).cloned(),
-            Site::Stored(_) | Site::Absent(_) => None,
-        };
         let stored = || TensorPlan {
             name: info.name.clone(),
             source,
@@ -313,11 +311,51 @@ impl<'a> Builder<'a, '_> {
             additions: Vec::new(),
         };
         let mut tensor = quantised_weight.unwrap_or_else(stored);
-        if let Some(name) = alias {
+        if let Site::Alias(tie, alias) = &site
+            && let Some(name) = self.aliases.get(&(*tie, *alias))
+        {
             tensor.appended = true;
-            tensor.name = name;
+            tensor.name = name.clone();
         }
         Ok(self.tensors.entry(site).or_insert(tensor))
+    }
+
+    /// Adds the update of one weight, of all its experts, to what it is on the disk.
+    fn add_weight(
+        &mut self,
+        index: usize,
+        modules: &[Module],
+        found: Option<&Found<Location>>,
+        name: &str,
+        layouts: &Layouts<'_>,
+    ) -> Result<()> {
+        let Some(module) = modules.first() else {
+            return Ok(());
+        };
+        let target = &self.inputs[index].adapter.groups[module.group].targets[module.target];
+        let fused = target.kind.is_parameter() || self.is_of_experts(name);
+        let whole = found.map(Found::as_whole);
+        if let (None | Some(Some(_)), false) = (whole, fused) {
+            for site in self.sites(whole.flatten(), name)? {
+                self.add_module(site, index, module, layouts)?;
+            }
+            return Ok(());
+        }
+        for piece in found.iter().flat_map(|f| &f.pieces) {
+            for site in self.sites(Some(piece.place), name)? {
+                let input = (index, &self.inputs[index]);
+                let asked = (self.options.rounding, fused);
+                let (base, tensor) = (self.base, self.tensor(site)?);
+                experts::add(base, tensor, input, modules, piece, layouts, asked)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the class has the weight of this name in a parameter of several experts.
+    fn is_of_experts(&self, name: &str) -> bool {
+        let links = self.architecture.links(name);
+        links.iter().any(|l| l.of.index.is_some())
     }
 
     fn add_module(
@@ -347,7 +385,7 @@ impl<'a> Builder<'a, '_> {
         }
         let others = |a: &Addition| match a {
             Addition::Module { input, dora: d, .. } => *input != index && (dora || *d),
-            Addition::Bias { .. } => false,
+            Addition::Part { .. } | Addition::Bias { .. } => false,
         };
         if tensor.additions.iter().any(others) {
             let message = "a DoRA depends on the weight alone, and cannot share a module with another adapter";
@@ -361,6 +399,13 @@ impl<'a> Builder<'a, '_> {
             .any(|a| matches!(a, Addition::Bias { .. }))
         {
             return Err(mixed(tensor));
+        }
+        if tensor
+            .additions
+            .iter()
+            .any(|a| matches!(a, Addition::Part { .. }))
+        {
+            return Err(part_of(tensor));
         }
         let embedding = kind == ModuleKind::Embedding;
         // PEFT rounds an embedding's update to the weight's dtype whether asked to be safe or not.
@@ -449,6 +494,17 @@ impl<'a> Builder<'a, '_> {
         }
     }
 
+    fn note_other_base(&mut self, input: &MergeInput) -> Result<()> {
+        let trained_over = input.adapter.base.as_ref().and_then(|b| b.name.as_deref());
+        let Some(trained_over) = trained_over else {
+            return Ok(());
+        };
+        if let Some(warning) = Called::of(self.base)?.warning(trained_over) {
+            self.notes.push(format!("{} {warning}", input.label));
+        }
+        Ok(())
+    }
+
     fn note_quantised(&mut self, input: &MergeInput) {
         let base = input.adapter.base.as_ref().and_then(|b| b.name.as_deref());
         let name = base.unwrap_or_default().to_ascii_lowercase();
@@ -480,6 +536,7 @@ impl<'a> Builder<'a, '_> {
 
     fn finish(self) -> Result<MergePlan<'a>> {
         let mut tensors: Vec<TensorPlan> = self.tensors.into_values().collect();
+        tensors.iter().try_for_each(experts::check_apart)?;
         let mut edits = self.edits;
         let mut notes = self.notes;
         let resized = vocabulary::settle(self.base, &self.ties, &tensors, &mut edits)?;
@@ -519,40 +576,4 @@ impl<'a> Builder<'a, '_> {
         }
         Ok(plan)
     }
-}
-
-fn weighted(input: &MergeInput, factor: f64) -> Result<f32> {
-    let scale = (factor * input.weight) as f32;
-    if scale.is_finite() {
-        return Ok(scale);
-    }
-    let message = format!("scaling {factor} times weight {} overflows", input.weight);
-    Err(Error::new(Code::BadAlpha, message))
-}
-
-fn mixed(tensor: &TensorPlan) -> Error {
-    let message = "both a low-rank update and a bias are to be added to it";
-    Error::new(Code::AdaptersConflict, message).tensor(&tensor.name)
-}
-
-fn misfit(base: &Checkpoint, tensor: &TensorPlan, needs: &[usize]) -> Error {
-    let message = format!(
-        "the adapter needs {}, the base has {}",
-        shape_text(needs),
-        shape_text(&tensor.shape)
-    );
-    let (file, _) = base.at(tensor.source);
-    let hint = match (needs, &tensor.shape[..]) {
-        ([_, a], [_, b]) if a == b => {
-            "the number of rows differs: was the vocabulary resized for training, or is it another model size?"
-        }
-        ([a, b], [c, d]) if (a, b) == (d, c) => {
-            "the base stores it transposed; the adapter says otherwise"
-        }
-        _ => "check that this is the adapter's base model",
-    };
-    Error::new(Code::BaseShape, message)
-        .tensor(&tensor.name)
-        .file(file.path())
-        .hint(hint)
 }

@@ -51,8 +51,10 @@ mod dequantised;
 mod device;
 mod each;
 mod execute;
+mod experts;
 mod files;
 mod finished;
+mod fit;
 mod heads;
 mod inplace;
 mod layout;
@@ -60,8 +62,10 @@ mod orient;
 mod other_files;
 mod output;
 mod parts;
+mod pieces;
 mod plan;
 mod quantised;
+mod region;
 mod report;
 mod request;
 mod rewrite;
@@ -72,6 +76,7 @@ mod tensor;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
+mod trained;
 mod undo;
 mod untie;
 mod vocabulary;
@@ -87,6 +92,7 @@ pub use execute::execute;
 pub use inplace::merge_in_place;
 pub(crate) use other_files::{WrittenFile, written_files};
 pub use plan::{Addition, MergePlan, Origin, Segment, ShardPlan, TensorPlan};
+pub use region::{Region, Span};
 pub use report::{AdapterReport, MergeReport, TensorReport, Totals};
 pub use request::{
     Control, ExecOptions, InPlaceOptions, MergeInput, PlanOptions, TiedPolicy, TokenizerFrom,

@@ -2,8 +2,9 @@
 
 use super::request::MergeInput;
 use crate::adapter::{ModuleKind, Target};
-use crate::base::architecture::Architecture;
+use crate::base::architecture::{Architecture, ExpertLayout};
 use crate::base::modules::{has_joint_conv1d, is_conv1d};
+use crate::error::{Code, Error, Result};
 use crate::safetensors::Checkpoint;
 
 /// How modules of an adapter are stored: as it says, or, of a lenient one, as its base does.
@@ -41,5 +42,39 @@ impl<'a> Layouts<'a> {
             true => ModuleKind::Conv1d,
             false => ModuleKind::Linear,
         }
+    }
+
+    /// How the model's class has a weight of which this tensor of the base is a part, or all.
+    ///
+    /// # Errors
+    /// [`Code::BaseShape`] where the adapter says otherwise than the base's class.
+    pub(super) fn of_part(&self, target: &Target, name: &str) -> Result<ModuleKind> {
+        if !target.kind.is_parameter() {
+            return Ok(self.kind(target, name));
+        }
+        let links = self.architecture.links(name);
+        let class = links.first().map_or(name, |l| &l.class);
+        let of_class = match self.architecture.experts(class) {
+            Some(ExpertLayout::Stated {
+                transposed: true, ..
+            }) => ModuleKind::ParameterTransposed,
+            Some(_) => ModuleKind::Parameter,
+            None => return Ok(target.kind),
+        };
+        if self.lenient || of_class == target.kind {
+            return Ok(of_class);
+        }
+        let order = |kind: ModuleKind| match kind.is_transposed() {
+            true => "(experts, in, out)",
+            false => "(experts, out, in)",
+        };
+        let message = format!(
+            "the adapter says {}, and the model's class has {}",
+            order(target.kind),
+            order(of_class)
+        );
+        Err(Error::new(Code::BaseShape, message)
+            .tensor(name)
+            .hint("convert the adapter again, with its base"))
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::dequantised::Dequantised;
+use super::region::Region;
 use super::request::{MergeInput, PlanOptions};
 use crate::adapter::Module;
 use crate::compute::{Rounding, Weight};
@@ -30,6 +31,19 @@ pub enum Addition {
         /// Whether the module is an embedding. Where a layer shares its weight, the embedding's
         /// updates are added and rounded first, then the layer's.
         embedding: bool,
+        /// How the update is rounded.
+        rounding: Rounding,
+    },
+    /// A low-rank update of a part of the tensor: of one expert, or of one of the weights that it joins.
+    Part {
+        /// Index of the adapter.
+        input: usize,
+        /// Which of its modules.
+        module: Module,
+        /// What of the update goes where.
+        region: Region,
+        /// s, weighted, as f32.
+        scale: f32,
         /// How the update is rounded.
         rounding: Rounding,
     },
@@ -107,6 +121,19 @@ impl TensorPlan {
         match self.shape[..] {
             [rows, cols] => plain && !self.additions.is_empty() && Weight::fits((rows, cols)),
             _ => false,
+        }
+    }
+
+    /// Rows and columns as it is worked through: the matrix that it is, or whose parts are merged; anything
+    /// else has rows of one element.
+    pub(super) fn extents(&self) -> (usize, usize) {
+        let in_parts = |a: &Addition| matches!(a, Addition::Part { .. });
+        match self.shape[..] {
+            [rows, cols] => (rows, cols),
+            [ref before @ .., cols] if self.additions.iter().any(in_parts) => {
+                (before.iter().product(), cols)
+            }
+            _ => (self.shape.iter().product(), 1),
         }
     }
 

@@ -46,6 +46,9 @@ pub struct AdapterReport {
     pub identity: Digest,
     /// Its weight in the sum.
     pub weight: f64,
+    /// What the base that it was trained over is called, where it says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trained_over: Option<String>,
     /// What was noticed when it was opened.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -169,6 +172,7 @@ impl MergeReport {
             label: i.label.clone(),
             identity: i.identity,
             weight: i.weight,
+            trained_over: i.adapter.base.as_ref().and_then(|b| b.name.clone()),
             notes: i.notes.clone(),
         };
         let mut notes = plan.notes.clone();

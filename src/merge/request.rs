@@ -206,11 +206,11 @@ pub struct PlanOptions {
     /// first that fits a name is applied; an empty first part adds a prefix, an empty second one
     /// removes it.
     pub renames: Vec<(String, String)>,
+    /// Refuse an adapter that lacks tensors of modules which it should have ([`MergeInput::missing`]).
+    pub strict: bool,
     /// The dtype (F32, F16, BF16) that the weights of a quantised base are written in; by default the one
     /// that they are made for ([`Quantised::dtype`](crate::quant::Quantised::dtype)).
     pub dtype: Option<Dtype>,
-    /// Refuse an adapter that lacks tensors of modules which it should have ([`MergeInput::missing`]).
-    pub strict: bool,
 }
 
 /// How an output is written.

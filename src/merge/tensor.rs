@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::dequantised::Numbers;
+use super::pieces::Pieces;
 use super::plan::{Addition, MergePlan, Origin, TensorPlan};
 use super::request::MergeInput;
 use crate::compute::{
@@ -36,6 +37,8 @@ pub(crate) struct TensorMerge<'a> {
     /// What is added, one after the other.
     stages: Vec<Stage>,
     bias: Option<Vec<f32>>,
+    /// What is added part by part, in place of all of that.
+    pieces: Option<Pieces<'a>>,
     for_gpu: bool,
     /// What a quantised weight starts from.
     numbers: Option<Numbers<'a>>,
@@ -78,9 +81,16 @@ pub(super) fn factor_bytes(inputs: &[MergeInput], tensor: &TensorPlan) -> u64 {
         Addition::Module { input, module, .. } => {
             Some(inputs.get(*input)?.adapter.groups.get(module.group)?.rank)
         }
-        Addition::Bias { .. } => None,
+        Addition::Part { .. } | Addition::Bias { .. } => None,
     });
-    let rank: usize = modules.sum();
+    let parts = tensor.additions.iter().filter_map(|a| match a {
+        Addition::Part { input, module, .. } => {
+            Some(inputs.get(*input)?.adapter.groups.get(module.group)?.rank)
+        }
+        _ => None,
+    });
+    // Parts have their factors one after the other.
+    let rank = modules.sum::<usize>() + parts.max().unwrap_or(0);
     // Factors as they are, and transposed or sliced.
     8 * (rank * tensor.shape.iter().sum::<usize>()) as u64
 }
@@ -93,10 +103,7 @@ impl<'a> TensorMerge<'a> {
     /// [`Code::Io`]; the errors of [`crate::adapter::TieGroup::low_rank`].
     pub(crate) fn new(plan: &MergePlan<'a>, tensor: &TensorPlan) -> Result<Self> {
         let (file, range) = plan.source(tensor);
-        let (rows, cols) = match tensor.shape[..] {
-            [rows, cols] => (rows, cols),
-            _ => (tensor.shape.iter().product(), 1),
-        };
+        let (rows, cols) = tensor.extents();
         let extra = |input: usize, extra: usize| -> Option<&'a Tensor> {
             let inputs = plan.inputs();
             Some(&inputs.get(input)?.adapter.extras.get(extra)?.tensor)
@@ -122,11 +129,13 @@ impl<'a> TensorMerge<'a> {
             row_replacements: row_replacements(plan.inputs(), tensor),
             stages: Vec::new(),
             bias: None,
+            pieces: Pieces::of(plan, tensor),
             for_gpu: tensor.is_for_gpu(),
         };
         for addition in &tensor.additions {
             match addition {
                 Addition::Module { .. } => merge.add_module(plan, addition)?,
+                Addition::Part { .. } => {}
                 Addition::Bias {
                     input,
                     extra: e,
@@ -280,10 +289,11 @@ impl<'a> TensorMerge<'a> {
     /// [`Code::NonFiniteResult`]; [`Code::BaseShape`] where `block` is not of the rows' size.
     pub(crate) fn merge(&self, rows: Range<usize>, block: &mut [u8]) -> Result<Stats> {
         let replaced = self.replace.is_some() || !self.row_replacements.is_empty();
-        let stats = match &self.stages[..] {
-            [] if !replaced && self.bias.is_none() => checked(self.dtype, block),
-            [] if !replaced => self.add_bias_rows(rows, block),
-            [stage] if !replaced && stage.dora.is_none() => self.add(stage, rows, block),
+        let stats = match (&self.pieces, &self.stages[..]) {
+            (Some(pieces), _) if !replaced => pieces.merge(rows, block),
+            (None, []) if !replaced && self.bias.is_none() => checked(self.dtype, block),
+            (None, []) if !replaced => self.add_bias_rows(rows, block),
+            (None, [stage]) if !replaced && stage.dora.is_none() => self.add(stage, rows, block),
             _ => self.rewrite(rows, block),
         };
         let stats = stats.map_err(|e| e.tensor(&self.name))?;
@@ -338,6 +348,10 @@ impl<'a> TensorMerge<'a> {
     fn rewrite(&self, rows: Range<usize>, block: &mut [u8]) -> Result<Stats> {
         let old = block.to_vec();
         self.replaced(&rows, block)?;
+        if let Some(pieces) = &self.pieces {
+            pieces.merge(rows, block)?;
+            return compare(self.dtype, &old, block, None);
+        }
         if self.bias.is_some() {
             self.add_bias_rows(rows.clone(), block)?;
         }

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::base::architecture::Architecture;
+use crate::base::architecture::{Architecture, ExpertLayout};
 use crate::base::modules::{has_joint_conv1d, is_conv1d};
 use crate::base::names::{Finder, Names};
 use crate::base::read_config;
+use crate::base::shapes::ParameterShape;
 use crate::error::{Code, Result};
 use crate::peft::import::BaseShapes;
 use crate::peft::target_names::BaseModules;
@@ -95,6 +96,38 @@ impl BaseShapes for CheckpointModules<'_> {
         self.finder.find(&self.names, name).is_some()
     }
 
+    fn parameter(&self, name: &str) -> Option<ParameterShape> {
+        let found = self.finder.find(&self.names, name)?;
+        let experts = match found.as_whole() {
+            Some(place) => match *self.view.shape(place) {
+                [experts, _, _] => Some(experts),
+                _ => None,
+            },
+            None => {
+                let indices = found.pieces.iter().map(|p| p.of.index);
+                let last = indices.max().flatten();
+                match (last, found.pieces.first()) {
+                    (Some(last), _) => Some(last + 1),
+                    (None, Some(p)) => self.view.shape(p.place).first().copied(),
+                    (None, None) => None,
+                }
+            }
+        };
+        let links = self.architecture.links(name);
+        let class = links.first().map_or(name, |l| &l.class);
+        let transposed = matches!(
+            self.architecture.experts(class),
+            Some(ExpertLayout::Stated {
+                transposed: true,
+                ..
+            })
+        );
+        Some(ParameterShape {
+            experts,
+            transposed,
+        })
+    }
+
     fn has_module(&self, end: &str) -> bool {
         let has = |name: &str| {
             let mut dots = name.match_indices('.').map(|(dot, _)| &name[..dot]);
@@ -107,8 +140,8 @@ impl BaseShapes for CheckpointModules<'_> {
             let links = self.architecture.links(name);
             self.architecture.has_rules() && links.iter().any(|link| has(&link.class))
         };
-        let mut names = self.view.tensors().map(|(name, _)| name);
-        names.any(|name| has(name) || of_class(name))
+        let mut names = self.view.tensors();
+        names.any(|(name, _)| has(name) || of_class(name))
     }
 
     fn layers(&self) -> Option<usize> {

@@ -121,6 +121,8 @@ pub struct LoraConfig {
     pub init_lora_weights: Option<String>,
     /// Whether magnitudes are trained (DoRA).
     pub use_dora: bool,
+    /// Parameters that are adapted themselves, of fused experts above all: whole names, or their ends.
+    pub target_parameters: Vec<String>,
     /// Rows of embeddings that were trained one by one.
     pub trainable_tokens: TrainedTokens,
     /// Features that are set and that a plain low-rank update cannot represent.
@@ -323,6 +325,7 @@ impl LoraConfig {
             fan_in_fan_out: false,
             init_lora_weights: None,
             use_dora: false,
+            target_parameters: Vec::new(),
             trainable_tokens: TrainedTokens::None,
             features: Vec::new(),
         }
@@ -346,6 +349,7 @@ impl LoraConfig {
                 other => return Err(wrong("init_lora_weights", &other, "a name, true or false")),
             },
             use_dora: fields.flag("use_dora")?,
+            target_parameters: fields.texts("target_parameters")?,
             trainable_tokens: TrainedTokens::read(&fields.take(tokens::KEY))?,
             features: read_features(&mut fields)?,
         };
@@ -420,6 +424,11 @@ impl LoraConfig {
                 .filter(|(_, on)| *on)
                 .map(|(k, _)| (k, Json::Bool(true))),
         );
+        if !self.target_parameters.is_empty() {
+            let mut names = self.target_parameters.clone();
+            names.sort();
+            keys.push(("target_parameters", Json::texts(&names)));
+        }
         if self.trainable_tokens != TrainedTokens::None {
             keys.push((tokens::KEY, self.trainable_tokens.to_json()));
         }

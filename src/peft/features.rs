@@ -106,13 +106,6 @@ const RULES: &[Rule] = &[
         MERGE_IN_PEFT,
     ),
     rule(
-        "target_parameters",
-        Type::List,
-        Code::UnsupportedTargetParameters,
-        "the factors are of fused mixture-of-experts parameters",
-        MERGE_IN_PEFT,
-    ),
-    rule(
         "use_bdlora",
         Type::Object,
         Code::UnsupportedBdlora,

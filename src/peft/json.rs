@@ -103,6 +103,18 @@ impl Json {
         Json::List(texts.iter().cloned().map(Json::Text).collect())
     }
 
+    /// The value on one line, a short list in full, cut to what fits.
+    pub(super) fn in_words(&self) -> String {
+        const IN_FULL: usize = 12;
+        match self {
+            Json::List(items) if items.len() <= IN_FULL => {
+                let items: Vec<String> = items.iter().map(Json::to_string).collect();
+                cut(&format!("[{}]", items.join(", ")))
+            }
+            other => cut(&other.to_string()),
+        }
+    }
+
     /// Whether PEFT, which is Python, takes this value for false.
     pub(super) fn is_falsy(&self) -> bool {
         match self {
@@ -309,6 +321,11 @@ impl Fields {
                 .collect(),
             other => Err(wrong(key, &other, "an object")),
         }
+    }
+
+    /// Every key that nobody took, with its value.
+    pub(super) fn into_entries(self) -> Vec<(String, Json)> {
+        self.0
     }
 
     /// Names of the keys that nobody took, sorted.

@@ -22,7 +22,9 @@ mod files;
 pub mod import;
 mod inputs;
 mod json;
+mod look;
 pub mod names;
+mod parameters;
 mod patterns;
 pub mod pickle;
 pub mod projection;
@@ -36,6 +38,7 @@ pub(crate) mod tokens;
 pub use config::{LoraConfig, PeftConfig, VeraConfig};
 pub use features::Feature;
 pub use files::{CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE, is_peft_dir};
+pub use look::{Contents, StoredTensor, look, stored_tensors};
 pub use tokens::TrainedTokens;
 
 #[cfg(test)]

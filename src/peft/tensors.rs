@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::beside::Beside;
+use super::config::PeftConfig;
 use super::files::AdapterFiles;
 use super::json::cut;
 use super::names::strip_prefix;
+use super::parameters;
 use super::saved::Wrapped;
 use super::slot::{Named, Slot};
 use super::tokens;
@@ -111,6 +113,8 @@ pub(super) struct Sorted {
     pub(super) copies: BTreeSet<String>,
     /// Modules that PEFT wrapped, as the base has them.
     originals: BTreeSet<String>,
+    /// Whether wrappers may be nested: the config has `target_parameters`.
+    nested: bool,
     /// What a careful user should know.
     pub(super) notes: Vec<String>,
 }
@@ -121,7 +125,10 @@ pub(super) struct Sorted {
 /// [`Code::UnknownAdapterTensor`], [`Code::EmptyTensor`], [`Code::DtypeNotAllowed`] and the
 /// `TL04xx` codes of variants that show in tensor names alone.
 pub(super) fn sort_tensors(files: &AdapterFiles) -> Result<Sorted> {
-    let mut sorted = Sorted::default();
+    let mut sorted = Sorted {
+        nested: matches!(&files.config, PeftConfig::Lora(c) if !c.target_parameters.is_empty()),
+        ..Sorted::default()
+    };
     let (mut vera_a, mut vera_b) = (None, None);
     let tensors = files.tensors()?;
     let adapter = adapter_name(tensors.keys())?;
@@ -223,7 +230,11 @@ impl Sorted {
         }
         refuse_variants(key, name)?;
         if let Some(Named { module, slot, .. }) = Slot::split(name) {
-            if module.split('.').any(|s| s == "base_layer") {
+            let outer = match self.nested {
+                true => parameters::unwrapped(module).0,
+                false => module,
+            };
+            if outer.split('.').any(|s| s == "base_layer") {
                 return Err(Error::new(
                     Code::UnsupportedMha,
                     "the adapter is inside another wrapped layer (nn.MultiheadAttention, or nested parameters)",

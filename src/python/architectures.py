@@ -363,8 +363,10 @@ def table():
                 types[model_type] = hoisted(described, by_type[model_type])
             if failed:
                 unbuilt[model_type] = failed
-            print(f"\r{n + 1}/{len(jobs)} {model_type:40}", end="", file=sys.stderr)
-    print(file=sys.stderr)
+            if sys.stderr.isatty():
+                print(f"\r{n + 1}/{len(jobs)} {model_type:40}", end="", file=sys.stderr)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
     used = {entry[0] for t in types.values() for c in [t, *t["classes"].values()] for entry in c.get("load") or []}
     mapping = conversion_mapping._build_checkpoint_conversion_mapping()
     rules = {key: [rule(t) for t in mapping[key]] for key in sorted(used | {"legacy"})}

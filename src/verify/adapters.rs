@@ -84,10 +84,7 @@ pub fn verify_adapters(
     two: (&Adapter, &Magnitudes),
 ) -> Result<AdaptersReport> {
     let places = |a: &Adapter| -> BTreeMap<String, Module> {
-        a.modules()
-            .into_iter()
-            .map(|m| (m.path.clone(), m))
-            .collect()
+        a.modules().into_iter().map(|m| (m.label(), m)).collect()
     };
     let (first, second) = (places(one.0), places(two.0));
     let spare = [spare_values(one.0)?, spare_values(two.0)?];

@@ -22,6 +22,7 @@ mod sweep;
 mod text;
 mod train;
 mod verify;
+mod wild;
 
 use std::collections::BTreeMap;
 use std::fs;

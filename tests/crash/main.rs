@@ -84,6 +84,7 @@ impl Site {
             kind: ModuleKind::Linear,
         };
         let group = TieGroup {
+            experts: None,
             rank,
             in_features: WIDTH,
             scaling: Scaling {

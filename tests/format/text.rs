@@ -114,7 +114,9 @@ fn the_fingerprint_example_is_what_the_code_computes() {
 
 #[test]
 fn limits_of_the_text_are_those_of_the_code() {
-    use tlkit::adapter::{MAX_GROUPS, MAX_LAYERS, MAX_MODULES, MAX_NAME_BYTES, MAX_RANK};
+    use tlkit::adapter::{
+        MAX_EXPERTS, MAX_GROUPS, MAX_LAYERS, MAX_MODULES, MAX_NAME_BYTES, MAX_RANK,
+    };
     use tlkit::format::{MAX_MANIFEST_BYTES, MAX_SEEDED_ELEMENTS, MAX_TENSOR_BYTES};
     let text = fs::read_to_string(root().join("spec/tl-v1.md")).unwrap();
     for (what, limit) in [
@@ -123,9 +125,10 @@ fn limits_of_the_text_are_those_of_the_code() {
         ("elements of one seeded tensor", MAX_SEEDED_ELEMENTS as u64),
         ("tie groups", MAX_GROUPS as u64),
         ("layers of one group", MAX_LAYERS as u64),
+        ("experts of one group", MAX_EXPERTS as u64),
         ("rank", MAX_RANK as u64),
         (
-            "adapted modules (layers × targets, over all groups)",
+            "adapted modules (layers × experts × targets, over all groups)",
             MAX_MODULES as u64,
         ),
         (

@@ -18,7 +18,7 @@ fn merges_of_many_architectures_are_pefts() {
     let dir = tempfile::tempdir().unwrap();
     for line in &bases {
         let base = dir.path().join(text_of(&line["base"]));
-        let tensors = made(&line["tensors"], &BTreeMap::new());
+        let tensors = made(&line["tensors"], None, false);
         write(&base, "model.safetensors", &tensors);
         fs::write(base.join("config.json"), line["config"].to_string()).unwrap();
     }
@@ -27,14 +27,15 @@ fn merges_of_many_architectures_are_pefts() {
         let base = dir.path().join(text_of(&line["of"]));
         let adapter = dir.path().join(format!("adapter{n}"));
         let mut want = super::tensors(&base);
-        let given = made(&line["tensors"], &want);
+        let given = made(&line["tensors"], Some(&want), line["few"] == true);
         write(&adapter, "adapter_model.safetensors", &given);
         let config = line["config"].to_string();
         fs::write(adapter.join("adapter_config.json"), config).unwrap();
 
-        let tied = match line["untie"].as_bool().unwrap() {
-            true => TiedPolicy::Untie,
-            false => TiedPolicy::Shared,
+        let tied = if line["untie"] == true {
+            TiedPolicy::Untie
+        } else {
+            TiedPolicy::Shared
         };
         let out = dir.path().join(format!("out{n}"));
         let got = merge_tied(&base, &[(&adapter, 1.0)], &out, Rounding::Peft, tied)
@@ -70,25 +71,35 @@ fn write(dir: &Path, name: &str, tensors: &[(String, Tensor)]) {
     .unwrap();
 }
 
-/// The tensors of a line: of a base, or, where there is one, of an adapter.
-fn made(tensors: &Value, base: &BTreeMap<String, Tensor>) -> Vec<(String, Tensor)> {
+/// The tensors of a line: of a base, or of an adapter, whose values may be few and copies of the base's.
+fn made(
+    tensors: &Value,
+    base: Option<&BTreeMap<String, Tensor>>,
+    few: bool,
+) -> Vec<(String, Tensor)> {
     let made = |t: &Value| {
-        let name = text_of(&t[0]);
-        let dtype: Dtype = serde_json::from_value(t[1].clone()).unwrap();
-        let shape: Vec<usize> = serde_json::from_value(t[2].clone()).unwrap();
-        let seeded = |seed: &str, range, unit| {
-            let values = values(seed, shape.iter().product(), range, unit);
-            Tensor::narrowed(dtype, shape.clone(), &values).unwrap()
+        let (name, mut dtype) = (text_of(&t[0]), Dtype::F32);
+        let shape: Vec<usize> = serde_json::from_value(t[1].clone()).unwrap();
+        for more in t.as_array().unwrap().iter().skip(2) {
+            match text_of(more) {
+                "BF16" => dtype = Dtype::BF16,
+                "F16" => dtype = Dtype::F16,
+                copied => {
+                    let copied = &base.unwrap()[copied.trim_start_matches('=')];
+                    return (name.to_owned(), copied.clone());
+                }
+            }
+        }
+        let factor = name.contains("lora_") || name.contains("vera_");
+        let (seed, range, unit) = match base {
+            Some(_) if name.contains("magnitude") => (name.to_owned(), (32, 96), 64.0),
+            Some(_) if factor && few => (name.to_owned(), (-3, 3), 4.0),
+            Some(_) if factor => (name.to_owned(), (-31, 31), 32.0),
+            Some(_) => (format!("adapter {name}"), (-63, 63), 64.0),
+            None => (name.to_owned(), (-63, 63), 64.0),
         };
-        let rule = t[3].as_str().unwrap_or_default();
-        let tensor = match rule {
-            "" => seeded(name, (-63, 63), 64.0),
-            _ if rule.starts_with('=') => base[&rule[1..]].clone(),
-            _ if name.contains("magnitude") => seeded(name, (32, 96), 64.0),
-            "f" if name.contains("lora_") || name.contains("vera_") => seeded(name, (-3, 3), 4.0),
-            _ if name.contains("lora_") => seeded(name, (-31, 31), 32.0),
-            _ => seeded(&format!("adapter {name}"), (-63, 63), 64.0),
-        };
+        let values = values(&seed, shape.iter().product(), range, unit);
+        let tensor = Tensor::narrowed(dtype, shape, &values).unwrap();
         (name.to_owned(), tensor)
     };
     tensors.as_array().unwrap().iter().map(made).collect()
@@ -111,5 +122,5 @@ fn values(name: &str, count: usize, (low, high): (i64, i64), unit: f32) -> Vec<f
 
 fn hex(tensor: &Tensor) -> String {
     let digest = Sha256::digest(&tensor.data()[..]);
-    digest[..8].iter().map(|b| format!("{b:02x}")).collect()
+    digest[..4].iter().map(|b| format!("{b:02x}")).collect()
 }

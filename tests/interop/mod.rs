@@ -4,6 +4,7 @@
 //! absent; `identities` and `matrix` stand on `fixtures/` alone.
 #![allow(clippy::print_stderr)]
 
+mod architectures;
 mod identities;
 mod matrix;
 mod peft;

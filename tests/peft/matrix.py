@@ -58,8 +58,8 @@ RANDOM = {torch.float32: 4, torch.bfloat16: 1}
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
 # Of each kind of model one, and the kinds whose rules differ most.
 IN_FIXTURE = (
-    "lora", "dora", "vera", "patterns", "embed+head-bf16", "mts-embed", "tokens", "params-bf16", "bias-all", "lora-bias",
-    "seqcls", "seqcls-no-head", "old-adapter",
+    "lora", "dora", "vera", "embed+head-bf16", "mts-embed", "tokens", "params-bf16", "bias-all", "seqcls", "seqcls-no-head",
+    "old-adapter",
 )
 UNTIES = ("mts", "mts-embed")
 SMALL = (
@@ -395,16 +395,16 @@ def check_row(tool, folder, kinds, quick):
 
 
 def digest(t):
-    return hashlib.sha256(t.contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+    return hashlib.sha256(t.contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()[:8]
 
 
 def fixture(args, rows, kinds):
     """What tests/interop/matrix.rs needs to make the same files again and to know PEFT's merge: a line for each base and cell.
 
-    A tensor is its name, dtype and shape; its values are those of `values` for a base, and of `adapter_value` for an
-    adapter: of all its tensors ("l"), with few values ("f"), or copies of the base ("=").
+    A tensor is its name, its shape, and where that is not F32 its dtype; its values are those of `values` for a base,
+    and of `adapter_value` for an adapter, unless a copy of the base's is named. `few` is of the whole adapter.
     """
-    dtype = lambda t: {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}[t.dtype]
+    short = {torch.float32: [], torch.bfloat16: ["BF16"], torch.float16: ["F16"]}
     lines, bases = [], set()
     for row in rows:
         folder = args.work / row
@@ -421,17 +421,17 @@ def fixture(args, rows, kinds):
             if name not in bases:
                 bases.add(name)
                 config = json.loads((path / "config.json").read_text())
-                lines.append({"base": name, "config": config, "tensors": [[k, dtype(t), list(t.shape)] for k, t in sorted(base.items())]})
+                lines.append({"base": name, "config": config, "tensors": [[k, list(t.shape), *short[t.dtype]] for k, t in sorted(base.items())]})
             few, given = "dora" in kind or "vera" in kind, []
             for k, t in sorted(adapter.items()):
                 copied = [b for b, x in base.items() if same(x, t)]
-                given.append([k, dtype(t), list(t.shape), f"={copied[0]}" if copied else "f" if few else "l"])
+                given.append([k, list(t.shape), *short[t.dtype], *[f"={b}" for b in copied[:1]]])
                 assert copied or same(t, adapter_value(k, t, few)), (row, kind, k)
             config = json.loads((cell / "adapter" / "adapter_config.json").read_text())
             dull = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version")
             config = {k: v for k, v in config.items() if v not in (None, False, {}, []) and k not in dull}
             changed = {k: digest(t) for k, t in sorted(want.items()) if k not in base or not same(t, base[k])}
-            lines.append({"of": name, "kind": kind, "untie": kind in UNTIES, "config": config, "tensors": given, "changed": changed})
+            lines.append({"of": name, "kind": kind, "untie": kind in UNTIES, "few": few, "config": config, "tensors": given, "changed": changed})
     args.fixture.write_text("".join(json.dumps(x, separators=(",", ":")) + "\n" for x in lines))
 
 

@@ -85,6 +85,7 @@ fn lora(module: &str, out: usize, n: usize, kind: ModuleKind, seed: u64) -> TieG
     let rank = 2;
     TieGroup {
         layers: None,
+        experts: None,
         rank,
         in_features: n,
         scaling: Scaling {
@@ -113,6 +114,7 @@ fn tied_qkv(seed: u64) -> TieGroup {
     };
     TieGroup {
         layers: Some(vec![0, 1]),
+        experts: None,
         rank: 3,
         in_features: 6,
         scaling: Scaling::one(3),

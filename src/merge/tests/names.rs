@@ -356,3 +356,144 @@ fn untying_gives_the_output_a_tensor_of_its_own() {
     let e = Bench::file(&bare).refusal_with(&[one], &tied(TiedPolicy::Untie));
     assert_eq!(e.code(), Code::TiedEmbedding);
 }
+
+fn config(model_type: &str, class: &str) -> String {
+    format!("{{\n  \"architectures\": [\"{class}\"],\n  \"model_type\": \"{model_type}\"\n}}\n")
+}
+
+/// Breaks where a model that is untied lacks a tensor that its class then has, so that it begins at random.
+#[test]
+fn untying_writes_every_name_that_the_class_ties() {
+    let old = tensor(Dtype::F32, &[10, 6], 3, 1.0);
+    let bias = tensor(Dtype::F32, &[10], 4, 1.0);
+    let bart = [
+        "lm_head",
+        "model.decoder.embed_tokens",
+        "model.encoder.embed_tokens",
+    ];
+    for (model_type, class, stored, others, output) in [
+        (
+            "bart",
+            "BartForConditionalGeneration",
+            "model.shared",
+            &bart[..],
+            "lm_head",
+        ),
+        (
+            "whisper",
+            "WhisperForConditionalGeneration",
+            "model.decoder.embed_tokens",
+            &["proj_out"],
+            "proj_out",
+        ),
+        (
+            "mamba",
+            "MambaForCausalLM",
+            "backbone.embeddings",
+            &["lm_head"],
+            "lm_head",
+        ),
+        (
+            "bert",
+            "BertForMaskedLM",
+            "bert.embeddings.word_embeddings",
+            &["cls.predictions.decoder"],
+            "cls.predictions.decoder",
+        ),
+    ] {
+        let mut base = vec![(format!("{stored}.weight"), old.clone())];
+        if model_type == "bert" {
+            base.push(("cls.predictions.bias".to_owned(), bias.clone()));
+        }
+        let bench = Bench::model(&base, 1, Some(&config(model_type, class)));
+        for on_output in [false, true] {
+            let (module, kind, out, n) = match on_output {
+                true => (output, ModuleKind::Linear, 10, 6),
+                false => (stored, ModuleKind::Embedding, 6, 10),
+            };
+            let group = lora(module, out, n, kind, 5);
+            let inputs = [input(vec![group.clone()])];
+            assert_eq!(
+                bench.refusal(&inputs).code(),
+                Code::TiedEmbedding,
+                "{module}"
+            );
+            bench.merge_with(&inputs, &tied(TiedPolicy::Untie)).unwrap();
+            let new = oracle(&old, &[(&group, 0, 0, 1.0)], !on_output);
+            let value = |is_output: bool| {
+                if is_output == on_output {
+                    new.clone()
+                } else {
+                    old.clone()
+                }
+            };
+            let mut changed = vec![(format!("{stored}.weight"), value(false))];
+            for other in others {
+                changed.push((format!("{other}.weight"), value(*other == output)));
+            }
+            if model_type == "bert" {
+                changed.push(("cls.predictions.decoder.bias".to_owned(), bias.clone()));
+            }
+            let changed: Vec<(&str, Tensor)> = changed
+                .iter()
+                .map(|(name, t)| (name.as_str(), t.clone()))
+                .collect();
+            check(&bench.out(), &base, &changed);
+            let _ = fs::remove_dir_all(bench.out());
+        }
+    }
+}
+
+/// Breaks where a class that has no output is refused for its input, or its aliases do not change together.
+#[test]
+fn without_an_output_there_is_nothing_to_refuse() {
+    let old = tensor(Dtype::F32, &[10, 6], 3, 1.0);
+    let group = |module: &str| lora(module, 6, 10, ModuleKind::Embedding, 5);
+    for (model_type, class, stored, module) in [
+        (
+            "bert",
+            "BertForSequenceClassification",
+            "bert.embeddings.word_embeddings",
+            None,
+        ),
+        ("qwen3", "Qwen3Model", "embed_tokens", None),
+        (
+            "bart",
+            "BartForSequenceClassification",
+            "model.shared",
+            Some("model.encoder.embed_tokens"),
+        ),
+    ] {
+        let name = format!("{stored}.weight");
+        let base = [(name.clone(), old.clone())];
+        let bench = Bench::model(&base, 1, Some(&config(model_type, class)));
+        let group = group(module.unwrap_or(stored));
+        bench.merge(&[input(vec![group.clone()])]).unwrap();
+        let want = oracle(&old, &[(&group, 0, 0, 1.0)], true);
+        check(&bench.out(), &base, &[(&name, want)]);
+    }
+}
+
+/// Breaks where a pair that fits only transposed is merged because some model stores weights so.
+#[test]
+fn a_pair_that_fits_only_transposed_is_refused() {
+    for (model_type, class, name) in [
+        ("llama", "LlamaForCausalLM", "model.layers.0.mlp.down_proj"),
+        ("gpt_neo", "GPTNeoForCausalLM", "transformer.h.0.mlp.c_proj"),
+    ] {
+        let base = one(&format!("{name}.weight"), 3, 4);
+        for described in [Some(config(model_type, class)), None] {
+            let bench = Bench::model(&base, 1, described.as_deref());
+            let mut one = module(name);
+            one.lenient_layout = true;
+            assert_eq!(bench.refusal(&[one]).code(), Code::BaseShape, "{name}");
+        }
+    }
+    // GPT-2's own are stored so.
+    let name = "transformer.h.0.mlp.c_proj";
+    let base = one(&format!("{name}.weight"), 3, 4);
+    let bench = Bench::model(&base, 1, Some(&config("gpt2", "GPT2LMHeadModel")));
+    let mut one = module(name);
+    one.lenient_layout = true;
+    bench.merge(&[one]).unwrap();
+}

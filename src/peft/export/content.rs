@@ -1,5 +1,7 @@
 //! What an exported directory holds, before any value is computed.
 
+use std::ops::Range;
+
 use crate::adapter::{Adapter, ModuleKind};
 use crate::error::{Code, Error};
 use crate::peft::config::Common;
@@ -7,8 +9,14 @@ use crate::tensor::{Dtype, Tensor};
 
 /// Where the values of an exported tensor come from.
 pub(super) enum Values {
+    /// A' of a module.
     Right(usize),
+    /// B' of a module.
     Left(usize),
+    /// A' of a parameter's experts, one after the other.
+    Rights(Range<usize>),
+    /// B' of a parameter's experts, rank by rank.
+    Lefts(Range<usize>),
     Ready(Tensor),
 }
 

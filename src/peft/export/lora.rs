@@ -1,6 +1,7 @@
 //! Adapters as LoRA, faithful or portable.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::content::{Entry, PeftContent, Values, common_keys, has_conv1d, impossible};
 use super::extras::extra_entries;
@@ -9,6 +10,7 @@ use crate::adapter::{Adapter, Module, ModuleKind, Scaling, ScalingRule, TieGroup
 use crate::error::Result;
 use crate::peft::config::LoraConfig;
 use crate::peft::names::PREFIX;
+use crate::peft::parameters::{in_order, wrapper};
 use crate::peft::target_names::select;
 use crate::tensor::Dtype;
 
@@ -33,8 +35,10 @@ pub(super) fn plan_lora(
         scale_keys(adapter, modules, &mut config)?;
     }
     let dtype = options.dtype.unwrap_or(Dtype::F32);
+    let (parameters, linear) = parted(adapter, modules);
     let mut entries = Vec::new();
-    for (i, module) in modules.iter().enumerate() {
+    for i in linear {
+        let module = &modules[i];
         let g = group(module);
         let (target, rank) = (
             &g.targets[module.target],
@@ -60,13 +64,25 @@ pub(super) fn plan_lora(
             values: Values::Left(i),
         });
     }
+    if portable && let Some((name, _)) = parameters.first() {
+        let message = format!("`{name}` is a parameter, and not all servers load updates of those");
+        return Err(impossible(message).hint("export in the faithful form, or merge"));
+    }
+    config.target_parameters = parameters.iter().map(|(n, _)| (*n).to_owned()).collect();
+    entries.extend(parameter_entries(adapter, modules, &parameters, dtype)?);
+    let of_modules = |m: &&Module| !is_parameter(adapter, m);
+    let selected: Vec<Module> = modules.iter().filter(of_modules).cloned().collect();
     let model = adapter.base.as_ref().and_then(|b| b.name.as_deref());
-    config.selection = select(modules, options.base, model)?;
+    config.selection = select(&selected, options.base, model)?;
     config.fan_in_fan_out = has_conv1d(adapter);
     common_keys(adapter, &mut config.common);
     let extras = extra_entries(adapter, modules)?;
     config.bias = extras.bias;
     config.lora_bias = extras.lora_bias;
+    if !config.target_parameters.is_empty() && (config.lora_bias || config.fan_in_fan_out) {
+        let message = "PEFT has no lora_bias and no Conv1D beside parameters";
+        return Err(impossible(message));
+    }
     config.trainable_tokens = extras.tokens;
     config.selection.modules_to_save = extras.saved;
     entries.extend(extras.entries);
@@ -74,6 +90,79 @@ pub(super) fn plan_lora(
         config: config.to_json_pretty()?,
         entries,
     })
+}
+
+/// A parameter's name, and its experts among the modules.
+type Parameter<'m> = (&'m str, Range<usize>);
+
+fn is_parameter(adapter: &Adapter, module: &Module) -> bool {
+    adapter.groups[module.group].targets[module.target]
+        .kind
+        .is_parameter()
+}
+
+/// Parameters, and places of the other modules.
+fn parted<'m>(adapter: &Adapter, modules: &'m [Module]) -> (Vec<Parameter<'m>>, Vec<usize>) {
+    let (mut parameters, mut linear) = (Vec::new(), Vec::new());
+    let mut at = 0;
+    for weight in modules.chunk_by(Module::shares_weight) {
+        let own = at..at + weight.len();
+        at = own.end;
+        match is_parameter(adapter, &weight[0]) {
+            true => parameters.push((weight[0].path.as_str(), own)),
+            false => linear.extend(own),
+        }
+    }
+    (parameters, linear)
+}
+
+/// The pairs of parameters, under the names of PEFT's nested wrappers.
+fn parameter_entries(
+    adapter: &Adapter,
+    modules: &[Module],
+    parameters: &[Parameter<'_>],
+    dtype: Dtype,
+) -> Result<Vec<Entry>> {
+    let mut wrapped: BTreeMap<&str, BTreeMap<String, Range<usize>>> = BTreeMap::new();
+    for (name, own) in parameters {
+        let Some((module, parameter)) = name.rsplit_once('.') else {
+            return Err(impossible(format!(
+                "`{name}` is in no module, and PEFT wraps modules"
+            )));
+        };
+        let of_module = wrapped.entry(module).or_default();
+        of_module.insert(parameter.to_owned(), own.clone());
+    }
+    let mut entries = Vec::new();
+    for (module, own) in wrapped {
+        let names = own.keys().cloned().collect();
+        let ordered = in_order(&names).ok_or_else(|| {
+            let message = format!(
+                "the order of the parameters of `{module}`, which PEFT nests by, is not known"
+            );
+            impossible(message)
+        })?;
+        for (depth, parameter) in ordered.iter().rev().enumerate() {
+            let modules_of = own[parameter.as_str()].clone();
+            let first = &modules[modules_of.start];
+            let group = &adapter.groups[first.group];
+            let rows = group.rank * modules_of.len();
+            let path = wrapper(module, depth);
+            entries.push(Entry {
+                name: format!("{PREFIX}{path}.lora_A.weight"),
+                dtype,
+                shape: vec![rows, group.in_features],
+                values: Values::Rights(modules_of.clone()),
+            });
+            entries.push(Entry {
+                name: format!("{PREFIX}{path}.lora_B.weight"),
+                dtype,
+                shape: vec![group.targets[first.target].out, rows],
+                values: Values::Lefts(modules_of),
+            });
+        }
+    }
+    Ok(entries)
 }
 
 /// `r`, `lora_alpha`, `use_rslora` and the patterns that give each module its own rank and s.
@@ -89,7 +178,8 @@ fn scale_keys(adapter: &Adapter, modules: &[Module], config: &mut LoraConfig) ->
     let mut ranks = BTreeMap::new();
     let mut alphas: BTreeMap<u64, usize> = BTreeMap::new();
     let mut own = Vec::with_capacity(modules.len());
-    for module in modules {
+    for weight in modules.chunk_by(Module::shares_weight) {
+        let module = &weight[0];
         let g = &adapter.groups[module.group];
         let alpha = alpha_under(&g.scaling, g.rank, rule)?;
         *ranks.entry(g.rank).or_insert(0usize) += 1;

@@ -79,6 +79,9 @@ fn shared_pair(adapter: &Adapter) -> Result<&TieGroup> {
             () if g.targets.iter().any(|t| t.kind == ModuleKind::Embedding) => {
                 Some("VeRA has no embeddings")
             }
+            () if g.targets.iter().any(|t| t.kind.is_parameter()) => {
+                Some("VeRA adapts modules, no parameters")
+            }
             () if !g.a.tensor.same_bytes(a) || !g.b.tensor.same_bytes(b) => {
                 Some("the modules do not share one A and one B")
             }

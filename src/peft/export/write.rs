@@ -10,6 +10,7 @@ use crate::adapter::{Adapter, LowRank, Module};
 use crate::error::{Code, Error, Result};
 use crate::fs::{AtomicFile, Existing, Output, write_dir};
 use crate::peft::files::{CONFIG_FILE, WEIGHTS_FILE};
+use crate::peft::parameters::by_rank;
 use crate::safetensors::encode_header;
 use crate::tensor::{Tensor, byte_len};
 
@@ -79,6 +80,22 @@ fn write_weights(
                     Values::Right(_) => pad_rows(factors.right, rows * columns),
                     _ => pad_columns(&factors.left, factors.rank, columns),
                 };
+                Tensor::narrowed(entry.dtype, entry.shape.clone(), &values)?
+            }
+            Values::Rights(own) => {
+                let mut values = Vec::new();
+                for module in &modules[own.clone()] {
+                    values.extend(module_factors(adapter, module, form)?.right);
+                }
+                Tensor::narrowed(entry.dtype, entry.shape.clone(), &values)?
+            }
+            Values::Lefts(own) => {
+                let lefts = own.clone().map(|m| {
+                    let factors = module_factors(adapter, &modules[m], form)?;
+                    Ok(factors.left)
+                });
+                let lefts: Vec<Vec<f32>> = lefts.collect::<Result<_>>()?;
+                let values = by_rank(&lefts);
                 Tensor::narrowed(entry.dtype, entry.shape.clone(), &values)?
             }
         };

@@ -22,6 +22,8 @@ pub(super) struct Importer<'a> {
 /// The update of one module.
 pub(super) struct Update<'t> {
     pub(super) kind: ModuleKind,
+    /// Number of experts of a parameter.
+    pub(super) experts: Option<usize>,
     pub(super) rank: usize,
     pub(super) in_features: usize,
     pub(super) out: usize,
@@ -70,6 +72,7 @@ impl Importer<'_> {
         };
         self.adapter.groups.push(TieGroup {
             layers: layer.map(|l| vec![l]),
+            experts: update.experts,
             rank: update.rank,
             in_features: update.in_features,
             scaling: update.scaling,

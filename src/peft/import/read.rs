@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::imported::{ImportOptions, Imported};
 use super::importer::Importer;
-use crate::adapter::{Adapter, BaseModel, MAX_GROUPS};
+use crate::adapter::{Adapter, BaseModel, MAX_MODULES};
 use crate::base::hub_name;
 use crate::digest::{Digest, Hasher};
 use crate::error::{Code, Error, Result};
@@ -58,8 +58,8 @@ pub fn import(dir: &Path, options: &ImportOptions<'_>) -> Result<Imported> {
         sorted.vera.len(),
         sorted.base_layers.len() + sorted.others.len(),
     ];
-    if let Some(n) = count.into_iter().find(|n| *n > MAX_GROUPS) {
-        let message = format!("{n} modules or full tensors, the limit is {MAX_GROUPS}");
+    if let Some(n) = count.into_iter().find(|n| *n > MAX_MODULES) {
+        let message = format!("{n} modules or full tensors, the limit is {MAX_MODULES}");
         return Err(Error::new(Code::ManifestLimit, message).file(&files.weights_path));
     }
     let kind = match &files.config {

@@ -48,6 +48,7 @@ impl Importer<'_> {
             let kind = self.kind(path, false, config.fan_in_fan_out);
             let update = Update {
                 kind,
+                experts: None,
                 rank,
                 in_features: n,
                 out,

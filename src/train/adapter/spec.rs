@@ -134,6 +134,7 @@ impl AdapterSpec {
             b: b.tensor.to_f32()?,
             shape: TieGroup {
                 layers: Some(layers.to_vec()),
+                experts: None,
                 rank: r,
                 in_features: n,
                 scaling: Scaling {

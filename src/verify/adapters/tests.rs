@@ -34,6 +34,7 @@ fn adapter(tied: bool, vectors: bool, core: bool, spare: usize) -> Adapter {
     };
     let group = TieGroup {
         layers: Some(vec![0, 1, 2]),
+        experts: None,
         rank: RANK,
         in_features: IN,
         scaling: Scaling::one(RANK),

@@ -13,14 +13,20 @@ use tlkit::quant::Quantised;
 use tlkit::safetensors::{Checkpoint, SafetensorsFile};
 use tlkit::{Code, Result};
 
+use super::refused::{self, Refusal, by_merge};
 use super::{open_base, show};
 use crate::args::Inspect;
 use crate::output::{Outcome, Output, bytes, count, fields, number, plural, table};
 
 pub(crate) fn inspect(args: &Inspect, output: &Output) -> Result<Outcome> {
     let path = args.path.as_path();
-    if path.is_file() && TlFile::is_tl(&SafetensorsFile::open(path)?) {
-        return tl(path, args, output);
+    if path.is_file() {
+        match SafetensorsFile::open(path) {
+            Ok(file) if TlFile::is_tl(&file) => return tl(path, args, output),
+            Ok(_) => {}
+            // Of other files only torch's archives have tensors to show.
+            Err(e) => return refused::archive(path, output).map_err(|_| e),
+        }
     }
     if is_peft_dir(path) {
         return peft(path, args, output);
@@ -49,12 +55,17 @@ struct AdapterView {
     /// Stored tensors that their seeds do not make.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     invalid: Vec<String>,
+    /// Why a merge into the base would fail.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refused: Option<Refusal>,
 }
 
 #[derive(Serialize)]
 struct GroupView {
     targets: Vec<String>,
     layers: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    experts: Option<usize>,
     rank: usize,
     r#in: usize,
     out: usize,
@@ -125,6 +136,7 @@ impl AdapterView {
                 .collect(),
             tensors: Vec::new(),
             invalid: Vec::new(),
+            refused: None,
         }
     }
 
@@ -156,6 +168,7 @@ impl AdapterView {
                 .iter()
                 .map(|(k, v)| ("provenance", format!("{k}: {v}"))),
         );
+        pairs.extend(self.refused.as_ref().map(|r| ("merge", r.text())));
         let mut text = format!("{}\n{}\n", fields(&pairs), group_table(&self.groups));
         if !self.extras.is_empty() {
             text.push_str(&format!("\n{}\n", extra_table(&self.extras)));
@@ -176,7 +189,9 @@ fn group_table(groups: &[GroupView]) -> String {
         let factors: Vec<String> = g.factors.iter().map(factor).collect();
         vec![
             g.targets.join("\n"),
-            g.layers.clone().unwrap_or("-".into()),
+            g.layers.clone().unwrap_or("-".into())
+                + &g.experts
+                    .map_or_else(String::new, |e| format!(" × {e} experts")),
             g.rank.to_string(),
             format!("{} → {}", g.r#in, g.out),
             number(g.scaling),
@@ -201,6 +216,8 @@ impl GroupView {
             ModuleKind::Linear => "",
             ModuleKind::Conv1d => " (conv1d)",
             ModuleKind::Embedding => " (embedding)",
+            ModuleKind::Parameter => " (parameter)",
+            ModuleKind::ParameterTransposed => " (parameter, transposed)",
         };
         Self {
             targets: g
@@ -209,6 +226,7 @@ impl GroupView {
                 .map(|t| format!("{}{}", t.module, kind(t.kind)))
                 .collect(),
             layers: g.layers.as_deref().map(ranges),
+            experts: g.experts,
             rank: g.rank,
             r#in: g.in_features,
             out: g.total_out(),
@@ -308,7 +326,10 @@ fn tl(path: &Path, args: &Inspect, output: &Output) -> Result<Outcome> {
 
 fn peft(path: &Path, args: &Inspect, output: &Output) -> Result<Outcome> {
     let base = open_base(args.base.as_ref(), &args.names)?;
-    let opened = open_adapter(path, base.as_ref(), &NoBlobs)?;
+    let opened = match open_adapter(path, base.as_ref(), &NoBlobs) {
+        Ok(opened) => opened,
+        Err(e) => return refused::adapter(path, e, output),
+    };
     for note in &opened.notes {
         output.note(note);
     }
@@ -320,13 +341,14 @@ fn peft(path: &Path, args: &Inspect, output: &Output) -> Result<Outcome> {
         Source::Tl => ".tl",
     };
     let adapter = tlkit::convert::coalesce(&opened.adapter)?;
-    let view = AdapterView::new(
+    let mut view = AdapterView::new(
         kind,
         path,
         opened.identity.to_string(),
         opened.bytes,
         &adapter,
     );
+    view.refused = base.as_ref().and_then(|base| by_merge(path, base));
     output.report(&view, || view.text())?;
     Ok(Outcome::Success)
 }
@@ -423,6 +445,9 @@ fn checkpoint(path: &Path, args: &Inspect, output: &Output) -> Result<Outcome> {
         Code::NotFound if path.is_dir() => e.hint("a folder must hold a model or a PEFT adapter"),
         _ => e,
     })?;
+    for note in checkpoint.notes() {
+        output.note(note);
+    }
     let view = CheckpointView::new(&checkpoint, path, args.tensors);
     output.report(&view, || view.text())?;
     Ok(Outcome::Success)

@@ -18,6 +18,7 @@ mod opened;
 pub(crate) mod pack;
 pub(crate) mod params;
 pub(crate) mod plan;
+mod refused;
 mod share;
 pub(crate) mod store;
 pub(crate) mod sweep;

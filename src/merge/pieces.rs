@@ -1,0 +1,251 @@
+//! A tensor that is merged part by part: the experts of a fused parameter, gate and up in one weight.
+//!
+//! Factors are prepared for the part at hand, so that memory is that of one part, however many there are.
+
+use std::ops::Range;
+
+use super::plan::{Addition, MergePlan, TensorPlan};
+use super::region::{Region, Span};
+use super::request::MergeInput;
+use crate::adapter::TieGroup;
+use crate::compute::{Rounding, Stats, Update, merge_block_parallel, transpose};
+use crate::error::{Code, Error, Result};
+use crate::tensor::Dtype;
+
+/// The parts of a tensor, by place.
+#[derive(Debug)]
+pub(super) struct Pieces<'a> {
+    dtype: Dtype,
+    cols: usize,
+    parts: Vec<Part<'a>>,
+}
+
+/// What is added to one part.
+#[derive(Debug)]
+struct Part<'a> {
+    rows: Span,
+    cols: Span,
+    rounding: Rounding,
+    updates: Vec<PartUpdate<'a>>,
+}
+
+#[derive(Debug)]
+struct PartUpdate<'a> {
+    group: &'a TieGroup,
+    instance: usize,
+    target: usize,
+    region: Region,
+    scale: f32,
+}
+
+/// Factors as they lie in the tensor.
+struct Factors {
+    left: Vec<f32>,
+    right: Vec<f32>,
+    rank: usize,
+    scale: f32,
+}
+
+impl<'a> Pieces<'a> {
+    /// The parts of a tensor of a plan, if that is how it is merged.
+    pub(super) fn of(plan: &MergePlan<'a>, tensor: &TensorPlan) -> Option<Self> {
+        let mut parts: Vec<Part<'a>> = Vec::new();
+        let all = tensor.additions.iter();
+        let mut all: Vec<_> = all.filter_map(|a| part(plan.inputs(), a)).collect();
+        // Stable: of one place, adapters keep their order.
+        all.sort_by_key(|(update, _)| (update.region.rows, update.region.cols));
+        for (update, rounding) in all {
+            let Region { rows, cols, .. } = update.region;
+            match parts.last_mut() {
+                Some(last) if (last.rows, last.cols) == (rows, cols) => {
+                    if rounding == Rounding::PeftSafe {
+                        last.rounding = rounding;
+                    }
+                    last.updates.push(update);
+                }
+                _ => parts.push(Part {
+                    rows,
+                    cols,
+                    rounding,
+                    updates: vec![update],
+                }),
+            }
+        }
+        (!parts.is_empty()).then(|| Self {
+            dtype: tensor.dtype,
+            cols: tensor.shape.last().copied().unwrap_or(1),
+            parts,
+        })
+    }
+
+    /// Adds to some rows of the tensor.
+    pub(super) fn merge(&self, rows: Range<usize>, block: &mut [u8]) -> Result<Stats> {
+        let mut stats = Stats::default();
+        for part in &self.parts {
+            let own = part.rows.within(rows.start, rows.end);
+            if own.is_empty() {
+                continue;
+            }
+            let factors: Vec<Factors> = part
+                .updates
+                .iter()
+                .map(PartUpdate::factors)
+                .collect::<Result<_>>()?;
+            stats.add(&self.add(part, &factors, &rows, own, block)?);
+        }
+        // What no part covers is looked at too.
+        stats.elements = (rows.len() * self.cols) as u64;
+        Ok(stats)
+    }
+
+    /// Adds to the entries `own` of a part's rows.
+    fn add(
+        &self,
+        part: &Part<'_>,
+        factors: &[Factors],
+        rows: &Range<usize>,
+        own: Range<usize>,
+        block: &mut [u8],
+    ) -> Result<Stats> {
+        let updates: Vec<Update<'_>> = factors.iter().map(Factors::update).collect();
+        let size = self.dtype.bits() / 8;
+        let place = |k: usize| part.rows.start + k * part.rows.step - rows.start;
+        if part.rows.step == 1 && part.cols == Span::all(self.cols) {
+            let row = self.cols * size;
+            let from = place(own.start) * row;
+            let there = block.get_mut(from..from + own.len() * row);
+            let there = there.ok_or_else(beyond)?;
+            return merge_block_parallel(
+                self.dtype,
+                part.rounding,
+                &updates,
+                own,
+                self.cols,
+                there,
+            );
+        }
+        let cols = part.cols.len;
+        let mut taken = Vec::with_capacity(own.len() * cols * size);
+        for k in own.clone() {
+            for at in self.runs(part, place(k)) {
+                taken.extend_from_slice(block.get(at).ok_or_else(beyond)?);
+            }
+        }
+        let stats = merge_block_parallel(
+            self.dtype,
+            part.rounding,
+            &updates,
+            own.clone(),
+            cols,
+            &mut taken,
+        )?;
+        let mut rest = taken.as_slice();
+        for k in own {
+            for at in self.runs(part, place(k)) {
+                let there = block.get_mut(at).ok_or_else(beyond)?;
+                let (first, after) = rest.split_at_checked(there.len()).ok_or_else(beyond)?;
+                there.copy_from_slice(first);
+                rest = after;
+            }
+        }
+        Ok(stats)
+    }
+
+    /// The bytes of a part in a row, run by run.
+    fn runs(&self, part: &Part<'_>, row: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let size = self.dtype.bits() / 8;
+        let Span { start, step, len } = part.cols;
+        let first = (row * self.cols + start) * size;
+        let (runs, width) = if step == 1 { (1, len) } else { (len, 1) };
+        (0..runs).map(move |i| {
+            let from = first + i * step * size;
+            from..from + width * size
+        })
+    }
+}
+
+impl PartUpdate<'_> {
+    fn factors(&self) -> Result<Factors> {
+        let low = self.group.low_rank(self.instance, self.target)?;
+        let Region {
+            outs,
+            ins,
+            transposed,
+            ..
+        } = self.region;
+        let left = rows_of(low.left, low.rank, outs);
+        let right = columns_of(low.right, low.in_features, ins);
+        let (left, right) = if transposed {
+            let turned = transpose(&right, low.rank, ins.len)?;
+            (turned, transpose(&left, outs.len, low.rank)?)
+        } else {
+            (left, right)
+        };
+        Ok(Factors {
+            left,
+            right,
+            rank: low.rank,
+            scale: self.scale,
+        })
+    }
+}
+
+impl Factors {
+    fn update(&self) -> Update<'_> {
+        Update {
+            left: &self.left,
+            right: &self.right,
+            rank: self.rank,
+            scale: self.scale,
+        }
+    }
+}
+
+fn part<'a>(inputs: &'a [MergeInput], addition: &Addition) -> Option<(PartUpdate<'a>, Rounding)> {
+    let Addition::Part {
+        input,
+        module,
+        region,
+        scale,
+        rounding,
+    } = addition
+    else {
+        return None;
+    };
+    let update = PartUpdate {
+        group: inputs.get(*input)?.adapter.groups.get(module.group)?,
+        instance: module.layer,
+        target: module.target,
+        region: *region,
+        scale: *scale,
+    };
+    Some((update, *rounding))
+}
+
+fn rows_of(values: Vec<f32>, width: usize, span: Span) -> Vec<f32> {
+    if span == Span::all(values.len() / width.max(1)) {
+        return values;
+    }
+    let rows = values.chunks_exact(width.max(1)).skip(span.start);
+    rows.step_by(span.step.max(1))
+        .take(span.len)
+        .flatten()
+        .copied()
+        .collect()
+}
+
+fn columns_of(values: Vec<f32>, width: usize, span: Span) -> Vec<f32> {
+    if span == Span::all(width) {
+        return values;
+    }
+    let rows = values.chunks_exact(width.max(1));
+    let own = |row: &[f32]| -> Vec<f32> {
+        let entries = row.iter().skip(span.start).step_by(span.step.max(1));
+        entries.take(span.len).copied().collect()
+    };
+    rows.flat_map(own).collect()
+}
+
+fn beyond() -> Error {
+    Error::new(Code::BaseShape, "a part goes beyond its tensor")
+}
