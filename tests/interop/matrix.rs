@@ -79,11 +79,13 @@ fn made(
 ) -> Vec<(String, Tensor)> {
     let made = |t: &Value| {
         let (name, mut dtype) = (text_of(&t[0]), Dtype::F32);
+        let mut named = name;
         let shape: Vec<usize> = serde_json::from_value(t[1].clone()).unwrap();
         for more in t.as_array().unwrap().iter().skip(2) {
             match text_of(more) {
                 "BF16" => dtype = Dtype::BF16,
                 "F16" => dtype = Dtype::F16,
+                other if other.starts_with('~') => named = &other[1..],
                 copied => {
                     let copied = &base.unwrap()[copied.trim_start_matches('=')];
                     return (name.to_owned(), copied.clone());
@@ -92,11 +94,11 @@ fn made(
         }
         let factor = name.contains("lora_") || name.contains("vera_");
         let (seed, range, unit) = match base {
-            Some(_) if name.contains("magnitude") => (name.to_owned(), (32, 96), 64.0),
-            Some(_) if factor && few => (name.to_owned(), (-3, 3), 4.0),
-            Some(_) if factor => (name.to_owned(), (-31, 31), 32.0),
-            Some(_) => (format!("adapter {name}"), (-63, 63), 64.0),
-            None => (name.to_owned(), (-63, 63), 64.0),
+            Some(_) if name.contains("magnitude") => (named.to_owned(), (32, 96), 64.0),
+            Some(_) if factor && few => (named.to_owned(), (-3, 3), 4.0),
+            Some(_) if factor => (named.to_owned(), (-31, 31), 32.0),
+            Some(_) => (format!("adapter {named}"), (-63, 63), 64.0),
+            None => (named.to_owned(), (-63, 63), 64.0),
         };
         let values = values(&seed, shape.iter().product(), range, unit);
         let tensor = Tensor::narrowed(dtype, shape, &values).unwrap();

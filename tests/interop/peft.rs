@@ -75,6 +75,30 @@ fn every_merge_is_pefts_bit_for_bit() {
     assert!(safe > 0);
 }
 
+/// Breaks where a sampled adapter of some uncommon kind, with its base and what PEFT made of them,
+/// merges to other tensors.
+#[test]
+fn sampled_cases_merge_as_peft_merged_them() {
+    let Some(cases) = shared("cases") else {
+        return;
+    };
+    let mut done = 0;
+    for name in names(&cases) {
+        let case = cases.join(&name);
+        if case.join("peft_expected").is_dir() {
+            let dir = tempfile::tempdir().unwrap();
+            let (adapter, out) = (case.join("adapter"), dir.path().join("out"));
+            let base = case.join("base");
+            let ours = merge(&base, &[(&adapter, 1.0)], &out, Rounding::Peft)
+                .unwrap_or_else(|e| panic!("{name}: {e:?}"));
+            let theirs = tensors(&case.join("peft_expected"));
+            assert_eq!(first_difference(&ours, &theirs), None, "{name}");
+            done += 1;
+        }
+    }
+    assert!(done >= 8);
+}
+
 /// Breaks where `.tl`, or the export from it, says something else than the adapter did.
 #[test]
 fn tl_and_export_merge_to_the_same_bytes_as_the_original() {
