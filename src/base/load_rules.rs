@@ -280,7 +280,9 @@ impl LoadRules {
                 if let Action::Unknown(name) = &rule.action {
                     unknown = Some(name.clone());
                 }
-                class = found.renamed(rule.targets.first().map_or("", String::as_str));
+                let target = rule.targets.get(found.source.number);
+                let target = target.or(rule.targets.first());
+                class = found.renamed(target.map_or("", String::as_str));
             }
         }
         let mut converters = self.0.iter().filter(|r| !r.renames());

@@ -1,6 +1,7 @@
 //! The table of architectures: what `src/python/architectures.py` found in transformers, a line for each entry.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::OnceLock;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -53,21 +54,33 @@ pub(super) struct TypeEntry {
     classes: Map<String, Value>,
 }
 
-/// The text of an entry of a section.
-fn entry(section: &str, key: &str) -> Option<&'static str> {
-    let start = TABLE.find(&format!("\n\"{section}\":{{\n"))?;
-    let rest = TABLE.get(start + section.len() + 5..)?;
-    let end = rest.find("\n}").unwrap_or(rest.len());
-    let rest = rest.get(..end)?;
-    let key = format!("\n{}:", serde_json::to_string(key).ok()?);
-    let line = rest.get(rest.find(&key)? + key.len()..)?;
-    let line = line.get(..line.find('\n').unwrap_or(line.len()))?;
-    Some(line.strip_suffix(',').unwrap_or(line))
+/// Every entry by its section and key, as text.
+fn entries() -> &'static HashMap<(&'static str, &'static str), &'static str> {
+    static ENTRIES: OnceLock<HashMap<(&str, &str), &str>> = OnceLock::new();
+    ENTRIES.get_or_init(|| {
+        let mut section = "";
+        let mut found = HashMap::new();
+        for line in TABLE.lines() {
+            let Some(line) = line.strip_prefix('"') else {
+                continue;
+            };
+            match (line.strip_suffix("\":{"), line.split_once("\":")) {
+                (Some(name), _) => section = name,
+                (None, Some((key, text))) => {
+                    let text = text.strip_suffix(',').unwrap_or(text);
+                    found.insert((section, key), text);
+                }
+                (None, None) => (),
+            }
+        }
+        found
+    })
 }
 
-fn parsed<T: DeserializeOwned>(section: &str, key: &str) -> Option<T> {
+fn parsed<T: DeserializeOwned>(section: &'static str, key: &str) -> Option<T> {
     // The table is part of the program, and a test parses all of it.
-    serde_json::from_str(entry(section, key)?).ok()
+    let text = entries().get(&(section, key))?;
+    serde_json::from_str(text).ok()
 }
 
 /// The rules of a set.

@@ -208,7 +208,8 @@ codes! {
     UnsupportedKasa = "TL0410", Unsupported;
     /// `layer_replication`: the adapter's layers do not exist in the base checkpoint.
     UnsupportedLayerReplication = "TL0411", Unsupported;
-    /// `target_parameters`: the adapter is on fused mixture-of-experts parameters.
+    /// `target_parameters`: which factors are of which parameter is not known, or a task has no form for
+    /// parameters.
     UnsupportedTargetParameters = "TL0412", Unsupported;
     /// BD-LoRA: the factors are block-diagonal shards.
     UnsupportedBdlora = "TL0413", Unsupported;

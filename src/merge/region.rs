@@ -175,3 +175,165 @@ fn taken(cut: &Cut, mut axes: [Span; 2], exchanged: bool, before: usize) -> Opti
     axes[axis] = Span::chunk(axes[axis].len, chunk)?;
     Some(axes)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn module(expert: Option<usize>) -> Module {
+        Module {
+            path: "experts.gate_up_proj".to_owned(),
+            expert,
+            group: 0,
+            layer: 0,
+            target: 0,
+        }
+    }
+
+    fn cut(index: Option<usize>, chunk: Option<(usize, usize, usize, bool)>, flip: Flip) -> Cut {
+        let chunk = chunk.map(|(axis, part, of, interleaved)| Chunk {
+            axis,
+            part,
+            of,
+            interleaved,
+        });
+        Cut { index, chunk, flip }
+    }
+
+    /// Values of a tensor that say where they are in the update: expert, output, input.
+    fn laid(region: &Region, cols: usize, expert: usize, tensor: &mut [Option<[usize; 3]>]) {
+        let Region {
+            rows,
+            cols: across,
+            outs,
+            ins,
+            transposed,
+        } = *region;
+        for i in 0..rows.len {
+            for j in 0..across.len {
+                let (o, n) = if transposed { (j, i) } else { (i, j) };
+                let at = (rows.start + i * rows.step) * cols + across.start + j * across.step;
+                let value = [expert, outs.start + o * outs.step, ins.start + n * ins.step];
+                assert_eq!(tensor[at].replace(value), None, "an element twice");
+            }
+        }
+    }
+
+    proptest! {
+        /// Breaks where an expert's update goes to another's rows, or a whole parameter is not covered once,
+        /// whatever its orientation; square ones too.
+        #[test]
+        fn a_whole_parameter_is_covered_expert_by_expert(
+            experts in 1usize..5, out in 1usize..6, n in 1usize..6, transposed: bool, flipped: bool,
+        ) {
+            let shape = Shape { out, in_features: n, transposed, experts: Some(experts) };
+            let (rows, cols) = if transposed ^ flipped { (n, out) } else { (out, n) };
+            let flip = if flipped { Flip::Yes } else { Flip::No };
+            let piece = Piece { place: (), at: cut(None, None, flip), of: Cut::WHOLE };
+            let mut tensor = vec![None; experts * rows * cols];
+            for e in 0..experts {
+                let found = region(&[experts, rows, cols], &piece, &module(Some(e)), &shape).unwrap();
+                laid(&found, cols, e, &mut tensor);
+            }
+            for (at, value) in tensor.into_iter().enumerate() {
+                let (e, i, j) = (at / (rows * cols), at / cols % rows, at % cols);
+                let (o, k) = if transposed ^ flipped { (j, i) } else { (i, j) };
+                prop_assert_eq!(value, Some([e, o, k]));
+            }
+        }
+
+        /// Breaks where gate and up of single experts do not cover a fused tensor once: one after the
+        /// other or interleaved, stored (out, in) or (in, out); and the way round, where a fused update's
+        /// parts are not those of the single tensors.
+        #[test]
+        fn gate_and_up_are_the_halves_of_a_fused_parameter(
+            experts in 1usize..4, half in 1usize..5, n in 1usize..6, interleaved: bool, flipped: bool,
+        ) {
+            let (rows, cols) = if flipped { (n, 2 * half) } else { (2 * half, n) };
+            let flip = if flipped { Flip::Yes } else { Flip::No };
+            let single = Shape { out: half, in_features: n, transposed: false, experts: None };
+            let fused = Shape { out: 2 * half, in_features: n, transposed: false, experts: Some(experts) };
+            let mut tensor = vec![None; experts * rows * cols];
+            for e in 0..experts {
+                for part in 0..2 {
+                    let chunk = Some((1, part, 2, interleaved));
+                    let piece = Piece { place: (), at: cut(Some(e), chunk, flip), of: Cut::WHOLE };
+                    let found = region(&[experts, rows, cols], &piece, &module(None), &single).unwrap();
+                    prop_assert_eq!((found.outs, found.ins), (Span::all(half), Span::all(n)));
+                    laid(&found, cols, 2 * e + part, &mut tensor);
+                    let back = Piece { place: (), at: Cut::WHOLE, of: cut(Some(e), chunk, Flip::No) };
+                    let own = region(&[half, n], &back, &module(Some(e)), &fused).unwrap();
+                    let place = |i: usize| if interleaved { 2 * i + part } else { part * half + i };
+                    for i in 0..half {
+                        prop_assert_eq!(own.outs.start + i * own.outs.step, place(i));
+                    }
+                }
+            }
+            for (at, value) in tensor.into_iter().enumerate() {
+                let (e, i, j) = (at / (rows * cols), at / cols % rows, at % cols);
+                let (o, k) = if flipped { (j, i) } else { (i, j) };
+                let (part, own) = if interleaved { (o % 2, o / 2) } else { (o / half, o % half) };
+                prop_assert_eq!(value, Some([2 * e + part, own, k]));
+            }
+        }
+
+        /// Breaks where rows of a block are taken for others of a part, or some are left out.
+        #[test]
+        fn a_block_has_the_rows_of_a_part_that_are_in_it(
+            start in 0usize..9, step in 1usize..4, len in 0usize..9, from in 0usize..30, rows in 0usize..20,
+        ) {
+            let span = Span { start, step, len };
+            let own: Vec<usize> = span.within(from, from + rows).collect();
+            let expected = (0..len).filter(|k| (from..from + rows).contains(&(start + k * step)));
+            prop_assert_eq!(own, expected.collect::<Vec<_>>());
+        }
+    }
+
+    /// Breaks where a tensor of other extents is merged into: another number of experts, an odd width,
+    /// or the other orientation.
+    #[test]
+    fn other_extents_have_no_region() {
+        let shape = Shape {
+            out: 6,
+            in_features: 4,
+            transposed: false,
+            experts: Some(3),
+        };
+        let piece = |at| Piece {
+            place: (),
+            at,
+            of: Cut::WHOLE,
+        };
+        let whole = piece(Cut::WHOLE);
+        for stored in [
+            vec![2, 6, 4],
+            vec![3, 4, 6],
+            vec![3, 6, 5],
+            vec![6, 4],
+            vec![3, 6, 4, 1],
+        ] {
+            assert_eq!(
+                region(&stored, &whole, &module(Some(1)), &shape),
+                None,
+                "{stored:?}"
+            );
+        }
+        assert!(region(&[3, 6, 4], &whole, &module(Some(2)), &shape).is_some());
+        let single = Shape {
+            out: 3,
+            experts: None,
+            ..shape
+        };
+        let half = piece(cut(Some(0), Some((1, 0, 2, false)), Flip::No));
+        assert_eq!(region(&[3, 7, 4], &half, &module(None), &single), None);
+        assert!(region(&[3, 6, 4], &half, &module(None), &single).is_some());
+        // Where the disk may have either order, what fits as it is stays as it is.
+        let unless = piece(cut(None, None, Flip::Unless));
+        let of = |stored: &[usize]| {
+            region(stored, &unless, &module(Some(0)), &shape).map(|r| r.transposed)
+        };
+        assert_eq!((of(&[3, 6, 4]), of(&[3, 4, 6])), (Some(false), Some(true)));
+    }
+}

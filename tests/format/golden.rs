@@ -135,7 +135,7 @@ fn updates_have_the_recorded_bytes() {
         let module = adapter
             .modules()
             .into_iter()
-            .find(|m| m.path == *path)
+            .find(|m| m.label() == *path)
             .unwrap();
         let factors = adapter.groups[module.group].low_rank(module.layer, module.target);
         let delta = factors.unwrap().delta();

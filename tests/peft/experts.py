@@ -170,7 +170,7 @@ def check(program, folder, source, expected, dtype, work, steps):
         shutil.copytree(folder, work / "place")
         tlkit(program, "merge", work / "place", source, "--in-place", "--undo", work / "undo")
         same("in place", differences(expected, work / "place", dtype))
-        tlkit(program, "unmerge", work / "place", work / "undo")
+        tlkit(program, "unmerge", work / "place", "--undo", work / "undo")
         for file in sorted(folder.glob("*.safetensors")):
             if file.read_bytes() != (work / "place" / file.name).read_bytes():
                 raise Failed(f"{file.name} is not what it was")

@@ -89,7 +89,8 @@ fn names_are_what_transformers_makes_of_them() {
             let answers = [&name, inner, &outer].map(|n| names.by_class().find(n));
             // transformers does not read all that it writes.
             let reached = loaded.iter().any(|l| same(l, &name));
-            if reached && answers.iter().all(|a| *a == Answer::Missing) {
+            let told = unknown.iter().any(|u| u.starts_with(&format!("{class} ")));
+            if reached && !told && answers.iter().all(|a| *a == Answer::Missing) {
                 wrong.push(format!("{class} {name} is not found"));
             }
         }

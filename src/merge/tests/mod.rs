@@ -3,6 +3,7 @@
 mod directory;
 mod each;
 mod names;
+mod quantised;
 mod result;
 mod undo;
 mod vocabulary;

@@ -9,13 +9,14 @@ use tlkit::format::{NoBlobs, Stored, TlFile};
 use tlkit::open::{Source, open_adapter};
 use tlkit::peft::import::PeftKind;
 use tlkit::peft::is_peft_dir;
+use tlkit::quant::Quantised;
 use tlkit::safetensors::{Checkpoint, SafetensorsFile};
 use tlkit::{Code, Result};
 
 use super::refused::{self, Refusal, by_merge};
 use super::{open_base, show};
 use crate::args::Inspect;
-use crate::output::{Outcome, Output, bytes, count, fields, number, table};
+use crate::output::{Outcome, Output, bytes, count, fields, number, plural, table};
 
 pub(crate) fn inspect(args: &Inspect, output: &Output) -> Result<Outcome> {
     let path = args.path.as_path();
@@ -362,8 +363,64 @@ struct CheckpointView {
     bytes: u64,
     dtypes: BTreeMap<String, u64>,
     families: Vec<Family>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quantised: Option<QuantisedView>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     list: Vec<TensorView>,
+}
+
+/// How a base is quantised, or why that is not read.
+#[derive(Serialize)]
+struct QuantisedView {
+    kinds: BTreeMap<String, usize>,
+    /// Scales, zero points and tables.
+    companions: usize,
+    /// What the weights are made for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dtype: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refused: Option<String>,
+}
+
+impl QuantisedView {
+    fn of(checkpoint: &Checkpoint) -> Option<Self> {
+        match Quantised::of(checkpoint) {
+            Ok(None) => None,
+            Ok(Some(quantised)) => Some(Self {
+                kinds: quantised
+                    .kinds()
+                    .into_iter()
+                    .map(|(k, n)| (k.to_owned(), n))
+                    .collect(),
+                companions: quantised.companions().len(),
+                dtype: Some(quantised.dtype().to_string()),
+                refused: None,
+            }),
+            Err(e) => Some(Self {
+                kinds: BTreeMap::new(),
+                companions: 0,
+                dtype: None,
+                refused: Some(e.to_string()),
+            }),
+        }
+    }
+
+    fn text(&self) -> String {
+        if let Some(refused) = &self.refused {
+            return refused.clone();
+        }
+        let kinds: Vec<String> = self
+            .kinds
+            .iter()
+            .map(|(kind, n)| format!("{kind} ({})", plural(*n, "weight")))
+            .collect();
+        let dtype = self.dtype.as_deref().unwrap_or_default();
+        format!(
+            "{}, made for {dtype}; {}",
+            kinds.join("; "),
+            plural(self.companions, "companion")
+        )
+    }
 }
 
 #[derive(Serialize)]
@@ -411,6 +468,7 @@ impl CheckpointView {
             bytes: checkpoint.byte_len(),
             dtypes: BTreeMap::new(),
             families: Vec::new(),
+            quantised: QuantisedView::of(checkpoint),
             list: Vec::new(),
         };
         for file in checkpoint.shards() {
@@ -463,7 +521,7 @@ impl CheckpointView {
             .iter()
             .map(|(d, n)| format!("{d} {}", bytes(*n)))
             .collect();
-        let mut text = fields(&[
+        let mut pairs = vec![
             ("kind", self.kind.to_owned()),
             ("tensors", self.tensors.to_string()),
             ("parameters", count(self.parameters)),
@@ -471,7 +529,9 @@ impl CheckpointView {
                 "bytes",
                 format!("{} ({})", bytes(self.bytes), dtypes.join(", ")),
             ),
-        ]);
+        ];
+        pairs.extend(self.quantised.as_ref().map(|q| ("quantised", q.text())));
+        let mut text = fields(&pairs);
         let rows = self
             .files
             .iter()
