@@ -18,7 +18,7 @@ files (`--tied shared`). The cell is
 All values are small integers times a power of two, so that every sum and product is exact in any order; only `random`
 and `random-bf16` are not, and are held to RANDOM.
 
-What PEFT makes is kept in DIR and made once; --replay checks again what is there. --table writes spec/peft-matrix.md.
+What PEFT makes is kept in DIR and made once; --replay checks again what is there. --table writes spec/peft-matrix.md and the line of README.md.
 The exit status is 1 where a cell is different or refused without a reason.
 """
 
@@ -541,7 +541,14 @@ def page(args, cells, counts, listed, kinds):
     used = [e for e in listed if e["code"] in codes]
     reasons = "\n".join(f"| {e['code']} | {e['shown']} | {e['reason']} |" for e in used)
     text = HEAD.format(types=len(cells), versions=versions, table=table(cells, kinds), reasons=reasons, **counts)
-    (HERE.parent.parent / "spec" / "peft-matrix.md").write_text(text)
+    if counts["unexplained"]:
+        text = text.replace("## Refused\n", f"## Refused\n\n{counts['unexplained']} refusals, marked `!`, have no reason listed yet.\n")
+    root = HERE.parent.parent
+    (root / "spec" / "peft-matrix.md").write_text(text)
+    line = (f"In the [matrix](spec/peft-matrix.md) of {len(cells)} model types, {counts['equal']:,} merges are PEFT's, "
+            f"{counts['refused'] + counts['unexplained']:,} are refused by name, {counts['different']:,} differ.")
+    readme = root / "README.md"
+    readme.write_text(re.sub(r"In the \[matrix\]\(spec/peft-matrix.md\) of .*?differ\.", line, readme.read_text(), flags=re.S))
 
 
 def main():
