@@ -34,7 +34,11 @@ fn set_threads(threads: Option<usize>) -> tlkit::Result<()> {
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build_global();
-    pool.map_err(|e| tlkit::Error::new(tlkit::Code::Usage, format!("--threads {threads}: {e}")))
+    // The number itself is checked with the arguments: what is refused here, the system refuses.
+    pool.map_err(|e| {
+        let message = format!("cannot start {threads} threads: {e}");
+        tlkit::Error::new(tlkit::Code::OutOfMemory, message)
+    })
 }
 
 fn run(command: Command, output: &Output) -> tlkit::Result<Outcome> {
