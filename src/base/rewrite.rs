@@ -71,7 +71,7 @@ pub(super) fn uniform<K: Known>(
     };
     let mut fitting = Vec::new();
     for rule in candidate_rules(base, first) {
-        if let Some(places) = try_rule(base, &wanted, &rule, &may_miss)? {
+        if let Some(places) = try_rule(base, wanted, &rule, &may_miss)? {
             fitting.push((rule, places));
         }
     }

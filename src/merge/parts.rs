@@ -89,7 +89,7 @@ pub(super) fn left_out(base: &Checkpoint, path: &Path) -> Option<&'static str> {
         }
     }
     let same = extension == "safetensors"
-        && holds_the_same(base, path).unwrap_or_else(|| folders.is_empty());
+        && holds_the_same(base, path).unwrap_or(folders.is_empty());
     same.then_some(OTHER_FORM)
 }
 

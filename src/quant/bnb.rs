@@ -15,7 +15,7 @@ pub(super) const MAX_STATE: u64 = 1 << 16;
 /// The block sizes that bitsandbytes has kernels for.
 const BLOCKS: Range<usize> = 32..4097;
 /// 1/127 as bitsandbytes has it.
-const INT8_UNIT: f32 = 7.874_015_718_698_502e-3;
+const INT8_UNIT: f32 = 7.874_016e-3;
 
 /// A 4-bit weight: the codes of all elements one after the other, the first in the high half of its byte.
 #[derive(Debug)]

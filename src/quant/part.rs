@@ -129,7 +129,7 @@ impl<'a> Part<'a> {
     }
 
     /// Bytes of this tensor's dtype as f32, exact.
-    pub(super) fn to_floats(&self, bytes: &[u8]) -> Result<Vec<f32>> {
+    pub(super) fn to_floats(self, bytes: &[u8]) -> Result<Vec<f32>> {
         let table = match self.dtype() {
             Dtype::F8_E4M3 => &E4M3,
             Dtype::F8_E5M2 => &E5M2,
