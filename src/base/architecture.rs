@@ -176,6 +176,12 @@ impl Architecture {
         &self.tied
     }
 
+    /// Whether names that are not stored are tied even where the config says that nothing is: T5's configs
+    /// set the flag themselves, and what a file lacks is loaded from the tensor that it is tied to.
+    pub(crate) fn always_ties(&self) -> bool {
+        self.facts.as_ref().is_some_and(|f| f.always)
+    }
+
     /// The weight of the input embedding, by the class's name.
     pub(crate) fn input(&self) -> Option<String> {
         let facts = self.facts.as_ref()?;

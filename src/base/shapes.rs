@@ -18,6 +18,11 @@ pub trait BaseShapes {
     /// Whether the base has the tensor that an adapter calls by this name.
     fn has_tensor(&self, name: &str) -> bool;
 
+    /// Whether the model has it: the base has, or it is one with a tensor that the base has.
+    fn is_of_model(&self, name: &str) -> bool {
+        self.has_tensor(name)
+    }
+
     /// What the base tells of a parameter of this name; `None` where it has none.
     fn parameter(&self, name: &str) -> Option<ParameterShape> {
         let _ = name;

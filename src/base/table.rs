@@ -27,6 +27,8 @@ pub(super) struct Facts {
     pub(super) base: bool,
     /// Whether the config's default is to tie.
     pub(super) ties: bool,
+    /// Whether the config takes no other word for it.
+    pub(super) always: bool,
     /// The module of the input embedding.
     #[serde(rename = "in")]
     pub(super) input: Option<String>,

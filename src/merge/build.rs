@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use super::dequantised::Dequantised;
 use super::experts;
-use super::fit::{apart, misfit, mixed, part_of, weighted};
+use super::fit::{apart, misfit, mixed, no_bias, part_of, weighted};
 use super::layout::lay_out;
 use super::orient::Layouts;
 use super::plan::{Addition, MergePlan, Origin, TensorPlan};
 use super::request::{MergeInput, PlanOptions, TiedPolicy, TokenizerFrom};
-use super::trained::Called;
+use super::trained::{self, Called};
 use super::{heads, tokenizer, untie, vocabulary};
 use crate::adapter::{Extra, ExtraRole, Module, ModuleKind};
 use crate::base::architecture::Architecture;
@@ -140,23 +140,15 @@ impl<'a> Builder<'a, '_> {
             let (_, extras) = wanted.split_at(found.len());
             Ok((found, whole_places(extras, of_extras)?))
         });
-        let (weights_at, extras_at) = places.map_err(|e| {
-            let bias = extras.iter().any(|x| {
-                matches!(x.role, ExtraRole::AddBias(..)) && e.tensor_name() == Some(&x.name)
-            });
-            if bias && e.code() == Code::UnmatchedModule {
-                return Error::new(Code::UnmatchedModule, "the base has no such bias to add to")
-                    .tensor(e.tensor_name().unwrap_or_default())
-                    .hint("PEFT refuses to merge a lora_bias into a layer without bias, too");
-            }
-            e
-        })?;
+        let (weights_at, extras_at) = places.map_err(|e| no_bias(e, extras))?;
         let (own, of_extras) = wanted.split_at(weights.len());
         apart(own, &weights_at)?;
         let whole: Vec<_> = extras_at.iter().map(|p| p.map(Found::whole)).collect();
         // A module's weight may be replaced too: then it is an extra and a module.
         apart(of_extras, &whole)?;
-        self.grow(extras, &extras_at)?;
+        let copies = self.options.tied == TiedPolicy::Untie
+            && !untie::saved_as_one(&self.ties, extras, &extras_at);
+        self.grow(extras, &extras_at, copies)?;
         let layouts = Layouts::of(self.base, self.architecture, input);
         for ((modules, found), name) in weights.iter().zip(&weights_at).zip(own) {
             self.add_weight(index, modules, found.as_ref(), name, &layouts)?;
@@ -169,13 +161,13 @@ impl<'a> Builder<'a, '_> {
                 self.add_extra(site, index, e)?;
                 continue;
             }
-            for site in self.sites(*place, &extra.name)? {
+            for site in self.sites_of(extra, *place, copies)? {
                 self.add_extra(site, index, e)?;
             }
         }
         heads::settle(self.base, &input.adapter, &added, &mut self.edits)?;
         self.check_whole(input)?;
-        self.note_quantised(input);
+        self.notes.extend(trained::over_quantised(input));
         self.note_other_base(input)
     }
 
@@ -189,7 +181,9 @@ impl<'a> Builder<'a, '_> {
         };
         let stored: Vec<Site> = tie.stored().map(Site::Stored).collect();
         let Some(output) = tie.output else {
-            return Ok(stored);
+            let added = self.aliases.keys().filter(|(of, _)| *of == t);
+            let added = added.map(|(t, alias)| Site::Alias(*t, *alias));
+            return Ok(stored.into_iter().chain(added).collect());
         };
         match self.options.tied {
             TiedPolicy::Refuse => {
@@ -228,11 +222,45 @@ impl<'a> Builder<'a, '_> {
                 if place.is_none() {
                     let name = untie::new_name(tie, alias, self.base, self.architecture)?;
                     self.aliases.insert((t, alias), name);
-                    self.tensor(Site::Alias(t, alias))?;
+                    let first = tie.source().map(|(_, place)| Site::Stored(place));
+                    let first = first.and_then(|f| self.tensors.get(&f)).cloned();
+                    let tensor = self.tensor(Site::Alias(t, alias))?;
+                    // What an adapter did before to tensors that stay one it did to both.
+                    if let (None, Some(first)) = (tie.output, first) {
+                        tensor.replace = first.replace;
+                        tensor.additions = first.additions;
+                    }
                 }
             }
         }
         Ok(())
+    }
+
+    /// The tensors that an extra changes; `copies` whether it may be the trained copy of one module, which is
+    /// one tensor in an untied model.
+    fn sites_of(
+        &mut self,
+        extra: &Extra,
+        place: Option<Location>,
+        copies: bool,
+    ) -> Result<Vec<Site>> {
+        let found = self.ties.find(&extra.name, place).filter(|_| copies);
+        let tie = found.and_then(|(t, _)| self.ties.all.get(t)).cloned();
+        let (Some((t, alias)), Some(tie)) = (found, tie.filter(|tie| untie::is_copy(extra, tie)))
+        else {
+            return self.sites(place, &extra.name);
+        };
+        self.untie()?;
+        if alias == 0 {
+            let architecture = self.architecture;
+            self.tensors.retain(|site, tensor| match site {
+                Site::Alias(of, alias) if *of == t && tensor.is_unchanged() => {
+                    !untie::loads_from_first(&tie, *alias, architecture)
+                }
+                _ => true,
+            });
+        }
+        Ok(vec![place.map_or(Site::Alias(t, alias), Site::Stored)])
     }
 
     /// The place of a head that the base lacks: written after everything else, in the dtype that
@@ -505,28 +533,14 @@ impl<'a> Builder<'a, '_> {
         Ok(())
     }
 
-    fn note_quantised(&mut self, input: &MergeInput) {
-        let base = input.adapter.base.as_ref().and_then(|b| b.name.as_deref());
-        let name = base.unwrap_or_default().to_ascii_lowercase();
-        if ["4bit", "8bit", "-gptq", "-awq", "int4", "int8"]
-            .iter()
-            .any(|q| name.contains(q))
-        {
-            self.notes.push(format!(
-                "{} was trained on a quantised base; merged into full weights it may behave slightly differently",
-                input.label
-            ));
-        }
-    }
-
     /// Gives embeddings the number of rows that an adapter has trained, before anything is added.
-    fn grow(&mut self, extras: &[Extra], places: &[Option<Location>]) -> Result<()> {
+    fn grow(&mut self, extras: &[Extra], places: &[Option<Location>], copies: bool) -> Result<()> {
         for (extra, place) in extras.iter().zip(places) {
             let Some(place) = place.filter(|p| self.ties.is_embedding(*p)) else {
                 continue;
             };
             if vocabulary::resizes(extra, &self.base.at(place).1.shape) {
-                for site in self.sites(Some(place), &extra.name)? {
+                for site in self.sites_of(extra, Some(place), copies)? {
                     self.tensor(site)?.shape = extra.tensor.shape().to_vec();
                 }
             }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::plan::TensorPlan;
 use super::request::MergeInput;
+use crate::adapter::{Extra, ExtraRole};
 use crate::base::cut::{Cut, Found};
 use crate::error::{Code, Error, Result};
 use crate::safetensors::{Checkpoint, Location};
@@ -70,4 +71,17 @@ pub(super) fn misfit(base: &Checkpoint, tensor: &TensorPlan, needs: &[usize]) ->
         .tensor(&tensor.name)
         .file(file.path())
         .hint(hint)
+}
+
+/// Says of a bias that the base lacks that PEFT would not have it either.
+pub(super) fn no_bias(e: Error, extras: &[Extra]) -> Error {
+    let bias = extras
+        .iter()
+        .any(|x| matches!(x.role, ExtraRole::AddBias(..)) && e.tensor_name() == Some(&x.name));
+    if !bias || e.code() != Code::UnmatchedModule {
+        return e;
+    }
+    Error::new(Code::UnmatchedModule, "the base has no such bias to add to")
+        .tensor(e.tensor_name().unwrap_or_default())
+        .hint("PEFT refuses to merge a lora_bias into a layer without bias, too")
 }

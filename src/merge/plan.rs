@@ -101,6 +101,11 @@ impl TensorPlan {
         self.shape.iter().product::<usize>() as u64 * self.dtype.bits() as u64 / 8
     }
 
+    /// Whether no adapter does anything to it.
+    pub(super) fn is_unchanged(&self) -> bool {
+        !self.is_replaced() && self.additions.is_empty()
+    }
+
     /// Whether a GPU merges it where there is one: a matrix with low-rank updates that are rounded
     /// together, and nothing else.
     pub(crate) fn is_for_gpu(&self) -> bool {

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::request::MergeInput;
 use crate::base::{hub_name, read_config};
 use crate::error::Result;
 use crate::safetensors::Checkpoint;
@@ -59,6 +60,19 @@ impl Called {
             format!("was trained over `{trained_over}`, and this base is called `{own}`: over another base it is another model")
         })
     }
+}
+
+/// A note on an adapter that was trained over a quantised base, going by what it calls it.
+pub(super) fn over_quantised(input: &MergeInput) -> Option<String> {
+    let base = input.adapter.base.as_ref().and_then(|b| b.name.as_deref());
+    let name = base.unwrap_or_default().to_ascii_lowercase();
+    let ends = ["4bit", "8bit", "-gptq", "-awq", "int4", "int8"];
+    ends.iter().any(|q| name.contains(q)).then(|| {
+        format!(
+            "{} was trained on a quantised base; merged into full weights it may behave slightly differently",
+            input.label
+        )
+    })
 }
 
 /// A name without owner and quantisation, in letters and digits.

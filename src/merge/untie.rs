@@ -1,9 +1,10 @@
 //! Giving a base a tensor of its own for every name that was one with another.
 
+use crate::adapter::{Extra, ExtraRole};
 use crate::base::architecture::Architecture;
-use crate::base::ties::Tie;
+use crate::base::ties::{Tie, Ties};
 use crate::error::{Code, Error, Result};
-use crate::safetensors::Checkpoint;
+use crate::safetensors::{Checkpoint, Location};
 
 /// The name that a tied tensor gets in an untied checkpoint: the class's for that alias, as the other
 /// names of the checkpoint are written.
@@ -47,6 +48,44 @@ pub(super) fn new_name(
     let inner = name.strip_prefix(architecture.prefix());
     let inner = inner.and_then(|n| n.strip_prefix('.'));
     inner.map(str::to_owned).ok_or_else(|| headless(stored))
+}
+
+/// Whether an extra is the trained copy of one module, which is then a tensor of its own whatever its name was
+/// tied to: PEFT's `modules_to_save` copies a module and leaves those that it was tied to.
+pub(super) fn is_copy(extra: &Extra, tie: &Tie) -> bool {
+    // Without an output only the copy of a bias goes with one of a weight that has been untied.
+    extra.role == ExtraRole::Replace && (tie.output.is_some() || extra.name.ends_with(".bias"))
+}
+
+/// Whether an adapter has input and output embedding alike: then they were one tensor when they were saved
+/// (PEFT's `save_embedding_layers`), and not copies.
+pub(super) fn saved_as_one(ties: &Ties<'_>, extras: &[Extra], places: &[Option<Location>]) -> bool {
+    let at = |(extra, place): (&Extra, &Option<Location>)| {
+        let found = ties.find(&extra.name, *place);
+        found.filter(|_| extra.role == ExtraRole::Replace)
+    };
+    let all = || extras.iter().zip(places);
+    let outputs = all().filter_map(|extra| {
+        let (t, alias) = at(extra)?;
+        (ties.all.get(t)?.output == Some(alias)).then_some((t, alias, &extra.0.tensor))
+    });
+    outputs.into_iter().any(|(t, output, tensor)| {
+        let same = |extra| {
+            let (of, alias) = at(extra)?;
+            (of == t && alias != output).then(|| extra.0.tensor.same_bytes(tensor))
+        };
+        all().filter_map(same).any(|same| same)
+    })
+}
+
+/// Whether a name that no adapter has may be left out of the untied model, since the class takes the first of
+/// the tied tensors for it all the same. Transformers writes the first one that a module has, and that is
+/// the encoder's.
+pub(super) fn loads_from_first(tie: &Tie, alias: usize, architecture: &Architecture) -> bool {
+    let of_encoder = |name: &String| name.split('.').any(|segment| segment == "encoder");
+    architecture.always_ties()
+        && tie.output != Some(alias)
+        && tie.names.get(alias).is_some_and(|name| !of_encoder(name))
 }
 
 /// The output projection that goes with an embedding's name, in the architectures whose names are like LLaMA's

@@ -96,6 +96,20 @@ impl BaseShapes for CheckpointModules<'_> {
         self.finder.find(&self.names, name).is_some()
     }
 
+    fn is_of_model(&self, name: &str) -> bool {
+        if self.has_tensor(name) {
+            return true;
+        }
+        let spellings = self.architecture.spellings(name);
+        let mut tied = self.architecture.tied().iter();
+        tied.any(|tied| {
+            let stored = |n: &String| self.names.stored(n).is_some();
+            tied.told.unwrap_or(true)
+                && tied.names.iter().any(|n| spellings.contains(n))
+                && tied.names.iter().any(stored)
+        })
+    }
+
     fn parameter(&self, name: &str) -> Option<ParameterShape> {
         let found = self.finder.find(&self.names, name)?;
         let experts = match found.as_whole() {
@@ -164,5 +178,53 @@ impl BaseModules for CheckpointModules<'_> {
         let matrices = names.filter(|(_, place)| self.view.shape(*place).len() >= 2);
         let stored = matrices.filter_map(|(n, _)| n.strip_suffix(".weight"));
         stored.map(|name| self.names.called(name)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::safetensors::encode_header;
+    use std::fs;
+
+    /// Breaks where an output that a tied base has under its input's name is unknown, so that what PEFT saves
+    /// with `save_embedding_layers` is refused.
+    #[test]
+    fn a_tied_output_is_of_the_model() {
+        let dir = tempfile::tempdir().unwrap();
+        let (matrix, vector) = ([3, 2], [3]);
+        let tensors = [
+            (
+                "bert.embeddings.word_embeddings.weight",
+                Dtype::F32,
+                &matrix[..],
+                24,
+            ),
+            ("cls.predictions.bias", Dtype::F32, &vector[..], 12),
+        ];
+        let mut bytes = encode_header(&[], tensors, 8);
+        bytes.extend([0; 36]);
+        fs::write(dir.path().join("model.safetensors"), bytes).unwrap();
+        let config = |tied: bool| {
+            format!(
+                r#"{{"model_type":"bert","architectures":["BertForMaskedLM"],"tie_word_embeddings":{tied}}}"#
+            )
+        };
+        for tied in [true, false] {
+            fs::write(dir.path().join("config.json"), config(tied)).unwrap();
+            let base = Checkpoint::open(dir.path()).unwrap();
+            let architecture = lenient_architecture(&base).unwrap();
+            let view = View::new(&base, None);
+            let modules = CheckpointModules::new(&view, &architecture);
+            for end in ["weight", "bias"] {
+                let name = format!("cls.predictions.decoder.{end}");
+                assert_eq!(
+                    (modules.is_of_model(&name), modules.has_tensor(&name)),
+                    (tied, false)
+                );
+            }
+            assert!(modules.is_of_model("cls.predictions.bias"));
+            assert!(!modules.is_of_model("cls.predictions.decoder.scale"));
+        }
     }
 }

@@ -254,6 +254,9 @@ def describe(cls, config):
     if flag is None and hasattr(config, "get_text_config"):
         flag = getattr(config.get_text_config(), "tie_word_embeddings", None)
     entry = {"prefix": prefix, "base": is_base, "ties": bool(flag)}
+    other = config.to_dict() | {"tie_word_embeddings": False}
+    if getattr(type(config).from_dict(other), "tie_word_embeddings", False):
+        entry["always"] = True
     at = f"{prefix}."
 
     def relative(name):

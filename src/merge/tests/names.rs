@@ -444,6 +444,68 @@ fn untying_writes_every_name_that_the_class_ties() {
     }
 }
 
+/// Breaks where the trained copy of one module takes the place of what its name was tied to: the bias of BERT's
+/// output, or the embeddings of an encoder and a decoder, which PEFT leaves as they are.
+#[test]
+fn untying_gives_a_trained_copy_to_its_own_name_alone() {
+    let old = tensor(Dtype::F32, &[10, 6], 3, 1.0);
+    let bias = tensor(Dtype::F32, &[10], 4, 1.0);
+    let copy = |seed| tensor(Dtype::F32, &[10, 6], seed, 1.0);
+    let merged = |class: (&str, &str), base: &[(String, Tensor)], trained: &[(&str, Tensor)]| {
+        let (name, values) = &trained[0];
+        let mut one = extra(name, ExtraRole::Replace, values.clone());
+        for (name, values) in &trained[1..] {
+            let more = Extra::new(*name, ExtraRole::Replace, values.clone());
+            one.adapter.extras.push(more);
+        }
+        let bench = Bench::model(base, 1, Some(&config(class.0, class.1)));
+        bench.merge_with(&[one], &tied(TiedPolicy::Untie)).unwrap();
+        read(&bench.out())
+    };
+    let words = "bert.embeddings.word_embeddings.weight";
+    let (weight_name, bias_name) = (
+        "cls.predictions.decoder.weight",
+        "cls.predictions.decoder.bias",
+    );
+    let base = [
+        (words.to_owned(), old.clone()),
+        ("cls.predictions.bias".to_owned(), bias.clone()),
+    ];
+    let new_bias = tensor(Dtype::F32, &[10], 9, 1.0);
+    let trained = [(weight_name, copy(8)), (bias_name, new_bias.clone())];
+    let out = merged(("bert", "BertForMaskedLM"), &base, &trained);
+    assert!(out[words].same_bytes(&old) && out["cls.predictions.bias"].same_bytes(&bias));
+    assert!(out[weight_name].same_bytes(&copy(8)) && out[bias_name].same_bytes(&new_bias));
+    // Of a tensor that was saved as one with its output, all names have the values.
+    let trained = [
+        (words, copy(8)),
+        (weight_name, copy(8)),
+        (bias_name, new_bias.clone()),
+    ];
+    let out = merged(("bert", "BertForMaskedLM"), &base, &trained);
+    assert!(out[words].same_bytes(&copy(8)) && out[weight_name].same_bytes(&copy(8)));
+    let both = ["cls.predictions.bias", bias_name];
+    assert!(both.iter().all(|name| out[*name].same_bytes(&new_bias)));
+
+    let m2m = ("m2m_100", "M2M100ForConditionalGeneration");
+    let t5 = ("t5", "T5ForConditionalGeneration");
+    for (class, at, decoder) in [(m2m, "model.", true), (t5, "", false)] {
+        let name = |module: &str| format!("{at}{module}.weight");
+        let base = [(name("shared"), old.clone())];
+        let shared = name("shared");
+        let trained = [(shared.as_str(), copy(8)), ("lm_head.weight", copy(9))];
+        let out = merged(class, &base, &trained);
+        assert!(out[&shared].same_bytes(&copy(8)) && out["lm_head.weight"].same_bytes(&copy(9)));
+        assert!(out[&name("encoder.embed_tokens")].same_bytes(&old));
+        // T5's decoder is loaded from `shared` even so, as from PEFT's file.
+        let of_decoder = out.get(&name("decoder.embed_tokens"));
+        assert_eq!(
+            of_decoder.map(|t| t.same_bytes(&old)),
+            decoder.then_some(true)
+        );
+    }
+}
+
 /// Breaks where a class that has no output is refused for its input, or its aliases do not change together.
 #[test]
 fn without_an_output_there_is_nothing_to_refuse() {

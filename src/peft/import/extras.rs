@@ -36,7 +36,7 @@ impl Importer<'_> {
                 // PEFT saves whole embeddings when the vocabulary was resized, without being asked.
                 () if is_saved_when_resized(module) || is_head(name) => ExtraRole::Replace,
                 // And loads every tensor that is called like one of the model's.
-                () if !is_adapted && self.options.base.is_some_and(|b| b.has_tensor(name)) => {
+                () if !is_adapted && self.options.base.is_some_and(|b| b.is_of_model(name)) => {
                     ExtraRole::Replace
                 }
                 () => return Err(unknown_tensor(name)),
