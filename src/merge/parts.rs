@@ -88,8 +88,8 @@ pub(super) fn left_out(base: &Checkpoint, path: &Path) -> Option<&'static str> {
             return Some(OTHER_FORM);
         }
     }
-    let same = extension == "safetensors"
-        && holds_the_same(base, path).unwrap_or(folders.is_empty());
+    let same =
+        extension == "safetensors" && holds_the_same(base, path).unwrap_or(folders.is_empty());
     same.then_some(OTHER_FORM)
 }
 

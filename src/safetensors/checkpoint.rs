@@ -69,7 +69,7 @@ impl Checkpoint {
         let mut notes = Vec::new();
         let file = if !meta.is_dir() {
             path.to_owned()
-        } else if path.join(SINGLE_FILE).is_file() {
+        } else if path.join(SINGLE_FILE).exists() {
             let file = path.join(SINGLE_FILE);
             check_inside(path, &file)?;
             if path.join(INDEX_FILE).exists() {
