@@ -314,9 +314,18 @@ impl Finder {
         let by_class = names.by_class();
         let exact = found(by_class.find(name)).or_else(|| found(names.older(name)));
         exact.or_else(|| {
+            if !self.is_searching() {
+                let rule = self.rule.get()?;
+                return found(by_class.find(&rule.apply(name)?));
+            }
             let view: BTreeMap<&str, ()> = by_class.names().map(|n| (n, ())).collect();
             self.rewritten(&view, name, |n| found(by_class.find(n)))
         })
+    }
+
+    /// Whether the rewrite is not known, and may be found.
+    fn is_searching(&self) -> bool {
+        self.rule.get().is_none() && self.failed_searches.load(Ordering::Relaxed) < MOST_SEARCHES
     }
 
     fn rewritten<P>(
@@ -329,7 +338,7 @@ impl Finder {
         if let Some(rule) = self.rule.get() {
             return rewritten(rule);
         }
-        if self.failed_searches.load(Ordering::Relaxed) >= MOST_SEARCHES {
+        if !self.is_searching() {
             return None;
         }
         let mut rules = candidate_rules(known, name).into_iter();
