@@ -313,10 +313,7 @@ impl Finder {
         };
         let by_class = names.by_class();
         let exact = found(by_class.find(name)).or_else(|| found(names.older(name)));
-        exact.or_else(|| {
-            let view: BTreeMap<&str, ()> = by_class.names().map(|n| (n, ())).collect();
-            self.rewritten(&view, name, |n| found(by_class.find(n)))
-        })
+        exact.or_else(|| self.rewritten(by_class, name, |n| found(by_class.find(n))))
     }
 
     fn rewritten<P>(

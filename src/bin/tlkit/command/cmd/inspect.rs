@@ -13,7 +13,7 @@ use tlkit::quant::Quantised;
 use tlkit::safetensors::{Checkpoint, SafetensorsFile};
 use tlkit::{Code, Result};
 
-use super::refused::{self, Refusal, by_merge};
+use super::refused::{self, Refusal, TensorView, by_merge};
 use super::{open_base, show};
 use crate::command::args::Inspect;
 use crate::command::output::{Outcome, Output, bytes, count, fields, number, plural, table};
@@ -89,16 +89,6 @@ struct ExtraView {
     role: &'static str,
     dtype: String,
     shape: Vec<usize>,
-}
-
-#[derive(Serialize)]
-struct TensorView {
-    name: String,
-    dtype: String,
-    shape: Vec<usize>,
-    bytes: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    stored: Option<&'static str>,
 }
 
 impl AdapterView {

@@ -68,12 +68,15 @@ struct KeyView {
     value: String,
 }
 
+/// A tensor as it is stored.
 #[derive(Serialize)]
-struct TensorView {
-    name: String,
-    dtype: String,
-    shape: Vec<usize>,
-    bytes: u64,
+pub(super) struct TensorView {
+    pub(super) name: String,
+    pub(super) dtype: String,
+    pub(super) shape: Vec<usize>,
+    pub(super) bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) stored: Option<&'static str>,
 }
 
 impl TensorView {
@@ -83,6 +86,7 @@ impl TensorView {
             dtype: t.dtype.to_string(),
             shape: t.shape,
             bytes: t.bytes,
+            stored: None,
         }
     }
 }
