@@ -98,6 +98,18 @@ impl<P: Copy> ClassNames<P> {
     }
 }
 
+impl<P: Copy> Known for ClassNames<P> {
+    type Place = ();
+
+    fn locate(&self, name: &str) -> Option<()> {
+        self.by_class.contains_key(name).then_some(())
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        ClassNames::names(self)
+    }
+}
+
 /// What of a stored piece a part is about, and which part of the part that is.
 fn overlap<P: Copy>(part: &Link, stored: Piece<P>) -> Option<(Piece<P>, Cut)> {
     let place = stored.place;

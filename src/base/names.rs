@@ -313,19 +313,7 @@ impl Finder {
         };
         let by_class = names.by_class();
         let exact = found(by_class.find(name)).or_else(|| found(names.older(name)));
-        exact.or_else(|| {
-            if !self.is_searching() {
-                let rule = self.rule.get()?;
-                return found(by_class.find(&rule.apply(name)?));
-            }
-            let view: BTreeMap<&str, ()> = by_class.names().map(|n| (n, ())).collect();
-            self.rewritten(&view, name, |n| found(by_class.find(n)))
-        })
-    }
-
-    /// Whether the rewrite is not known, and may be found.
-    fn is_searching(&self) -> bool {
-        self.rule.get().is_none() && self.failed_searches.load(Ordering::Relaxed) < MOST_SEARCHES
+        exact.or_else(|| self.rewritten(by_class, name, |n| found(by_class.find(n))))
     }
 
     fn rewritten<P>(
@@ -338,7 +326,7 @@ impl Finder {
         if let Some(rule) = self.rule.get() {
             return rewritten(rule);
         }
-        if !self.is_searching() {
+        if self.failed_searches.load(Ordering::Relaxed) >= MOST_SEARCHES {
             return None;
         }
         let mut rules = candidate_rules(known, name).into_iter();

@@ -7,10 +7,9 @@ use serde::Serialize;
 use crate::adapter::Method;
 use crate::error::Result;
 use crate::format::{BlobSource, TlFile};
-use crate::open::{CheckpointModules, lenient_architecture, lenient_quantised};
+use crate::open::with_modules;
 use crate::peft::export::{ExportOptions, Form, export};
 use crate::peft::target_names::BaseModules;
-use crate::quant::View;
 use crate::safetensors::Checkpoint;
 
 /// Report of [`tied_to_peft`].
@@ -49,25 +48,13 @@ pub fn tied_to_peft(
 ) -> Result<ToPeft> {
     let tl = TlFile::open(file)?;
     let adapter = tl.load(blobs)?;
-    let architecture = base
-        .map(lenient_architecture)
-        .transpose()?
-        .unwrap_or_default();
-    let quantised = base.map(lenient_quantised).transpose()?.flatten();
-    let view = base.map(|base| View::new(base, quantised.as_ref()));
-    let known = view
-        .as_ref()
-        .map(|view| CheckpointModules::new(view, &architecture));
-    let known = known.as_ref().map(|k| k as &dyn BaseModules);
-    let written = export(
-        &adapter,
-        output,
-        &ExportOptions {
-            base: known,
+    let written = with_modules(base, |known| {
+        let options = ExportOptions {
+            base: known.map(|k| k as &dyn BaseModules),
             ..*options
-        },
-    )
-    .map_err(|e| e.file(file))?;
+        };
+        export(&adapter, output, &options).map_err(|e| e.file(file))
+    })?;
     Ok(ToPeft {
         form: options.form,
         method: adapter.method(),

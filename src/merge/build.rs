@@ -1,7 +1,6 @@
 //! From adapters and a base to a plan: which tensor each name means, whether all fits, what is added.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use super::dequantised::Dequantised;
 use super::experts;
@@ -9,6 +8,7 @@ use super::fit::{apart, misfit, mixed, no_bias, part_of, weighted};
 use super::layout::lay_out;
 use super::orient::Layouts;
 use super::plan::{Addition, MergePlan, Origin, TensorPlan};
+use super::read_base::{ReadBase, with_base};
 use super::request::{MergeInput, PlanOptions, TiedPolicy, TokenizerFrom};
 use super::trained::{self, Called};
 use super::{heads, tokenizer, untie, vocabulary};
@@ -39,7 +39,8 @@ pub fn plan<'a>(
     if inputs.is_empty() {
         return Err(Error::new(Code::Usage, "no adapter to merge"));
     }
-    plan_from(base, inputs, options, Dequantised::of(base, options)?)
+    let quantised = Dequantised::of(base, options)?;
+    with_base(base, quantised, |read| plan_from(read, inputs, options))
 }
 
 /// Plans to write a quantised base with its weights dequantised, and nothing added: in the dtype of the
@@ -51,28 +52,24 @@ pub fn plan_dequantised<'a>(base: &'a Checkpoint, options: &PlanOptions) -> Resu
     let Some(quantised) = Dequantised::of(base, options)? else {
         return Err(Error::new(Code::Usage, "the base is not quantised").file(base.path()));
     };
-    plan_from(base, &[], options, Some(quantised))
+    with_base(base, Some(quantised), |read| plan_from(read, &[], options))
 }
 
-/// As [`plan`], of a base whose quantised weights are known.
+/// As [`plan`], of a base that was looked at before.
 pub(super) fn plan_from<'a>(
-    base: &'a Checkpoint,
+    read: &ReadBase<'_, 'a>,
     inputs: &'a [MergeInput],
     options: &PlanOptions,
-    quantised: Option<Dequantised<'a>>,
 ) -> Result<MergePlan<'a>> {
-    let architecture = Architecture::of(base)?;
-    let weights = quantised.as_ref().map(|q| Arc::clone(q.weights()));
-    let view = View::new(base, weights.as_deref());
-    let names = Names::new(&view, &architecture);
+    let base = read.base;
     let mut builder = Builder {
         base,
-        names: &names,
-        quantised,
-        architecture: &architecture,
+        names: read.names,
+        quantised: read.quantised.clone(),
+        architecture: read.architecture,
         inputs,
         options,
-        ties: Ties::of(base, &architecture, &names)?,
+        ties: read.ties,
         tensors: BTreeMap::new(),
         aliases: BTreeMap::new(),
         untie: false,
@@ -107,14 +104,14 @@ enum Site {
     Absent(String),
 }
 
-struct Builder<'a, 'o> {
+struct Builder<'a, 'o, 'p> {
     base: &'a Checkpoint,
     names: &'o Names<'o, View<'o, 'a>>,
     quantised: Option<Dequantised<'a>>,
     architecture: &'o Architecture,
     inputs: &'a [MergeInput],
-    options: &'o PlanOptions,
-    ties: Ties<'o>,
+    options: &'p PlanOptions,
+    ties: &'o Ties<'o>,
     tensors: BTreeMap<Site, TensorPlan>,
     aliases: BTreeMap<(usize, usize), String>,
     untie: bool,
@@ -122,7 +119,7 @@ struct Builder<'a, 'o> {
     notes: Vec<String>,
 }
 
-impl<'a> Builder<'a, '_> {
+impl<'a> Builder<'a, '_, '_> {
     fn add_input(&mut self, index: usize, input: &'a MergeInput) -> Result<()> {
         if !input.weight.is_finite() {
             let message = format!("weight {} is not a number to scale by", input.weight);
@@ -147,7 +144,7 @@ impl<'a> Builder<'a, '_> {
         // A module's weight may be replaced too: then it is an extra and a module.
         apart(of_extras, &whole)?;
         let copies = self.options.tied == TiedPolicy::Untie
-            && !untie::saved_as_one(&self.ties, extras, &extras_at);
+            && !untie::saved_as_one(self.ties, extras, &extras_at);
         self.grow(extras, &extras_at, copies)?;
         let layouts = Layouts::of(self.base, self.architecture, input);
         for ((modules, found), name) in weights.iter().zip(&weights_at).zip(own) {
@@ -173,10 +170,11 @@ impl<'a> Builder<'a, '_> {
 
     /// The tensors that change when the adapter changes the one at `place`, by the policy.
     fn sites(&mut self, place: Option<Location>, name: &str) -> Result<Vec<Site>> {
-        let Some((t, alias)) = self.ties.find(name, place) else {
+        let ties = self.ties;
+        let Some((t, alias)) = ties.find(name, place) else {
             return Ok(place.into_iter().map(Site::Stored).collect());
         };
-        let Some(tie) = self.ties.all.get(t) else {
+        let Some(tie) = ties.all.get(t) else {
             return Ok(Vec::new());
         };
         let stored: Vec<Site> = tie.stored().map(Site::Stored).collect();
@@ -198,9 +196,8 @@ impl<'a> Builder<'a, '_> {
             }
             TiedPolicy::Shared => Ok(stored),
             TiedPolicy::Untie => {
-                let places: Vec<Option<Location>> = tie.places.clone();
                 self.untie()?;
-                let aliases = places.iter().enumerate();
+                let aliases = tie.places.iter().enumerate();
                 let same = aliases.filter(|(i, _)| (*i == output) == (alias == output));
                 let site = |(i, place): (usize, &Option<Location>)| {
                     place.map_or(Site::Alias(t, i), Site::Stored)
@@ -217,7 +214,8 @@ impl<'a> Builder<'a, '_> {
             return Ok(());
         }
         self.untie = true;
-        for (t, tie) in self.ties.all.clone().iter().enumerate() {
+        let ties = self.ties;
+        for (t, tie) in ties.all.iter().enumerate() {
             for (alias, place) in tie.places.iter().enumerate() {
                 if place.is_none() {
                     let name = untie::new_name(tie, alias, self.base, self.architecture)?;
@@ -244,8 +242,9 @@ impl<'a> Builder<'a, '_> {
         place: Option<Location>,
         copies: bool,
     ) -> Result<Vec<Site>> {
-        let found = self.ties.find(&extra.name, place).filter(|_| copies);
-        let tie = found.and_then(|(t, _)| self.ties.all.get(t)).cloned();
+        let ties = self.ties;
+        let found = ties.find(&extra.name, place).filter(|_| copies);
+        let tie = found.and_then(|(t, _)| ties.all.get(t));
         let (Some((t, alias)), Some(tie)) = (found, tie.filter(|tie| untie::is_copy(extra, tie)))
         else {
             return self.sites(place, &extra.name);
@@ -255,7 +254,7 @@ impl<'a> Builder<'a, '_> {
             let architecture = self.architecture;
             self.tensors.retain(|site, tensor| match site {
                 Site::Alias(of, alias) if *of == t && tensor.is_unchanged() => {
-                    !untie::loads_from_first(&tie, *alias, architecture)
+                    !untie::loads_from_first(tie, *alias, architecture)
                 }
                 _ => true,
             });
@@ -272,9 +271,11 @@ impl<'a> Builder<'a, '_> {
             let tensor = file.header().tensors.len().checked_sub(1)?;
             Some(Location { shard, tensor })
         });
-        let (Some(source), Some(dtype)) =
-            (place.into_iter().next(), heads::weight_dtype(self.base))
-        else {
+        let dtype = match &self.quantised {
+            Some(quantised) => Some(quantised.dtype()),
+            None => View::new(self.base, None).weight_dtype(),
+        };
+        let (Some(source), Some(dtype)) = (place.into_iter().next(), dtype) else {
             let message = "the base has no weights that this could go with";
             return Err(Error::new(Code::UnmatchedModule, message).tensor(&extra.name));
         };
@@ -553,7 +554,7 @@ impl<'a> Builder<'a, '_> {
         tensors.iter().try_for_each(experts::check_apart)?;
         let mut edits = self.edits;
         let mut notes = self.notes;
-        let resized = vocabulary::settle(self.base, &self.ties, &tensors, &mut edits)?;
+        let resized = vocabulary::settle(self.base, self.ties, &tensors, &mut edits)?;
         if self.options.tokenizer == TokenizerFrom::Base {
             let mut folders = self.inputs.iter().filter_map(|i| i.folder.as_deref());
             let beside = folders.any(tokenizer::lies_in);

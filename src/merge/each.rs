@@ -13,6 +13,7 @@ use super::finished::finished;
 use super::other_files::OtherFiles;
 use super::output::{OutputSpec, check_output};
 use super::plan::MergePlan;
+use super::read_base::{ReadBase, with_base};
 use super::report::{MergeReport, Outcome};
 use super::request::{Control, ExecOptions, MergeInput, PlanOptions};
 use super::shard::held_factor_bytes;
@@ -126,21 +127,24 @@ pub fn plan_each<'a>(
                 .hint("rename one of them, or merge them into two folders, one after the other"));
         }
     }
-    let quantised = Dequantised::of(base, options)?;
-    let mut outputs = Vec::with_capacity(inputs.len());
-    for (input, name) in inputs.iter().zip(names) {
-        let path = match base.is_dir() {
-            true => folder.join(name),
-            false => folder.join(format!("{name}.safetensors")),
-        };
-        let quantised = quantised.clone();
-        let plan = plan_from(base, std::slice::from_ref(input), options, quantised);
-        let plan = plan.map_err(|e| match inputs.len() {
+    let plan_one = |read: &ReadBase<'_, 'a>, input: &'a MergeInput| {
+        let plan = plan_from(read, std::slice::from_ref(input), options);
+        plan.map_err(|e| match inputs.len() {
             1 => e,
             _ => e.context(&input.label),
-        })?;
-        outputs.push(EachOutput { path, plan });
-    }
+        })
+    };
+    let outputs = with_base(base, Dequantised::of(base, options)?, |read| {
+        let each = inputs.iter().zip(names).map(|(input, name)| {
+            let path = match base.is_dir() {
+                true => folder.join(name),
+                false => folder.join(format!("{name}.safetensors")),
+            };
+            let plan = plan_one(read, input)?;
+            Ok(EachOutput { path, plan })
+        });
+        each.collect::<Result<Vec<_>>>()
+    })?;
     Ok(EachPlan {
         folder: folder.to_owned(),
         outputs,

@@ -1,6 +1,6 @@
 //! Heads that a base lacks, and the adapter of a classifier brings; what the config then says.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
@@ -11,7 +11,6 @@ use crate::base::modules::is_head;
 use crate::base::read_config;
 use crate::error::Result;
 use crate::safetensors::Checkpoint;
-use crate::tensor::Dtype;
 
 /// Labels of a classifier whose config does not say.
 const LABELS: usize = 2;
@@ -36,19 +35,6 @@ pub(super) fn absent_heads<'a>(base: &Checkpoint, adapter: &'a Adapter) -> BTree
     absent.map(|e| e.name.as_str()).collect()
 }
 
-/// The dtype that most weights of a base have, by elements.
-pub(super) fn weight_dtype(base: &Checkpoint) -> Option<Dtype> {
-    let mut counts: BTreeMap<Dtype, u64> = BTreeMap::new();
-    for place in base.tensors().values() {
-        let info = base.at(*place).1;
-        if info.dtype.is_float() {
-            *counts.entry(info.dtype).or_default() +=
-                info.byte_len() / (info.dtype.bits() as u64 / 8);
-        }
-    }
-    counts.into_iter().max_by_key(|(_, n)| *n).map(|(d, _)| d)
-}
-
 /// Plans what the config says of a model that got a head: its class, and its labels.
 pub(super) fn settle(
     base: &Checkpoint,
@@ -56,10 +42,10 @@ pub(super) fn settle(
     added: &BTreeSet<&str>,
     edits: &mut ConfigEdits,
 ) -> Result<()> {
-    let config = read_config(base)?.unwrap_or_default();
     let (Some(task), false) = (adapter.task.as_deref(), added.is_empty()) else {
         return Ok(());
     };
+    let config = read_config(base)?.unwrap_or_default();
     let model_type = config.get("model_type").and_then(Value::as_str);
     if let Some(class) = model_type.and_then(|t| class_of_task(t, task)) {
         edits.set(&["architectures"], vec![class]);

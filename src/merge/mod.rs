@@ -41,7 +41,7 @@
 //! | `output`, `other_files`, `finished` | an output until it has its name; what an earlier run left of it |
 //! | `shard` | one shard of each output, copied and merged in one pass over the base's |
 //! | `stream`, `tensor` | merged blocks of tensors, made ahead of the writing |
-//! | `build`, `orient`, `untie`, `heads`, `vocabulary`, `tokenizer`, `layout`, `rewrite` | from adapters and base to a plan |
+//! | `build`, `orient`, `untie`, `heads`, `vocabulary`, `tokenizer`, `layout`, `rewrite`, `read_base` | from adapters and base to a plan |
 //! | `plan`, `summary`, `report` | what is going to be done, and what was |
 //! | `quantised`, `dequantised` | a base whose weights are quantised |
 //! | `request`, `files` | what the caller asks for; bytes between files |
@@ -65,6 +65,7 @@ mod parts;
 mod pieces;
 mod plan;
 mod quantised;
+mod read_base;
 mod region;
 mod report;
 mod request;

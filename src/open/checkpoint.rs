@@ -1,7 +1,5 @@
 //! A base checkpoint, as PEFT's importer and exporter ask it.
 
-use std::collections::BTreeMap;
-
 use serde_json::Value;
 
 use crate::base::architecture::{Architecture, ExpertLayout};
@@ -20,7 +18,7 @@ use crate::tensor::Dtype;
 ///
 /// # Errors
 /// [`crate::Code::Io`], [`crate::Code::HeaderTooLarge`] for an absurd config.
-pub(crate) fn lenient_architecture(checkpoint: &Checkpoint) -> Result<Architecture> {
+fn lenient_architecture(checkpoint: &Checkpoint) -> Result<Architecture> {
     match Architecture::of(checkpoint) {
         Err(e) if e.code() == Code::ConfigInvalid => Ok(Architecture::default()),
         architecture => architecture,
@@ -31,11 +29,27 @@ pub(crate) fn lenient_architecture(checkpoint: &Checkpoint) -> Result<Architectu
 ///
 /// # Errors
 /// [`crate::Code::Io`].
-pub(crate) fn lenient_quantised(checkpoint: &Checkpoint) -> Result<Option<Quantised<'_>>> {
+fn lenient_quantised(checkpoint: &Checkpoint) -> Result<Option<Quantised<'_>>> {
     match Quantised::of(checkpoint) {
         Err(e) if [Code::BaseDtype, Code::ConfigInvalid].contains(&e.code()) => Ok(None),
         quantised => quantised,
     }
+}
+
+/// Calls `f` with a base as the importer and exporter see it, where there is one.
+///
+/// # Errors
+/// [`crate::Code::Io`], [`crate::Code::HeaderTooLarge`]; those of `f`.
+pub(crate) fn with_modules<T>(
+    base: Option<&Checkpoint>,
+    f: impl FnOnce(Option<&CheckpointModules<'_>>) -> Result<T>,
+) -> Result<T> {
+    let Some(base) = base else {
+        return f(None);
+    };
+    let (architecture, quantised) = (lenient_architecture(base)?, lenient_quantised(base)?);
+    let view = View::new(base, quantised.as_ref());
+    f(Some(&CheckpointModules::new(&view, &architecture)))
 }
 
 /// A checkpoint as the importer and exporter see it: modules by the names that adapters use.
@@ -50,7 +64,7 @@ pub(crate) struct CheckpointModules<'a> {
 }
 
 impl<'a> CheckpointModules<'a> {
-    pub(crate) fn new(view: &'a View<'a, 'a>, architecture: &'a Architecture) -> Self {
+    fn new(view: &'a View<'a, 'a>, architecture: &'a Architecture) -> Self {
         let config = read_config(view.base()).ok().flatten();
         Self {
             view,
@@ -64,14 +78,7 @@ impl<'a> CheckpointModules<'a> {
 
     /// The dtype that most two-dimensional weights have.
     pub(crate) fn weight_dtype(&self) -> Option<Dtype> {
-        let mut counts: BTreeMap<Dtype, usize> = BTreeMap::new();
-        for (_, place) in self.view.tensors() {
-            let dtype = self.view.dtype(place);
-            if self.view.shape(place).len() == 2 && dtype.is_float() {
-                *counts.entry(dtype).or_default() += 1;
-            }
-        }
-        counts.into_iter().max_by_key(|(_, n)| *n).map(|(d, _)| d)
+        self.view.weight_dtype()
     }
 }
 

@@ -18,6 +18,6 @@ mod checkpoint;
 mod opened;
 mod peft;
 
-pub(crate) use checkpoint::{CheckpointModules, lenient_architecture, lenient_quantised};
+pub(crate) use checkpoint::with_modules;
 pub use opened::{Opened, Source, check_complete, open_adapter};
 pub use peft::import_with_base;

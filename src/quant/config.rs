@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::base::architecture::Architecture;
 use crate::base::{MAX_CONFIG_BYTES, read_config};
 use crate::error::{Code, Error, Result};
 use crate::fs::{check_inside, read_limited};
@@ -20,14 +21,14 @@ pub(crate) const OTHER_FILES: [&str; 3] = [
 const NESTED: &str = "quantization";
 
 /// What is said of the quantisation, by `config.json` or by a file in its place.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Config {
     /// The value of one of [`KEYS`], or what stands for it.
     value: Value,
     /// The dtype of the model that the weights are made for.
     pub(super) dtype: Option<Dtype>,
-    /// The model's type.
-    pub(super) model_type: String,
+    /// What is known of the model's layers.
+    pub(super) architecture: Architecture,
 }
 
 impl Config {
@@ -38,7 +39,6 @@ impl Config {
             let value = config.get(key).or_else(|| text(key));
             torch_dtype(value?.as_str()?)
         });
-        let model_type = config.get("model_type").and_then(Value::as_str);
         let own = KEYS
             .into_iter()
             .find_map(|key| config.get(key).or_else(|| text(key)))
@@ -50,7 +50,7 @@ impl Config {
         Ok(Self {
             value,
             dtype,
-            model_type: model_type.unwrap_or_default().to_owned(),
+            architecture: Architecture::of_config(Some(&config)),
         })
     }
 

@@ -1,14 +1,14 @@
 //! From names, dtypes and a config to quantised weights: which tensors belong together, and what they are.
 
+use super::awq::Awq;
 use super::bnb::{Bnb4, Bnb4Parts, Int8};
 use super::config::Config;
 use super::decode::Decoder;
 use super::mxfp4::Mxfp4;
-use super::packed::{Awq, Gptq, PackedRows};
+use super::packed::{Gptq, PackedRows};
 use super::part::Part;
 use super::scaled::{Global, Product, Scaled};
 use super::weight::QuantisedWeight;
-use crate::base::modules::is_conv1d;
 use crate::error::Result;
 use crate::safetensors::{Checkpoint, Location};
 use crate::tensor::Dtype;
@@ -27,15 +27,6 @@ const ACTIVATIONS: [&str; 12] = [
     ".v_scale",
     ".q_scale",
     ".kv_scale",
-];
-
-/// Models whose linear layers are `Conv1D`: stored (in, out), and quantised the other way round.
-const CONV1D_MODELS: [&str; 5] = [
-    "gpt2",
-    "openai-gpt",
-    "imagegpt",
-    "decision_transformer",
-    "gptsan-japanese",
 ];
 
 /// Looks at one tensor after another.
@@ -115,7 +106,8 @@ impl<'a> Recogniser<'a, '_> {
             take(&format!("{module}{end}"));
             take(&format!("{parent}{end}"));
         }
-        if is_conv1d(module) && CONV1D_MODELS.contains(&self.config.model_type.as_str()) {
+        // Stored (in, out), and quantised the other way round.
+        if self.config.architecture.is_conv1d(module) == Some(true) {
             return Err(codes.bad(format!(
                 "quantised ({}), of a model whose layers are stored transposed, which is not read",
                 found.kind

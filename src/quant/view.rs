@@ -1,5 +1,6 @@
 //! A checkpoint by the names that it has once it is dequantised.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::checkpoint::Quantised;
@@ -41,6 +42,18 @@ impl<'v, 'a> View<'v, 'a> {
             Some(weight) => &weight.shape,
             None => &self.base.at(place).1.shape,
         }
+    }
+
+    /// The dtype that most two-dimensional weights have.
+    pub(crate) fn weight_dtype(&self) -> Option<Dtype> {
+        let mut counts: BTreeMap<Dtype, usize> = BTreeMap::new();
+        for (_, place) in self.tensors() {
+            let dtype = self.dtype(place);
+            if self.shape(place).len() == 2 && dtype.is_float() {
+                *counts.entry(dtype).or_default() += 1;
+            }
+        }
+        counts.into_iter().max_by_key(|(_, n)| *n).map(|(d, _)| d)
     }
 
     fn is_hidden(&self, place: Location) -> bool {

@@ -140,9 +140,10 @@ pub fn verify_merged(
     options: &PlanOptions,
     control: &Control<'_>,
 ) -> Result<MergedReport> {
-    let mut report = verify_merged_weights(base, inputs, merged, options, control)?;
-    let plan = plan(base, inputs, &with_dtype(base, merged, options)?)?;
-    report.files = compare_files(&plan, merged, control)?;
+    let plans = plans(base, inputs, &with_dtype(base, merged, options)?)?;
+    let mut report = compare_weights(&plans, merged, control)?;
+    // Files do not depend on the rounding.
+    report.files = compare_files(&plans[0], merged, control)?;
     Ok(report)
 }
 
@@ -158,6 +159,16 @@ pub fn verify_merged_weights(
     control: &Control<'_>,
 ) -> Result<MergedReport> {
     let plans = plans(base, inputs, &with_dtype(base, merged, options)?)?;
+    compare_weights(&plans, merged, control)
+}
+
+/// Compares the tensors of a model with those of the plans under each rounding.
+fn compare_weights(
+    plans: &[MergePlan<'_>; 2],
+    merged: &Checkpoint,
+    control: &Control<'_>,
+) -> Result<MergedReport> {
+    let base = plans[0].base();
     let planned: BTreeMap<&str, usize> = plans[0]
         .tensors()
         .iter()
@@ -182,7 +193,7 @@ pub fn verify_merged_weights(
             true => tally.merged += 1,
             false => tally.untouched += 1,
         }
-        compare_merged(&mut merger, &plans, *at, (file, info), &mut counts, control)?;
+        compare_merged(&mut merger, plans, *at, (file, info), &mut counts, control)?;
     }
     let kept = base.tensors().iter().filter(|(_, l)| !plans[0].drops(**l));
     let kept = kept.map(|(name, _)| name.as_str());
