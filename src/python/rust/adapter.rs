@@ -25,7 +25,7 @@ use crate::error::raised;
 /// Rows of an update that are computed at a time.
 const ROWS: usize = 64;
 
-/// An adapter in memory; its tensors lie in the mapped file where they are stored as they are.
+/// An adapter in memory, every tensor read and verified once.
 #[pyclass(frozen, module = "tlkit._native")]
 pub(crate) struct Adapter {
     adapter: adapter::Adapter,

@@ -165,8 +165,8 @@ class Adapter:
     def tensors(self) -> dict[str, Tensor]:
         """The distinct tensors by the names that the manifest has for them (``"g0.A"``), read-only.
 
-        They lie in the mapped file and are not copied, but for those that are packed, seeded, or of a PEFT directory
-        whose layers are stacked here. bfloat16 is of ``ml_dtypes`` where that is installed, else its bits as uint16.
+        Each was read and verified once, when the adapter was opened; arrays lie in that memory and copy nothing.
+        bfloat16 is of ``ml_dtypes`` where that is installed, else its bits as uint16.
 
         Raises:
             Error: as :attr:`manifest`.

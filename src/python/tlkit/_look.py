@@ -51,12 +51,12 @@ def audit(
         threads: Number of threads; results do not depend on it.
 
     Returns:
-        A dictionary whose ``rows`` are one flat dictionary for each adapter: ``pandas.DataFrame(report["rows"])``,
-        ``polars.DataFrame(report["rows"])``, ``pyarrow.Table.from_pylist(report["rows"])``; ``parquet`` writes them for
-        DuckDB or Spark.
+        A dictionary whose ``rows`` are one dictionary for each adapter: ``pandas.json_normalize(report["rows"])``,
+        ``polars.DataFrame(report["rows"])``, ``pyarrow.Table.from_pylist(report["rows"])``; ``parquet`` writes them
+        flat, for DuckDB or Spark.
 
     Raises:
-        Error: ``"TL0011"`` and its like where an output cannot be written; with ``strict`` where an adapter is broken,
+        Error: ``.kind`` ``"io"`` where an output cannot be written; with ``strict`` where an adapter is broken,
             and then ``.report`` has everything.
     """
     return call("audit", locals(), reports.Audit)

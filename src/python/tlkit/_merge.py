@@ -165,7 +165,7 @@ def unmerge(
     device: str = "cpu",
     progress: Progress | None = None,
     threads: int | None = None,
-) -> reports.Merge:
+) -> reports.Unmerge:
     """Restore the original bytes of a base that was merged in place, proven by the digests of its undo file.
 
     Args:
@@ -179,7 +179,7 @@ def unmerge(
     Raises:
         Error: ``.kind`` ``"integrity"`` where it is not the base of the undo file; ``"io"``.
     """
-    return call("unmerge", locals(), reports.Merge)
+    return call("unmerge", locals(), reports.Unmerge)
 
 
 def dequantise(

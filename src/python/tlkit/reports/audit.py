@@ -1,8 +1,6 @@
 """What an audit and plans tell."""
 
-from __future__ import annotations
-
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 
 class Prices(TypedDict):
@@ -66,6 +64,44 @@ class Waste(TypedDict):
 
     projection_copies: int
     """Of `projections`, copies beyond the first of an equal seed, shape and dtype."""
+
+
+class Quality(TypedDict):
+    """What a form does to the adapter."""
+
+    kind: Literal["exact", "rounded", "fitted", "retrain"]
+    """Every number as it is; rounded to nearest; the closest tied adapter; trained anew."""
+
+    bound: NotRequired[float]
+    """Of ``"rounded"``: the largest relative error of a number."""
+
+    error: NotRequired[float | None]
+    """Of ``"fitted"`` the relative error of ΔW; of ``"retrain"`` as far as it was measured."""
+
+
+class Scenario(TypedDict):
+    """What one adapter takes in one form."""
+
+    name: str
+    """The form, by its name."""
+
+    joint: bool
+    """Whether q, k and v share one A, as in the paper."""
+
+    bytes: int
+    """Bytes of the adapter and of what stays beside it."""
+
+    saving: int
+    """Bytes that it takes less than now; negative where it takes more."""
+
+    presumed: int
+    """Of the saving, what rests on the presumption that projections are what their seed makes."""
+
+    parameters: int | None
+    """Numbers trained (retraining only)."""
+
+    quality: Quality
+    """What it does to the adapter's quality."""
 
 
 class AuditRow(TypedDict):
@@ -192,35 +228,10 @@ class Marginal(TypedDict):
     """USD a month for them."""
 
 
-class Scenario(TypedDict):
-    """What one adapter takes in one form."""
-
-    form: str
-    """The form, by its name."""
-
-    joint: bool
-    """Whether q, k and v share one A, as in the paper."""
-
-    bytes: int
-    """Bytes of the adapter and of what stays beside it."""
-
-    saving: int
-    """Bytes that it takes less than now; negative where it takes more."""
-
-    presumed: int
-    """Of the saving, what rests on the presumption that projections are what their seed makes."""
-
-    parameters: int | None
-    """Numbers trained (retraining only)."""
-
-    quality: str
-    """What it does to the adapter's quality."""
-
-
 class FleetScenario(TypedDict):
     """One form, for all adapters that it applies to."""
 
-    form: str
+    name: str
     """The form, by its name."""
 
     joint: bool
@@ -244,7 +255,7 @@ class FleetScenario(TypedDict):
     parameters: int | None
     """Numbers trained (retraining only)."""
 
-    quality: str
+    quality: Quality
     """What it does to the adapters' quality."""
 
     fleet_bytes: int
@@ -324,7 +335,7 @@ class Audit(TypedDict):
     problems: list[Problem]
     """What could not be listed."""
 
-    rows: list[ParamsRow]
+    rows: list[AuditRow]
     """Every adapter, by path."""
 
 

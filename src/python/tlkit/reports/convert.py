@@ -1,7 +1,5 @@
 """What conversions and fits tell."""
 
-from __future__ import annotations
-
 from typing import Literal, NotRequired, TypedDict
 
 
@@ -451,10 +449,10 @@ class SharedFile(TypedDict):
     """What it is called in the output folder."""
 
     error: float
-    """As SharedAdapter.error."""
+    """Relative error of its ΔW."""
 
-    left_out: bool
-    """As SharedAdapter.left_out."""
+    apart: bool
+    """Whether it was left as it is."""
 
     modules: int
     """Number of adapted modules."""

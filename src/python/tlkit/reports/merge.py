@@ -1,7 +1,5 @@
 """What merges tell."""
 
-from __future__ import annotations
-
 from typing import NotRequired, TypedDict
 
 
@@ -240,3 +238,25 @@ class Dequantised(TypedDict):
     seconds: NotRequired[float]
 
     notes: list[str]
+
+
+class Unmerge(TypedDict):
+    """What was restored."""
+
+    base: str
+    """The base."""
+
+    restored: int
+    """Tensors whose original bytes were written back."""
+
+    already_original: int
+    """Tensors that had their original bytes already."""
+
+    bytes: int
+    """Bytes written."""
+
+    was_interrupted: bool
+    """Whether the merge (or an earlier unmerge) had been interrupted. Its undo file is removed."""
+
+    proved: bool
+    """Whether the undo file has the digest of what it says, so that every range was compared with its own."""

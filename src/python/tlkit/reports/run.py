@@ -1,7 +1,5 @@
 """What training, scoring and generating tell."""
 
-from __future__ import annotations
-
 from typing import Literal, TypedDict
 
 from tlkit.reports.convert import TextCounts

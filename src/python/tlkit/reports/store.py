@@ -1,7 +1,5 @@
 """What a store tells."""
 
-from __future__ import annotations
-
 from typing import Literal, NotRequired, TypedDict
 
 

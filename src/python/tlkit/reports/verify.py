@@ -1,7 +1,5 @@
 """What proofs tell."""
 
-from __future__ import annotations
-
 from typing import TypedDict
 
 
