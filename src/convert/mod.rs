@@ -39,7 +39,7 @@ pub use storage::store_as;
 pub(crate) use tied::import_unbound;
 pub use tied::{Found, Tied, ToTiedOptions, find_ties, import_tied};
 pub use ties::recover_ties;
-pub use to_peft::{ToPeft, tied_to_peft};
+pub use to_peft::{ToPeft, adapter_to_peft, tied_to_peft};
 pub use to_tied::{ToTied, peft_to_tied};
 
 #[cfg(test)]
