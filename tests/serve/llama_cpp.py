@@ -67,6 +67,9 @@ def make_base(name: str, folder: Path) -> None:
         for key, weight in model.named_parameters():
             norm = key.endswith("norm.weight")
             # llama.cpp takes GELU from a table of f16: what it rounds stays below what is compared.
+            if "post_feedforward_layernorm" in key:
+                weight.fill_(-0.9)
+                continue
             rounded = name.startswith("gemma") and "down_proj" in key
             weight.add_(torch.randn_like(weight) * (0.03 if rounded else 0.1 if norm else 0.15))
     model.save_pretrained(folder)
