@@ -8,6 +8,7 @@ pub(crate) mod cut;
 pub(crate) mod edits;
 mod hub;
 pub(crate) mod known;
+pub(crate) mod llama_cpp;
 mod load_rules;
 pub(crate) mod modules;
 pub(crate) mod names;

@@ -7,6 +7,7 @@ use tlkit::tensor::Dtype;
 use tlkit::{Code, Error, Result};
 
 use super::base::BaseNames;
+use super::gguf::TiedToGguf;
 use super::merge::Blobs;
 use super::values::{byte_count, float_dtype, positive, storage_dtype};
 
@@ -18,6 +19,9 @@ pub(crate) enum Convert {
     /// .tl to a PEFT directory
     #[command(visible_alias = "tied→peft", alias = "tied->peft")]
     TiedToPeft(TiedToPeft),
+    /// .tl or PEFT directory to llama.cpp's adapter format
+    #[command(visible_alias = "tied→gguf", alias = "tied->gguf")]
+    TiedToGguf(TiedToGguf),
 }
 
 #[derive(Debug, Args)]

@@ -4,6 +4,7 @@ mod audit;
 mod base;
 mod cli;
 mod convert;
+mod gguf;
 mod merge;
 mod settings;
 mod store;
@@ -18,6 +19,7 @@ pub(crate) use cli::{Cli, Command};
 pub(crate) use convert::{
     Calibrate, Convert, Fit, PeftForm, PeftToTied, ProjectionRounding, TiedToPeft,
 };
+pub(crate) use gguf::TiedToGguf;
 pub(crate) use merge::{Blobs, Dequantise, Merge, Unmerge};
 pub(crate) use store::{
     Export, Fsck, Gc, Get, History, Init, Limit, List, Publish, Put, Quota, Rm, Stat, Store, Tag,

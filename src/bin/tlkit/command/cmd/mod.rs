@@ -12,6 +12,7 @@ mod files;
 mod fit;
 pub(crate) mod fleet;
 pub(crate) mod generate;
+pub(crate) mod gguf;
 pub(crate) mod inspect;
 pub(crate) mod merge;
 mod opened;
