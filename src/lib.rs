@@ -71,6 +71,7 @@ pub mod fit;
 pub mod fleet;
 pub mod format;
 pub mod fs;
+pub mod gguf;
 pub mod merge;
 #[cfg(feature = "train")]
 pub mod model;

@@ -9,6 +9,7 @@ pub(crate) mod edits;
 pub(crate) mod heads;
 mod hub;
 pub(crate) mod known;
+pub(crate) mod llama_cpp;
 mod load_rules;
 pub(crate) mod modules;
 pub(crate) mod names;

@@ -2,8 +2,9 @@
 //!
 //! [`peft_to_tied`] looks at the tensors, not at a hint: VeRA is tied already; LoRA whose factors
 //! are those of a tied adapter is recovered up to rounding; any other LoRA is kept as it is.
-//! [`tied_to_peft`] goes back. Two lose, and say how much: [`crate::fit`], the closest tied adapter of any LoRA, or
-//! the closest smaller LoRA, and [`store_as`], an adapter in a smaller type.
+//! [`tied_to_peft`] goes back, and [`tied_to_gguf`] to llama.cpp. Two lose, and say how much:
+//! [`crate::fit`], the closest tied adapter of any LoRA, or the closest smaller LoRA, and [`store_as`], an
+//! adapter in a smaller type.
 //!
 //! ```no_run
 //! use tlkit::convert::{Found, ToTiedOptions, peft_to_tied, tied_to_peft};
@@ -29,6 +30,7 @@ mod method_name;
 mod storage;
 mod tied;
 mod ties;
+mod to_gguf;
 mod to_peft;
 mod to_tied;
 
@@ -39,7 +41,8 @@ pub use storage::store_as;
 pub(crate) use tied::import_unbound;
 pub use tied::{Found, Tied, ToTiedOptions, find_ties, import_tied};
 pub use ties::recover_ties;
-pub use to_peft::{ToPeft, tied_to_peft};
+pub use to_gguf::{ToGguf, ToGgufOptions, tied_to_gguf};
+pub use to_peft::{ToPeft, adapter_to_peft, tied_to_peft};
 pub use to_tied::{ToTied, peft_to_tied};
 
 #[cfg(test)]

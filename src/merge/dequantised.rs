@@ -6,7 +6,7 @@ use super::request::PlanOptions;
 use crate::base::edits::ConfigEdits;
 use crate::base::read_config;
 use crate::error::{Code, Error, Result};
-use crate::quant::{KEYS, Quantised, QuantisedWeight};
+use crate::quant::{Held, KEYS, Quantised, QuantisedWeight};
 use crate::safetensors::{Checkpoint, Location};
 use crate::tensor::Dtype;
 
@@ -100,6 +100,7 @@ pub(super) struct Numbers<'a> {
     weights: Arc<Quantised<'a>>,
     place: Location,
     dtype: Dtype,
+    held: Arc<Held>,
 }
 
 impl<'a> Numbers<'a> {
@@ -109,6 +110,7 @@ impl<'a> Numbers<'a> {
             weights: Arc::clone(weights),
             place,
             dtype,
+            held: Arc::default(),
         }
     }
 
@@ -119,6 +121,7 @@ impl<'a> Numbers<'a> {
 
     /// Elements, rounded into the dtype that is written.
     pub(super) fn fill(&self, elements: std::ops::Range<usize>, out: &mut [u8]) -> Result<()> {
-        self.weight()?.fill(elements, self.dtype, out)
+        self.weight()?
+            .fill_held(&self.held, elements, self.dtype, out)
     }
 }

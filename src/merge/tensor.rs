@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use super::dequantised::Numbers;
 use super::pieces::Pieces;
 use super::plan::{Addition, MergePlan, Origin, TensorPlan};
@@ -16,6 +18,8 @@ use crate::tensor::{Dtype, Tensor, larger, narrow_into, widen, widen_into};
 
 /// Bytes that are read, merged and written at a time.
 const BLOCK: usize = 4 << 20;
+/// Bytes that one thread looks through for what is not finite; even.
+const CHECKED: usize = 1 << 18;
 
 /// One tensor of a [`MergePlan`], ready to be merged block by block.
 ///
@@ -504,8 +508,11 @@ fn checked(dtype: Dtype, block: &[u8]) -> Result<Stats> {
 
 /// 16-bit floats whose exponent is all ones.
 fn not_finite(block: &[u8], exponent: u16) -> usize {
-    let bits = block.as_chunks().0.iter().map(|b| u16::from_le_bytes(*b));
-    bits.filter(|b| b & exponent == exponent).count()
+    let count = |part: &[u8]| {
+        let bits = part.as_chunks().0.iter().map(|b| u16::from_le_bytes(*b));
+        bits.filter(|b| b & exponent == exponent).count()
+    };
+    block.par_chunks(CHECKED).map(count).sum()
 }
 
 fn square(x: f32) -> f64 {

@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use serde_json::Value;
 
-use super::codes::{FP4, NF4, rounded};
-use super::decode::{Decoder, Native, Rows};
+use super::codes::{FP4, NF4, rounded, table};
+use super::decode::{Decode, Decoder, Native, Number, Rows};
+use super::held::Held;
 use super::part::Part;
 use crate::error::Result;
 use crate::tensor::{Dtype, shape_text};
@@ -168,7 +169,7 @@ impl Decoder for Bnb4<'_> {
         Native::Fixed(self.dtype)
     }
 
-    fn load(&self, rows: Range<usize>) -> Result<Box<dyn Rows + '_>> {
+    fn load(&self, rows: Range<usize>, _held: &Held) -> Result<Box<dyn Rows + '_>> {
         let (start, end) = (rows.start * self.cols(), rows.end * self.cols());
         let blocks = start / self.block..end.div_ceil(self.block);
         Ok(Box::new(Bnb4Rows {
@@ -189,8 +190,8 @@ struct Bnb4Rows<'w> {
     scales: Vec<f32>,
 }
 
-impl Rows for Bnb4Rows<'_> {
-    fn decode(&self, rows: Range<usize>, _asked: Dtype, out: &mut [f32]) {
+impl Decode for Bnb4Rows<'_> {
+    fn decode<N: Number>(&self, rows: Range<usize>, asked: Dtype, out: &mut [N]) {
         let Bnb4 {
             table,
             block,
@@ -205,7 +206,7 @@ impl Rows for Bnb4Rows<'_> {
             let stop = ((number + 1) * block).min(end);
             let scale = self.scales.get(number - self.first_block);
             let scale = scale.copied().unwrap_or(f32::NAN);
-            let values = table.map(|v| rounded(*dtype, v * scale));
+            let values = table.map(|v| N::of(rounded(*dtype, v * scale), asked));
             let (part, rest) = std::mem::take(&mut out).split_at_mut(stop - at);
             let bytes = self
                 .codes
@@ -219,7 +220,7 @@ impl Rows for Bnb4Rows<'_> {
 }
 
 /// The values of codes, two a byte, high half first; `odd` starts in the middle of the first byte.
-fn lookup(values: &[f32; 16], bytes: &[u8], odd: bool, out: &mut [f32]) {
+fn lookup<N: Number>(values: &[N; 16], bytes: &[u8], odd: bool, out: &mut [N]) {
     let (out, bytes) = match (odd, out.split_first_mut(), bytes.split_first()) {
         (true, Some((first, out)), Some((byte, bytes))) => {
             *first = values[usize::from(byte & 15)];
@@ -270,7 +271,7 @@ impl Decoder for Int8<'_> {
         Native::Fixed(Dtype::F32)
     }
 
-    fn load(&self, rows: Range<usize>) -> Result<Box<dyn Rows + '_>> {
+    fn load(&self, rows: Range<usize>, _held: &Held) -> Result<Box<dyn Rows + '_>> {
         let cols = self.codes.shape().last().copied().unwrap_or(1);
         Ok(Box::new(Int8Rows {
             first: rows.start,
@@ -288,14 +289,16 @@ struct Int8Rows {
     scales: Vec<f32>,
 }
 
-impl Rows for Int8Rows {
-    fn decode(&self, rows: Range<usize>, _asked: Dtype, out: &mut [f32]) {
+impl Decode for Int8Rows {
+    fn decode<N: Number>(&self, rows: Range<usize>, asked: Dtype, out: &mut [N]) {
         let from = rows.start - self.first;
         let codes = self.codes.chunks(self.cols.max(1)).skip(from);
         let scales = self.scales.iter().skip(from);
         for ((out, codes), scale) in out.chunks_mut(self.cols.max(1)).zip(codes).zip(scales) {
+            let number = |code: u8| f32::from(code.cast_signed()) * scale * INT8_UNIT;
+            let values = table(|code| N::of(number(code), asked));
             for (o, code) in out.iter_mut().zip(codes) {
-                *o = f32::from(code.cast_signed()) * scale * INT8_UNIT;
+                *o = values[usize::from(*code)];
             }
         }
     }

@@ -95,6 +95,11 @@ pub(super) fn power_of_two(code: u8) -> f64 {
     f64::powi(2.0, i32::from(code) - 127)
 }
 
+/// A table of what each code of 8 bits stands for.
+pub(super) fn table<T>(of: impl Fn(u8) -> T) -> [T; 256] {
+    std::array::from_fn(|code| of(code as u8))
+}
+
 /// Rounds to nearest even into `dtype` (F32, F16, BF16), the values staying f32.
 pub(super) fn round(dtype: Dtype, values: &mut [f32]) {
     const BLOCK: usize = 256;

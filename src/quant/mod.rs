@@ -19,11 +19,13 @@
 //! run over the flat weight), transformers 5.23 (`Fp8Dequantize`, `convert_moe_packed_tensors`),
 //! compressed-tensors 0.20, GPTQModel 7.7, AutoAWQ 0.2.9.
 
+mod awq;
 mod bnb;
 mod checkpoint;
 mod codes;
 mod config;
 mod decode;
+mod held;
 mod mxfp4;
 mod packed;
 mod part;
@@ -38,5 +40,6 @@ mod weight;
 pub use checkpoint::Quantised;
 pub(crate) use config::{KEYS, OTHER_FILES};
 pub use decode::Native;
+pub(crate) use held::Held;
 pub(crate) use view::View;
 pub use weight::QuantisedWeight;

@@ -4,7 +4,8 @@
 use std::ops::Range;
 
 use super::codes::{E2M1, power_of_two};
-use super::decode::{Decoder, Native, Rows};
+use super::decode::{Decode, Decoder, Native, Number, Rows};
+use super::held::Held;
 use super::part::Part;
 use crate::error::Result;
 use crate::tensor::{Dtype, shape_text};
@@ -65,7 +66,11 @@ impl Decoder for Mxfp4<'_> {
         BLOCK
     }
 
-    fn load(&self, rows: Range<usize>) -> Result<Box<dyn Rows + '_>> {
+    fn lies_by_rows(&self) -> bool {
+        false
+    }
+
+    fn load(&self, rows: Range<usize>, held: &Held) -> Result<Box<dyn Rows + '_>> {
         let inputs = self.inputs();
         let mut parts = Vec::new();
         let mut at = rows.start;
@@ -78,10 +83,13 @@ impl Decoder for Mxfp4<'_> {
             parts.push(ExpertPart {
                 first: expert * inputs + blocks.start * BLOCK,
                 along: blocks.len(),
-                codes: self
-                    .blocks
-                    .band(outputs.clone(), self.along * BLOCK_BYTES, bytes)?,
-                scales: self.scales.band(outputs, self.along, blocks)?,
+                codes: held.band(
+                    &self.blocks,
+                    outputs.clone(),
+                    self.along * BLOCK_BYTES,
+                    bytes,
+                )?,
+                scales: held.band(&self.scales, outputs, self.along, blocks)?,
             });
             at += end - start;
         }
@@ -106,27 +114,48 @@ struct Mxfp4Rows {
     parts: Vec<ExpertPart>,
 }
 
-impl ExpertPart {
-    /// The rows of block `b`, `within` it.
-    fn decode(&self, b: usize, within: Range<usize>, outputs: usize, out: &mut [f32]) {
-        for column in 0..outputs {
-            let place = column * self.along + b;
-            let scale = power_of_two(self.scales.get(place).copied().unwrap_or(0));
-            let values = E2M1.map(|v| (f64::from(v) * scale) as f32);
-            let codes = self.codes.get(place * BLOCK_BYTES..).unwrap_or_default();
-            for (r, row) in within.clone().enumerate() {
-                let byte = codes.get(row / 2).copied().unwrap_or(0);
-                let code = if row % 2 == 0 { byte & 15 } else { byte >> 4 };
-                if let Some(o) = out.get_mut(r * outputs + column) {
-                    *o = values[usize::from(code)];
-                }
-            }
-        }
+/// Columns that are decoded together, so that rows get them in one piece.
+const TILE: usize = 16;
+
+/// The numbers of each scale's codes, of those that have occurred.
+struct Tables<N>(Vec<Option<[N; 16]>>);
+
+impl<N: Number> Tables<N> {
+    fn of(&mut self, scale: u8, asked: Dtype) -> [N; 16] {
+        let number = |v: f32| N::of((f64::from(v) * power_of_two(scale)) as f32, asked);
+        let slot = self.0.get_mut(usize::from(scale));
+        slot.map_or_else(
+            || E2M1.map(number),
+            |slot| *slot.get_or_insert_with(|| E2M1.map(number)),
+        )
     }
 }
 
-impl Rows for Mxfp4Rows {
-    fn decode(&self, rows: Range<usize>, _asked: Dtype, out: &mut [f32]) {
+impl ExpertPart {
+    /// The numbers of block `b` of some outputs, row by row.
+    fn tile<N: Number>(
+        &self,
+        b: usize,
+        columns: Range<usize>,
+        mut table: impl FnMut(u8) -> [N; 16],
+    ) -> [[N; TILE]; BLOCK] {
+        let mut tile = [[N::default(); TILE]; BLOCK];
+        for (c, column) in columns.take(TILE).enumerate() {
+            let place = column * self.along + b;
+            let values = table(self.scales.get(place).copied().unwrap_or(0));
+            let codes = self.codes.get(place * BLOCK_BYTES..).unwrap_or_default();
+            for ([low, high], code) in tile.as_chunks_mut().0.iter_mut().zip(codes) {
+                low[c] = values[usize::from(code & 15)];
+                high[c] = values[usize::from(code >> 4)];
+            }
+        }
+        tile
+    }
+}
+
+impl Decode for Mxfp4Rows {
+    fn decode<N: Number>(&self, rows: Range<usize>, asked: Dtype, out: &mut [N]) {
+        let mut tables = Tables(vec![None; 256]);
         let mut at = rows.start;
         while at < rows.end {
             let part = self.parts.iter().rev().find(|p| p.first <= at);
@@ -135,7 +164,14 @@ impl Rows for Mxfp4Rows {
             let end = (start + rows.end - at).min(BLOCK);
             let skip = (at - rows.start) * self.outputs;
             let out = out.get_mut(skip..).unwrap_or_default();
-            part.decode(b, start..end, self.outputs, out);
+            for first in (0..self.outputs).step_by(TILE) {
+                let columns = first..self.outputs.min(first + TILE);
+                let tile = part.tile(b, columns.clone(), |scale| tables.of(scale, asked));
+                let rows = out.chunks_mut(self.outputs).zip(&tile[start..end]);
+                for (row, values) in rows {
+                    row[columns.clone()].copy_from_slice(&values[..columns.len()]);
+                }
+            }
             at += end - start;
         }
     }

@@ -1,16 +1,19 @@
 //! Integers of a few bits, packed into 32-bit words one after the other, the lowest bits first: GPTQ along
-//! the inputs, AWQ along the outputs, compressed-tensors along a row.
+//! the inputs, compressed-tensors along a row.
 
 use std::ops::Range;
 
-use super::codes::round;
-use super::decode::{Decoder, Native, Rows};
+use super::codes::{round, rounded};
+use super::decode::{Decode, Decoder, Native, Number, Rows};
+use super::held::Held;
 use super::part::{Part, words};
 use crate::error::Result;
 use crate::tensor::{Dtype, shape_text};
 
 /// The dtypes that scales may have.
-const FLOATS: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
+pub(super) const FLOATS: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
+/// Codes that 4 bits can be.
+const CODES: usize = 16;
 /// Bits of a word.
 const WORD: usize = u32::BITS as usize;
 
@@ -161,10 +164,14 @@ impl Decoder for Gptq<'_> {
         16
     }
 
-    fn load(&self, rows: Range<usize>) -> Result<Box<dyn Rows + '_>> {
+    fn lies_by_rows(&self) -> bool {
+        false
+    }
+
+    fn load(&self, rows: Range<usize>, held: &Held) -> Result<Box<dyn Rows + '_>> {
         let packed = self.codes.shape().first().copied().unwrap_or(0);
         let band = rows.start * 4..rows.end * 4;
-        let codes = self.codes.band(0..packed, self.outputs * 4, band)?;
+        let codes = held.band(&self.codes, 0..packed, self.outputs * 4, band)?;
         let size = self.scales.dtype().bits() / 8;
         let band = rows.start * size..rows.end * size;
         let scales = self
@@ -195,159 +202,55 @@ struct GptqRows {
 }
 
 impl GptqRows {
-    /// As [`Rows::decode`] where no field is in two words.
-    fn whole(&self, from: usize, count: usize, out: &mut [f32]) {
+    /// The number of a code, with the scale and the zero point at `place`.
+    fn number<N: Number>(&self, code: u32, place: usize, asked: Dtype) -> N {
+        let value = (code as f32 - self.zeros[place]) * self.scales[place];
+        N::of(rounded(self.dtype, value), asked)
+    }
+
+    /// A row of codes of at most 4 bits, none of them in two words.
+    fn by_tables<N: Number>(&self, row: usize, asked: Dtype, out: &mut [N]) {
         let (width, per) = (self.rows.len(), WORD / self.bits);
         let mask = (1u32 << self.bits) - 1;
-        for (p, groups) in self.groups.chunks(per).enumerate() {
-            let words = self.codes.get(p * width + from..).unwrap_or_default();
-            for (r, word) in words.iter().take(count).enumerate() {
-                let at = r * self.inputs + p * per;
-                let out = out.get_mut(at..at + groups.len()).unwrap_or_default();
-                for (j, (o, group)) in out.iter_mut().zip(groups).enumerate() {
-                    let place = *group as usize * width + from + r;
-                    let q = (word >> (j * self.bits)) & mask;
-                    *o = (q as f32 - self.zeros[place]) * self.scales[place];
-                }
+        let mut values = Vec::with_capacity(self.scales.len() / width.max(1) * CODES);
+        for place in (row..self.scales.len()).step_by(width) {
+            let (zero, scale) = (self.zeros[place], self.scales[place]);
+            values.extend((0..CODES).map(|code| (code as f32 - zero) * scale));
+        }
+        round(self.dtype, &mut values);
+        let mut tables = vec![[N::default(); CODES]; values.len() / CODES];
+        N::of_all(&values, asked, tables.as_flattened_mut());
+        let words = self.codes.iter().skip(row).step_by(width);
+        let groups = self.groups.chunks(per);
+        for ((out, groups), word) in out.chunks_mut(per).zip(groups).zip(words) {
+            let mut word = *word;
+            for (o, group) in out.iter_mut().zip(groups) {
+                *o = tables[*group as usize][(word & mask) as usize];
+                word >>= self.bits;
             }
         }
     }
 
-    fn crossing(&self, from: usize, count: usize, out: &mut [f32]) {
+    /// A row of codes of any size.
+    fn one_by_one<N: Number>(&self, row: usize, asked: Dtype, out: &mut [N]) {
         let width = self.rows.len();
-        for (r, out) in out.chunks_mut(self.inputs.max(1)).take(count).enumerate() {
-            let word = |i: usize| self.codes.get(i * width + from + r).copied().unwrap_or(0);
-            for (i, (o, group)) in out.iter_mut().zip(&self.groups).enumerate() {
-                let place = *group as usize * width + from + r;
-                let q = field(self.bits, i * self.bits, word);
-                *o = (q as f32 - self.zeros[place]) * self.scales[place];
-            }
+        let word = |i: usize| self.codes.get(i * width + row).copied().unwrap_or(0);
+        for (i, (o, group)) in out.iter_mut().zip(&self.groups).enumerate() {
+            let code = field(self.bits, i * self.bits, word);
+            *o = self.number(code, *group as usize * width + row, asked);
         }
     }
 }
 
-impl Rows for GptqRows {
-    fn decode(&self, rows: Range<usize>, _asked: Dtype, out: &mut [f32]) {
-        let from = rows.start - self.rows.start;
-        match WORD.is_multiple_of(self.bits) {
-            true => self.whole(from, rows.len(), out),
-            false => self.crossing(from, rows.len(), out),
-        }
-        round(self.dtype, out);
-    }
-}
-
-/// The place in an AWQ word of each of its eight outputs.
-const AWQ_PLACES: [u32; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
-
-/// AWQ as its GEMM kernels store it: words run along the outputs, in an order of their own.
-#[derive(Debug)]
-pub(super) struct Awq<'a> {
-    codes: Part<'a>,
-    zeros: Part<'a>,
-    scales: Part<'a>,
-    inputs: usize,
-    outputs: usize,
-    groups: usize,
-}
-
-impl<'a> Awq<'a> {
-    pub(super) fn new(codes: Part<'a>, zeros: Part<'a>, scales: Part<'a>) -> Result<Self> {
-        codes.is_one_of(&[Dtype::I32], "qweight")?;
-        zeros.is_one_of(&[Dtype::I32], "qzeros")?;
-        scales.is_one_of(&FLOATS, "scales")?;
-        let ([inputs, packed], [groups, outputs]) = (codes.shape(), scales.shape()) else {
-            return Err(codes.bad("quantised by AWQ, and no matrix"));
-        };
-        let (inputs, groups, outputs) = (*inputs, *groups, *outputs);
-        if packed.checked_mul(8) != Some(outputs) {
-            let message = format!(
-                "quantised by AWQ: {} words of 4 bit for {outputs} outputs",
-                shape_text(codes.shape())
-            );
-            return Err(codes.bad(message));
-        }
-        if groups == 0 || inputs % groups != 0 {
-            return Err(scales.bad(format!(
-                "quantised by AWQ: {groups} groups of {inputs} inputs"
-            )));
-        }
-        zeros.has_shape(&[groups, *packed], "qzeros")?;
-        Ok(Self {
-            codes,
-            zeros,
-            scales,
-            inputs,
-            outputs,
-            groups,
-        })
-    }
-
-    pub(super) fn shape(&self) -> Vec<usize> {
-        vec![self.outputs, self.inputs]
-    }
-}
-
-impl Decoder for Awq<'_> {
-    fn native(&self) -> Native {
-        Native::Fixed(self.scales.dtype())
-    }
-
-    fn together(&self) -> usize {
-        8
-    }
-
-    fn load(&self, rows: Range<usize>) -> Result<Box<dyn Rows + '_>> {
-        let columns = rows.start / 8..rows.end.div_ceil(8);
-        let band = columns.start * 4..columns.end * 4;
-        let row = self.outputs / 8 * 4;
-        let codes = self.codes.band(0..self.inputs, row, band.clone())?;
-        let zeros = self.zeros.band(0..self.groups, row, band)?;
-        let size = self.scales.dtype().bits() / 8;
-        let band = columns.start * 8 * size..columns.end * 8 * size;
-        let scales = self
-            .scales
-            .band(0..self.groups, self.outputs * size, band)?;
-        Ok(Box::new(AwqRows {
-            columns,
-            inputs: self.inputs,
-            group: self.inputs / self.groups,
-            dtype: self.scales.dtype(),
-            codes: words(&codes),
-            zeros: words(&zeros),
-            scales: self.scales.to_floats(&scales)?,
-        }))
-    }
-}
-
-struct AwqRows {
-    columns: Range<usize>,
-    inputs: usize,
-    group: usize,
-    dtype: Dtype,
-    codes: Vec<u32>,
-    zeros: Vec<u32>,
-    scales: Vec<f32>,
-}
-
-impl Rows for AwqRows {
-    fn decode(&self, rows: Range<usize>, _asked: Dtype, out: &mut [f32]) {
-        let width = self.columns.len();
+impl Decode for GptqRows {
+    fn decode<N: Number>(&self, rows: Range<usize>, asked: Dtype, out: &mut [N]) {
         for (row, out) in rows.zip(out.chunks_mut(self.inputs.max(1))) {
-            let column = row / 8 - self.columns.start;
-            let shift = AWQ_PLACES[row % 8] * 4;
-            let nibble = |word: &u32| (word >> shift) & 15;
-            for (g, out) in out.chunks_mut(self.group.max(1)).enumerate() {
-                let zero = self.zeros.get(g * width + column).map_or(0, nibble) as f32;
-                let scale = self.scales.get((g * width + column) * 8 + row % 8);
-                let scale = scale.copied().unwrap_or(f32::NAN);
-                let words = self.codes.iter().skip(g * self.group * width + column);
-                for (o, word) in out.iter_mut().zip(words.step_by(width)) {
-                    *o = (nibble(word) as f32 - zero) * scale;
-                }
+            let row = row - self.rows.start;
+            match WORD.is_multiple_of(self.bits) && self.bits <= 4 {
+                true => self.by_tables(row, asked, out),
+                false => self.one_by_one(row, asked, out),
             }
         }
-        round(self.dtype, out);
     }
 }
 
@@ -449,7 +352,7 @@ impl Decoder for PackedRows<'_> {
         Native::Fixed(self.scales.dtype())
     }
 
-    fn load(&self, rows: Range<usize>) -> Result<Box<dyn Rows + '_>> {
+    fn load(&self, rows: Range<usize>, _held: &Held) -> Result<Box<dyn Rows + '_>> {
         let [_, cols] = self.shape;
         let row = self.codes.shape().last().copied().unwrap_or(0) * 4;
         let scales = match self.groups {
@@ -526,14 +429,18 @@ impl PackedBlock<'_> {
     }
 }
 
-impl Rows for PackedBlock<'_> {
-    fn decode(&self, rows: Range<usize>, _asked: Dtype, out: &mut [f32]) {
+impl Decode for PackedBlock<'_> {
+    fn decode<N: Number>(&self, rows: Range<usize>, asked: Dtype, out: &mut [N]) {
         let PackedRows {
             bits,
             shape: [_, cols],
             groups,
             ..
         } = self.weight;
+        let dtype = self.weight.scales.dtype();
+        let number = |code: u32, (scale, zero): (f32, f32)| -> N {
+            N::of(rounded(dtype, (code as f32 - zero) * scale), asked)
+        };
         let row_words = self.weight.codes.shape().last().copied().unwrap_or(0);
         let (mask, group_size) = ((1u32 << bits) - 1, cols / (*groups).max(1));
         for (row, out) in rows.zip(out.chunks_mut((*cols).max(1))) {
@@ -546,23 +453,25 @@ impl Rows for PackedBlock<'_> {
                 ((u32::from(low) | u32::from(high) << 8) >> shift) & mask
             };
             let of_groups = self.of_groups(row);
-            match &self.input_groups {
-                Some(input_groups) => {
-                    for (i, (o, g)) in out.iter_mut().zip(input_groups).enumerate() {
-                        let (scale, zero) = of_groups[*g as usize];
-                        *o = (code(i) as f32 - zero) * scale;
-                    }
+            if let Some(input_groups) = &self.input_groups {
+                for (i, (o, g)) in out.iter_mut().zip(input_groups).enumerate() {
+                    *o = number(code(i), of_groups[*g as usize]);
                 }
-                None => {
-                    let groups = out.chunks_mut(group_size.max(1)).zip(&of_groups);
-                    for (g, (out, (scale, zero))) in groups.enumerate() {
-                        for (i, o) in out.iter_mut().enumerate() {
-                            *o = (code(g * group_size + i) as f32 - zero) * scale;
-                        }
-                    }
+                continue;
+            }
+            let groups = out.chunks_mut(group_size.max(1)).zip(&of_groups);
+            for (g, (out, of_group)) in groups.enumerate() {
+                let codes = (g * group_size..).map(code);
+                if group_size >> bits < 2 {
+                    let numbers = out.iter_mut().zip(codes);
+                    numbers.for_each(|(o, code)| *o = number(code, *of_group));
+                    continue;
+                }
+                let table: Vec<N> = (0..=mask).map(|code| number(code, *of_group)).collect();
+                for (o, code) in out.iter_mut().zip(codes) {
+                    *o = table[code as usize];
                 }
             }
-            round(self.weight.scales.dtype(), out);
         }
     }
 }

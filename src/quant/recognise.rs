@@ -1,10 +1,11 @@
 //! From names, dtypes and a config to quantised weights: which tensors belong together, and what they are.
 
+use super::awq::Awq;
 use super::bnb::{Bnb4, Bnb4Parts, Int8};
 use super::config::Config;
 use super::decode::Decoder;
 use super::mxfp4::Mxfp4;
-use super::packed::{Awq, Gptq, PackedRows};
+use super::packed::{Gptq, PackedRows};
 use super::part::Part;
 use super::scaled::{Global, Product, Scaled};
 use super::weight::QuantisedWeight;

@@ -3,11 +3,17 @@
 
 use std::ops::Range;
 
-use super::codes::{E2M1, E4M3, E5M2, round, rounded};
-use super::decode::{Decoder, Native, Rows};
+use super::codes::{E2M1, E4M3, E5M2, rounded, table};
+use super::decode::{Decode, Decoder, Native, Number, Rows};
+use super::held::Held;
 use super::part::Part;
 use crate::error::Result;
 use crate::tensor::{Dtype, shape_text};
+
+/// Elements with one scale from which on a table of all codes is less work than the elements are.
+const TABLE: usize = 1024;
+/// Rows that tables are made for at a time.
+const ROWS: usize = 32;
 
 /// What the codes are.
 #[derive(Debug, Clone, Copy)]
@@ -233,6 +239,12 @@ impl<'a> Scaled<'a> {
         }
     }
 
+    /// Whether enough elements have the same scale.
+    fn has_tables(&self) -> bool {
+        let (rows, cols) = self.grid.block;
+        !matches!(self.kind, Kind::Pairs) && rows.saturating_mul(cols) >= TABLE
+    }
+
     fn row_bytes(&self) -> usize {
         match self.kind {
             Kind::Pairs => self.grid.cols / 2,
@@ -249,7 +261,14 @@ impl Decoder for Scaled<'_> {
         }
     }
 
-    fn load(&self, rows: Range<usize>) -> Result<Box<dyn Rows + '_>> {
+    fn together(&self) -> usize {
+        match self.has_tables() {
+            true => self.grid.block.0.clamp(1, ROWS),
+            false => 1,
+        }
+    }
+
+    fn load(&self, rows: Range<usize>, _held: &Held) -> Result<Box<dyn Rows + '_>> {
         let bytes = self.row_bytes();
         let codes = self.codes.bytes(rows.start * bytes..rows.end * bytes)?;
         let (first, last) = (
@@ -288,53 +307,109 @@ struct ScaledRows<'w> {
     zeros: Option<Vec<f32>>,
 }
 
-impl Rows for ScaledRows<'_> {
-    fn decode(&self, rows: Range<usize>, asked: Dtype, out: &mut [f32]) {
-        let Scaled {
-            kind,
-            grid,
-            product,
-            ..
-        } = self.weight;
+/// A scale as it multiplies, the zero point that is taken off before, and into what the product is rounded.
+#[derive(Debug, Clone, Copy)]
+struct Scale {
+    by: f32,
+    zero: f32,
+    dtype: Option<Dtype>,
+}
+
+impl Scale {
+    fn apply<N: Number>(self, value: f32, asked: Dtype) -> N {
+        let product = (value - self.zero) * self.by;
+        let product = self.dtype.map_or(product, |dtype| rounded(dtype, product));
+        N::of(product, asked)
+    }
+}
+
+impl ScaledRows<'_> {
+    /// The scales of a row.
+    fn scales(&self, row: usize, asked: Dtype) -> impl Iterator<Item = Scale> {
+        let Scaled { grid, product, .. } = *self.weight;
+        let at = (grid.scale_row(row) - self.first_scale) * grid.scale_cols;
+        let scales = self.scales.get(at..).unwrap_or_default();
+        let zeros = self.zeros.as_ref().and_then(|z| z.get(at..));
+        let scales = scales.iter().take(grid.scale_cols).enumerate();
+        scales.map(move |(i, scale)| Scale {
+            by: match product {
+                Product::Asked => rounded(asked, *scale),
+                _ => *scale,
+            },
+            zero: zeros.and_then(|z| z.get(i)).copied().unwrap_or(0.0),
+            dtype: match product {
+                Product::OfScale(dtype) => Some(dtype),
+                _ => None,
+            },
+        })
+    }
+
+    fn codes(&self, row: usize) -> &[u8] {
         let bytes = self.weight.row_bytes();
-        let out = out.chunks_mut(grid.cols.max(1));
-        for (row, out) in rows.zip(out) {
-            let at = (row - self.first) * bytes;
-            let codes = self.codes.get(at..at + bytes).unwrap_or_default();
-            match kind {
-                Kind::Float(table) => {
-                    for (o, code) in out.iter_mut().zip(codes) {
-                        *o = table[usize::from(*code)];
-                    }
-                }
-                Kind::Int => {
-                    for (o, code) in out.iter_mut().zip(codes) {
-                        *o = f32::from(code.cast_signed());
-                    }
-                }
-                Kind::Pairs => {
-                    for ([low, high], code) in out.as_chunks_mut().0.iter_mut().zip(codes) {
-                        *low = E2M1[usize::from(code & 15)];
-                        *high = E2M1[usize::from(code >> 4)];
-                    }
+        let at = (row - self.first) * bytes;
+        self.codes.get(at..at + bytes).unwrap_or_default()
+    }
+
+    /// As [`Decode::decode`], by tables of all codes for each scale.
+    fn by_tables<N: Number>(&self, rows: Range<usize>, asked: Dtype, out: &mut [N]) {
+        let grid = &self.weight.grid;
+        let mut of = None;
+        let mut tables: Vec<[N; 256]> = Vec::new();
+        for (row, out) in rows.zip(out.chunks_mut(grid.cols.max(1))) {
+            if of.replace(grid.scale_row(row)) != Some(grid.scale_row(row)) {
+                let of_scale = |s: Scale| table(|c| s.apply(self.weight.kind.value(c), asked));
+                tables.clear();
+                tables.extend(self.scales(row, asked).map(of_scale));
+            }
+            let width = grid.block.1;
+            let blocks = out.chunks_mut(width).zip(self.codes(row).chunks(width));
+            for ((out, codes), table) in blocks.zip(&tables) {
+                for (o, code) in out.iter_mut().zip(codes) {
+                    *o = table[usize::from(*code)];
                 }
             }
-            let at = (grid.scale_row(row) - self.first_scale) * grid.scale_cols;
-            let scales = self.scales.get(at..).unwrap_or_default();
-            let zeros = self.zeros.as_ref().and_then(|z| z.get(at..));
-            for (i, (out, scale)) in out.chunks_mut(grid.block.1).zip(scales).enumerate() {
-                let scale = match product {
-                    Product::Asked => rounded(asked, *scale),
-                    _ => *scale,
-                };
-                let zero = zeros.and_then(|z| z.get(i));
-                if let Some(zero) = zero {
-                    out.iter_mut().for_each(|o| *o -= zero);
+        }
+    }
+}
+
+impl Kind {
+    /// The number that a code of 8 bits stands for.
+    fn value(self, code: u8) -> f32 {
+        match self {
+            Self::Float(table) => table[usize::from(code)],
+            Self::Int => f32::from(code.cast_signed()),
+            Self::Pairs => E2M1[usize::from(code & 15)],
+        }
+    }
+}
+
+impl Decode for ScaledRows<'_> {
+    fn decode<N: Number>(&self, rows: Range<usize>, asked: Dtype, out: &mut [N]) {
+        if self.weight.has_tables() {
+            return self.by_tables(rows, asked, out);
+        }
+        let Scaled { kind, grid, .. } = *self.weight;
+        let width = grid.block.1;
+        for (row, out) in rows.zip(out.chunks_mut(grid.cols.max(1))) {
+            let codes = self.codes(row);
+            let blocks = out.chunks_mut(width).zip(self.scales(row, asked));
+            for (i, (out, scale)) in blocks.enumerate() {
+                let number = |code: u8| scale.apply(kind.value(code), asked);
+                let at = i * width;
+                match kind {
+                    Kind::Pairs => {
+                        for (j, o) in out.iter_mut().enumerate() {
+                            let byte = codes.get((at + j) / 2).copied().unwrap_or(0);
+                            *o = number(if (at + j) % 2 == 0 { byte } else { byte >> 4 });
+                        }
+                    }
+                    _ => {
+                        let codes = codes.get(at..).unwrap_or_default();
+                        for (o, code) in out.iter_mut().zip(codes) {
+                            *o = number(*code);
+                        }
+                    }
                 }
-                out.iter_mut().for_each(|o| *o *= scale);
-            }
-            if let Product::OfScale(dtype) = product {
-                round(*dtype, out);
             }
         }
     }

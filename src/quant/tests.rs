@@ -1,6 +1,9 @@
 use std::path::Path;
 
-use super::Quantised;
+use half::bf16;
+use safetensors::tensor::TensorView;
+
+use super::{Held, Quantised};
 use crate::error::{Code, Result};
 use crate::safetensors::{Checkpoint, SafetensorsFile};
 use crate::tensor::Dtype;
@@ -77,6 +80,71 @@ fn any_part_is_that_of_the_whole() {
             }
         }
     }
+}
+
+/// Breaks where a part that is made of what was read for another one is other than the same part of the whole.
+#[test]
+fn what_is_held_serves_every_part() {
+    for folder in fixtures() {
+        let base = Checkpoint::open(&folder).unwrap();
+        let quantised = Quantised::of(&base).unwrap().unwrap();
+        for weight in quantised.weights() {
+            let (n, cols) = (weight.elements(), *weight.shape.last().unwrap());
+            for dtype in [Dtype::F16, Dtype::BF16] {
+                let mut whole = vec![0; 2 * n];
+                weight.fill(0..n, dtype, &mut whole).unwrap();
+                let held = Held::default();
+                for step in [cols, 3 * cols, cols + 1] {
+                    let mut parts = vec![0; 2 * n];
+                    for (i, part) in parts.chunks_mut(2 * step).enumerate() {
+                        let elements = i * step..i * step + part.len() / 2;
+                        weight.fill_held(&held, elements, dtype, part).unwrap();
+                    }
+                    assert!(parts == whole, "{folder:?} {step}");
+                }
+            }
+        }
+    }
+}
+
+/// Breaks where FP8 in blocks so large that their numbers come from tables is other than code times scale.
+#[test]
+fn large_blocks_are_products_too() {
+    const ROWS: usize = 70;
+    const COLS: usize = 150;
+    let codes: Vec<u8> = (0..ROWS * COLS).map(|i| (i * 37 % 251) as u8).collect();
+    let codes: Vec<u8> = codes.iter().map(|c| c & 0xf7).collect();
+    let scale = |row: usize, col: usize| 0.37 + (row / 32 * 3 + col / 64) as f32 * 1.01;
+    let scales: Vec<u8> = (0..9)
+        .flat_map(|i| scale(i / 3 * 32, i % 3 * 64).to_le_bytes())
+        .collect();
+    let folder = tempfile::tempdir().unwrap();
+    let tensor = |dtype, shape: [usize; 2], bytes| TensorView::new(dtype, shape.to_vec(), bytes);
+    let tensors = [
+        (
+            "a.weight",
+            tensor(safetensors::Dtype::F8_E4M3, [ROWS, COLS], &codes),
+        ),
+        (
+            "a.weight_scale_inv",
+            tensor(safetensors::Dtype::F32, [3, 3], &scales),
+        ),
+    ];
+    let tensors = tensors.map(|(name, tensor)| (name, tensor.unwrap()));
+    safetensors::serialize_to_file(tensors, None, &folder.path().join("model.safetensors"))
+        .unwrap();
+    let config =
+        r#"{"quantization_config": {"quant_method": "fp8", "weight_block_size": [32, 64]}}"#;
+    std::fs::write(folder.path().join("config.json"), config).unwrap();
+    let base = Checkpoint::open(folder.path()).unwrap();
+    let quantised = Quantised::of(&base).unwrap().unwrap();
+    let mut got = vec![0; 2 * ROWS * COLS];
+    let weight = &quantised.weights()[0];
+    weight.fill(0..ROWS * COLS, Dtype::BF16, &mut got).unwrap();
+    let product = |i: usize| super::codes::E4M3[usize::from(codes[i])] * scale(i / COLS, i % COLS);
+    let want = (0..ROWS * COLS).map(product).map(bf16::from_f32);
+    let want: Vec<u8> = want.flat_map(bf16::to_le_bytes).collect();
+    assert!(got == want);
 }
 
 const KINDS: [&str; 26] = [

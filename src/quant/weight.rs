@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::decode::{Decoder, Native, fill, values};
+use super::decode::{Decoder, Native, Wanted};
+use super::held::Held;
 use crate::error::{Code, Error, Result};
 use crate::safetensors::Location;
 use crate::tensor::Dtype;
@@ -38,12 +39,25 @@ impl QuantisedWeight<'_> {
         self.shape.last().copied().unwrap_or(1)
     }
 
-    fn check(&self, elements: &Range<usize>, fits: bool) -> Result<()> {
-        if fits && elements.start <= elements.end && elements.end <= self.elements() {
-            return Ok(());
+    fn wanted<'w>(
+        &'w self,
+        elements: Range<usize>,
+        dtype: Dtype,
+        held: &'w Held,
+        fits: impl Fn(usize) -> bool,
+    ) -> Result<Wanted<'w>> {
+        let there = elements.start <= elements.end && elements.end <= self.elements();
+        if !there || !dtype.is_float() || !fits(elements.len()) {
+            let message = "a part of it is asked for that it does not have";
+            return Err(Error::new(Code::BaseShape, message).tensor(&self.name));
         }
-        let message = "a part of it is asked for that it does not have";
-        Err(Error::new(Code::BaseShape, message).tensor(&self.name))
+        Ok(Wanted {
+            decoder: &*self.decoder,
+            held,
+            cols: self.cols(),
+            elements,
+            dtype,
+        })
     }
 
     /// The numbers of `elements`, counted row by row, rounded to nearest even into `dtype` (F32, F16, BF16), as
@@ -54,9 +68,20 @@ impl QuantisedWeight<'_> {
     /// [`Code::Io`]; [`Code::BaseDtype`] where the stored parts do not fit one another;
     /// [`Code::BaseShape`] where `elements` or `out` do not fit.
     pub fn fill(&self, elements: Range<usize>, dtype: Dtype, out: &mut [u8]) -> Result<()> {
-        let size = elements.len() * dtype.bits() / 8;
-        self.check(&elements, dtype.is_float() && out.len() == size)?;
-        fill(&*self.decoder, self.cols(), elements, dtype, out)
+        self.fill_held(&Held::default(), elements, dtype, out)
+    }
+
+    /// As [`fill`](Self::fill), for who wants one part of the weight after the other: what serves the next part, too,
+    /// stays in `held`, up to 48 MiB.
+    pub(crate) fn fill_held(
+        &self,
+        held: &Held,
+        elements: Range<usize>,
+        dtype: Dtype,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let fits = |n: usize| out.len() == n * dtype.bits() / 8;
+        self.wanted(elements, dtype, held, fits)?.fill(out)
     }
 
     /// The numbers of `elements` as f32, exactly those that the library gives, where it is asked for `dtype`.
@@ -64,8 +89,8 @@ impl QuantisedWeight<'_> {
     /// # Errors
     /// As [`fill`](Self::fill).
     pub fn values(&self, elements: Range<usize>, dtype: Dtype, out: &mut [f32]) -> Result<()> {
-        let len = elements.len();
-        self.check(&elements, dtype.is_float() && out.len() == len)?;
-        values(&*self.decoder, self.cols(), elements, dtype, out)
+        let held = Held::default();
+        let fits = |n: usize| out.len() == n;
+        self.wanted(elements, dtype, &held, fits)?.values(out)
     }
 }

@@ -5,6 +5,7 @@ const COMMANDS: &[&str] = &[
     "convert",
     "convert peft-to-tied",
     "convert tied-to-peft",
+    "convert tied-to-gguf",
     "train",
     "sweep",
     "merge",

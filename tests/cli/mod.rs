@@ -16,6 +16,7 @@ mod merge;
 mod outputs;
 mod params;
 mod run;
+mod serve;
 mod store;
 mod store_faults;
 mod sweep;

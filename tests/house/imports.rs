@@ -37,13 +37,16 @@ pub(super) struct Tree(BTreeMap<Module, File>);
 impl Tree {
     /// The library among all files of `src/`.
     pub(super) fn library(sources: &BTreeMap<String, String>) -> Self {
-        let files = sources.iter().filter(|(path, _)| !path.starts_with("bin/"));
+        let others = ["bin/", "python/"];
+        let files = sources
+            .iter()
+            .filter(|(path, _)| !others.iter().any(|other| path.starts_with(other)));
         Self::new(files.map(|(path, text)| (path.as_str(), path, text)))
     }
 
-    /// The command.
-    pub(super) fn command(sources: &BTreeMap<String, String>) -> Self {
-        let inside = |path: &'_ str| path.strip_prefix("bin/tlkit/").map(str::to_owned);
+    /// Another crate, whose root is in `folder`: the command, the Python package.
+    pub(super) fn within(folder: &str, sources: &BTreeMap<String, String>) -> Self {
+        let inside = |path: &'_ str| path.strip_prefix(folder).map(str::to_owned);
         let files: Vec<_> = sources
             .iter()
             .filter_map(|(path, text)| Some((inside(path)?, path, text)))

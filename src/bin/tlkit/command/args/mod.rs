@@ -1,0 +1,29 @@
+//! The command line: what can be said, not what it does.
+
+mod audit;
+mod base;
+mod cli;
+mod convert;
+mod gguf;
+mod merge;
+mod settings;
+mod store;
+mod tools;
+mod train;
+mod values;
+mod verify;
+
+pub(crate) use audit::{Audit, Plan};
+pub(crate) use base::BaseNames;
+pub(crate) use cli::{Cli, Command};
+pub(crate) use convert::{
+    Calibrate, Convert, Fit, PeftForm, PeftToTied, ProjectionRounding, TiedToPeft,
+};
+pub(crate) use gguf::TiedToGguf;
+pub(crate) use merge::{Blobs, Dequantise, Merge, Unmerge};
+pub(crate) use store::{
+    Export, Fsck, Gc, Get, History, Init, Limit, List, Publish, Put, Quota, Rm, Stat, Store, Tag,
+};
+pub(crate) use tools::{Demo, Devices, Inspect, Pack};
+pub(crate) use train::{Eval, Generate, ModelSizes, Params, Running, Sweep, Train};
+pub(crate) use verify::{Verify, VerifyAdapters, VerifyFile, VerifyLogits, VerifyMerged};

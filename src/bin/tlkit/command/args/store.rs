@@ -1,0 +1,285 @@
+//! Arguments of the store's commands. Names are checked by the library, which has codes for them.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueHint};
+
+use super::base::BaseNames;
+use super::merge::Blobs;
+use super::values::{bytes, positive, with_unit};
+
+const URLS: &str = "\
+URL is a folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix. Credentials, region and \
+endpoint come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT, …), never from the URL.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Store {
+    /// Make a store
+    Init(Init),
+    /// Put an adapter, as a new version of USER/TASK
+    Put(Put),
+    /// Write an adapter as a .tl or a PEFT directory, every byte verified
+    Get(Get),
+    /// List adapters
+    List(List),
+    /// List the versions of an adapter
+    History(History),
+    /// Let a tag name a version
+    Tag(Tag),
+    /// Remove an adapter; its versions stay until garbage collection
+    Rm(Rm),
+    /// Count adapters and bytes
+    Stat(Stat),
+    /// Read everything, and compare it with its digests
+    Fsck(Fsck),
+    /// Delete what nothing names any more
+    Gc(Gc),
+    /// Let all users share the A and B of adapters
+    Publish(Publish),
+    /// Show or set how many bytes users may have
+    Quota(Quota),
+    /// Write the last version of every adapter into a folder
+    Export(Export),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = URLS)]
+pub(crate) struct Init {
+    /// Where; a folder is made
+    pub(crate) url: String,
+    /// How long what nothing names is kept: 30s, 90m, 24h, 7d. Uploads take less than half of it
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = seconds)]
+    pub(crate) grace: u64,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = URLS)]
+pub(crate) struct Put {
+    /// The store
+    pub(crate) url: String,
+    /// Under which name
+    #[arg(value_name = "USER/TASK")]
+    pub(crate) name: String,
+    /// A .tl, or a PEFT directory, which is converted as by convert peft-to-tied
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub(crate) adapter: PathBuf,
+    /// The base model of a PEFT directory, as in convert peft-to-tied
+    #[arg(long, value_hint = ValueHint::AnyPath)]
+    pub(crate) base: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) names: BaseNames,
+    /// Refuse an adapter that lacks tensors of modules which its config and the base say are adapted
+    #[arg(long, requires = "base")]
+    pub(crate) strict: bool,
+    /// Sign adapter, name and version with this Ed25519 key (PKCS#8 PEM)
+    #[arg(long, value_name = "KEY.pem", value_hint = ValueHint::FilePath)]
+    pub(crate) sign: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) blobs: Blobs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = URLS)]
+pub(crate) struct Get {
+    /// The store
+    pub(crate) url: String,
+    /// Which adapter: its last version, version N, or the one that a tag names
+    #[arg(value_name = "USER/TASK[@N|:TAG]")]
+    pub(crate) name: String,
+    /// The .tl file to write, or with --peft the directory
+    #[arg(short, long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub(crate) output: PathBuf,
+    /// Leave out seeded tensors and published blobs
+    #[arg(long)]
+    pub(crate) thin: bool,
+    /// With --thin, where the published blobs are written that are left out
+    #[arg(long, value_name = "DIR", requires = "thin", value_hint = ValueHint::DirPath)]
+    pub(crate) blobs: Option<PathBuf>,
+    /// Compress tensors with zstd; the root stays the same
+    #[arg(long)]
+    pub(crate) zstd: bool,
+    /// Write a PEFT directory
+    #[arg(long, conflicts_with_all = ["thin", "zstd"])]
+    pub(crate) peft: bool,
+    /// Refuse a version that none of these Ed25519 keys signed; may be given several times
+    #[arg(long, value_name = "PUBLIC.pem", value_hint = ValueHint::FilePath)]
+    pub(crate) require_signature: Vec<PathBuf>,
+    /// Take signatures of the root alone too, as older builds made them: they bind neither name nor version
+    #[arg(long, requires = "require_signature")]
+    pub(crate) allow_root_signature: bool,
+    /// Replace an existing output: a file, or a PEFT directory without other files; links and devices
+    /// never are
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// The store
+    pub(crate) url: String,
+    /// Only of this user
+    pub(crate) user: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct History {
+    /// The store
+    pub(crate) url: String,
+    /// Of which adapter
+    #[arg(value_name = "USER/TASK")]
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Tag {
+    /// The store
+    pub(crate) url: String,
+    /// Which version: the last one, version N, or the one that another tag names
+    #[arg(value_name = "USER/TASK[@N|:TAG]")]
+    pub(crate) name: String,
+    /// The tag; one that exists moves. What it names is not garbage
+    pub(crate) tag: String,
+    /// Take the tag away
+    #[arg(long)]
+    pub(crate) delete: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rm {
+    /// The store
+    pub(crate) url: String,
+    /// Which adapter
+    #[arg(value_name = "USER/TASK")]
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Stat {
+    /// The store
+    pub(crate) url: String,
+    /// Only of this user
+    pub(crate) user: Option<String>,
+}
+
+/// Exit code 4 where something is damaged. Putting a good copy of an adapter again mends it; --repair does what
+/// can be done without one, and deletes nothing.
+#[derive(Debug, Args)]
+pub(crate) struct Fsck {
+    /// The store
+    pub(crate) url: String,
+    /// Only of this user, and what is published
+    pub(crate) user: Option<String>,
+    /// Restore what follows from other bytes, and set damaged records aside in STORE/damaged
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// Show what --repair would do, and change nothing
+    #[arg(long, requires = "repair")]
+    pub(crate) dry_run: bool,
+}
+
+/// Blobs that nothing names are condemned first, and deleted by a collection after the grace period.
+#[derive(Debug, Args)]
+pub(crate) struct Gc {
+    /// The store
+    pub(crate) url: String,
+    /// Only of this user
+    pub(crate) user: Option<String>,
+    /// Keep this many versions of each adapter, and those with a tag [default: all]
+    #[arg(long, value_name = "N", value_parser = positive())]
+    pub(crate) keep: Option<u64>,
+    /// Show what would be done, and delete nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// What is published stays for good, and every user can find out that it is there.
+#[derive(Debug, Args)]
+pub(crate) struct Publish {
+    /// The store
+    pub(crate) url: String,
+    /// Each a .tl or a PEFT directory
+    #[arg(required = true, value_name = "ADAPTER", value_hint = ValueHint::AnyPath)]
+    pub(crate) adapters: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) blobs: Blobs,
+}
+
+/// Bytes are those of all versions that were not collected, unpacked, with published blobs.
+#[derive(Debug, Args)]
+pub(crate) struct Quota {
+    /// The store
+    pub(crate) url: String,
+    /// Of which user
+    pub(crate) user: Option<String>,
+    /// The quota to set: 500MB, 2GB, or none
+    #[arg(value_name = "BYTES|none", value_parser = limit)]
+    pub(crate) limit: Option<Limit>,
+    /// The quota to set for users that have none of their own
+    #[arg(long, value_name = "BYTES|none", conflicts_with = "user", value_parser = limit)]
+    pub(crate) default: Option<Limit>,
+}
+
+/// A quota to set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limit(pub(crate) Option<u64>);
+
+#[derive(Debug, Args)]
+#[command(after_help = URLS)]
+pub(crate) struct Export {
+    /// The store
+    pub(crate) url: String,
+    /// The folder to write USER/TASK.tl into
+    #[arg(short, long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) output: PathBuf,
+    /// Only of this user
+    #[arg(long)]
+    pub(crate) user: Option<String>,
+    /// Leave out seeded tensors, and keep published blobs once, in DIR/blobs
+    #[arg(long)]
+    pub(crate) thin: bool,
+    /// Replace existing files; links and devices never are
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+fn seconds(text: &str) -> Result<u64, String> {
+    let units = [("s", 1), ("m", 60), ("h", 3600), ("d", 86_400)];
+    with_unit(text, &units).ok_or_else(|| "not a time such as 30s, 90m, 24h or 7d".into())
+}
+
+fn limit(text: &str) -> Result<Limit, String> {
+    if text == "none" {
+        return Ok(Limit(None));
+    }
+    bytes(text)
+        .map(|n| Limit(Some(n)))
+        .ok_or_else(|| "not bytes such as 4096, 500MB or 2GB, nor none".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Breaks where a unit is taken for another, or a number too large for a smaller one.
+    #[test]
+    fn times_and_bytes() {
+        assert_eq!((seconds("90m"), seconds("0s")), (Ok(5400), Ok(0)));
+        for wrong in [
+            "",
+            "h",
+            "1",
+            "1w",
+            "-1s",
+            "99999999999999999999s",
+            "18446744073709551615d",
+        ] {
+            assert!(seconds(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(limit("12"), Ok(Limit(Some(12))));
+        assert_eq!(limit("2GB"), Ok(Limit(Some(2_000_000_000))));
+        assert_eq!(limit("none"), Ok(Limit(None)));
+        for wrong in ["", "MB", "1.5MB", "1KB", "99999999TB"] {
+            assert!(limit(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! One file for each command: arguments in, library called, report out.
+
+pub(crate) mod audit;
+pub(crate) mod completions;
+pub(crate) mod convert;
+pub(crate) mod demo;
+pub(crate) mod dequantise;
+pub(crate) mod devices;
+mod each;
+pub(crate) mod eval;
+mod files;
+mod fit;
+pub(crate) mod fleet;
+pub(crate) mod generate;
+pub(crate) mod gguf;
+pub(crate) mod inspect;
+pub(crate) mod merge;
+mod opened;
+pub(crate) mod pack;
+pub(crate) mod params;
+pub(crate) mod plan;
+mod refused;
+mod share;
+pub(crate) mod store;
+pub(crate) mod sweep;
+pub(crate) mod train;
+pub(crate) mod verify;
+
+use files::{as_closed_as, blob_source, check_output, existing, open_base, show};

@@ -1,0 +1,292 @@
+//! The store, adapter by adapter. What concerns a whole fleet is in `fleet`.
+
+use std::path::Path;
+
+use serde::Serialize;
+use tlkit::convert::ToTiedOptions;
+use tlkit::digest::Digest;
+use tlkit::fleet::{self, Chain, Form, GetOptions, Got};
+use tlkit::fs::{Output as Kind, check_outside};
+use tlkit::store::{
+    AdapterName, Listed, Name, PutReport, Scope, Signer, Store, Trust, TrustedKey, VersionEntry,
+};
+use tlkit::{Code, Error, Result};
+
+use super::opened::Opened;
+use super::{blob_source, check_output, existing, open_base, show};
+use crate::command::args;
+use crate::command::output::{Outcome, Output, bytes, fields, plural, table, time};
+
+pub(crate) fn init(args: &args::Init, output: &Output) -> Result<Outcome> {
+    let store = Store::init(&args.url, args.grace)?;
+    #[derive(Serialize)]
+    struct Report<'a> {
+        store: &'a str,
+        version: u32,
+        grace: u64,
+    }
+    let report = Report {
+        store: store.backend().address(),
+        version: tlkit::store::VERSION,
+        grace: store.grace(),
+    };
+    output.report(&report, || {
+        fields(&[
+            ("store", report.store.to_owned()),
+            ("layout", format!("version {}", report.version)),
+            ("grace", format!("{} s", report.grace)),
+        ])
+    })?;
+    Ok(Outcome::Success)
+}
+
+pub(crate) fn put(args: &args::Put, output: &Output) -> Result<Outcome> {
+    let name: AdapterName = args.name.parse()?;
+    let signer = args.sign.as_deref().map(Signer::open).transpose()?;
+    let mut store = Opened::open(&args.url, output)?;
+    let base = open_base(args.base.as_ref(), &args.names)?;
+    let folder = blob_source(&args.blobs);
+    let own = store.blobs(&name.user);
+    let mut options = ToTiedOptions::default();
+    options.base = base.as_ref();
+    options.strict = args.strict;
+    let (package, notes) = fleet::package_any(&args.adapter, &options, &Chain(&*folder, &own))?;
+    for note in &notes {
+        output.note(note);
+    }
+    let report = store.put(&name, &package, signer.as_ref())?;
+    store.report(&report, || put_text(&report))?;
+    Ok(Outcome::Success)
+}
+
+fn put_text(r: &PutReport) -> String {
+    let what = match r.unchanged {
+        true => "was the last version already",
+        false => "is new",
+    };
+    let mut blobs = format!("{} known", r.known_blobs);
+    if r.mended > 0 {
+        blobs.push_str(&format!(", {} mended", r.mended));
+    }
+    fields(&[
+        ("version", format!("{}@{} {what}", r.adapter, r.version)),
+        ("root", r.root.clone()),
+        (
+            "bytes",
+            format!("{}, {} written", bytes(r.bytes), bytes(r.written)),
+        ),
+        ("blobs", blobs),
+    ])
+}
+
+pub(crate) fn get(args: &args::Get, output: &Output) -> Result<Outcome> {
+    let name: AdapterName = args.name.parse()?;
+    let trusted = args.require_signature.iter().map(|p| TrustedKey::open(p));
+    let mut trust = Trust::default();
+    trust.keys = trusted.collect::<Result<_>>()?;
+    trust.root_only = args.allow_root_signature;
+    let mut options = GetOptions::default();
+    options.form = match (args.peft, args.thin) {
+        (true, _) => Form::Peft,
+        (_, true) => Form::Thin(args.blobs.clone()),
+        _ => Form::Fat,
+    };
+    options.zstd = args.zstd;
+    options.existing = existing(args.force);
+    options.trust = trust;
+    let kind = match args.peft {
+        true => Kind::Adapter,
+        false => Kind::File,
+    };
+    check_output(&args.output, kind, args.force, &[])?;
+    check_outside(&args.output, Path::new(&args.url), "the store")?;
+    let mut store = Opened::open(&args.url, output)?;
+    let got = fleet::get(&store, &name, &args.output, &options)?;
+    store.report(&got, || got_text(&got, args))?;
+    Ok(Outcome::Success)
+}
+
+fn got_text(got: &Got, args: &args::Get) -> String {
+    let mut rows = vec![
+        ("version", format!("{}@{}", got.adapter, got.version)),
+        ("root", got.root.clone()),
+        ("bytes", bytes(got.bytes)),
+    ];
+    if args.thin {
+        let mut left_out = format!("{} left out", plural(got.left_out, "published blob"));
+        if args.blobs.is_some() {
+            left_out.push_str(&format!(", {} written", got.blobs_written));
+        }
+        rows.push(("blobs", left_out));
+    }
+    rows.push(("output", show(&got.output)));
+    fields(&rows)
+}
+
+pub(crate) fn list(args: &args::List, output: &Output) -> Result<Outcome> {
+    let only = user(args.user.as_ref())?;
+    let mut store = Opened::open(&args.url, output)?;
+    let (listed, skipped) = match only {
+        Some(user) => (store.list(&user)?, Vec::new()),
+        None => {
+            let (each, skipped) = store.each_tenant(|user| store.list(user))?;
+            (each.concat(), skipped)
+        }
+    };
+    output.report(&listed, || list_text(&listed))?;
+    store.tell();
+    let damaged = listed.iter().filter(|l| l.error.is_some()).count();
+    Ok(match damaged {
+        0 => store.skipped(&args.url, &skipped),
+        _ => {
+            store.skipped(&args.url, &skipped);
+            damaged_records(damaged, &args.url)
+        }
+    })
+}
+
+/// How a command ends that showed damaged records among others.
+fn damaged_records(count: usize, url: &str) -> Outcome {
+    let error = Error::new(Code::StoreDamaged, plural(count, "damaged record"));
+    Outcome::Reported(error.file(url).hint("`tlkit store fsck` says more"))
+}
+
+fn list_text(listed: &[Listed]) -> String {
+    let rows = listed.iter().map(|l| {
+        let mut row = vec![format!("{}/{}", l.user, l.task), l.version.to_string()];
+        match &l.entry {
+            Some(entry) => row.extend([
+                entry.method.clone().unwrap_or_default(),
+                bytes(entry.bytes),
+                signed(entry),
+                time(entry.time),
+                root(entry),
+                entry.base.clone().unwrap_or_else(|| "-".into()),
+            ]),
+            None => row.push("damaged".into()),
+        }
+        row.resize(8, "-".into());
+        row
+    });
+    let header = [
+        "adapter", "version", "method", "bytes", "signed", "put", "root", "base",
+    ];
+    table(&header, &[1, 3], rows)
+}
+
+pub(crate) fn history(args: &args::History, output: &Output) -> Result<Outcome> {
+    let name: AdapterName = args.name.parse()?;
+    let mut store = Opened::open(&args.url, output)?;
+    let before = store.told().len();
+    let entries = store.history(&name)?;
+    store.tell();
+    output.report(&entries, || history_text(&entries))?;
+    let tags = store.told().len() - before;
+    match tags + entries.iter().filter(|e| e.error.is_some()).count() {
+        0 => Ok(Outcome::Success),
+        damaged => Ok(damaged_records(damaged, &args.url)),
+    }
+}
+
+fn history_text(entries: &[VersionEntry]) -> String {
+    let rows = entries.iter().map(|e| {
+        let tags: Vec<&str> = e.tags.iter().map(Name::as_str).collect();
+        let mut row = vec![e.version.to_string()];
+        match e.error {
+            Some(_) => row.extend(["-", "damaged", "-", "-", "-"].map(str::to_owned)),
+            None => row.extend([
+                time(e.time),
+                e.method.clone().unwrap_or_else(|| "removed".into()),
+                bytes(e.bytes),
+                signed(e),
+                root(e),
+            ]),
+        }
+        row.push(tags.join(", "));
+        row
+    });
+    let header = [
+        "version", "put", "method", "bytes", "signed", "root", "tags",
+    ];
+    table(&header, &[0, 3], rows)
+}
+
+fn signed(entry: &VersionEntry) -> String {
+    match entry.signature {
+        Some(Scope::Version) => "yes",
+        Some(Scope::Root) => "root only",
+        None => "no",
+    }
+    .to_owned()
+}
+
+/// The first digits of a root, as tables show it.
+fn root(entry: &VersionEntry) -> String {
+    let digest = entry.root.as_ref().and_then(|r| r.parse::<Digest>().ok());
+    digest.map_or_else(|| "-".into(), |d| d.hex()[..16].to_owned())
+}
+
+#[derive(Serialize)]
+struct TagReport {
+    adapter: String,
+    tag: Name,
+    /// The version that the tag names now.
+    version: Option<u64>,
+}
+
+pub(crate) fn tag(args: &args::Tag, output: &Output) -> Result<Outcome> {
+    let name: AdapterName = args.name.parse()?;
+    let tag: Name = args.tag.parse()?;
+    if args.delete {
+        name.latest_only()?;
+    }
+    let mut store = Opened::open(&args.url, output)?;
+    let version = match args.delete {
+        true => store.untag(&name, &tag).map(|()| None)?,
+        false => Some(store.tag(&name, &tag)?),
+    };
+    let report = TagReport {
+        adapter: format!("{}/{}", name.user, name.task),
+        tag,
+        version,
+    };
+    store.report(&report, || {
+        let (adapter, tag) = (&report.adapter, &report.tag);
+        match report.version {
+            Some(version) => format!("{adapter}:{tag} is version {version}"),
+            None => format!("{adapter}:{tag} is gone"),
+        }
+    })?;
+    Ok(Outcome::Success)
+}
+
+pub(crate) fn rm(args: &args::Rm, output: &Output) -> Result<Outcome> {
+    let name: AdapterName = args.name.parse()?;
+    let mut store = Opened::open(&args.url, output)?;
+    store.remove(&name)?;
+    #[derive(Serialize)]
+    struct Report {
+        removed: String,
+    }
+    let report = Report {
+        removed: name.to_string(),
+    };
+    store.report(&report, || format!("{name} is removed"))?;
+    Ok(Outcome::Success)
+}
+
+/// A user's name, where one was given.
+pub(super) fn user(text: Option<&String>) -> Result<Option<Name>> {
+    text.map(|t| t.parse()).transpose()
+}
+
+/// A user that a command is only about; an error where the store has none of that name.
+pub(super) fn tenant(store: &Store, user: Option<Name>) -> Result<Option<Name>> {
+    if let Some(name) = &user
+        && !store.tenants()?.contains(name)
+    {
+        let message = format!("no tenant `{name}`");
+        return Err(Error::new(Code::NotInStore, message).file(store.backend().address()));
+    }
+    Ok(user)
+}
