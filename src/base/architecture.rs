@@ -182,6 +182,11 @@ impl Architecture {
         self.facts.as_ref().is_some_and(|f| f.always)
     }
 
+    /// Whether the class defines its output before its input, so that PEFT merges into it first.
+    pub(crate) fn output_first(&self) -> bool {
+        self.facts.as_ref().is_some_and(|f| f.output_first)
+    }
+
     /// The weight of the input embedding, by the class's name.
     pub(crate) fn input(&self) -> Option<String> {
         let facts = self.facts.as_ref()?;
@@ -324,6 +329,33 @@ mod tests {
     fn of(model_type: &str, class: &str) -> Architecture {
         let config = json!({"model_type": model_type, "architectures": [class]});
         Architecture::of_config(Some(&config))
+    }
+
+    /// Breaks where updates of one tensor are added in another order than PEFT comes to its modules.
+    #[test]
+    fn the_order_of_input_and_output_is_the_classs() {
+        assert!(of("camembert", "CamembertForCausalLM").output_first());
+        assert!(of("xlm-roberta", "XLMRobertaForMaskedLM").output_first());
+        assert!(!of("roberta", "RobertaForCausalLM").output_first());
+        assert!(!of("llama", "LlamaForCausalLM").output_first());
+        assert!(!of("new", "NewModel").output_first());
+    }
+
+    /// Breaks where experts that begin after the first layers are not seen.
+    #[test]
+    fn experts_of_later_layers_are_known() {
+        let name = "model.layers.7.mlp.experts.gate_up_proj";
+        for (model_type, class) in [
+            ("deepseek_v3", "DeepseekV3ForCausalLM"),
+            ("glm_moe_dsa", "GlmMoeDsaForCausalLM"),
+            ("dots1", "Dots1ForCausalLM"),
+        ] {
+            let layout = Some(ExpertLayout::Stated {
+                transposed: false,
+                interleaved: Some(false),
+            });
+            assert_eq!(of(model_type, class).experts(name), layout, "{model_type}");
+        }
     }
 
     /// Breaks where a layout is taken from a name that another architecture has for `nn.Linear`.

@@ -147,9 +147,13 @@ where
 
     /// Where a name leads that the class once had: the base's own, or what the load rules make of it.
     fn older(&self, name: &str) -> Answer<K::Place> {
+        let links = self.architecture.links(name);
+        // Loading keeps the name and changes what is in the tensor: then the class's is meant.
+        let kept =
+            matches!(links.as_slice(), [link] if link.class == name && link.of == Cut::WHOLE);
         match self.base.locate(name) {
-            Some(place) => Answer::Found(Found::whole(place)),
-            None => self.by_class().find_parts(&self.architecture.links(name)),
+            Some(place) if !kept => Answer::Found(Found::whole(place)),
+            _ => self.by_class().find_parts(&links),
         }
     }
 

@@ -35,6 +35,8 @@ pub(super) struct Facts {
     /// The module of the output embedding.
     #[serde(rename = "out")]
     pub(super) output: Option<String>,
+    /// Whether the output is defined before the input.
+    pub(super) output_first: bool,
     /// Modules that are `Conv1D`.
     pub(super) conv1d: Vec<String>,
     /// Parameters with an axis of experts, and how they lie.

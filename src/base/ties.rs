@@ -40,7 +40,7 @@ pub(crate) struct Ties<'a> {
     architecture: &'a Architecture,
     /// Those that are tied, each with one tensor or more that is stored.
     pub(crate) all: Vec<Tie>,
-    /// Where input embeddings and output projections are stored, tied or not.
+    /// Where input embeddings, output projections and their biases are stored, tied or not.
     embeddings: Vec<Location>,
 }
 
@@ -83,8 +83,17 @@ impl<'a> Ties<'a> {
         let named = [architecture.input(), architecture.output()];
         let named = named.iter().flatten().filter_map(|name| names.stored(name));
         let mut embeddings: Vec<Location> = named.collect();
+        // What goes with the output's weight, an entry for each row.
+        let bias = architecture.output();
+        let bias = bias.and_then(|o| Some(format!("{}.bias", o.strip_suffix(".weight")?)));
+        if let Some(bias) = &bias {
+            embeddings.extend(names.stored(bias));
+        }
         for tie in &all {
-            if tie.stored().any(|place| embeddings.contains(&place)) {
+            let of_bias = |n: &String| Some(n) == bias.as_ref();
+            if tie.names.iter().any(of_bias)
+                || tie.stored().any(|place| embeddings.contains(&place))
+            {
                 embeddings.extend(tie.stored());
             }
         }
@@ -97,12 +106,12 @@ impl<'a> Ties<'a> {
         })
     }
 
-    /// Where input embeddings and output projections are stored.
+    /// Where input embeddings, output projections and their biases are stored.
     pub(crate) fn embeddings(&self) -> impl Iterator<Item = Location> {
         self.embeddings.iter().copied()
     }
 
-    /// Whether a place is that of an input embedding or an output projection.
+    /// Whether a place is that of an input embedding, an output projection, or the bias of one.
     pub(crate) fn is_embedding(&self, place: Location) -> bool {
         self.embeddings.contains(&place)
     }

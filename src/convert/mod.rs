@@ -42,7 +42,7 @@ pub(crate) use tied::import_unbound;
 pub use tied::{Found, Tied, ToTiedOptions, find_ties, import_tied};
 pub use ties::recover_ties;
 pub use to_gguf::{ToGguf, ToGgufOptions, tied_to_gguf};
-pub use to_peft::{ToPeft, tied_to_peft};
+pub use to_peft::{ToPeft, adapter_to_peft, tied_to_peft};
 pub use to_tied::{ToTied, peft_to_tied};
 
 #[cfg(test)]

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::adapter::Method;
+use crate::adapter::{Adapter, Method};
 use crate::error::Result;
 use crate::format::{BlobSource, TlFile};
 use crate::open::with_modules;
-use crate::peft::export::{ExportOptions, Form, export};
+use crate::peft::export::{ExportOptions, Exported, Form, export};
 use crate::peft::target_names::BaseModules;
 use crate::safetensors::Checkpoint;
 
@@ -50,13 +50,7 @@ pub fn tied_to_peft(
 ) -> Result<ToPeft> {
     let tl = TlFile::open(file)?;
     let adapter = tl.load(blobs)?;
-    let written = with_modules(base, |known| {
-        let options = ExportOptions {
-            base: known.map(|k| k as &dyn BaseModules),
-            ..*options
-        };
-        export(&adapter, output, &options).map_err(|e| e.file(file))
-    })?;
+    let written = write_peft(&adapter, output, base, options, Some(file))?;
     Ok(ToPeft {
         form: options.form,
         method: adapter.method(),
@@ -67,5 +61,37 @@ pub fn tied_to_peft(
         root: tl.root().to_string(),
         notes: written.notes,
         output: output.to_owned(),
+    })
+}
+
+/// Writes an adapter as a PEFT directory; `base` names its modules, in place of those of `options`.
+///
+/// # Errors
+/// Those of [`export`].
+pub fn adapter_to_peft(
+    adapter: &Adapter,
+    output: &Path,
+    base: Option<&Checkpoint>,
+    options: &ExportOptions<'_>,
+) -> Result<Exported> {
+    write_peft(adapter, output, base, options, None)
+}
+
+fn write_peft(
+    adapter: &Adapter,
+    output: &Path,
+    base: Option<&Checkpoint>,
+    options: &ExportOptions<'_>,
+    file: Option<&Path>,
+) -> Result<Exported> {
+    with_modules(base, |known| {
+        let options = ExportOptions {
+            base: known.map(|k| k as &dyn BaseModules),
+            ..*options
+        };
+        export(adapter, output, &options).map_err(|e| match file {
+            Some(file) => e.file(file),
+            None => e,
+        })
     })
 }

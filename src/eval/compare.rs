@@ -165,7 +165,7 @@ mod tests {
         let dir = fixtures.join("llama-tiny");
         let adapter = fixtures.join("adapters/style-tl6.tl");
         let base = Model::open(&dir, &Device::Cpu, None).unwrap();
-        let (branches, _) = branches_of(&adapter, &base, &NoBlobs).unwrap();
+        let branches = branches_of(&adapter, &base, &NoBlobs).unwrap().branches;
         let texts = [vec![1, 5, 9, 77, 3, 20], (0..40).collect()];
         let compare = |merged: &Model| {
             compare_logits((&base, &branches), merged, &texts, Progress::new()).unwrap()

@@ -7,7 +7,6 @@ use crate::convert::{ToTiedOptions, import_tied};
 use crate::error::{Code, Error, Result};
 use crate::format::{BlobSource, TlFile, encode};
 use crate::peft::is_peft_dir;
-use crate::safetensors::Checkpoint;
 use crate::store::{Package, PackageBlob};
 
 /// The package of a `.tl`. Tensors that its seeds make are not kept; what a thin file leaves out is
@@ -49,24 +48,20 @@ fn distinct(mut blobs: Vec<PackageBlob>) -> Vec<PackageBlob> {
 }
 
 /// The package of a `.tl`, or of a PEFT directory, which is brought into tie groups as
-/// [`import_tied`] does, with notes on what that changed or left open. `base` answers what a VeRA directory
-/// leaves open, and gives its fingerprint; for a `.tl` it is not looked at.
+/// [`import_tied`] does, with notes on what that changed or left open. The options are those of the
+/// conversion, without its file; for a `.tl` they are not looked at.
 ///
 /// # Errors
 /// Those of [`package`] and [`import_tied`].
 pub fn package_any(
     path: &Path,
-    base: Option<&Checkpoint>,
+    options: &ToTiedOptions<'_>,
     blobs: &dyn BlobSource,
 ) -> Result<(Package, Vec<String>)> {
     if !path.is_dir() && !is_peft_dir(path) {
         return Ok((package(path, blobs)?, Vec::new()));
     }
-    let options = ToTiedOptions {
-        base,
-        ..ToTiedOptions::default()
-    };
-    let tied = import_tied(path, &options).map_err(|e| e.file(path))?;
+    let tied = import_tied(path, options).map_err(|e| e.file(path))?;
     let mut notes = tied.notes;
     // NaN too: what cannot be computed is not exact.
     if tied.worst.relative != 0.0 {

@@ -395,6 +395,7 @@ impl<'a> Builder<'a, '_, '_> {
         layouts: &Layouts<'_>,
     ) -> Result<()> {
         let (base, asked) = (self.base, self.options.rounding);
+        let output_first = self.architecture.output_first();
         let input = &self.inputs[index];
         let group = &input.adapter.groups[module.group];
         let target = &group.targets[module.target];
@@ -449,7 +450,7 @@ impl<'a> Builder<'a, '_, '_> {
             transposed: kind.is_transposed(),
             scale,
             dora,
-            embedding,
+            first: embedding != output_first,
             rounding,
         });
         Ok(())
@@ -537,11 +538,12 @@ impl<'a> Builder<'a, '_, '_> {
     /// Gives embeddings the number of rows that an adapter has trained, before anything is added.
     fn grow(&mut self, extras: &[Extra], places: &[Option<Location>], copies: bool) -> Result<()> {
         for (extra, place) in extras.iter().zip(places) {
-            let Some(place) = place.filter(|p| self.ties.is_embedding(*p)) else {
+            let whose = place.or_else(|| self.ties.stands_for(&extra.name));
+            let Some(of_base) = whose.filter(|p| self.ties.is_embedding(*p)) else {
                 continue;
             };
-            if vocabulary::resizes(extra, &self.base.at(place).1.shape) {
-                for site in self.sites_of(extra, Some(place), copies)? {
+            if vocabulary::resizes(extra, &self.base.at(of_base).1.shape) {
+                for site in self.sites_of(extra, *place, copies)? {
                     self.tensor(site)?.shape = extra.tensor.shape().to_vec();
                 }
             }
@@ -554,7 +556,7 @@ impl<'a> Builder<'a, '_, '_> {
         tensors.iter().try_for_each(experts::check_apart)?;
         let mut edits = self.edits;
         let mut notes = self.notes;
-        let resized = vocabulary::settle(self.base, self.ties, &tensors, &mut edits)?;
+        let resized = vocabulary::settle(self.base, self.ties, &mut tensors, &mut edits)?;
         if self.options.tokenizer == TokenizerFrom::Base {
             let mut folders = self.inputs.iter().filter_map(|i| i.folder.as_deref());
             let beside = folders.any(tokenizer::lies_in);

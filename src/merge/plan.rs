@@ -28,9 +28,9 @@ pub enum Addition {
         scale: f32,
         /// Whether the adapter is a DoRA and has a magnitude for the module.
         dora: bool,
-        /// Whether the module is an embedding. Where a layer shares its weight, the embedding's
-        /// updates are added and rounded first, then the layer's.
-        embedding: bool,
+        /// Whether PEFT comes to the module first where an embedding and the output share the weight:
+        /// its updates are added and rounded, then the other's.
+        first: bool,
         /// How the update is rounded.
         rounding: Rounding,
     },
@@ -109,17 +109,9 @@ impl TensorPlan {
     /// Whether a GPU merges it where there is one: a matrix with low-rank updates that are rounded
     /// together, and nothing else.
     pub(crate) fn is_for_gpu(&self) -> bool {
-        let of_embedding = |a: &Addition| {
-            matches!(
-                a,
-                Addition::Module {
-                    embedding: true,
-                    ..
-                }
-            )
-        };
-        let first = self.additions.first().is_some_and(of_embedding);
-        let low_rank = |a: &Addition| matches!(a, Addition::Module { dora: false, embedding, .. } if *embedding == first);
+        let in_first = |a: &Addition| matches!(a, Addition::Module { first: true, .. });
+        let all_first = self.additions.first().is_some_and(in_first);
+        let low_rank = |a: &Addition| matches!(a, Addition::Module { dora: false, first, .. } if *first == all_first);
         let plain = self.origin == Origin::Stored
             && !self.is_replaced()
             && self.additions.iter().all(low_rank);

@@ -48,11 +48,11 @@ pub(crate) struct TensorMerge<'a> {
     numbers: Option<Numbers<'a>>,
 }
 
-/// Updates that are summed and rounded together: those of the embedding, or those of the layer that
-/// shares its weight.
+/// Updates that are summed and rounded together: those of one module of the two that may share a weight,
+/// the embedding and the output.
 #[derive(Debug)]
 struct Stage {
-    embedding: bool,
+    first: bool,
     rounding: Rounding,
     factors: Vec<Factors>,
     dora: Option<Dora>,
@@ -151,8 +151,7 @@ impl<'a> TensorMerge<'a> {
                 }
             }
         }
-        // PEFT comes to a model's input before its output.
-        merge.stages.sort_by_key(|s| !s.embedding);
+        merge.stages.sort_by_key(|s| !s.first);
         for at in 0..merge.stages.len() {
             if let Some(Dora::Columns(m)) = &merge.stages[at].dora {
                 let gains = merge.column_gains(at, m)?;
@@ -169,7 +168,7 @@ impl<'a> TensorMerge<'a> {
             transposed,
             scale,
             dora,
-            embedding,
+            first,
             rounding,
         } = addition
         else {
@@ -185,7 +184,7 @@ impl<'a> TensorMerge<'a> {
             (low.left, low.right)
         };
         let magnitudes = input.magnitudes.get(&module.path).filter(|_| *dora);
-        let stage = self.stage(*embedding);
+        let stage = self.stage(*first);
         if *rounding == Rounding::PeftSafe {
             stage.rounding = *rounding;
         }
@@ -206,12 +205,12 @@ impl<'a> TensorMerge<'a> {
         Ok(())
     }
 
-    /// The stage of the embedding or of the layer, started where there is none.
-    fn stage(&mut self, embedding: bool) -> &mut Stage {
-        let at = self.stages.iter().position(|s| s.embedding == embedding);
+    /// The stage of the first module or of the second, started where there is none.
+    fn stage(&mut self, first: bool) -> &mut Stage {
+        let at = self.stages.iter().position(|s| s.first == first);
         let at = at.unwrap_or_else(|| {
             self.stages.push(Stage {
-                embedding,
+                first,
                 rounding: Rounding::Peft,
                 factors: Vec::new(),
                 dora: None,

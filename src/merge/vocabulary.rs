@@ -15,11 +15,16 @@ use crate::tensor::shape_text;
 /// The key of a config that gives the number of rows of its embeddings.
 const KEY: &str = "vocab_size";
 
-/// Whether an adapter gives an embedding of this shape another number of rows.
+/// What BART and its kin add to the output: a buffer with an entry for each row, which transformers fills up
+/// with zeros where it resizes the embeddings. No adapter holds it.
+const BUFFER: &str = "final_logits_bias";
+
+/// Whether an adapter gives an embedding of this shape, or the bias of the output, another number of rows.
 pub(super) fn resizes(extra: &Extra, base: &[usize]) -> bool {
     let whole = matches!(extra.role, ExtraRole::Replace | ExtraRole::BaseLayer);
     match (extra.tensor.shape(), base) {
         ([rows, columns], [of_base, same]) => whole && columns == same && rows != of_base,
+        ([rows], [of_base]) => whole && rows != of_base,
         _ => false,
     }
 }
@@ -72,14 +77,15 @@ fn conflict(one: &Extra, two: &Extra) -> Option<u32> {
 }
 
 /// Checks that input and output embedding have as many rows, where an adapter has changed their
-/// number, and plans what the config says of it. Gives notes on what is left to the caller.
+/// number, and plans what the config says of it, and what else has an entry for each row. Gives notes on what
+/// is left to the caller.
 ///
 /// # Errors
 /// [`Code::BaseShape`] where only one of two embeddings was resized.
 pub(super) fn settle(
     base: &Checkpoint,
     ties: &Ties<'_>,
-    tensors: &[TensorPlan],
+    tensors: &mut Vec<TensorPlan>,
     edits: &mut ConfigEdits,
 ) -> Result<Option<String>> {
     let rows = |shape: &[usize]| shape.first().copied().unwrap_or_default();
@@ -87,7 +93,7 @@ pub(super) fn settle(
     let is_embedding = |t: &&TensorPlan| t.origin != Origin::Absent && ties.is_embedding(t.source);
     let resized = tensors.iter().filter(is_embedding).find(|t| {
         let of_base = &base.at(t.source).1.shape;
-        t.shape.len() == 2 && rows(&t.shape) != rows(of_base)
+        t.shape.len() <= 2 && rows(&t.shape) != rows(of_base)
     });
     let Some(resized) = resized else {
         return Ok(None);
@@ -120,9 +126,29 @@ pub(super) fn settle(
         edits.set(&[KEY], vocabulary);
     }
     let before = rows(&base.at(resized.source).1.shape);
+    tensors.extend(buffer(base, before, vocabulary));
     Ok(Some(format!(
         "the vocabulary has {vocabulary} entries, {before} in the base"
     )))
+}
+
+/// The plan of the output's buffer in another length.
+fn buffer(base: &Checkpoint, before: usize, vocabulary: usize) -> Option<TensorPlan> {
+    let all = base.tensors().iter();
+    let mut found = all.filter(|(name, _)| name.rsplit('.').next() == Some(BUFFER));
+    let (name, source) = found.next().filter(|_| found.next().is_none())?;
+    let info = base.at(*source).1;
+    (info.shape == [1, before]).then(|| TensorPlan {
+        name: name.clone(),
+        source: *source,
+        origin: Origin::Stored,
+        appended: false,
+        dtype: info.dtype,
+        shape: vec![1, vocabulary],
+        replace: None,
+        row_replacements: Vec::new(),
+        additions: Vec::new(),
+    })
 }
 
 /// A note on the vocabulary, where the output has the base's tokenizer; `beside` whether another one

@@ -20,7 +20,7 @@ use crate::model::{Branches, Model, ModulePlace};
 pub fn attach(adapter: &Adapter, model: &Model) -> Result<Branches> {
     refuse_extras(adapter)?;
     let modules = model.modules();
-    let places = Places::of(adapter, &modules)?;
+    let places = Places::of(adapter, &modules, model)?;
     let mut branches = Branches::none(model.config().layers);
     for group in &adapter.groups {
         for (t, target) in group.targets.iter().enumerate() {
@@ -85,9 +85,10 @@ pub(crate) fn spans(places: &[&ModulePlace]) -> Vec<Span> {
 pub(crate) struct Places<'m>(HashMap<String, &'m ModulePlace>);
 
 impl<'m> Places<'m> {
-    pub(crate) fn of(adapter: &Adapter, modules: &'m [ModulePlace]) -> Result<Self> {
+    /// `modules` are those of `model`.
+    pub(crate) fn of(adapter: &Adapter, modules: &'m [ModulePlace], model: &Model) -> Result<Self> {
         let paths: Vec<String> = adapter.modules().into_iter().map(|m| m.path).collect();
-        let found = find(modules, &paths)?;
+        let found = find(modules, &paths, model.checkpoint().renames())?;
         Ok(Self(paths.into_iter().zip(found).collect()))
     }
 
@@ -113,18 +114,19 @@ impl<'m> Places<'m> {
     }
 }
 
-/// The modules that one adapter means by these paths, found as a merge finds its weights.
+/// The modules that one adapter means by these paths, renamed so, found as a merge finds its weights.
 ///
 /// # Errors
 /// [`Code::UnmatchedModule`], [`Code::AmbiguousModule`].
 pub(crate) fn find<'m>(
     modules: &'m [ModulePlace],
     paths: &[String],
+    renames: &[(String, String)],
 ) -> Result<Vec<&'m ModulePlace>> {
     let paths_there = modules.iter().map(|m| m.path.as_str());
     let known: HashMap<&str, usize> = paths_there.zip(0..).collect();
     let architecture = Architecture::default();
-    let found = Names::new(&known, &architecture).resolve(paths, &[], |_| false);
+    let found = Names::new(&known, &architecture).resolve(paths, renames, |_| false);
     let found = found.and_then(|f| whole_places(paths, f)).map_err(|e| {
         match (e.code(), e.tensor_name()) {
             (Code::UnmatchedModule, Some(path)) => absent(path),
@@ -175,14 +177,18 @@ mod tests {
         let paths = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
         for prefix in ["model.", "", "base.model."] {
             let wanted = [1, 0].map(|l| format!("{prefix}layers.{l}.q_proj"));
-            let found = find(&modules, &wanted).unwrap();
+            let found = find(&modules, &wanted, &[]).unwrap();
             assert_eq!(found.iter().map(|m| m.layer).collect::<Vec<_>>(), [1, 0]);
         }
+        let wanted = paths(&["backbone.0.q_proj"]);
+        assert!(find(&modules, &wanted, &[]).is_err());
+        let renames = [("backbone".to_owned(), "model.layers".to_owned())];
+        assert_eq!(find(&modules, &wanted, &renames).unwrap()[0].layer, 0);
         let wanted = paths(&["layers.0.q_proj", "layers.2.q_proj"]);
-        let e = find(&modules, &wanted).unwrap_err();
+        let e = find(&modules, &wanted, &[]).unwrap_err();
         assert_eq!(e.code(), Code::UnmatchedModule);
         let wanted = paths(&["layers.0.q_proj", "model.layers.0.q_proj"]);
-        let e = find(&modules, &wanted).unwrap_err();
+        let e = find(&modules, &wanted, &[]).unwrap_err();
         assert_eq!(e.code(), Code::AmbiguousModule);
     }
 }

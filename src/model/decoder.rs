@@ -213,6 +213,15 @@ impl Model {
         })
     }
 
+    /// The same, for adapters that call its modules otherwise: see [`Checkpoint::with_renames`].
+    #[must_use]
+    pub fn with_renames(self, renames: Vec<(String, String)>) -> Self {
+        Self {
+            checkpoint: self.checkpoint.with_renames(renames),
+            ..self
+        }
+    }
+
     /// What `config.json` says.
     pub fn config(&self) -> &ModelConfig {
         &self.config

@@ -30,4 +30,4 @@ pub use device::{device, device_name};
 pub use family::{Family, Slot};
 pub use loss_sum::LossSum;
 pub use rotary::Rotary;
-pub use session::{Session, branches_of};
+pub use session::{Attached, Session, branches_of};

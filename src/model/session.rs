@@ -24,6 +24,21 @@ pub struct Session {
     pub branches: Branches,
     /// What is unusual about the adapter, a line each: what reading it passed over, or does not carry.
     pub notes: Vec<String>,
+    /// Modules that should have tensors, and have none: see [`Attached::missing`].
+    pub missing: Vec<String>,
+}
+
+/// An adapter on a model.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Attached {
+    /// Its updates, where they run.
+    pub branches: Branches,
+    /// What is unusual about it: see [`Session::notes`].
+    pub notes: Vec<String>,
+    /// Modules that its config and the model say are adapted, and that have no tensors in its file;
+    /// [`check_complete`](crate::open::check_complete) refuses them.
+    pub missing: Vec<String>,
 }
 
 impl Session {
@@ -41,28 +56,48 @@ impl Session {
     ) -> Result<Self> {
         let vocabulary = Vocabulary::open(dir)?;
         let model = Model::open(dir, device, dtype)?;
-        let (branches, notes) = match adapter {
+        Self::with(vocabulary, model, adapter, blobs)
+    }
+
+    /// The same of a model that is open, such as one [whose modules adapters call
+    /// otherwise](Model::with_renames).
+    ///
+    /// # Errors
+    /// Those of [`branches_of`].
+    pub fn with(
+        vocabulary: Vocabulary,
+        model: Model,
+        adapter: Option<&Path>,
+        blobs: &dyn BlobSource,
+    ) -> Result<Self> {
+        let attached = match adapter {
             Some(adapter) => branches_of(adapter, &model, blobs)?,
-            None => (Branches::none(model.config().layers), Vec::new()),
+            None => Attached {
+                branches: Branches::none(model.config().layers),
+                notes: Vec::new(),
+                missing: Vec::new(),
+            },
         };
+        let Attached {
+            branches,
+            notes,
+            missing,
+        } = attached;
         Ok(Self {
             model,
             vocabulary,
             branches,
             notes,
+            missing,
         })
     }
 }
 
-/// The branches of an adapter for the model, and notes on it as in [`Session::notes`].
+/// Puts an adapter on the model, by the names that the model's checkpoint is [told of](Model::with_renames).
 ///
 /// # Errors
 /// Those of [`open_adapter`] and [`attach`]; [`Code::UnsupportedAdapter`] for DoRA.
-pub fn branches_of(
-    adapter: &Path,
-    model: &Model,
-    blobs: &dyn BlobSource,
-) -> Result<(Branches, Vec<String>)> {
+pub fn branches_of(adapter: &Path, model: &Model, blobs: &dyn BlobSource) -> Result<Attached> {
     let opened = open_adapter(adapter, Some(model.checkpoint()), blobs)?;
     if !opened.magnitudes.is_empty() {
         let message = "the adapter is DoRA, whose magnitudes depend on the merged weights";
@@ -70,6 +105,9 @@ pub fn branches_of(
             .file(adapter)
             .hint("merge it, and run the result"));
     }
-    let branches = attach(&opened.adapter, model).map_err(|e| e.file(adapter))?;
-    Ok((branches, opened.notes))
+    Ok(Attached {
+        branches: attach(&opened.adapter, model).map_err(|e| e.file(adapter))?,
+        notes: opened.notes,
+        missing: opened.missing,
+    })
 }

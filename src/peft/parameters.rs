@@ -43,6 +43,12 @@ impl TargetParameters<'_> {
         self.0.iter().filter_map(own).collect()
     }
 
+    /// Whether the parameter of this name is listed.
+    pub(super) fn lists(&self, name: &str) -> bool {
+        let split = name.rsplit_once('.');
+        split.is_some_and(|(module, parameter)| self.of_module(module).contains(parameter))
+    }
+
     /// The parameter that each wrapper is of, by the wrapper's path. A path that is none of a wrapper of
     /// a listed parameter is left out. `exists` tells whether the base has a parameter, where that is known.
     ///

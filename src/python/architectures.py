@@ -44,18 +44,24 @@ def templated(name):
 
 # Values for keys that some defaults leave open, and that every checkpoint's config has.
 OPEN = {"head_dim": 64, "attention_head_dim": 64, "vocab_size": 128, "prediction_length": 4, "pad_token_id": 0,
-        "num_experts": 8, "n_routed_experts": 8, "num_local_experts": 8}
+        "num_experts": 8, "n_routed_experts": 8, "num_local_experts": 8, "n_shared_experts": 1}
+# The same by model type, where a value means something there alone.
+OPEN_OF = {"lfm2_moe": {"layer_types": ["conv", "full_attention"]}}
+# How many layers at the beginning have no experts: one, so that two layers have both kinds.
+DENSE_KEYS = ("first_k_dense_replace", "num_dense_layers")
 
 
 def cut(config):
     """Keys of a config that make it short."""
-    return {k: 2 for k in LAYER_KEYS if isinstance(getattr(config, k, None), int) and getattr(config, k) > 2}
+    more = lambda k, n: isinstance(getattr(config, k, None), int) and getattr(config, k) > n
+    return {k: 2 for k in LAYER_KEYS if more(k, 2)} | {k: 1 for k in DENSE_KEYS if more(k, 1)}
 
 
 def closed(config):
     """Keys that the defaults leave open."""
     out = {}
-    for key, value in [*OPEN.items(), ("num_key_value_heads", None)]:
+    own = OPEN_OF.get(getattr(config, "model_type", None), {})
+    for key, value in [*OPEN.items(), *own.items(), ("num_key_value_heads", None)]:
         try:
             if getattr(config, key, 0) is None:
                 out[key] = config.num_attention_heads if value is None else value
@@ -264,10 +270,16 @@ def describe(cls, config):
             return f"@{name}" if prefix else name
         return f"@{name[len(at):]}" if name.startswith(at) else name
 
+    at_module = {}
     for key, which in (("in", "get_input_embeddings"), ("out", "get_output_embeddings")):
         name = embedding(model, which)
         if name is not None:
             entry[key] = relative(name)
+            at_module[key] = name
+    order = list(at_module.values()) if len(at_module) == 2 else []
+    first = next((n for n, _ in model.named_modules() if n in order), None)
+    # What is defined first is merged first.
+    entry["output_first"] = bool(order) and first == at_module["out"] != at_module["in"]
     entry["conv1d"] = sorted(
         {templated(relative(n)) for n, m in model.named_modules() if isinstance(m, Conv1D)}
     )

@@ -2,13 +2,16 @@
 
 use std::ops::Range;
 
-use super::codes::rounded;
+use super::codes::round;
 use super::decode::{Decode, Decoder, Native, Number, Rows};
 use super::held::Held;
 use super::packed::FLOATS;
 use super::part::{Part, words};
 use crate::error::Result;
 use crate::tensor::{Dtype, shape_text};
+
+/// Codes of 4 bits.
+const CODES: usize = 16;
 
 /// The place in an AWQ word of each of its eight outputs.
 const AWQ_PLACES: [u32; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
@@ -118,15 +121,19 @@ impl AwqRows {
             let of_group = self.codes.iter().skip(g * self.group * width + column);
             words.extend(of_group.step_by(width).take(self.group));
             let zeros = self.zeros.get(place).copied().unwrap_or(0);
-            let rows = out.chunks_mut(self.inputs.max(1)).zip(lanes.clone());
-            for (row, lane) in rows {
-                let shift = AWQ_PLACES[lane] * 4;
-                let zero = ((zeros >> shift) & 15) as f32;
+            let mut values = [[0.0; CODES]; AWQ_PLACES.len()];
+            for (lane, (values, at)) in values.iter_mut().zip(AWQ_PLACES).enumerate() {
+                let zero = ((zeros >> (at * 4)) & 15) as f32;
                 let scale = self.scales.get(place * 8 + lane);
                 let scale = scale.copied().unwrap_or(f32::NAN);
-                let numbers: [N; 16] = std::array::from_fn(|code| {
-                    N::of(rounded(self.dtype, (code as f32 - zero) * scale), asked)
-                });
+                *values = std::array::from_fn(|code| (code as f32 - zero) * scale);
+            }
+            round(self.dtype, values.as_flattened_mut());
+            let mut tables = [[N::default(); CODES]; AWQ_PLACES.len()];
+            N::of_all(values.as_flattened(), asked, tables.as_flattened_mut());
+            let rows = out.chunks_mut(self.inputs.max(1)).zip(lanes.clone());
+            for (row, lane) in rows {
+                let (numbers, shift) = (&tables[lane], AWQ_PLACES[lane] * 4);
                 let out = row.get_mut(g * self.group..).unwrap_or_default();
                 for (o, word) in out.iter_mut().zip(&words) {
                     *o = numbers[(word >> shift) as usize & 15];

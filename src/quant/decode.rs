@@ -36,6 +36,13 @@ impl Native {
 pub(super) trait Number: Copy + Default + Send {
     /// Of a value that is exact in f32; rounded to nearest even into `asked`, where this is no f32.
     fn of(value: f32, asked: Dtype) -> Self;
+
+    /// Of each of some values, into `out`.
+    fn of_all(values: &[f32], asked: Dtype, out: &mut [Self]) {
+        for (o, v) in out.iter_mut().zip(values) {
+            *o = Self::of(*v, asked);
+        }
+    }
 }
 
 impl Number for f32 {
@@ -51,6 +58,10 @@ impl Number for [u8; 2] {
             Dtype::F16 => f16::from_f32(value).to_le_bytes(),
             _ => bf16::from_f32(value).to_le_bytes(),
         }
+    }
+
+    fn of_all(values: &[f32], asked: Dtype, out: &mut [Self]) {
+        narrow_into(asked, values, out.as_flattened_mut());
     }
 }
 

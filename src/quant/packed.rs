@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::codes::rounded;
+use super::codes::{round, rounded};
 use super::decode::{Decode, Decoder, Native, Number, Rows};
 use super::held::Held;
 use super::part::{Part, words};
@@ -12,6 +12,8 @@ use crate::tensor::{Dtype, shape_text};
 
 /// The dtypes that scales may have.
 pub(super) const FLOATS: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
+/// Codes that 4 bits can be.
+const CODES: usize = 16;
 /// Bits of a word.
 const WORD: usize = u32::BITS as usize;
 
@@ -210,11 +212,14 @@ impl GptqRows {
     fn by_tables<N: Number>(&self, row: usize, asked: Dtype, out: &mut [N]) {
         let (width, per) = (self.rows.len(), WORD / self.bits);
         let mask = (1u32 << self.bits) - 1;
-        let places = (row..self.scales.len()).step_by(width);
-        let table = |place: usize| -> [N; 16] {
-            std::array::from_fn(|code| self.number(code as u32 & mask, place, asked))
-        };
-        let tables: Vec<[N; 16]> = places.map(table).collect();
+        let mut values = Vec::with_capacity(self.scales.len() / width.max(1) * CODES);
+        for place in (row..self.scales.len()).step_by(width) {
+            let (zero, scale) = (self.zeros[place], self.scales[place]);
+            values.extend((0..CODES).map(|code| (code as f32 - zero) * scale));
+        }
+        round(self.dtype, &mut values);
+        let mut tables = vec![[N::default(); CODES]; values.len() / CODES];
+        N::of_all(&values, asked, tables.as_flattened_mut());
         let words = self.codes.iter().skip(row).step_by(width);
         let groups = self.groups.chunks(per);
         for ((out, groups), word) in out.chunks_mut(per).zip(groups).zip(words) {

@@ -192,7 +192,7 @@ impl Sweep {
         };
         // The file and not the values in memory: what is scored is what others will run.
         let model = self.inputs.model();
-        let (branches, _) = branches_of(&report.output, model, &NoBlobs)?;
+        let branches = branches_of(&report.output, model, &NoBlobs)?.branches;
         let options = EvalOptions {
             task: eval.task,
             max_tokens: eval.max_tokens,

@@ -133,6 +133,57 @@ fn half_an_adapter_is_told_and_refused_when_asked() {
     shell.ok("merge base lora -o whole --strict");
 }
 
+/// Breaks where a command that puts an adapter onto a base takes no rename, or takes half an adapter for a whole
+/// one though it is told not to.
+#[test]
+fn every_command_with_a_base_takes_renames_and_is_strict_when_asked() {
+    let shell = super::train::shell();
+    shell.ok("convert peft-to-tied style -o plain.tl");
+    shell.ok("merge base style -o merged");
+    for name in ["other", "half"] {
+        shell.adapter("style", name, "\"peft_type\"", "\"peft_type\"");
+        let file = format!("{name}/{WEIGHTS}");
+        let mut tensors = shell.tensors(&file);
+        tensors.retain(|(n, _)| name == "other" || !n.contains("layers.1.self_attn.q_proj"));
+        for (n, _) in &mut tensors {
+            *n = n.replace("model.model.layers.", "model.backbone.h.");
+        }
+        shell.write(&file, &tensors);
+    }
+    let rename = "--rename backbone.h=model.layers";
+    let text = "--limit 12 --rank 2 --fit --calibrate task/train.jsonl";
+    for line in [
+        "merge base ADAPTER -o OUT".to_owned(),
+        "verify merged --base base --adapter ADAPTER --merged merged".to_owned(),
+        "verify adapters ADAPTER ADAPTER --base base".to_owned(),
+        "verify logits --base base --adapter ADAPTER --merged merged --text hello".to_owned(),
+        "generate --model base --adapter ADAPTER --prompt say --max-tokens 2".to_owned(),
+        "eval --model base --adapter ADAPTER --data task/valid.jsonl --task summarization \
+         --limit 1 --max-tokens 2"
+            .to_owned(),
+        "convert peft-to-tied ADAPTER -o OUT.tl --base base".to_owned(),
+        format!("convert peft-to-tied ADAPTER -o OUTc.tl --model base {text}"),
+        "store put STORE u/t ADAPTER --base base".to_owned(),
+    ] {
+        let store = shell.path("store");
+        if line.starts_with("store") {
+            shell.ok(&format!("store init {}", store.display()));
+        }
+        let line = line.replace("STORE", &store.display().to_string());
+        let of = |adapter: &str| {
+            line.replace("ADAPTER", adapter)
+                .replace("OUT", &format!("out-{adapter}"))
+        };
+        if !line.contains("adapters") {
+            assert_eq!(shell.quiet(&of("other")).code, 6, "{line}");
+        }
+        shell.ok(&format!("{} {rename} --strict", of("other")));
+        let run = shell.quiet(&format!("{} {rename} --strict", of("half")));
+        assert!(run.stderr.contains("TL0318"), "{line}: {}", run.stderr);
+        assert_eq!(run.code, 6, "{line}");
+    }
+}
+
 /// Breaks where a part of the model is not copied, or what is left out is not in the report.
 #[test]
 fn parts_of_a_model_go_along_and_the_rest_is_noted() {

@@ -10,6 +10,15 @@ from transformers.pytorch_utils import Conv1D
 # Kind -> (base, function of the model that gives PEFT's config, or None where the model has no such thing).
 # A base is HEAD or HEAD.FORM, where the head is of matrix_models.HEADS or `main`.
 KINDS = {}
+# Kinds that the tensors which a model shares do not survive: PEFT saves a trained copy of one of them.
+UNTIES = ("mts", "mts-embed", "grown-mts")
+# Kinds that are also converted back to PEFT and merged again.
+BACK = ("lora", "rslora", "patterns", "vera", "embed+head", "mts", "tokens", "params", "bias-all", "lora-bias", "seqcls")
+
+# Kind -> the folders of its adapters below `adapter`, where PEFT wrote more than one, in the order of merging.
+ADAPTERS = {"named": ["adapter/other"], "two": ["adapter", "adapter/second"]}
+# Kind -> what is done to the model before PEFT is.
+PREPARE = {}
 
 
 class Absent(Exception):
@@ -21,6 +30,14 @@ def kind(name, base="main"):
         KINDS[name] = (base, make)
         return make
     return add
+
+
+def grow(model):
+    """A vocabulary with four more entries, as people add tokens before training."""
+    model.resize_token_embeddings(model.get_input_embeddings().weight.shape[0] + 4, mean_resizing=False)
+
+
+PREPARE |= {"grown": grow, "grown-mts": grow}
 
 
 def linears(model):
@@ -180,6 +197,24 @@ def _(m):
 @kind("save-embed")
 def _(m):
     found(inputs(m), "no input embedding")
+    return lora(target_modules=suffixes(m))
+
+
+@kind("grown")
+def _(m):
+    found(inputs(m), "no input embedding")
+    return lora(target_modules=suffixes(m))
+
+
+@kind("grown-mts")
+def _(m):
+    names = [last(n) for n in found(inputs(m), "no input embedding") + outputs(m)]
+    return lora(target_modules=suffixes(m), modules_to_save=names)
+
+
+@kind("named")
+@kind("two")
+def _(m):
     return lora(target_modules=suffixes(m))
 
 

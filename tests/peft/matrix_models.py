@@ -46,6 +46,8 @@ IDS = re.compile(r"(_token_id|_token_index|_token_ids)$")
 # What the sizes above do not build, or not small.
 OVERRIDES = {
     "dots1": dict(num_key_value_heads=2, n_shared_experts=1, first_k_dense_replace=1),
+    # One layer without experts, one with.
+    **{name: dict(first_k_dense_replace=1) for name in ("deepseek_v3", "deepseek_v32", "glm_moe_dsa", "bailing_hybrid")},
     "gpt_neo": dict(attention_types=[[["global", "local"], 1]], num_layers=2),
     "lfm2_moe": dict(layer_types=["conv", "full_attention"], num_dense_layers=1),
     "mamba2": dict(num_heads=8, head_dim=8, hidden_size=32, expand=2, n_groups=1),

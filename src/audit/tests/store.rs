@@ -1,6 +1,7 @@
 //! Stores in an audit.
 
 use super::*;
+use crate::convert::ToTiedOptions;
 use crate::fleet;
 use crate::format::NoBlobs;
 use crate::store::{CollectOptions, Store};
@@ -12,7 +13,7 @@ fn a_store_is_counted_object_by_object() {
     let fleet = dir.path().join("fleet");
     let store = Store::init(fleet.to_str().unwrap(), 0).unwrap();
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/adapters");
-    let whole = fleet::package_any(&fixtures.join("lora"), None, &NoBlobs)
+    let whole = fleet::package_any(&fixtures.join("lora"), &ToTiedOptions::default(), &NoBlobs)
         .unwrap()
         .0;
     let tl6 = fleet::package(&fixtures.join("style-tl6.tl"), &NoBlobs).unwrap();

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::*;
-use crate::base::cut::Piece;
+use crate::base::cut::{Flip, Piece};
 
 fn known<'n>(names: &[&'n str]) -> HashMap<&'n str, usize> {
     names.iter().enumerate().map(|(i, n)| (*n, i)).collect()
@@ -177,6 +177,23 @@ fn names_of_the_class_and_of_the_disk_lead_to_one_tensor() {
     ] {
         assert_eq!(lead(&disk, &qwen, name), Ok(Found::whole(place)), "{name}");
     }
+}
+
+/// Breaks where a parameter that loading transposes under its own name cannot be told from itself.
+#[test]
+fn what_keeps_its_name_is_what_the_class_makes_of_it() {
+    let config = serde_json::json!({
+        "model_type": "qwen3_vl_moe", "architectures": ["Qwen3VLMoeForConditionalGeneration"],
+    });
+    let name = "model.language_model.layers.0.mlp.experts.down_proj";
+    let found = lead(&[name], &config, name).unwrap();
+    let [piece] = found.pieces[..] else {
+        panic!("{found:?}");
+    };
+    assert_eq!(
+        (piece.place, piece.of.flip, piece.at.flip),
+        (0, Flip::No, Flip::Unless)
+    );
 }
 
 /// Breaks where the parts of a fused tensor are other ones than transformers takes, or too few of them pass.

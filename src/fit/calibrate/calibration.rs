@@ -37,7 +37,8 @@ impl Calibration {
     /// Those of [`Model::open`], [`Vocabulary::open`] and [`Dataset::load`]; [`Code::NoExamples`] where
     /// nothing is left to hold out.
     pub fn open(options: &CalibrateOptions<'_>) -> Result<Self> {
-        let model = Model::open(options.model, options.device, None)?;
+        let model = Model::open(options.model, options.device, None)?
+            .with_renames(options.renames.to_vec());
         let vocabulary = Vocabulary::open(options.model)?;
         let wanted = DataOptions {
             seq_len: options.seq_len.min(model.config().max_positions),
@@ -169,7 +170,7 @@ impl Calibration {
     fn moments(&self, wanted: &[LayerInputs<'_>], progress: Progress<'_>) -> Result<Vec<Mat<f64>>> {
         let modules = self.model.modules();
         let paths: Vec<String> = wanted.iter().map(|w| w.module.clone()).collect();
-        let places = find(&modules, &paths)?;
+        let places = find(&modules, &paths, self.model.checkpoint().renames())?;
         let pairs = wanted.iter().zip(places);
         let wanted: Vec<Wanted<'_>> = pairs
             .map(|(inputs, place)| Wanted {
@@ -268,6 +269,7 @@ mod tests {
             seq_len: 64,
             limit: Some(60),
             device: &Device::Cpu,
+            renames: &[],
         };
         let calibration = Calibration::open(&options).unwrap();
         assert_eq!(calibration.held_out.len(), 6);
@@ -314,6 +316,7 @@ mod tests {
             seq_len: 64,
             limit: Some(limit),
             device: &Device::Cpu,
+            renames: &[],
         };
         let error = Calibration::open(&options(9)).unwrap_err();
         assert_eq!(error.code(), Code::NoExamples);

@@ -20,6 +20,8 @@ pub struct CalibrateOptions<'a> {
     pub limit: Option<usize>,
     /// The device that runs the model.
     pub device: &'a Device,
+    /// How the adapter calls the model's modules: see [`Model::with_renames`](crate::model::Model::with_renames).
+    pub renames: &'a [(String, String)],
 }
 
 impl<'a> CalibrateOptions<'a> {
@@ -32,6 +34,7 @@ impl<'a> CalibrateOptions<'a> {
             seq_len: 512,
             limit: None,
             device,
+            renames: &[],
         }
     }
 }

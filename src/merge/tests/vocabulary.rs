@@ -119,6 +119,90 @@ fn a_half_resized_vocabulary_is_refused() {
     assert_eq!(e.code(), Code::BaseShape);
 }
 
+/// Breaks where copies of both embeddings do not both get their new rows in a model that had one tensor for both.
+#[test]
+fn untied_both_embeddings_grow() {
+    let base = without(decoder(), HEAD);
+    let config = DECODER.replace(
+        "\n}",
+        ",\n  \"tie_word_embeddings\": true,\n  \"vocab_size\": 10\n}",
+    );
+    let bench = Bench::model(&base, 1, Some(&config));
+    let one = embeddings(14, 6);
+    let embed = narrowed(&one.adapter.extras[0].tensor);
+    let head = one.adapter.extras[1].tensor.clone();
+    let untied = tied(TiedPolicy::Untie);
+    bench.merge_with(&[one], &untied).unwrap();
+    let got = read(&bench.out());
+    assert!(got[EMBED].same_bytes(&embed) && got[HEAD].same_bytes(&head));
+    let config = fs::read_to_string(bench.out().join("config.json")).unwrap();
+    assert!(
+        config.contains("\"vocab_size\": 14") && config.contains("\"tie_word_embeddings\": false")
+    );
+}
+
+/// Breaks where a bias of the output keeps the old number of entries, or is one that may have any.
+#[test]
+fn the_bias_of_the_output_grows_with_it() {
+    const WORDS: &str = "bert.embeddings.word_embeddings.weight";
+    const BIAS: &str = "cls.predictions.bias";
+    const NORM: &str = "bert.embeddings.LayerNorm.bias";
+    let base = [(WORDS, vec![10, 6]), (BIAS, vec![10]), (NORM, vec![6])];
+    let base = base.map(|(name, shape)| (name.to_owned(), tensor(Dtype::BF16, &shape, 3, 1.0)));
+    let config = "{\"architectures\": [\"BertForMaskedLM\"], \"model_type\": \"bert\"}";
+    let whole = |name: &str, shape: &[usize]| {
+        extra(name, ExtraRole::Replace, tensor(Dtype::BF16, shape, 7, 1.0))
+    };
+    let shared = tied(TiedPolicy::Shared);
+    let with = |name: &str, rows: usize| {
+        let mut one = whole(WORDS, &[14, 6]);
+        one.adapter
+            .extras
+            .extend(whole(name, &[rows]).adapter.extras);
+        one
+    };
+    let bench = Bench::model(&base, 1, Some(config));
+    bench
+        .merge_with(&[with("cls.predictions.decoder.bias", 14)], &shared)
+        .unwrap();
+    let got = read(&bench.out());
+    assert_eq!(
+        (got[WORDS].shape(), got[BIAS].shape()),
+        (&[14, 6][..], &[14][..])
+    );
+    assert!(got[BIAS].same_bytes(&tensor(Dtype::BF16, &[14], 7, 1.0)));
+    for one in [whole(WORDS, &[14, 6]), with(BIAS, 15), with(NORM, 14)] {
+        let e = bench.refusal_with(&[one], &shared);
+        assert_eq!(e.code(), Code::BaseShape, "{e:?}");
+    }
+}
+
+/// Breaks where a grown BART does not load, since what is added to its output has the old length.
+#[test]
+fn the_buffer_of_the_output_is_filled_up_with_zeros() {
+    const SHARED: &str = "model.shared.weight";
+    const BUFFER: &str = "final_logits_bias";
+    let old = tensor(Dtype::F32, &[1, 10], 4, 1.0);
+    let base = [
+        (BUFFER.to_owned(), old.clone()),
+        (SHARED.to_owned(), tensor(Dtype::F32, &[10, 6], 3, 1.0)),
+    ];
+    let config =
+        "{\"architectures\": [\"BartForConditionalGeneration\"], \"model_type\": \"bart\"}";
+    for rows in [8, 14] {
+        let bench = Bench::model(&base, 1, Some(config));
+        let table = tensor(Dtype::F32, &[rows, 6], 7, 1.0);
+        let one = extra(SHARED, ExtraRole::Replace, table.clone());
+        bench.merge_with(&[one], &tied(TiedPolicy::Shared)).unwrap();
+        let got = read(&bench.out());
+        let mut want = old.to_f32().unwrap();
+        want.resize(rows, 0.0);
+        assert_eq!(got[BUFFER].shape(), [1, rows]);
+        assert_eq!(got[BUFFER].to_f32().unwrap(), want);
+        assert!(got[SHARED].same_bytes(&table));
+    }
+}
+
 #[test]
 fn updates_go_onto_a_resized_embedding() {
     let mut one = embeddings(14, 6);

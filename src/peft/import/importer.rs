@@ -15,6 +15,8 @@ pub(super) struct Importer<'a> {
     pub(super) adapter: Adapter,
     pub(super) notes: Vec<String>,
     pub(super) magnitudes: BTreeMap<String, Tensor>,
+    /// Parameters by the paths of their wrappers.
+    pub(super) parameters: BTreeMap<String, String>,
     /// Modules that should have tensors, and have none.
     pub(super) missing: Vec<String>,
 }

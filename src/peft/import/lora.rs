@@ -40,6 +40,9 @@ impl Importer<'_> {
             );
             return Err(Error::new(Code::MissingFactor, message));
         }
+        let own = parameters.into_iter();
+        self.parameters
+            .extend(own.map(|(path, name)| (path.to_owned(), name)));
         Ok(if dora { PeftKind::Dora } else { PeftKind::Lora })
     }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::imported::{ImportOptions, Imported};
 use super::importer::Importer;
+use super::missing::Selected;
 use crate::adapter::{Adapter, BaseModel, MAX_MODULES};
 use crate::base::hub_name;
 use crate::digest::{Digest, Hasher};
@@ -13,6 +14,7 @@ use crate::peft::beside::{Beside, read_beside};
 use crate::peft::config::PeftConfig;
 use crate::peft::files::AdapterFiles;
 use crate::peft::names::TargetRules;
+use crate::peft::parameters::TargetParameters;
 use crate::peft::tensors::sort_tensors;
 use crate::peft::tokens::TrainedTokens;
 
@@ -32,6 +34,7 @@ pub fn import(dir: &Path, options: &ImportOptions<'_>) -> Result<Imported> {
         },
         notes: Vec::new(),
         magnitudes: BTreeMap::new(),
+        parameters: BTreeMap::new(),
         missing: Vec::new(),
     };
     let unknown = &files.config.common().unknown;
@@ -78,7 +81,18 @@ pub fn import(dir: &Path, options: &ImportOptions<'_>) -> Result<Imported> {
         .collect();
     let selection = files.config.selection();
     let rules = TargetRules::new(selection)?;
-    importer.look_for_missing(&paths, &rules, &selection.target_modules)?;
+    let parameters: &[String] = match &files.config {
+        PeftConfig::Lora(config) => &config.target_parameters,
+        PeftConfig::Vera(_) => &[],
+    };
+    importer.look_for_missing(
+        &paths,
+        &Selected {
+            rules: &rules,
+            targets: &selection.target_modules,
+            parameters: TargetParameters(parameters),
+        },
+    )?;
     let tokens = match &files.config {
         PeftConfig::Lora(config) => &config.trainable_tokens,
         PeftConfig::Vera(_) => &TrainedTokens::None,

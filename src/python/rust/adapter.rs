@@ -5,12 +5,15 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use pyo3::prelude::*;
+use rayon::prelude::*;
 use tlkit::adapter::{self, Module, Seed};
+use tlkit::compute::{Update, delta_rows};
 use tlkit::format::{
     self, BlobSource, DirBlobs, Encoded, NoBlobs, WriteOptions, encode, write_encoded,
 };
 use tlkit::fs::Existing;
 use tlkit::open::{Source, open_adapter};
+use tlkit::peft::export::{ExportOptions, Form};
 use tlkit::peft::import::PeftKind;
 use tlkit::safetensors::Checkpoint;
 use tlkit::tensor::{Dtype, Tensor};
@@ -19,7 +22,10 @@ use tlkit::{Code, Error, Result};
 use crate::array::Array;
 use crate::error::raised;
 
-/// An adapter in memory; its tensors lie in the mapped file where they are stored as they are.
+/// Rows of an update that are computed at a time.
+const ROWS: usize = 64;
+
+/// An adapter in memory, every tensor read and verified once.
 #[pyclass(frozen, module = "tlkit._native")]
 pub(crate) struct Adapter {
     adapter: adapter::Adapter,
@@ -44,8 +50,7 @@ impl Adapter {
         blobs: Option<PathBuf>,
         renames: Vec<(String, String)>,
     ) -> Result<Self> {
-        let base = base.map(|path| Ok::<_, Error>(Checkpoint::open(&path)?.with_renames(renames)));
-        let base = base.transpose()?;
+        let base = base_of(base, renames)?;
         let blobs: Box<dyn BlobSource> = match blobs {
             Some(dir) => Box::new(DirBlobs(dir)),
             None => Box::new(NoBlobs),
@@ -106,8 +111,34 @@ impl Adapter {
             self.refuse_dora()?;
         }
         let group = &self.adapter.groups[module.group];
-        let delta = group.low_rank(module.layer, module.target)?.delta();
-        Ok((delta.shape().to_vec(), delta.into_raw_vec_and_offset().0))
+        let factors = group.low_rank(module.layer, module.target)?;
+        let update = Update {
+            left: &factors.left,
+            right: &factors.right,
+            rank: factors.rank,
+            scale: factors.scale as f32,
+        };
+        let (out, cols) = (factors.out, factors.in_features);
+        let mut delta = vec![0.0; out * cols];
+        let blocks = delta.par_chunks_mut(ROWS * cols.max(1)).enumerate();
+        blocks.try_for_each(|(block, place)| {
+            let first = block * ROWS;
+            let rows = first..(first + ROWS).min(out);
+            delta_rows(&[update], rows, cols, place)
+        })?;
+        Ok((vec![out, cols], delta))
+    }
+}
+
+fn base_of(base: Option<PathBuf>, renames: Vec<(String, String)>) -> Result<Option<Checkpoint>> {
+    let open = |path: PathBuf| Ok(Checkpoint::open(&path)?.with_renames(renames));
+    base.map(open).transpose()
+}
+
+fn existing(force: bool) -> Existing {
+    match force {
+        true => Existing::Replace,
+        false => Existing::Refuse,
     }
 }
 
@@ -187,6 +218,34 @@ impl Adapter {
         Ok(Array::of_f32(shape, values))
     }
 
+    /// Writes a PEFT directory.
+    fn to_peft(
+        &self,
+        py: Python<'_>,
+        output: PathBuf,
+        form: &str,
+        dtype: &str,
+        base: Option<PathBuf>,
+        renames: Vec<(String, String)>,
+        force: bool,
+    ) -> PyResult<()> {
+        let written = py.detach(|| {
+            self.refuse_dora()?;
+            let mut options = ExportOptions::default();
+            options.form = match form {
+                "lora" => Form::Faithful,
+                "lora-portable" => Form::Portable,
+                "vera" => Form::Vera,
+                _ => return Err(Error::new(Code::Usage, format!("no form `{form}`"))),
+            };
+            options.dtype = Some(dtype.to_ascii_uppercase().parse()?);
+            options.existing = existing(force);
+            let base = base_of(base, renames)?;
+            tlkit::convert::adapter_to_peft(&self.adapter, &output, base.as_ref(), &options)
+        });
+        raised(py, written).map(|_| ())
+    }
+
     /// Writes a fat `.tl`, and gives its root and bytes.
     fn save(
         &self,
@@ -198,10 +257,7 @@ impl Adapter {
         let written = py.detach(|| {
             let mut options = WriteOptions::default();
             options.zstd = zstd;
-            options.existing = match force {
-                true => Existing::Replace,
-                false => Existing::Refuse,
-            };
+            options.existing = existing(force);
             write_encoded(&path, self.encoded()?, &options).map_err(|e| e.file(&path))
         });
         let written = raised(py, written)?;

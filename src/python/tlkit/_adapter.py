@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ def _array(native: _native.Array) -> Tensor:
 def _part(name: str, array: Tensor) -> tuple[str, str, tuple[int, ...], bytes]:
     dtype = _SAVED.get(array.dtype.name)
     if dtype is None:
-        raise Error("TL0001", "usage", f"{array.dtype} is not one of float32, float16, bfloat16, int8", None, name)
+        raise Error("TL0006", "usage", f"{array.dtype} is not one of float32, float16, bfloat16, int8", None, name)
     array = np.asarray(array)
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
     return name, dtype, array.shape, little.tobytes()
@@ -54,8 +54,8 @@ class Adapter:
     modules of a tie group. Open one with :meth:`open`, or make one with :meth:`from_parts`.
     """
 
-    __slots__ = ("_native",)
-    _native: _native.Adapter
+    __slots__ = ("_inner",)
+    _inner: _native.Adapter
 
     def __init__(self) -> None:
         """Refused: use ``Adapter.open`` or ``Adapter.from_parts``."""
@@ -64,7 +64,7 @@ class Adapter:
     @classmethod
     def _of(cls, native: _native.Adapter) -> Adapter:
         adapter = object.__new__(cls)
-        adapter._native = native
+        adapter._inner = native
         return adapter
 
     @classmethod
@@ -94,9 +94,9 @@ class Adapter:
         """Make an adapter of a manifest (``spec/tl-v1.md`` §5) and the tensors that it names.
 
         Args:
-            manifest: ``groups``, and ``base``, ``extras``, ``provenance``, ``task`` where they apply. Names of tensors may
-                be any; ``alpha`` any number. ``tensors`` of it is needed only for a ``seed`` or ``scales``; a tensor
-                that has ``seed``, ``dtype`` and ``shape`` there need not be given. Digests, method, order and
+            manifest: ``groups``, and ``base``, ``extras``, ``provenance``, ``task`` where they apply. Names of tensors
+                may be any; ``alpha`` any number. ``tensors`` of it is needed only for a ``seed`` or ``scales``; a
+                tensor that has ``seed``, ``dtype`` and ``shape`` there need not be given. Digests, method, order and
                 canonical names are made anew.
             tensors: float32, float16, bfloat16 (of ml_dtypes, or its bits as uint16), or int8 with scales.
 
@@ -110,47 +110,47 @@ class Adapter:
     @property
     def root(self) -> str:
         """The identity, ``"sha256:…"``: of a ``.tl`` its root, of a PEFT directory the digest of config and tensors."""
-        return self._native.root
+        return self._inner.root
 
     @property
     def source(self) -> str:
         """Where it came from: ``".tl"``, or PEFT's ``"lora"``, ``"dora"`` or ``"vera"``."""
-        return self._native.source
+        return self._inner.source
 
     @property
     def method(self) -> str:
         """``"lora"``, ``"vera"``, ``"tl1"`` … ``"tl6"``, or ``"custom"``."""
-        return self._native.method
+        return self._inner.method
 
     @property
     def rank(self) -> int:
         """The rank; the largest where tie groups differ."""
-        return self._native.rank
+        return self._inner.rank
 
     @property
     def targets(self) -> list[str]:
         """The adapted modules, ``{}`` in place of the layer: ``"model.layers.{}.self_attn.q_proj"``."""
-        return self._native.targets
+        return self._inner.targets
 
     @property
     def modules(self) -> dict[str, tuple[int, int]]:
         """Every adapted module with the shape ``(out, in)`` of its update; an expert is ``"name[3]"``."""
-        return dict(self._native.modules)
+        return dict(self._inner.modules)
 
     @property
     def parameters(self) -> int:
         """Numbers in all tensors, each distinct one once."""
-        return self._native.parameters[0]
+        return self._inner.parameters[0]
 
     @property
     def trained_parameters(self) -> int:
         """Those of them that were trained."""
-        return self._native.parameters[1]
+        return self._inner.parameters[1]
 
     @property
     def notes(self) -> list[str]:
         """What was ignored, guessed or approximated when it was opened."""
-        return list(self._native.notes)
+        return list(self._inner.notes)
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -159,19 +159,19 @@ class Adapter:
         Raises:
             Error: ``"TL0401"`` for DoRA, which a ``.tl`` cannot say.
         """
-        manifest: dict[str, Any] = json.loads(self._native.manifest())
+        manifest: dict[str, Any] = json.loads(self._inner.manifest())
         return manifest
 
     def tensors(self) -> dict[str, Tensor]:
         """The distinct tensors by the names that the manifest has for them (``"g0.A"``), read-only.
 
-        They lie in the mapped file and are not copied, but for those that are packed, seeded, or of a PEFT directory whose
-        layers are stacked here. bfloat16 is of ``ml_dtypes`` where that is installed, else its bits as uint16.
+        Each was read and verified once, when the adapter was opened; arrays lie in that memory and copy nothing.
+        bfloat16 is of ``ml_dtypes`` where that is installed, else its bits as uint16.
 
         Raises:
             Error: as :attr:`manifest`.
         """
-        return {name: _array(array) for name, array in self._native.tensors()}
+        return {name: _array(array) for name, array in self._inner.tensors()}
 
     def delta(self, module: str) -> NDArray[np.float32]:
         """The update of one module, float32 ``[out, in]``, by the arithmetic of a merge.
@@ -182,7 +182,7 @@ class Adapter:
         Raises:
             Error: ``.kind`` ``"usage"`` for another name; ``"TL0401"`` for DoRA, whose update depends on the base.
         """
-        return _array(self._native.delta(module))
+        return _array(self._inner.delta(module))
 
     def save(self, path: StrPath, *, zstd: bool = False, force: bool = False) -> str:
         """Write a ``.tl`` with everything inside, whole or not at all, and give its root.
@@ -197,7 +197,45 @@ class Adapter:
         Raises:
             Error: ``.kind`` ``"io"`` where it exists or cannot be written; ``"TL0401"`` for DoRA.
         """
-        return self._native.save(os.fspath(path), zstd, force)[0]
+        return self._inner.save(os.fspath(path), zstd, force)[0]
+
+    def to_peft(
+        self,
+        output: StrPath,
+        *,
+        portable: bool = False,
+        as_: Literal["lora", "vera"] = "lora",
+        dtype: str = "f32",
+        base: StrPath | None = None,
+        rename: Mapping[str, str] | None = None,
+        force: bool = False,
+    ) -> None:
+        """Write a PEFT directory, whole or not at all, which merges to the same bytes.
+
+        Args:
+            output: The folder.
+            portable: The form that PEFT, vLLM and llama.cpp load alike: alpha = r, one rank, the scale in B.
+            as_: ``"vera"`` where one A and one B serve every module.
+            dtype: Of the factors: ``"f32"``, ``"f16"``, ``"bf16"``.
+            base: The base model, so that modules are named by suffix only where that is exact.
+            rename: Leading parts of module names, and what they are in the base.
+            force: Replace a PEFT directory without other files.
+
+        Raises:
+            Error: ``.kind`` ``"unsupported"`` where that form cannot say it; ``"io"``; ``"TL0401"`` for DoRA.
+        """
+        if portable and as_ != "lora":
+            raise Error("TL0006", "usage", "portable is a form of LoRA, and as_ asks for another")
+        form = "lora-portable" if portable else as_
+        self._inner.to_peft(os.fspath(output), form, dtype, _path(base), _renames(rename), force)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle it as its parts."""
+        return Adapter._of_parts, (self.manifest, self.tensors())
+
+    @staticmethod
+    def _of_parts(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> Adapter:
+        return Adapter.from_parts(manifest, tensors)
 
     def __repr__(self) -> str:
         """Say what it is."""

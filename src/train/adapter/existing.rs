@@ -17,7 +17,7 @@ impl TrainingAdapter {
     pub fn of(adapter: &Adapter, model: &Model) -> Result<Self> {
         refuse_extras(adapter)?;
         let modules = model.modules();
-        let places = Places::of(adapter, &modules)?;
+        let places = Places::of(adapter, &modules, model)?;
         let groups = adapter.groups.iter().map(|group| lay_out(group, &places));
         Ok(Self::of_groups(groups.collect::<Result<_>>()?))
     }

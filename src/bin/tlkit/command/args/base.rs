@@ -12,3 +12,12 @@ pub(crate) struct BaseNames {
     #[arg(long, value_name = "FROM=TO", value_parser = rename)]
     pub(crate) rename: Vec<(String, String)>,
 }
+
+/// What stands beside every argument that names a base which adapters go onto.
+#[derive(Debug, Clone, Args)]
+#[group(skip)]
+pub(crate) struct Whole {
+    /// Refuse an adapter that lacks tensors of modules which its config and the base say are adapted
+    #[arg(long)]
+    pub(crate) strict: bool,
+}

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Subcommand, ValueEnum, ValueHint};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum, ValueHint};
 use tlkit::tensor::Dtype;
 use tlkit::{Code, Error, Result};
 
@@ -25,6 +25,7 @@ pub(crate) enum Convert {
 }
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("some_base").args(["base", "model"]).multiple(true))]
 pub(crate) struct PeftToTied {
     /// PEFT directory: adapter_config.json with adapter_model.safetensors or adapter_model.bin; several
     /// with --share
@@ -39,7 +40,7 @@ pub(crate) struct PeftToTied {
     #[command(flatten)]
     pub(crate) names: BaseNames,
     /// Refuse an adapter that lacks tensors of modules which its config and the base say are adapted
-    #[arg(long, requires = "base")]
+    #[arg(long, requires = "some_base")]
     pub(crate) strict: bool,
     /// Compress tensors with zstd; the root stays the same
     #[arg(long)]

@@ -7,7 +7,7 @@ use tlkit::compute::DeviceChoice;
 use tlkit::merge::{Rounding, TiedPolicy, TokenizerFrom};
 use tlkit::tensor::Dtype;
 
-use super::base::BaseNames;
+use super::base::{BaseNames, Whole};
 use super::values::{byte_count, device, float_dtype, rounding, tied_policy, tokenizer};
 
 #[derive(Debug, Args)]
@@ -55,9 +55,8 @@ pub(crate) struct Merge {
     /// Refuse a base whose weights are not those that the adapter was made for
     #[arg(long)]
     pub(crate) check_base: bool,
-    /// Refuse an adapter that lacks tensors of modules which its config and the base say are adapted
-    #[arg(long)]
-    pub(crate) strict: bool,
+    #[command(flatten)]
+    pub(crate) whole: Whole,
     /// Show what would be done, and write nothing
     #[arg(long)]
     pub(crate) dry_run: bool,

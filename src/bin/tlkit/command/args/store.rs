@@ -68,6 +68,9 @@ pub(crate) struct Put {
     pub(crate) base: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) names: BaseNames,
+    /// Refuse an adapter that lacks tensors of modules which its config and the base say are adapted
+    #[arg(long, requires = "base")]
+    pub(crate) strict: bool,
     /// Sign adapter, name and version with this Ed25519 key (PKCS#8 PEM)
     #[arg(long, value_name = "KEY.pem", value_hint = ValueHint::FilePath)]
     pub(crate) sign: Option<PathBuf>,

@@ -8,6 +8,7 @@ use tlkit::eval::Task;
 use tlkit::tensor::Dtype;
 use tlkit::train::Settings;
 
+use super::base::{BaseNames, Whole};
 use super::merge::Blobs;
 use super::settings;
 use super::values::{float_dtype, positive};
@@ -59,6 +60,10 @@ pub(crate) struct Running {
     /// Type of activations: f32 or bf16 [default: bf16 on a GPU with a bf16 base, else f32]
     #[arg(long, value_name = "DTYPE", value_parser = float_dtype)]
     pub(crate) compute_dtype: Option<Dtype>,
+    #[command(flatten)]
+    pub(crate) names: BaseNames,
+    #[command(flatten)]
+    pub(crate) whole: Whole,
     #[command(flatten)]
     pub(crate) blobs: Blobs,
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::base::BaseNames;
+use super::base::{BaseNames, Whole};
 use super::merge::{Blobs, Device};
 use super::values::{positive, tied_policy, tokenizer};
 use clap::{Args, Subcommand, ValueHint};
@@ -45,6 +45,9 @@ pub(crate) struct VerifyAdapters {
     pub(crate) base: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) names: BaseNames,
+    /// Refuse an adapter that lacks tensors of modules which its config and the base say are adapted
+    #[arg(long, requires = "base")]
+    pub(crate) strict: bool,
     #[command(flatten)]
     pub(crate) blobs: Blobs,
 }
@@ -75,6 +78,8 @@ pub(crate) struct VerifyMerged {
     pub(crate) tied: Option<TiedPolicy>,
     #[command(flatten)]
     pub(crate) names: BaseNames,
+    #[command(flatten)]
+    pub(crate) whole: Whole,
     #[command(flatten)]
     pub(crate) device: Device,
     #[command(flatten)]
@@ -116,6 +121,10 @@ pub(crate) struct VerifyLogits {
     /// What computes, in f32: cpu, cuda, cuda:N, or auto
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub(crate) device: String,
+    #[command(flatten)]
+    pub(crate) names: BaseNames,
+    #[command(flatten)]
+    pub(crate) whole: Whole,
     #[command(flatten)]
     pub(crate) blobs: Blobs,
 }

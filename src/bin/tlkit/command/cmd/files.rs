@@ -7,6 +7,7 @@ use rustix::fs::Mode;
 use tlkit::format::{BlobSource, DirBlobs, NoBlobs};
 use tlkit::fs::{self, Existing};
 use tlkit::merge::MergeInput;
+use tlkit::open::check_complete;
 use tlkit::safetensors::Checkpoint;
 use tlkit::{Code, Error, Result};
 
@@ -28,6 +29,14 @@ pub(super) fn open_base(path: Option<&PathBuf>, names: &BaseNames) -> Result<Opt
 /// Opens a base for adapters whose names are renamed.
 pub(super) fn open_renamed(path: &Path, names: &BaseNames) -> Result<Checkpoint> {
     Ok(Checkpoint::open(path)?.with_renames(names.rename.clone()))
+}
+
+/// Refuses an adapter that lacks tensors where that was asked.
+pub(super) fn check_strict(strict: bool, missing: &[String], adapter: &Path) -> Result<()> {
+    match strict {
+        true => check_complete(missing).map_err(|e| e.file(adapter)),
+        false => Ok(()),
+    }
 }
 
 /// `PATH=WEIGHT`, unless a file of the whole name exists.

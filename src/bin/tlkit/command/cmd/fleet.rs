@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use serde::Serialize;
+use tlkit::convert::ToTiedOptions;
 use tlkit::fleet::{self, ExportOptions, Exported};
 use tlkit::fs::check_outside;
 use tlkit::store::{
@@ -206,7 +207,7 @@ pub(crate) fn publish(args: &args::Publish, output: &Output) -> Result<Outcome> 
     // All of them are read before the first blob is written, which stays for good.
     let mut packages = Vec::new();
     for adapter in &args.adapters {
-        let (package, notes) = fleet::package_any(adapter, None, &*blobs)?;
+        let (package, notes) = fleet::package_any(adapter, &ToTiedOptions::default(), &*blobs)?;
         for note in &notes {
             output.note(note);
         }

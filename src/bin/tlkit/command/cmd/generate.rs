@@ -3,11 +3,11 @@ use std::time::Instant;
 
 use serde::Serialize;
 use tlkit::model::generate::{Generated, Generation, StopReason};
-use tlkit::model::{Session, device, generate};
-use tlkit::text::{Message, TextStream, load_prompts};
+use tlkit::model::{Model, Session, device, generate};
+use tlkit::text::{Message, TextStream, Vocabulary, load_prompts};
 use tlkit::{Code, Error, Result};
 
-use super::blob_source;
+use super::files::{blob_source, check_strict};
 use crate::command::args::{Generate, Running};
 use crate::command::output::{Outcome, Output, plural};
 use crate::command::watch::Stop;
@@ -18,12 +18,15 @@ const MOST_INPUT: u64 = 16 << 20;
 pub(super) fn open_session(args: &Running, output: &Output) -> Result<Session> {
     let device = device(Some(&args.device))?;
     let blobs = blob_source(&args.blobs);
-    let session = Session::open(
-        &args.model,
-        args.adapter.as_deref(),
-        &*blobs,
-        &device,
-        args.compute_dtype,
+    let vocabulary = Vocabulary::open(&args.model)?;
+    let model = Model::open(&args.model, &device, args.compute_dtype)?;
+    let model = model.with_renames(args.names.rename.clone());
+    let adapter = args.adapter.as_deref();
+    let session = Session::with(vocabulary, model, adapter, &*blobs)?;
+    check_strict(
+        args.whole.strict,
+        &session.missing,
+        adapter.unwrap_or(&args.model),
     )?;
     for note in &session.notes {
         output.note(note);

@@ -34,7 +34,7 @@ pub(crate) fn merge(args: &Merge, output: &Output) -> Result<Outcome> {
     options.tied = args.tied.unwrap_or(TiedPolicy::Refuse);
     options.tokenizer = args.tokenizer;
     options.renames = args.names.rename.clone();
-    options.strict = args.strict;
+    options.strict = args.whole.strict;
     options.dtype = args.dtype;
     let mut exec = ExecOptions::default();
     exec.existing = existing(args.force);

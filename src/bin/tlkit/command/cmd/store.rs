@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Serialize;
+use tlkit::convert::ToTiedOptions;
 use tlkit::digest::Digest;
 use tlkit::fleet::{self, Chain, Form, GetOptions, Got};
 use tlkit::fs::{Output as Kind, check_outside};
@@ -48,8 +49,10 @@ pub(crate) fn put(args: &args::Put, output: &Output) -> Result<Outcome> {
     let base = open_base(args.base.as_ref(), &args.names)?;
     let folder = blob_source(&args.blobs);
     let own = store.blobs(&name.user);
-    let (package, notes) =
-        fleet::package_any(&args.adapter, base.as_ref(), &Chain(&*folder, &own))?;
+    let mut options = ToTiedOptions::default();
+    options.base = base.as_ref();
+    options.strict = args.strict;
+    let (package, notes) = fleet::package_any(&args.adapter, &options, &Chain(&*folder, &own))?;
     for note in &notes {
         output.note(note);
     }

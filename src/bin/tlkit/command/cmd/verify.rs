@@ -13,7 +13,7 @@ use tlkit::eval::{LogitsReport, compare_logits, rounding_share};
 use tlkit::model::{Model, branches_of, device};
 use tlkit::text::{DataOptions, Dataset, Vocabulary};
 
-use super::files::{blob_source, open_base, open_inputs, open_renamed, show};
+use super::files::{blob_source, check_strict, open_base, open_inputs, open_renamed, show};
 use crate::command::args::{VerifyAdapters, VerifyFile, VerifyLogits, VerifyMerged};
 use crate::command::output::{
     Outcome, Output, bytes, count, fields, number, percent, plural, table,
@@ -67,6 +67,9 @@ pub(crate) fn adapters(args: &VerifyAdapters, output: &Output) -> Result<Outcome
     let blobs = blob_source(&args.blobs);
     let one = open_adapter(&args.one, base.as_ref(), &*blobs)?;
     let two = open_adapter(&args.two, base.as_ref(), &*blobs)?;
+    for (path, opened) in [(&args.one, &one), (&args.two, &two)] {
+        check_strict(args.strict, &opened.missing, path)?;
+    }
     let report = verify::verify_adapters(
         (&one.adapter, &one.magnitudes),
         (&two.adapter, &two.magnitudes),
@@ -168,6 +171,7 @@ pub(crate) fn merged(args: &VerifyMerged, output: &Output) -> Result<Outcome> {
     options.tied = args.tied.unwrap_or(TiedPolicy::Refuse);
     options.tokenizer = args.tokenizer;
     options.renames = args.names.rename.clone();
+    options.strict = args.whole.strict;
     let device = &args.device;
     // Only `auto` asks how much there is to do; the verification plans for itself.
     let plan = match device.device {
@@ -337,10 +341,13 @@ pub(crate) fn logits(args: &VerifyLogits, output: &Output) -> Result<Outcome> {
     let device = device(Some(&args.device))?;
     let blobs = blob_source(&args.blobs);
     let base = Model::open(&args.base, &device, Some(Dtype::F32))?;
-    let (branches, notes) = branches_of(&args.adapter, &base, &*blobs)?;
-    for note in &notes {
+    let base = base.with_renames(args.names.rename.clone());
+    let attached = branches_of(&args.adapter, &base, &*blobs)?;
+    check_strict(args.whole.strict, &attached.missing, &args.adapter)?;
+    for note in &attached.notes {
         output.note(note);
     }
+    let branches = attached.branches;
     let merged = Model::open(&args.merged, &device, Some(Dtype::F32))?;
     let texts = texts(args, base.config().max_positions, output)?;
     let report = with_progress("comparing", Work::Items(texts.len() as u64), |progress| {

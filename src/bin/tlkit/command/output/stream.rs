@@ -133,7 +133,7 @@ impl Output {
     /// Tells the user something that is no result.
     pub(crate) fn note(&self, text: &str) {
         let text = sanitize(text);
-        if !self.keep(|told| told.notes.push(text.clone().into())) {
+        if !self.keep(|told| told.notes.push(text.clone())) {
             let _ = writeln!(io::stderr().lock(), "note: {text}");
         }
     }
@@ -141,7 +141,7 @@ impl Output {
     /// Tells the user something that needs attention, though the work goes on.
     pub(crate) fn warn(&self, text: &str) {
         let text = sanitize(text);
-        if self.keep(|told| told.warnings.push(text.clone().into())) {
+        if self.keep(|told| told.warnings.push(text.clone())) {
             return;
         }
         let label = if colour() {

@@ -28,6 +28,7 @@ pub(super) struct Texts<'a> {
     pub(super) args: &'a Calibrate,
     pub(super) text: &'a Path,
     pub(super) model: &'a Path,
+    pub(super) renames: &'a [(String, String)],
 }
 
 pub(super) fn run(
@@ -41,6 +42,7 @@ pub(super) fn run(
         args: of,
         text,
         model,
+        renames,
     } = of;
     let number = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
     let distil = of.distill.map(|steps| DistilOptions {
@@ -53,6 +55,7 @@ pub(super) fn run(
     let mut reading = CalibrateOptions::new(model, text, &device);
     reading.valid = of.valid.as_deref();
     reading.seq_len = number(of.seq_len);
+    reading.renames = renames;
     reading.limit = of.limit.map(number);
     let calibration = Calibration::open(&reading)?;
     let mut import = options.clone();

@@ -41,6 +41,7 @@ pub(in crate::command::cmd) fn run(
             args: &args.calibrate,
             text,
             model,
+            renames: &args.names.rename,
         };
         return super::calibrate::run((adapter, to), &of, options, &fit, output);
     }

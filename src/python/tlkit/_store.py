@@ -1,0 +1,289 @@
+"""Adapters of many users and tasks in a folder, S3, Google Cloud Storage or Azure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, TypedDict
+
+from tlkit._call import Progress, StrPath, call
+from tlkit.reports import store as reports
+
+
+class Removed(TypedDict):
+    """What was removed."""
+
+    removed: str
+    """``USER/TASK``."""
+
+
+# `list` is a method below.
+_Listed: TypeAlias = list[reports.Listed]
+_Versions: TypeAlias = list[reports.Version]
+_Published: TypeAlias = list[reports.Published]
+_Removed: TypeAlias = Removed
+
+
+class Store:
+    """The store at an address; every call opens it anew, so that any number of processes may use it at a time.
+
+    Attributes:
+        url: A folder, ``s3://bucket/prefix``, ``gs://bucket/prefix`` or ``az://container/prefix``. Credentials, region
+            and endpoint come from the environment, never from the URL.
+    """
+
+    __slots__ = ("url",)
+    url: str
+
+    def __init__(self, url: StrPath) -> None:
+        """Name a store; nothing is read."""
+        self.url = os.fspath(url)
+
+    @classmethod
+    def init(cls, url: StrPath, *, grace: int | str = "24h") -> Store:
+        """Make a store.
+
+        Args:
+            url: Where; a folder is made.
+            grace: How long what nothing names is kept: ``"90m"``, ``"24h"``, ``"7d"``. Uploads take less than half.
+
+        Raises:
+            Error: ``.kind`` ``"io"`` where there is one, or it cannot be made.
+        """
+        given = {"url": os.fspath(url), "grace": f"{grace}s" if isinstance(grace, int) else grace}
+        call("store init", given, reports.StoreInfo)
+        return cls(url)
+
+    def __repr__(self) -> str:
+        """Say where it is."""
+        return f"tlkit.Store({self.url!r})"
+
+    def put(
+        self,
+        name: str,
+        adapter: StrPath,
+        *,
+        base: StrPath | None = None,
+        rename: Mapping[str, str] | None = None,
+        sign: StrPath | None = None,
+        blobs: StrPath | None = None,
+    ) -> reports.Put:
+        """Put an adapter, as a new version; one that is the last version already is not stored again.
+
+        Args:
+            name: ``USER/TASK``.
+            adapter: A ``.tl``, or a PEFT directory, which is converted.
+            base: The base model of a PEFT directory.
+            rename: Leading parts of module names, and what they are in the base: ``{"backbone": "model"}``.
+            sign: Sign adapter, name and version with this Ed25519 key (PKCS#8 PEM).
+            blobs: Folder with the tensors that a thin ``.tl`` leaves out, each named by its SHA-256.
+
+        Raises:
+            Error: ``.kind`` ``"limit"`` beyond the quota; ``"unsupported"``, ``"malformed"``, ``"io"``.
+        """
+        return call("store put", locals(), reports.Put, url=self.url)
+
+    def get(
+        self,
+        name: str,
+        output: StrPath,
+        *,
+        thin: bool = False,
+        blobs: StrPath | None = None,
+        zstd: bool = False,
+        peft: bool = False,
+        require_signature: Sequence[StrPath] = (),
+        allow_root_signature: bool = False,
+        force: bool = False,
+    ) -> reports.Got:
+        """Write an adapter as a ``.tl`` or a PEFT directory, every byte verified.
+
+        Args:
+            name: ``USER/TASK``; ``USER/TASK@N`` or ``USER/TASK:TAG`` for another version than the last.
+            output: The file or folder to write, whole or not at all.
+            thin: Leave out seeded tensors and published blobs.
+            blobs: With ``thin``, where published blobs are written.
+            zstd: Compress tensors; the root stays the same.
+            peft: Write a PEFT directory.
+            require_signature: Refuse a version that none of these Ed25519 public keys signed.
+            allow_root_signature: Take signatures of the root alone too.
+            force: Replace an existing output; links, devices and inputs never are.
+
+        Raises:
+            Error: ``.kind`` ``"io"`` where there is none of that name; ``"integrity"``, ``"malformed"``.
+        """
+        return call("store get", locals(), reports.Got, url=self.url)
+
+    def list(
+        self,
+        user: str | None = None,
+    ) -> _Listed:
+        """List adapters.
+
+        Args:
+            user: Only of this user.
+
+        Raises:
+            Error: ``.kind`` ``"io"``, ``"malformed"``, ``"integrity"``.
+        """
+        return call("store list", locals(), _Listed, url=self.url)
+
+    def history(
+        self,
+        name: str,
+    ) -> _Versions:
+        """List the versions of an adapter, with their tags.
+
+        Args:
+            name: ``USER/TASK``.
+
+        Raises:
+            Error: ``.kind`` ``"io"`` where there is none of that name; ``"integrity"``, ``"malformed"``.
+        """
+        return call("store history", locals(), _Versions, url=self.url)
+
+    def tag(
+        self,
+        name: str,
+        tag: str,
+        *,
+        delete: bool = False,
+    ) -> reports.Tagged:
+        """Let a tag name a version; one that exists moves.
+
+        Args:
+            name: ``USER/TASK``; ``USER/TASK@N`` or ``USER/TASK:TAG`` for another version than the last.
+            tag: The tag.
+            delete: Take the tag away.
+
+        Raises:
+            Error: ``.kind`` ``"io"`` where there is none of that name; ``"integrity"``, ``"malformed"``.
+        """
+        return call("store tag", locals(), reports.Tagged, url=self.url)
+
+    def rm(
+        self,
+        name: str,
+    ) -> _Removed:
+        """Remove an adapter; its versions stay until garbage collection.
+
+        Args:
+            name: ``USER/TASK``.
+
+        Raises:
+            Error: ``.kind`` ``"io"`` where there is none of that name; ``"integrity"``, ``"malformed"``.
+        """
+        return call("store rm", locals(), _Removed, url=self.url)
+
+    def stat(
+        self,
+        user: str | None = None,
+    ) -> reports.StoreStat:
+        """Count adapters and bytes. With a user, the keys are those of ``TenantStat``.
+
+        Args:
+            user: Only of this user.
+
+        Raises:
+            Error: ``.kind`` ``"io"``, ``"malformed"``, ``"integrity"``.
+        """
+        return call("store stat", locals(), reports.StoreStat, url=self.url)
+
+    def fsck(
+        self,
+        user: str | None = None,
+        *,
+        repair: bool = False,
+        dry_run: bool = False,
+        progress: Progress | None = None,
+    ) -> reports.Fsck:
+        """Read everything, and compare it with its digests.
+
+        Args:
+            user: Only of this user.
+            repair: Restore what follows from other bytes, and set damaged records aside.
+            dry_run: Show what ``repair`` would do.
+            progress: Called with ``(done, total, what)`` from this thread; what it raises stops the work.
+
+        Raises:
+            Error: ``.kind`` ``"integrity"`` where something is damaged; ``.report`` says what.
+        """
+        return call("store fsck", locals(), reports.Fsck, url=self.url)
+
+    def gc(
+        self,
+        user: str | None = None,
+        *,
+        keep: int | None = None,
+        dry_run: bool = False,
+    ) -> reports.Collected:
+        """Delete what nothing names any more, after the grace period.
+
+        Args:
+            user: Only of this user.
+            keep: Keep this many versions of each adapter, and those with a tag; all where it is None.
+            dry_run: Show what would be done, and write nothing.
+
+        Raises:
+            Error: ``.kind`` ``"io"``, ``"malformed"``, ``"integrity"``.
+        """
+        return call("store gc", locals(), reports.Collected, url=self.url)
+
+    def publish(
+        self,
+        adapters: StrPath | Sequence[StrPath],
+        *,
+        blobs: StrPath | None = None,
+    ) -> _Published:
+        """Let all users share the A and B of adapters.
+
+        Args:
+            adapters: Each a ``.tl`` or a PEFT directory.
+            blobs: Folder with the tensors that a thin ``.tl`` leaves out, each named by its SHA-256.
+
+        Raises:
+            Error: ``.kind`` ``"io"``, ``"malformed"``, ``"integrity"``.
+        """
+        return call("store publish", locals(), _Published, url=self.url)
+
+    def quota(
+        self,
+        user: str | None = None,
+        limit: int | str | None = None,
+        *,
+        default: int | str | None = None,
+    ) -> dict[str, Any]:
+        """Show or set how many bytes users may have: ``Quota`` of a user, else ``Quotas``.
+
+        Args:
+            user: Of which user.
+            limit: The quota to set: bytes, ``"2GB"``, or ``"none"``.
+            default: The quota to set for users that have none of their own.
+
+        Raises:
+            Error: ``.kind`` ``"io"``, ``"malformed"``, ``"integrity"``.
+        """
+        return call("store quota", locals(), dict[str, Any], url=self.url)
+
+    def export(
+        self,
+        output: StrPath,
+        *,
+        user: str | None = None,
+        thin: bool = False,
+        force: bool = False,
+        progress: Progress | None = None,
+    ) -> reports.Exported:
+        """Write the last version of every adapter into a folder.
+
+        Args:
+            output: The folder to write ``USER/TASK.tl`` into.
+            user: Only of this user.
+            thin: Leave out seeded tensors, and keep published blobs once, in ``blobs``.
+            force: Replace an existing output; links, devices and inputs never are.
+            progress: Called with ``(done, total, what)`` from this thread; what it raises stops the work.
+
+        Raises:
+            Error: ``.kind`` ``"io"``, ``"malformed"``, ``"integrity"``.
+        """
+        return call("store export", locals(), reports.Exported, url=self.url)

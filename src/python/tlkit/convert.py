@@ -1,0 +1,83 @@
+"""Between PEFT directories and ``.tl``, without loss; :func:`tlkit.fit` loses as little as it can."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from tlkit._call import Progress, StrPath, call
+from tlkit.reports import convert as reports
+
+__all__ = ["peft_to_tied", "tied_to_peft"]
+
+
+def peft_to_tied(
+    adapter: StrPath,
+    output: StrPath,
+    *,
+    base: StrPath | None = None,
+    rename: Mapping[str, str] | None = None,
+    strict: bool = False,
+    zstd: bool = False,
+    projection_rounding: Literal["fused", "separate"] = "fused",
+    projection_dtype: str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> reports.PeftToTied:
+    """Convert a PEFT LoRA or VeRA directory to a ``.tl``. What is tied is found; what is not is kept bit for bit.
+
+    Args:
+        adapter: The folder with ``adapter_config.json``, and safetensors or ``adapter_model.bin`` (never executed).
+        output: The ``.tl`` to write, whole or not at all.
+        base: The base model: records its fingerprint, and answers what VeRA leaves open. Only headers and targeted
+            weights are read.
+        rename: Leading parts of module names, and what they are in the base.
+        strict: Refuse an adapter that lacks tensors of modules which config and base say are adapted.
+        zstd: Compress the tensors; the root stays the same.
+        projection_rounding: How torch rounded VeRA projections that are not stored.
+        projection_dtype: The base's dtype in training, for them: ``"f32"``, ``"f16"``, ``"bf16"``.
+        force: Replace an existing file.
+        progress: Called with ``(done, total, what)`` from this thread.
+        threads: Number of threads; results do not depend on it.
+
+    Raises:
+        Error: ``.kind`` ``"unsupported"`` for what a ``.tl`` cannot say (DoRA: ``"TL0401"``); ``"malformed"``,
+            ``"io"``.
+    """
+    return call("convert peft-to-tied", locals(), reports.PeftToTied, without=("adapter",), adapters=adapter)
+
+
+def tied_to_peft(
+    file: StrPath,
+    output: StrPath,
+    *,
+    portable: bool = False,
+    as_: Literal["lora", "vera"] = "lora",
+    dtype: str = "f32",
+    base: StrPath | None = None,
+    rename: Mapping[str, str] | None = None,
+    blobs: StrPath | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> reports.TiedToPeft:
+    """Convert a ``.tl`` to a PEFT directory, which merges to the same bytes.
+
+    Args:
+        file: The ``.tl``.
+        output: The folder to write.
+        portable: The form that PEFT, vLLM and llama.cpp load alike: alpha = r, one rank, the scale in B.
+        as_: ``"vera"`` where one A and one B serve every module.
+        dtype: Of the factors: ``"f32"``, ``"f16"``, ``"bf16"``.
+        base: The base model, so that modules are named by suffix only where that is exact.
+        rename: Leading parts of module names, and what they are in the base.
+        blobs: Folder with the tensors that a thin ``.tl`` leaves out.
+        force: Replace a PEFT directory without other files.
+        progress: Called with ``(done, total, what)`` from this thread.
+        threads: Number of threads; results do not depend on it.
+
+    Raises:
+        Error: ``.kind`` ``"unsupported"`` where that form cannot say it; ``"malformed"``, ``"integrity"``, ``"io"``.
+    """
+    return call("convert tied-to-peft", locals(), reports.TiedToPeft)

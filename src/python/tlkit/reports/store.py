@@ -1,0 +1,393 @@
+"""What a store tells."""
+
+from typing import Literal, NotRequired, TypedDict
+
+
+class StoreInfo(TypedDict):
+    """A store that was made."""
+
+    store: str
+
+    version: int
+
+    grace: int
+
+
+class Put(TypedDict):
+    """What came of a put."""
+
+    adapter: str
+    """The tenant and task."""
+
+    version: int
+    """The number of the version."""
+
+    root: str
+    """The adapter's root."""
+
+    unchanged: bool
+    """Whether the last version was this adapter already, and nothing new was written."""
+
+    bytes: int
+    """Logical bytes."""
+
+    written: int
+    """Bytes of the objects that were written."""
+
+    known_blobs: int
+    """Blobs that the store had, the tenant's own or published."""
+
+    mended: int
+    """Blobs that were damaged or missing, and are good again."""
+
+
+class Got(TypedDict):
+    """What was written."""
+
+    adapter: str
+    """`USER/TASK`."""
+
+    version: int
+    """The number of the version."""
+
+    root: str
+    """The adapter's root."""
+
+    bytes: int
+    """Bytes written, without blobs."""
+
+    left_out: int
+    """Published blobs that the file leaves out."""
+
+    blobs_written: int
+    """How many of them were written into the folder of blobs."""
+
+    output: str
+    """The file or folder."""
+
+
+class Version(TypedDict):
+    """A version of an adapter."""
+
+    version: int
+    """Its number."""
+
+    time: int
+    """Seconds of Unix time when it was put."""
+
+    root: str | None
+    """The adapter's root; `None` where the adapter was removed with this version."""
+
+    method: str | None
+    """The method's name."""
+
+    base: str | None
+    """The base model's name."""
+
+    bytes: int
+    """Logical bytes."""
+
+    record_bytes: int
+    """Bytes of the record as an object, with the small tensors in it."""
+
+    signed: bool
+    """Whether it is signed."""
+
+    signature: NotRequired[Literal["root", "version"]]
+    """What its signature binds."""
+
+    tags: list[str]
+    """The tags that name it."""
+
+    error: NotRequired[str]
+    """What is wrong with its record, which says nothing else then."""
+
+
+class Listed(TypedDict):
+    """An adapter in a listing: its last version."""
+
+    user: str
+    """The tenant."""
+
+    task: str
+    """The task."""
+
+    version: int
+    """The number of the last version."""
+
+    entry: Version | None
+    """What the last version is; `None` where its record is damaged."""
+
+    error: str | None
+    """What is wrong with the record."""
+
+
+class Tagged(TypedDict):
+    """A tag, and the version that it names; None where it is gone."""
+
+    adapter: str
+
+    tag: str
+
+    version: int | None
+    """The version that the tag names now."""
+
+
+class SkippedTenant(TypedDict):
+    """A tenant that a walk over all of them left out."""
+
+    user: str
+    """The tenant."""
+
+    code: str
+    """The code of why."""
+
+    message: str
+    """Why."""
+
+    damaged: bool
+    """Whether something is damaged; else another writer was at work."""
+
+
+class TenantStat(TypedDict):
+    """Totals of a tenant."""
+
+    user: str
+    """The tenant."""
+
+    adapters: int
+    """Number of adapters."""
+
+    versions: int
+    """Number of versions."""
+
+    logical_bytes: int
+    """Logical bytes of the last versions."""
+
+    kept_bytes: int
+    """Logical bytes of all versions that were not collected: what the quota counts."""
+
+    stored_bytes: int
+    """Bytes of the tenant's objects."""
+
+    quota: int | None
+    """Most logical bytes, where there is a quota."""
+
+    damaged: int
+    """Records that could not be read."""
+
+
+class StoreStat(TypedDict):
+    """Totals of a store."""
+
+    tenants: int
+    """Number of tenants."""
+
+    adapters: int
+    """Number of adapters."""
+
+    versions: int
+    """Number of versions."""
+
+    logical_bytes: int
+    """Logical bytes of the last versions."""
+
+    kept_bytes: int
+    """Logical bytes of all versions that were not collected."""
+
+    stored_bytes: int
+    """Bytes of all objects."""
+
+    public_blobs: int
+    """Number of published blobs."""
+
+    public_bytes: int
+    """Their bytes as objects."""
+
+    damaged: int
+    """Records that could not be read."""
+
+    by_tenant: list[TenantStat]
+    """Each tenant."""
+
+    skipped: NotRequired[list[SkippedTenant]]
+    """Tenants that could not be counted."""
+
+
+class StoreProblem(TypedDict):
+    """Something that is not as it should be."""
+
+    user: str | None
+    """The tenant that it concerns; none for what is of no tenant."""
+
+    adapter: str | None
+    """The adapter, as `TASK@VERSION`."""
+
+    key: str
+    """The object."""
+
+    code: str
+    """The code of what is wrong with it."""
+
+    message: str
+    """What is wrong with it."""
+
+
+class Repair(TypedDict):
+    """One thing that a repair does."""
+
+    key: str
+    """The object that is wrong."""
+
+    why: str
+    """What is wrong with it."""
+
+    action: str
+    """What is done about it."""
+
+    moved_to: str | None
+    """Where the object is moved to."""
+
+
+class Repaired(TypedDict):
+    """What a repair did, or would do."""
+
+    repairs: list[Repair]
+    """What was done, in this order."""
+
+    left: list[Repair]
+    """What is wrong and was left, with what the operator can do about it."""
+
+
+class Checked(TypedDict):
+    """What a check found."""
+
+    tenants: int
+    """Number of tenants."""
+
+    versions: int
+    """Number of versions read."""
+
+    blobs: int
+    """Number of blobs read, published ones too."""
+
+    bytes: int
+    """Bytes of all objects read."""
+
+    unnamed: int
+    """Blobs that nothing names; no problem, since garbage collection deletes them."""
+
+    set_aside: int
+    """Objects that a repair set aside; no problem either."""
+
+    problems: list[StoreProblem]
+    """What is not as it should be, by tenant and adapter."""
+
+
+class Collected(TypedDict):
+    """What came of a collection."""
+
+    versions: int
+    """Versions that were deleted: of removed adapters, or beyond those to keep."""
+
+    records: int
+    """Old records of tags and of collections that were deleted."""
+
+    blobs: int
+    """Blobs that were deleted."""
+
+    bytes: int
+    """Bytes of the objects deleted."""
+
+    condemned: int
+    """Blobs that nothing names, condemned now or before; a collection after the grace period deletes them."""
+
+    condemned_bytes: int
+    """Their bytes."""
+
+    temporary: int
+    """Temporary files of killed writers that were deleted from a folder."""
+
+    skipped: list[SkippedTenant]
+    """Tenants whose garbage could not be told, and why; nothing of theirs was deleted."""
+
+
+class Published(TypedDict):
+    """A published blob."""
+
+    digest: str
+    """Its digest."""
+
+    bytes: int
+    """Its raw bytes."""
+
+    known: bool
+    """Whether it was there already."""
+
+
+class Quotas(TypedDict):
+    """The settings of a store, all of which its operator may change."""
+
+    quota: int | None
+    """Most logical bytes of a tenant that has no quota of its own."""
+
+    quotas: dict[str, int]
+    """Most logical bytes of these tenants."""
+
+
+class NotExported(TypedDict):
+    """An adapter that could not be exported."""
+
+    adapter: str
+    """`USER/TASK`, or `USER` whose adapters could not be listed."""
+
+    code: str
+    """The code of what is wrong."""
+
+    message: str
+    """What is wrong."""
+
+
+class Exported(TypedDict):
+    """What was exported."""
+
+    tenants: int
+    """Number of tenants."""
+
+    adapters: int
+    """Number of adapters written."""
+
+    bytes: int
+    """Their bytes, without blobs."""
+
+    blobs: int
+    """Number of published blobs written."""
+
+    failed: list[NotExported]
+    """The adapters that could not be written."""
+
+    output: str
+    """The folder."""
+
+
+class Fsck(Checked):
+    """What a check found, and with ``repair`` what was done about it."""
+
+    repairs: NotRequired[list[Repair]]
+    """What was repaired."""
+
+    left: NotRequired[list[Repair]]
+    """What was left as it is."""
+
+
+class Quota(TypedDict):
+    """What one user may have."""
+
+    user: str
+    """The user."""
+
+    quota: int | None
+    """Bytes, or None for no bound."""
+
+    own: bool
+    """Whether it is the user's own, and not the default."""
