@@ -417,7 +417,7 @@ mod tests {
             let fixture = fixtures.join(adapter);
             let package = match fixture.is_dir() {
                 true => {
-                    crate::fleet::package_any(&fixture, None, &NoBlobs)
+                    crate::fleet::package_any(&fixture, &Default::default(), &NoBlobs)
                         .unwrap()
                         .0
                 }

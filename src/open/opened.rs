@@ -144,7 +144,7 @@ mod tests {
         assert_eq!(opened.identity, expected.identity);
         let tied = import_or_open(path, &ToTiedOptions::default()).unwrap();
         assert_eq!((tied.found, tied.worst.relative), (Found::Tied, 0.0));
-        let (package, notes) = package_any(path, None, &NoBlobs).unwrap();
+        let (package, notes) = package_any(path, &Default::default(), &NoBlobs).unwrap();
         assert_eq!((package.root, notes.len()), (expected.identity, 0));
         fs::write(&config, r#"{"peft_type": "LORA"}"#).unwrap();
         assert!(open_adapter(path, None, &NoBlobs).is_err());
