@@ -159,6 +159,7 @@ where
     fn older(&self, name: &str) -> Answer<K::Place> {
         match self.as_it_is(name) {
             Some(place) => Answer::Found(Found::whole(place)),
+            None if self.base.locate(name).is_some() => self.by_class().find(name),
             None => self.by_class().find_parts(&self.architecture.links(name)),
         }
     }
