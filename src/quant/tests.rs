@@ -576,8 +576,6 @@ fn unread_parts_of_methods_are_named() {
         }
         true
     });
-    let base = Checkpoint::open(order.path()).unwrap();
-    println!("{:?}", base.tensors().keys().collect::<Vec<_>>());
     assert!(refused(&order).contains("in another order"));
 }
 
