@@ -392,6 +392,7 @@ fn names(folder: &Path) -> Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::convert::ToTiedOptions;
     use crate::fleet::package;
     use crate::format::NoBlobs;
 
@@ -417,7 +418,7 @@ mod tests {
             let fixture = fixtures.join(adapter);
             let package = match fixture.is_dir() {
                 true => {
-                    crate::fleet::package_any(&fixture, None, &NoBlobs)
+                    crate::fleet::package_any(&fixture, &ToTiedOptions::default(), &NoBlobs)
                         .unwrap()
                         .0
                 }
