@@ -289,8 +289,8 @@ class Store:
     ) -> reports.Exported | reports.Served:
         """Write the last version of every adapter into a folder.
 
-        With ``peft`` that is one for servers, which is brought up to date: ``USER/TASK`` leads to a PEFT directory of the
-        last version, what the store has no more goes, and the report is a ``Served``.
+        With ``peft`` that is one for servers, which is brought up to date: ``USER/TASK`` leads to a PEFT directory of
+        the last version, what the store has no more goes, and the report is a ``Served``.
 
         Args:
             output: The folder to write ``USER/TASK.tl`` into.

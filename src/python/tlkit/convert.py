@@ -98,7 +98,7 @@ def tied_to_gguf(
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> reports.TiedToGguf:
-    """Convert a ``.tl`` or a PEFT directory to llama.cpp's adapter format, for Llama, Mistral, Qwen 2 and 3, Gemma 1 to 3.
+    """Convert a ``.tl`` or a PEFT directory to llama.cpp's adapter format: Llama, Mistral, Qwen 2 and 3, Gemma 1 to 3.
 
     Args:
         adapter: The ``.tl`` or the folder.

@@ -276,7 +276,7 @@ class Engine(TypedDict):
     """`vLLM`, `SGLang` or `llama.cpp`."""
 
     verdict: Literal["serves", "refuses", "wrong"]
-    """With the PEFT directory itself, or the faithful one of a `.tl`; `wrong` says nothing and computes another update."""
+    """With the PEFT directory itself, or the faithful one of a `.tl`; `wrong` silently computes another update."""
 
     why: list[str]
     """Why it is not served."""
