@@ -392,7 +392,6 @@ fn names(folder: &Path) -> Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::convert::ToTiedOptions;
     use crate::fleet::package;
     use crate::format::NoBlobs;
 
@@ -418,7 +417,7 @@ mod tests {
             let fixture = fixtures.join(adapter);
             let package = match fixture.is_dir() {
                 true => {
-                    crate::fleet::package_any(&fixture, &ToTiedOptions::default(), &NoBlobs)
+                    crate::fleet::package_any(&fixture, &Default::default(), &NoBlobs)
                         .unwrap()
                         .0
                 }
