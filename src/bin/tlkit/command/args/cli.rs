@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use super::{
-    Audit, Convert, Demo, Dequantise, Devices, Eval, Generate, Inspect, Merge, Pack, Params, Plan,
-    Store, Sweep, Train, Unmerge, Verify,
+    Audit, Check, Convert, Demo, Dequantise, Devices, Eval, Generate, Inspect, Merge, Pack, Params,
+    Plan, Store, Sweep, Train, Unmerge, Verify,
 };
 
 const EXIT_CODES: &str = "\
@@ -47,6 +47,8 @@ pub(crate) enum Command {
     /// Prove what a file, two adapters or a merged model are
     #[command(subcommand)]
     Verify(Verify),
+    /// Say whether an adapter fits a base, and what programs that serve it would do
+    Check(Check),
     /// Show what a .tl file, PEFT directory or base checkpoint holds
     Inspect(Inspect),
     /// Rewrite a .tl fat, thin or compressed; the root stays the same, unless --dtype rounds
