@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import transformers as t
+from peft import LoraConfig
 
 TEXT = {"vocab_size": 128, "num_hidden_layers": 2}
 ONES = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
@@ -66,6 +67,11 @@ def make(cache: Path) -> None:
         model.save_pretrained(snapshot)
         (folder / "refs").mkdir(parents=True, exist_ok=True)
         (folder / "refs" / "main").write_text("0" * 40)
+    # A configuration of LoRA under a revision, which every method's configuration is to read.
+    folder = cache / "models--peft-internal-testing--tiny-opt-lora-revision"
+    LoraConfig(base_model_name_or_path="none").save_pretrained(folder / "snapshots" / ("1" * 40))
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / "test").write_text("1" * 40)
 
 
 if __name__ == "__main__":

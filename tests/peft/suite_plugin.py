@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.optim import SGD
 
 from tlkit.peft import TiedLoraConfig
 
@@ -35,7 +37,7 @@ def _custom() -> list[Any]:
         ("Vanilla MLP 5 TiedLora", "MLP", {"target_modules": ["lin0"], "modules_to_save": ["lin1"]}),
         ("Vanilla MLP 6 TiedLora", "MLP", {**BOTH, "dropout": 0.1}),
         ("Vanilla MLP 7 TiedLora core", "MLP", {**BOTH, "train": "A,B,C,v"}),
-        ("Vanilla MLP 8 TiedLora rslora", "MLP", {**BOTH, "alpha": 16.0, "use_rslora": True}),
+        ("Vanilla MLP 8 TiedLora rslora", "MLP", {**BOTH, "alpha": 2.0, "use_rslora": True}),
         ("Embedding + transformers Conv1D 1 TiedLora", "EmbConv1D", {"target_modules": ["conv1d"]}),
     ]
     rows += [(f"Vanilla MLP 4 TiedLora {m}", "MLP", {**BOTH, "method": m}) for m in METHODS]
@@ -111,6 +113,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         why = next((why for test, why in LEFT_OUT.items() if re.search(test, item.nodeid)), None)
         if why is not None:
             item.add_marker(pytest.mark.skip(reason=f"left out: {why}"))
+
+
+@pytest.fixture(autouse=True)
+def _tied_lora_is_known(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the suite asks which method it is, lets TiedLora be one of those that can do what is tested."""
+    name = request.node.originalname
+    common = sys.modules["tests.testing_common"]
+    if name == "test_parameters_after_loading_model":
+        # The learning rate that the suite has for VBLoRA and RandLoRA: the update is of fourth degree in
+        # what trains, and with 0.5, inputs to 90 and a loss without a bound it is NaN after three steps.
+        monkeypatch.setattr(torch.optim, "SGD", lambda parameters, lr: SGD(parameters, lr=0.01))
+    if name == "test_mixed_adapter_batches":
+        monkeypatch.setattr(common, "RoadConfig", TiedLoraConfig)
+    if name == "test_generate_with_mixed_adapter_batches":
+        monkeypatch.setattr(common, "LoraConfig", TiedLoraConfig)
+    monkeypatch.setattr(common, "_skip_if_conv1d_not_supported", lambda *_: None)
+    if hasattr(request.module, "skip_deberta_lora_tests"):
+        monkeypatch.setattr(request.module, "skip_deberta_lora_tests", lambda *_: None)
 
 
 _outcomes: dict[str, list[str]] = {}
