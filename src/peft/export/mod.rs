@@ -9,6 +9,7 @@ mod content;
 mod extras;
 mod form;
 mod lora;
+mod rows;
 mod vera;
 mod write;
 
