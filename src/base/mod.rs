@@ -6,6 +6,7 @@ mod class_names;
 mod config;
 pub(crate) mod cut;
 pub(crate) mod edits;
+pub(crate) mod heads;
 mod hub;
 pub(crate) mod known;
 pub(crate) mod llama_cpp;

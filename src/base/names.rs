@@ -145,15 +145,22 @@ where
             .get_or_init(|| ClassNames::of(self.base, self.architecture))
     }
 
+    /// The stored tensor of a name, but for one whose name loading keeps while it changes what is in it: then
+    /// the class's tensor is meant.
+    fn as_it_is(&self, name: &str) -> Option<K::Place> {
+        let place = self.base.locate(name)?;
+        let links = self.architecture.links(name);
+        let changed =
+            matches!(links.as_slice(), [link] if link.class == name && link.at != Cut::WHOLE);
+        (!changed).then_some(place)
+    }
+
     /// Where a name leads that the class once had: the base's own, or what the load rules make of it.
     fn older(&self, name: &str) -> Answer<K::Place> {
-        let links = self.architecture.links(name);
-        // Loading keeps the name and changes what is in the tensor: then the class's is meant.
-        let kept =
-            matches!(links.as_slice(), [link] if link.class == name && link.of == Cut::WHOLE);
-        match self.base.locate(name) {
-            Some(place) if !kept => Answer::Found(Found::whole(place)),
-            _ => self.by_class().find_parts(&links),
+        match self.as_it_is(name) {
+            Some(place) => Answer::Found(Found::whole(place)),
+            None if self.base.locate(name).is_some() => self.by_class().find(name),
+            None => self.by_class().find_parts(&self.architecture.links(name)),
         }
     }
 
@@ -304,7 +311,7 @@ impl Finder {
     {
         let asked = names.asked(name);
         let name = asked.as_deref().unwrap_or(name);
-        if let Some(place) = names.base.locate(name) {
+        if let Some(place) = names.as_it_is(name) {
             return Some(Found::whole(place));
         }
         if !names.architecture.is_known() {

@@ -48,4 +48,11 @@ pub trait BaseShapes {
 pub trait BaseModules {
     /// Every path that has a `.weight` of two axes or more.
     fn modules(&self) -> Vec<String>;
+
+    /// Output and input features of a linear module; `None` where the base has none of this path, or has it in
+    /// another form.
+    fn sizes(&self, module: &str) -> Option<(usize, usize)> {
+        let _ = module;
+        None
+    }
 }

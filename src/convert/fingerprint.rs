@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::adapter::{Adapter, BaseModel};
+use crate::adapter::{Adapter, BaseModel, ExtraRole};
 use crate::base::architecture::Architecture;
+use crate::base::heads;
 use crate::base::names::Names;
 use crate::base::ties::Ties;
 use crate::error::{Code, Error, Result};
@@ -48,7 +49,8 @@ pub(crate) fn fingerprinted(adapter: &Adapter, base: &Checkpoint) -> Result<Base
 }
 
 /// The base tensors that an adapter changes, under the base's names: those that a merge finds. An
-/// output projection that the base leaves out, being its embedding, is that embedding (spec §11).
+/// output projection that the base leaves out, being its embedding, is that embedding (spec §11); a head
+/// that it has nothing of is none of them.
 pub(crate) fn touched_tensors<'b>(
     adapter: &Adapter,
     base: &'b Checkpoint,
@@ -58,7 +60,12 @@ pub(crate) fn touched_tensors<'b>(
     let architecture = Architecture::of(base)?;
     let names = Names::new(base, &architecture);
     let ties = Ties::of(base, &architecture, &names)?;
-    let found = names.resolve(&wanted, renames, |name| ties.may_miss(name))?;
+    let extras = adapter.extras.iter();
+    let replaced = extras.filter(|e| e.role == ExtraRole::Replace);
+    let replaced = replaced.map(|e| e.name.as_str());
+    let absent = heads::absent(base, adapter.task.as_deref(), replaced);
+    let may_miss = |name: &str| absent.contains(name) || ties.may_miss(name);
+    let found = names.resolve(&wanted, renames, may_miss)?;
     let mut places = Vec::with_capacity(found.len());
     for (found, name) in found.into_iter().zip(&wanted) {
         match found {

@@ -39,7 +39,7 @@ pub use fingerprint::check_fingerprint;
 pub(crate) use fingerprint::{fingerprinted, touched_tensors};
 pub use storage::store_as;
 pub(crate) use tied::import_unbound;
-pub use tied::{Found, Tied, ToTiedOptions, find_ties, import_tied};
+pub use tied::{Found, Tied, ToTiedOptions, find_ties, import_or_open, import_tied};
 pub use ties::recover_ties;
 pub use to_gguf::{ToGguf, ToGgufOptions, tied_to_gguf};
 pub use to_peft::{ToPeft, adapter_to_peft, tied_to_peft};

@@ -11,10 +11,11 @@ use super::fingerprint::fingerprinted;
 use super::ties::recover_ties;
 use crate::adapter::{Adapter, DeltaError, Module, TieGroup, delta_error};
 use crate::error::{Code, Error, Result};
-use crate::format::WriteOptions;
-use crate::open::{check_complete, import_with_base};
+use crate::format::{NoBlobs, WriteOptions};
+use crate::open::{check_complete, import_with_base, open_adapter};
 use crate::peft::import::{Imported, PeftKind};
 use crate::peft::projection::Fma;
+use crate::peft::tl_beside;
 use crate::safetensors::Checkpoint;
 use crate::tensor::Dtype;
 
@@ -76,7 +77,21 @@ pub struct Tied {
 /// # Errors
 /// Those of [`import_with_base`]; [`Code::UnsupportedDora`].
 pub fn import_tied(dir: &Path, options: &ToTiedOptions<'_>) -> Result<Tied> {
-    let mut tied = import_unbound(dir, options)?;
+    with_fingerprint(import_unbound(dir, options)?, options)
+}
+
+/// As [`import_tied`], of PEFT's Tied-LoRA too: what is tied needs no import, and its `.tl` is the adapter.
+///
+/// # Errors
+/// Those of [`import_tied`] and [`open_adapter`].
+pub fn import_or_open(dir: &Path, options: &ToTiedOptions<'_>) -> Result<Tied> {
+    match tl_beside(dir)? {
+        Some(_) => with_fingerprint(already_tied(dir)?, options),
+        None => import_tied(dir, options),
+    }
+}
+
+fn with_fingerprint(mut tied: Tied, options: &ToTiedOptions<'_>) -> Result<Tied> {
     if let Some(base) = options.base {
         tied.adapter.base = Some(fingerprinted(&tied.adapter, base)?);
     }
@@ -124,6 +139,21 @@ pub(crate) fn import_unbound(dir: &Path, options: &ToTiedOptions<'_>) -> Result<
         worst_module,
         bytes,
         notes,
+    })
+}
+
+/// The adapter of PEFT's Tied-LoRA, as its `.tl` has it.
+fn already_tied(dir: &Path) -> Result<Tied> {
+    let opened = open_adapter(dir, None, &NoBlobs)?;
+    let (worst, worst_module) = largest_error(&opened.adapter, &opened.adapter)?;
+    Ok(Tied {
+        source: opened.adapter.clone(),
+        adapter: opened.adapter,
+        found: Found::Tied,
+        worst,
+        worst_module,
+        bytes: opened.bytes,
+        notes: opened.notes,
     })
 }
 

@@ -31,6 +31,8 @@ pub struct ToPeft {
     pub bytes_after: u64,
     /// The adapter's identity.
     pub root: String,
+    /// What whoever uses the folder should know, such as that some programs misread it.
+    pub notes: Vec<String>,
     /// The folder written.
     pub output: PathBuf,
 }
@@ -57,6 +59,7 @@ pub fn tied_to_peft(
         bytes_before: tl.file().byte_len(),
         bytes_after: written.bytes,
         root: tl.root().to_string(),
+        notes: written.notes,
         output: output.to_owned(),
     })
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::tied::{Found, ToTiedOptions, import_tied};
+use super::tied::{Found, ToTiedOptions, import_or_open};
 use crate::adapter::Method;
 use crate::error::Result;
 use crate::format::write_tl;
@@ -45,9 +45,9 @@ pub struct ToTied {
 /// Converts a PEFT adapter directory to a `.tl`.
 ///
 /// # Errors
-/// Those of [`import_tied`] and [`write_tl`].
+/// Those of [`import_or_open`] and [`write_tl`].
 pub fn peft_to_tied(dir: &Path, output: &Path, options: &ToTiedOptions<'_>) -> Result<ToTied> {
-    let tied = import_tied(dir, options)?;
+    let tied = import_or_open(dir, options)?;
     let written = write_tl(output, &tied.adapter, &options.write)?;
     Ok(ToTied {
         found: tied.found,

@@ -82,7 +82,7 @@ pub fn export(
     options: &ExportOptions,
     progress: Progress<'_>,
 ) -> Result<Exported> {
-    let tenants = tenants(store, options)?;
+    let tenants = tenants(store, options.user.as_ref())?;
     let mut done = Exported {
         tenants: tenants.len(),
         output: dir.to_owned(),
@@ -135,9 +135,9 @@ pub fn export(
 }
 
 /// The tenants to export.
-fn tenants(store: &Store, options: &ExportOptions) -> Result<Vec<Name>> {
+pub(super) fn tenants(store: &Store, only: Option<&Name>) -> Result<Vec<Name>> {
     let mut tenants = store.tenants()?;
-    if let Some(user) = &options.user {
+    if let Some(user) = only {
         tenants.retain(|t| t == user);
         if tenants.is_empty() {
             let message = format!("no tenant `{user}`");

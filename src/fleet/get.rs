@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -10,7 +11,10 @@ use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
 use crate::format::{Encoded, Manifest, Packing, WriteOptions, encode, write_blobs, write_encoded};
 use crate::fs::{AtomicFile, Existing};
+use crate::open::with_modules;
 use crate::peft::export;
+use crate::peft::target_names::BaseModules;
+use crate::safetensors::Checkpoint;
 use crate::store::{AdapterName, Fetched, Store, Trust};
 
 /// What an adapter is written as.
@@ -22,7 +26,7 @@ pub enum Form {
     /// A `.tl` without its seeded tensors and published blobs; with a folder, those blobs go there,
     /// each under the hex digits of its digest.
     Thin(Option<PathBuf>),
-    /// A PEFT directory that merges to the same bytes.
+    /// A PEFT directory: that merges to the same bytes, or with [`GetOptions::portable`] that servers load alike.
     Peft,
 }
 
@@ -32,6 +36,13 @@ pub enum Form {
 pub struct GetOptions {
     /// What to write.
     pub form: Form,
+    /// Whether a PEFT directory is the portable one.
+    pub portable: bool,
+    /// What the config of a PEFT directory calls the base, in place of what the adapter does.
+    pub base_name: Option<String>,
+    /// The base model of a PEFT directory: targets are named by suffix only where that is exact, and the
+    /// portable form gets zeros for what SGLang does not do without.
+    pub base: Option<Arc<Checkpoint>>,
     /// Whether tensors of a `.tl` are packed with zstd.
     pub zstd: bool,
     /// What to do with an existing output.
@@ -44,6 +55,9 @@ impl Default for GetOptions {
     fn default() -> Self {
         Self {
             form: Form::Fat,
+            portable: false,
+            base_name: None,
+            base: None,
             zstd: false,
             existing: Existing::Refuse,
             trust: Trust::default(),
@@ -67,6 +81,9 @@ pub struct Got {
     pub left_out: usize,
     /// How many of them were written into the folder of blobs.
     pub blobs_written: usize,
+    /// What whoever uses a PEFT directory should know, such as that some programs misread it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// The file or folder.
     pub output: PathBuf,
 }
@@ -95,15 +112,25 @@ pub fn get(store: &Store, name: &AdapterName, output: &Path, options: &GetOption
         bytes: 0,
         left_out: 0,
         blobs_written: 0,
+        notes: Vec::new(),
         output: output.to_owned(),
     };
     let packing = match &options.form {
         Form::Peft => {
-            let peft = export::ExportOptions {
-                existing: options.existing,
-                ..export::ExportOptions::default()
-            };
-            got.bytes = export::export(&adapter, output, &peft)?.bytes;
+            let written = with_modules(options.base.as_deref(), |known| {
+                let peft = export::ExportOptions {
+                    form: match options.portable {
+                        true => export::Form::Portable,
+                        false => export::Form::Faithful,
+                    },
+                    base: known.map(|k| k as &dyn BaseModules),
+                    base_name: options.base_name.as_deref(),
+                    existing: options.existing,
+                    ..export::ExportOptions::default()
+                };
+                export::export(&adapter, output, &peft)
+            })?;
+            (got.bytes, got.notes) = (written.bytes, written.notes);
             return Ok(got);
         }
         Form::Fat => Packing::Fat,

@@ -5,8 +5,10 @@ mod blobs;
 mod export;
 mod get;
 mod package;
+mod serving;
 
 pub use blobs::Chain;
 pub use export::{ExportOptions, Exported, NotExported, export};
 pub use get::{Form, GetOptions, Got, adapter, get};
 pub use package::{package, package_adapter, package_any};
+pub use serving::{Pass, Served, ServingOptions, serve_folder};

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::adapter::Adapter;
-use crate::convert::{ToTiedOptions, import_tied};
+use crate::convert::{ToTiedOptions, import_or_open};
 use crate::error::{Code, Error, Result};
 use crate::format::{BlobSource, TlFile, encode};
 use crate::peft::is_peft_dir;
@@ -48,11 +48,11 @@ fn distinct(mut blobs: Vec<PackageBlob>) -> Vec<PackageBlob> {
 }
 
 /// The package of a `.tl`, or of a PEFT directory, which is brought into tie groups as
-/// [`import_tied`] does, with notes on what that changed or left open. The options are those of the
+/// [`import_or_open`] does, with notes on what that changed or left open. The options are those of the
 /// conversion, without its file; for a `.tl` they are not looked at.
 ///
 /// # Errors
-/// Those of [`package`] and [`import_tied`].
+/// Those of [`package`] and [`import_or_open`].
 pub fn package_any(
     path: &Path,
     options: &ToTiedOptions<'_>,
@@ -61,7 +61,7 @@ pub fn package_any(
     if !path.is_dir() && !is_peft_dir(path) {
         return Ok((package(path, blobs)?, Vec::new()));
     }
-    let tied = import_tied(path, options).map_err(|e| e.file(path))?;
+    let tied = import_or_open(path, options).map_err(|e| e.file(path))?;
     let mut notes = tied.notes;
     // NaN too: what cannot be computed is not exact.
     if tied.worst.relative != 0.0 {

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::adapter::{Adapter, ExtraRole};
 use crate::base::architecture::class_of_task;
 use crate::base::edits::ConfigEdits;
-use crate::base::modules::is_head;
+use crate::base::heads::absent;
 use crate::base::read_config;
 use crate::error::Result;
 use crate::safetensors::Checkpoint;
@@ -17,22 +17,15 @@ const LABELS: usize = 2;
 /// Most labels that are written into a config.
 const MAX_LABELS: usize = 100_000;
 
-/// The tensors of an adapter for a classifier that its base may lack: heads, and what else was saved
-/// for a task whose head is trained from nothing; all of a module that the base has nothing of.
+/// The tensors of an adapter that its base may lack.
 pub(super) fn absent_heads<'a>(base: &Checkpoint, adapter: &'a Adapter) -> BTreeSet<&'a str> {
-    const TASKS: [&str; 3] = ["SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"];
-    let of_task = adapter.task.as_deref().is_some_and(|t| TASKS.contains(&t));
-    let top = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
     let extras = adapter.extras.iter();
-    let mut whole = extras
-        .filter(|e| e.role == ExtraRole::Replace && (of_task || is_head(&e.name)))
-        .peekable();
-    if whole.peek().is_none() {
-        return BTreeSet::new();
-    }
-    let present: BTreeSet<String> = base.tensors().keys().map(|n| top(n)).collect();
-    let absent = whole.filter(|e| !present.contains(&top(&e.name)));
-    absent.map(|e| e.name.as_str()).collect()
+    let whole = extras.filter(|e| e.role == ExtraRole::Replace);
+    absent(
+        base,
+        adapter.task.as_deref(),
+        whole.map(|e| e.name.as_str()),
+    )
 }
 
 /// Plans what the config says of a model that got a head: its class, and its labels.

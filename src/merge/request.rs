@@ -88,7 +88,7 @@ impl MergeInput {
             single_rounding: vera_directory || opened.adapter.method() == Method::Vera,
             identity: opened.identity,
             lenient_layout: opened.source != Source::Tl,
-            folder: (opened.source != Source::Tl).then(|| path.to_owned()),
+            folder: path.is_dir().then(|| path.to_owned()),
             adapter: opened.adapter,
             notes: opened.notes,
             missing: opened.missing,

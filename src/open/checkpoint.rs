@@ -186,6 +186,13 @@ impl BaseModules for CheckpointModules<'_> {
         let stored = matrices.filter_map(|(n, _)| n.strip_suffix(".weight"));
         stored.map(|name| self.names.called(name)).collect()
     }
+
+    fn sizes(&self, module: &str) -> Option<(usize, usize)> {
+        match self.weight_shape(module)?[..] {
+            [out, in_features] if self.is_conv1d(module) != Some(true) => Some((out, in_features)),
+            _ => None,
+        }
+    }
 }
 
 #[cfg(test)]

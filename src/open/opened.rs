@@ -9,8 +9,8 @@ use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
 use crate::format::{BlobSource, TlFile, most_held};
 use crate::peft::import::PeftKind;
-use crate::peft::is_peft_dir;
 use crate::peft::projection::Fma;
+use crate::peft::{is_peft_dir, tl_beside};
 use crate::safetensors::Checkpoint;
 use crate::tensor::Tensor;
 
@@ -43,7 +43,8 @@ pub struct Opened {
     pub bytes: u64,
 }
 
-/// Opens a `.tl` file or a PEFT adapter directory, whichever `path` is.
+/// Opens a `.tl` file or a PEFT adapter directory, whichever `path` is. A directory of PEFT's Tied-LoRA is opened as
+/// the `.tl` in it ([`tl_beside`]).
 ///
 /// `base` answers what a VeRA directory leaves open; `blobs` what a thin `.tl` leaves out. What a
 /// `.tl` makes of packed and seeded tensors may not take more than 256 MiB and 4 times the base's bytes.
@@ -55,6 +56,8 @@ pub fn open_adapter(
     base: Option<&Checkpoint>,
     blobs: &dyn BlobSource,
 ) -> Result<Opened> {
+    let beside = tl_beside(path)?;
+    let path = beside.as_deref().unwrap_or(path);
     if path.is_dir() || is_peft_dir(path) {
         let imported = import_with_base(path, base, Fma::Fused, None)?;
         return Ok(Opened {
@@ -107,4 +110,43 @@ fn not_an_adapter(path: &Path, e: Error) -> Error {
         return e.hint("name the PEFT adapter's folder, not the file in it");
     }
     e.hint("an adapter is a .tl file, or a PEFT folder with adapter_config.json")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::convert::{Found, ToTiedOptions, import_or_open};
+    use crate::fleet::package_any;
+    use crate::format::NoBlobs;
+    use crate::peft::TL_FILE;
+
+    fn fixture() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/adapters/style-tl6.tl")
+    }
+
+    /// Breaks where a directory of PEFT's Tied-LoRA is another adapter than the `.tl` in it, or a `.tl` that lies in
+    /// some other adapter's directory is taken for it.
+    #[test]
+    fn a_tied_lora_of_peft_is_its_tl() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path();
+        let config = path.join("adapter_config.json");
+        fs::write(&config, r#"{"peft_type": "TIED_LORA"}"#).unwrap();
+        let missing = open_adapter(path, None, &NoBlobs).unwrap_err();
+        assert_eq!(missing.code(), Code::NoAdapter, "{missing}");
+        fs::copy(fixture(), path.join(TL_FILE)).unwrap();
+        let expected = open_adapter(&fixture(), None, &NoBlobs).unwrap();
+        let opened = open_adapter(path, None, &NoBlobs).unwrap();
+        assert_eq!(opened.source, Source::Tl);
+        assert_eq!(opened.identity, expected.identity);
+        let tied = import_or_open(path, &ToTiedOptions::default()).unwrap();
+        assert_eq!((tied.found, tied.worst.relative), (Found::Tied, 0.0));
+        let (package, notes) = package_any(path, &Default::default(), &NoBlobs).unwrap();
+        assert_eq!((package.root, notes.len()), (expected.identity, 0));
+        fs::write(&config, r#"{"peft_type": "LORA"}"#).unwrap();
+        assert!(open_adapter(path, None, &NoBlobs).is_err());
+    }
 }

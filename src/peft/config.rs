@@ -11,6 +11,8 @@ use super::saved::heads_of_task;
 use super::tokens::{self, TrainedTokens};
 use crate::error::{Code, Error, Result};
 
+/// The `peft_type` of what `tlkit.peft` saves.
+pub const TIED_LORA: &str = "TIED_LORA";
 /// Bytes of `adapter_config.json` beyond which it is not parsed.
 pub const MAX_CONFIG_BYTES: usize = 4 << 20;
 
@@ -174,6 +176,11 @@ impl PeftConfig {
             });
         };
         match peft_type.as_str() {
+            TIED_LORA => Err(Error::new(
+                Code::UnsupportedPeftType,
+                "`peft_type` is \"TIED_LORA\", which is tied already",
+            )
+            .hint("use the adapter.tl in its folder")),
             "LORA" => LoraConfig::read(fields).map(Self::Lora),
             "VERA" => VeraConfig::read(fields).map(Self::Vera),
             "TRAINABLE_TOKENS" => LoraConfig::of_rows(fields).map(Self::Lora),

@@ -33,12 +33,14 @@ pub(crate) mod saved;
 pub(crate) mod slot;
 pub mod target_names;
 mod tensors;
+mod tied_lora;
 pub(crate) mod tokens;
 
-pub use config::{LoraConfig, PeftConfig, VeraConfig};
+pub use config::{LoraConfig, PeftConfig, TIED_LORA, VeraConfig};
 pub use features::Feature;
 pub use files::{CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE, is_peft_dir};
 pub use look::{Contents, StoredTensor, look, stored_tensors};
+pub use tied_lora::{TL_FILE, tl_beside};
 pub use tokens::TrainedTokens;
 
 #[cfg(test)]

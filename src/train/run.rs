@@ -290,6 +290,7 @@ impl TrainingRun {
                 form,
                 dtype: Some(self.config.dtype),
                 base: None,
+                base_name: None,
                 existing: self.options.existing,
             };
             convert::tied_to_peft(&self.config.output, dir, &NoBlobs, Some(base), &options)

@@ -21,12 +21,16 @@
 //! ```
 
 mod adapters;
+mod engines;
 mod file;
+mod fits;
 mod folder;
 mod merged;
 
 pub use adapters::{AdaptersReport, ExtraReport, Magnitudes, TargetReport, verify_adapters};
+pub use engines::{EngineReport, Verdict};
 pub use file::{FileReport, TensorCheck, verify_file};
+pub use fits::{Fingerprint, FitOptions, FitReport, Problem, check_fit};
 pub use folder::{FileNote, FilesReport};
 pub use merged::{
     MergedReport, Obeyed, TensorDifference, UlpClass, verify_merged, verify_merged_weights,

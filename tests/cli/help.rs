@@ -15,6 +15,7 @@ const COMMANDS: &[&str] = &[
     "verify adapters",
     "verify merged",
     "verify logits",
+    "check",
     "inspect",
     "pack",
     "store",

@@ -23,3 +23,43 @@ fn tied_to_gguf() {
     assert!(!shell.path("none.gguf").exists());
     assert_transcript!(shell);
 }
+
+/// Breaks where an adapter that does not fit is called one that does, or the programs that misread it are not named.
+#[test]
+fn check_says_whether_an_adapter_fits() {
+    let mut shell = Shell::new();
+    shell.run("check base style.tl");
+    shell.run("check base lora");
+    shell.run("check base vera --json");
+    shell.ok("convert peft-to-tied lora -o lora.tl --base base");
+    shell.run("check base lora.tl");
+    shell.run("check base lora.tl --shapes-only");
+    shell.run("check base style.tl --rename model=other");
+    shell.run("check base nothing");
+    assert_transcript!(shell);
+}
+
+/// Breaks where a folder for servers has another base's name, is not brought up to date, or is told otherwise.
+#[test]
+fn a_store_as_servers_read_it() {
+    let mut shell = Shell::new();
+    shell.ok("store init store");
+    shell.ok("store put store alice/one style.tl");
+    shell.ok("store put store bob/two lora");
+    shell.run("store get store alice/one --portable --base-name served -o one");
+    let config = std::fs::read_to_string(shell.path("one/adapter_config.json")).unwrap();
+    assert!(config.contains("\"base_model_name_or_path\": \"served\""));
+    shell.run("store get store bob/two --peft -o two");
+    shell.run("store export store -o out --peft --portable --base-name served --versions");
+    let config = std::fs::read_to_string(shell.path("out/bob/two@1/adapter_config.json")).unwrap();
+    assert!(config.contains("\"base_model_name_or_path\": \"served\""));
+    assert!(!config.contains("rslora"));
+    shell.ok("store put store alice/one vera");
+    shell.ok("store rm store bob/two");
+    shell.run("store export store -o out --portable --base-name served --json");
+    assert!(!shell.path("out/bob").exists());
+    shell.run("store export store -o other --watch");
+    shell.run("store export store -o other --peft --thin");
+    shell.run("store get store alice/one --portable --zstd -o none");
+    assert_transcript!(shell);
+}

@@ -51,7 +51,7 @@ from matrix_models import model_types  # noqa: E402
 from matrix_peft import make_row  # noqa: E402
 
 SMALL = (
-    "llama", "gpt2", "bert", "distilbert", "deberta-v2", "t5", "whisper", "gemma3", "qwen2_vl", "mixtral", "gpt_oss", "mamba",
+    "llama", "gpt2", "bert", "camembert", "distilbert", "deberta-v2", "t5", "whisper", "gemma3", "qwen2_vl", "mixtral", "gpt_oss", "mamba",
 )
 
 HEAD = """# Merges against PEFT's, by architecture

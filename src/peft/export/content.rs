@@ -32,6 +32,8 @@ pub(super) struct Entry {
 pub(super) struct PeftContent {
     pub(super) config: String,
     pub(super) entries: Vec<Entry>,
+    /// What whoever uses the directory should know.
+    pub(super) notes: Vec<String>,
 }
 
 /// Whether the linear modules are `Conv1D`; PEFT has one flag for all, and corrects it by class.

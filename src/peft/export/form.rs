@@ -44,16 +44,21 @@ pub struct ExportOptions<'a> {
     pub dtype: Option<Dtype>,
     /// The modules of the base, to name targets by suffix only where that means the same.
     pub base: Option<&'a dyn BaseModules>,
+    /// What the config calls the base (`base_model_name_or_path`), in place of what the adapter does: the name
+    /// that a server has for it.
+    pub base_name: Option<&'a str>,
     /// What to do with an existing directory.
     pub existing: Existing,
 }
 
 /// What was written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Exported {
     /// Bytes of config and weights.
     pub bytes: u64,
     /// Number of tensors.
     pub tensors: usize,
+    /// What whoever uses the directory should know, such as that some programs misread it.
+    pub notes: Vec<String>,
 }

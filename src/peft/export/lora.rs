@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::companions::{Companion, companions};
 use super::content::{Entry, PeftContent, Values, common_keys, has_conv1d, impossible};
 use super::extras::extra_entries;
 use super::form::{ExportOptions, Form};
@@ -12,7 +13,11 @@ use crate::peft::config::LoraConfig;
 use crate::peft::names::PREFIX;
 use crate::peft::parameters::{in_order, wrapper};
 use crate::peft::target_names::select;
-use crate::tensor::Dtype;
+use crate::tensor::{Dtype, Tensor};
+
+/// What to know of a portable directory that may lack modules.
+const LONE: &str = "SGLang loads none of q, k and v without q and v, nor up without gate; given the base, \
+                    those that are missing get zeros";
 
 /// The content of a LoRA directory; products are computed when it is written.
 pub(super) fn plan_lora(
@@ -71,11 +76,29 @@ pub(super) fn plan_lora(
     config.target_parameters = parameters.iter().map(|(n, _)| (*n).to_owned()).collect();
     entries.extend(parameter_entries(adapter, modules, &parameters, dtype)?);
     let of_modules = |m: &&Module| !is_parameter(adapter, m);
-    let selected: Vec<Module> = modules.iter().filter(of_modules).cloned().collect();
+    let mut selected: Vec<Module> = modules.iter().filter(of_modules).cloned().collect();
+    let mut notes = Vec::new();
+    if portable {
+        let (companions, unknown) = companions(adapter, modules, options.base);
+        if unknown {
+            notes.push(LONE.to_owned());
+        }
+        for c in &companions {
+            entries.extend(zeros(c, max_rank, dtype)?);
+        }
+        // Their names alone are looked at.
+        let named = |path| modules.first().map(|m| Module { path, ..m.clone() });
+        selected.extend(companions.into_iter().filter_map(|c| named(c.path)));
+    }
     let model = adapter.base.as_ref().and_then(|b| b.name.as_deref());
     config.selection = select(&selected, options.base, model)?;
     config.fan_in_fan_out = has_conv1d(adapter);
     common_keys(adapter, &mut config.common);
+    if let Some(name) = options.base_name {
+        config.common.base_model_name_or_path = Some(name.to_owned());
+        config.common.revision = None;
+    }
+    notes.extend(misread(&config));
     let extras = extra_entries(adapter, modules)?;
     config.bias = extras.bias;
     config.lora_bias = extras.lora_bias;
@@ -89,7 +112,45 @@ pub(super) fn plan_lora(
     Ok(PeftContent {
         config: config.to_json_pretty()?,
         entries,
+        notes,
     })
+}
+
+/// An update of zeros.
+fn zeros(module: &Companion, rank: usize, dtype: Dtype) -> Result<[Entry; 2]> {
+    let entry = |end: &str, shape: [usize; 2]| -> Result<Entry> {
+        let values = vec![0.0; shape[0] * shape[1]];
+        let shape = shape.to_vec();
+        Ok(Entry {
+            name: format!("{PREFIX}{}.lora_{end}.weight", module.path),
+            dtype,
+            values: Values::Ready(Tensor::narrowed(dtype, shape.clone(), &values)?),
+            shape,
+        })
+    };
+    Ok([
+        entry("A", [rank, module.in_features])?,
+        entry("B", [module.out, rank])?,
+    ])
+}
+
+/// What some programs that serve adapters would make of a config.
+fn misread(config: &LoraConfig) -> Option<String> {
+    let mut keys = Vec::new();
+    if config.use_rslora {
+        keys.push("use_rslora");
+    }
+    if !config.alpha_pattern.is_empty() {
+        keys.push("alpha_pattern");
+    }
+    if !keys.is_empty() {
+        return Some(format!(
+            "llama.cpp and SGLang leave {} out, and would compute another update; the portable form is the same to all",
+            keys.join(" and ")
+        ));
+    }
+    let ranks = "SGLang takes no rank_pattern; the portable form has one rank";
+    (!config.rank_pattern.is_empty()).then(|| ranks.to_owned())
 }
 
 /// A parameter's name, and its experts among the modules.

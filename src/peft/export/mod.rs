@@ -4,7 +4,9 @@
 //! and B' = diag(v)·B in f32: exactly the numbers of the first step of a merge, so that merging the
 //! export gives the bytes that merging the `.tl` gives. The portable form is what PEFT, vLLM and
 //! llama.cpp load alike: alpha = r, the scale folded into B, one rank, list of names, no extras.
+//! So does SGLang, which besides gets zeros for what it stacks with adapted modules, where the base tells their sizes.
 
+mod companions;
 mod content;
 mod extras;
 mod form;

@@ -41,6 +41,10 @@ pub(super) fn plan_vera(
         .and_then(|k| k.parse().ok());
     config.projection_prng_key = key.unwrap_or(0);
     common_keys(adapter, &mut config.common);
+    if let Some(name) = options.base_name {
+        config.common.base_model_name_or_path = Some(name.to_owned());
+        config.common.revision = None;
+    }
     let extras = extra_entries(adapter, modules)?;
     if extras.lora_bias
         || adapter
@@ -58,6 +62,7 @@ pub(super) fn plan_vera(
     Ok(PeftContent {
         config: config.to_json_pretty(),
         entries,
+        notes: Vec::new(),
     })
 }
 

@@ -34,7 +34,7 @@ pub fn export(adapter: &Adapter, dir: &Path, options: &ExportOptions<'_>) -> Res
         Form::Faithful | Form::Portable => plan_lora(adapter, &modules, options)?,
         Form::Vera => plan_vera(adapter, &modules, options)?,
     };
-    let tensors = plan.entries.len();
+    let (tensors, notes) = (plan.entries.len(), plan.notes);
     let mut bytes = plan.config.len() as u64;
     write_dir(dir, Output::Adapter, options.existing, |folder| {
         let mut config = AtomicFile::create(folder.join(CONFIG_FILE), Existing::Refuse)?;
@@ -49,7 +49,11 @@ pub fn export(adapter: &Adapter, dir: &Path, options: &ExportOptions<'_>) -> Res
         )?;
         Ok(())
     })?;
-    Ok(Exported { bytes, tensors })
+    Ok(Exported {
+        bytes,
+        tensors,
+        notes,
+    })
 }
 
 fn write_weights(

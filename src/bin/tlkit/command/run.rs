@@ -52,6 +52,7 @@ pub(super) fn dispatch(command: Command, output: &Output) -> tlkit::Result<Outco
         Command::Verify(Verify::Adapters(args)) => cmd::verify::adapters(&args, output),
         Command::Verify(Verify::Merged(args)) => cmd::verify::merged(&args, output),
         Command::Verify(Verify::Logits(args)) => cmd::verify::logits(&args, output),
+        Command::Check(args) => cmd::check::check(&args, output),
         Command::Inspect(args) => cmd::inspect::inspect(&args, output),
         Command::Pack(args) => cmd::pack::pack(&args, output),
         Command::Store(command) => store(&command, output),

@@ -3,14 +3,14 @@
 use clap::{Parser, Subcommand};
 
 use super::{
-    Audit, Convert, Demo, Dequantise, Devices, Eval, Generate, Inspect, Merge, Pack, Params, Plan,
-    Store, Sweep, Train, Unmerge, Verify,
+    Audit, Check, Convert, Demo, Dequantise, Devices, Eval, Generate, Inspect, Merge, Pack, Params,
+    Plan, Store, Sweep, Train, Unmerge, Verify,
 };
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done, or equal; 1 not equal (verify); 2 wrong usage; 3 input or output failed;
-4 a file is malformed or damaged; 5 not supported; 6 adapter and base do not fit;
-70 tlkit itself failed; 130 interrupted
+Exit codes: 0 done, or equal; 1 not equal (verify), or does not fit (check); 2 wrong usage;
+3 input or output failed; 4 a file is malformed or damaged; 5 not supported;
+6 adapter and base do not fit; 70 tlkit itself failed; 130 interrupted
 
 SIGINT, SIGTERM and SIGHUP end every command within a second";
 
@@ -47,6 +47,8 @@ pub(crate) enum Command {
     /// Prove what a file, two adapters or a merged model are
     #[command(subcommand)]
     Verify(Verify),
+    /// Say whether an adapter fits a base, and what programs that serve it would do
+    Check(Check),
     /// Show what a .tl file, PEFT directory or base checkpoint holds
     Inspect(Inspect),
     /// Rewrite a .tl fat, thin or compressed; the root stays the same, unless --dtype rounds

@@ -199,7 +199,8 @@ pub(crate) struct TiedToPeft {
     /// The PEFT directory to write
     #[arg(short, long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) output: PathBuf,
-    /// The form that PEFT, vLLM and llama.cpp all load alike: alpha = r, one rank, scale in B
+    /// The form that PEFT, vLLM, SGLang and llama.cpp all load alike: alpha = r, one rank, scale in B; with
+    /// --base, zeros for what SGLang does not do without
     #[arg(long, conflicts_with = "kind")]
     pub(crate) portable: bool,
     /// What to write
@@ -217,6 +218,9 @@ pub(crate) struct TiedToPeft {
     /// The base model, so that target modules are named by suffix only where that is exact
     #[arg(long, value_hint = ValueHint::AnyPath)]
     pub(crate) base: Option<PathBuf>,
+    /// What the config calls the base, such as the name that a server has for it
+    #[arg(long, value_name = "NAME")]
+    pub(crate) base_name: Option<String>,
     #[command(flatten)]
     pub(crate) names: BaseNames,
     #[command(flatten)]

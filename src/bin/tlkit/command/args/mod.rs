@@ -2,6 +2,7 @@
 
 mod audit;
 mod base;
+mod check;
 mod cli;
 mod convert;
 mod gguf;
@@ -15,6 +16,7 @@ mod verify;
 
 pub(crate) use audit::{Audit, Plan};
 pub(crate) use base::BaseNames;
+pub(crate) use check::Check;
 pub(crate) use cli::{Cli, Command};
 pub(crate) use convert::{
     Calibrate, Convert, Fit, PeftForm, PeftToTied, ProjectionRounding, TiedToPeft,
@@ -22,7 +24,8 @@ pub(crate) use convert::{
 pub(crate) use gguf::TiedToGguf;
 pub(crate) use merge::{Blobs, Dequantise, Merge, Unmerge};
 pub(crate) use store::{
-    Export, Fsck, Gc, Get, History, Init, Limit, List, Publish, Put, Quota, Rm, Stat, Store, Tag,
+    Export, Fsck, Gc, Get, History, Init, Limit, List, Publish, Put, Quota, Rm, Serving, Stat,
+    Store, Tag,
 };
 pub(crate) use tools::{Demo, Devices, Inspect, Pack};
 pub(crate) use train::{Eval, Generate, ModelSizes, Params, Running, Sweep, Train};

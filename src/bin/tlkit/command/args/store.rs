@@ -96,11 +96,13 @@ pub(crate) struct Get {
     #[arg(long, value_name = "DIR", requires = "thin", value_hint = ValueHint::DirPath)]
     pub(crate) blobs: Option<PathBuf>,
     /// Compress tensors with zstd; the root stays the same
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["portable", "base_name", "base"])]
     pub(crate) zstd: bool,
     /// Write a PEFT directory
     #[arg(long, conflicts_with_all = ["thin", "zstd"])]
     pub(crate) peft: bool,
+    #[command(flatten)]
+    pub(crate) serving: Serving,
     /// Refuse a version that none of these Ed25519 keys signed; may be given several times
     #[arg(long, value_name = "PUBLIC.pem", value_hint = ValueHint::FilePath)]
     pub(crate) require_signature: Vec<PathBuf>,
@@ -111,6 +113,29 @@ pub(crate) struct Get {
     /// never are
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+/// How a PEFT directory is written for a server.
+#[derive(Debug, Args)]
+#[group(skip)]
+pub(crate) struct Serving {
+    /// Write the PEFT form that PEFT, vLLM, SGLang and llama.cpp all load alike
+    #[arg(long, conflicts_with = "thin")]
+    pub(crate) portable: bool,
+    /// What the PEFT config calls the base: the name that the server has for it (vLLM: --model)
+    #[arg(long, value_name = "NAME", conflicts_with = "thin")]
+    pub(crate) base_name: Option<String>,
+    /// The base model of the PEFT form: names targets by suffix only where that is exact, and gives zeros
+    /// for what SGLang does not do without
+    #[arg(long, conflicts_with = "thin", value_hint = ValueHint::AnyPath)]
+    pub(crate) base: Option<PathBuf>,
+}
+
+impl Serving {
+    /// Whether a PEFT directory is meant without that being said.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.portable || self.base_name.is_some() || self.base.is_some()
+    }
 }
 
 #[derive(Debug, Args)]
@@ -228,7 +253,7 @@ pub(crate) struct Limit(pub(crate) Option<u64>);
 pub(crate) struct Export {
     /// The store
     pub(crate) url: String,
-    /// The folder to write USER/TASK.tl into
+    /// The folder to write USER/TASK.tl into, or with --peft the folders USER/TASK
     #[arg(short, long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) output: PathBuf,
     /// Only of this user
@@ -237,6 +262,24 @@ pub(crate) struct Export {
     /// Leave out seeded tensors, and keep published blobs once, in DIR/blobs
     #[arg(long)]
     pub(crate) thin: bool,
+    /// Write PEFT directories for servers: DIR/USER/TASK leads to the adapter's last version. What is there
+    /// already is brought up to date, and what the store has no more goes
+    #[arg(long, conflicts_with_all = ["thin", "force"])]
+    pub(crate) peft: bool,
+    #[command(flatten)]
+    pub(crate) serving: Serving,
+    /// With --peft, DIR/USER/TASK@N too, which names the version
+    #[arg(long, conflicts_with = "thin")]
+    pub(crate) versions: bool,
+    /// With --peft, leave out versions that none of these Ed25519 keys signed; may be given several times
+    #[arg(long, value_name = "PUBLIC.pem", conflicts_with = "thin", value_hint = ValueHint::FilePath)]
+    pub(crate) require_signature: Vec<PathBuf>,
+    /// With --peft, go on until interrupted, and follow what changes in the store
+    #[arg(long, conflicts_with = "thin")]
+    pub(crate) watch: bool,
+    /// How often --watch looks at the store
+    #[arg(long, value_name = "TIME", requires = "watch", default_value = "5s", value_parser = seconds)]
+    pub(crate) every: u64,
     /// Replace existing files; links and devices never are
     #[arg(long)]
     pub(crate) force: bool,

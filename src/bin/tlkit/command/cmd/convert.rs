@@ -129,9 +129,13 @@ pub(crate) fn tied_to_peft(args: &TiedToPeft, output: &Output) -> Result<Outcome
     let mut options = ExportOptions::default();
     options.form = form;
     options.dtype = Some(args.dtype);
+    options.base_name = args.base_name.as_deref();
     options.existing = existing(args.force);
     let blobs = blob_source(&args.blobs);
     let report = convert::tied_to_peft(&args.file, &args.output, &*blobs, base.as_ref(), &options)?;
+    for note in &report.notes {
+        output.note(note);
+    }
     output.report(&report, || peft_text(&report))?;
     Ok(Outcome::Success)
 }

@@ -282,6 +282,15 @@ fn shown(quota: Option<u64>) -> String {
 }
 
 pub(crate) fn export(args: &args::Export, output: &Output) -> Result<Outcome> {
+    if args.peft || args.serving.is_asked() {
+        return super::serving::export(args, output);
+    }
+    if args.watch || args.versions || !args.require_signature.is_empty() {
+        return Err(Error::new(
+            Code::Usage,
+            "this is asked for with --peft alone",
+        ));
+    }
     let mut options = ExportOptions::default();
     options.user = user(args.user.as_ref())?;
     options.thin = args.thin;

@@ -1,6 +1,7 @@
 //! One file for each command: arguments in, library called, report out.
 
 pub(crate) mod audit;
+pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod convert;
 pub(crate) mod demo;
@@ -20,6 +21,7 @@ pub(crate) mod pack;
 pub(crate) mod params;
 pub(crate) mod plan;
 mod refused;
+mod serving;
 mod share;
 pub(crate) mod store;
 pub(crate) mod sweep;

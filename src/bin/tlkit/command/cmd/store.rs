@@ -1,12 +1,14 @@
 //! The store, adapter by adapter. What concerns a whole fleet is in `fleet`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
 use tlkit::convert::ToTiedOptions;
 use tlkit::digest::Digest;
 use tlkit::fleet::{self, Chain, Form, GetOptions, Got};
 use tlkit::fs::{Output as Kind, check_outside};
+use tlkit::safetensors::Checkpoint;
 use tlkit::store::{
     AdapterName, Listed, Name, PutReport, Scope, Signer, Store, Trust, TrustedKey, VersionEntry,
 };
@@ -81,12 +83,11 @@ fn put_text(r: &PutReport) -> String {
 
 pub(crate) fn get(args: &args::Get, output: &Output) -> Result<Outcome> {
     let name: AdapterName = args.name.parse()?;
-    let trusted = args.require_signature.iter().map(|p| TrustedKey::open(p));
-    let mut trust = Trust::default();
-    trust.keys = trusted.collect::<Result<_>>()?;
+    let mut trust = trust(&args.require_signature)?;
     trust.root_only = args.allow_root_signature;
     let mut options = GetOptions::default();
-    options.form = match (args.peft, args.thin) {
+    let peft = args.peft || args.serving.is_asked();
+    options.form = match (peft, args.thin) {
         (true, _) => Form::Peft,
         (_, true) => Form::Thin(args.blobs.clone()),
         _ => Form::Fat,
@@ -94,16 +95,37 @@ pub(crate) fn get(args: &args::Get, output: &Output) -> Result<Outcome> {
     options.zstd = args.zstd;
     options.existing = existing(args.force);
     options.trust = trust;
-    let kind = match args.peft {
+    options.portable = args.serving.portable;
+    options.base_name = args.serving.base_name.clone();
+    let kind = match peft {
         true => Kind::Adapter,
         false => Kind::File,
     };
-    check_output(&args.output, kind, args.force, &[])?;
+    let inputs: Vec<&Path> = args.serving.base.as_deref().into_iter().collect();
+    check_output(&args.output, kind, args.force, &inputs)?;
     check_outside(&args.output, Path::new(&args.url), "the store")?;
     let mut store = Opened::open(&args.url, output)?;
+    options.base = base(&args.serving)?;
     let got = fleet::get(&store, &name, &args.output, &options)?;
+    for note in &got.notes {
+        output.note(note);
+    }
     store.report(&got, || got_text(&got, args))?;
     Ok(Outcome::Success)
+}
+
+/// The keys whose signatures count.
+pub(super) fn trust(keys: &[PathBuf]) -> Result<Trust> {
+    let mut trust = Trust::default();
+    let keys = keys.iter().map(|p| TrustedKey::open(p));
+    trust.keys = keys.collect::<Result<_>>()?;
+    Ok(trust)
+}
+
+/// The base model of PEFT directories.
+pub(super) fn base(serving: &args::Serving) -> Result<Option<Arc<Checkpoint>>> {
+    let base = serving.base.as_ref().map(Checkpoint::open).transpose()?;
+    Ok(base.map(Arc::new))
 }
 
 fn got_text(got: &Got, args: &args::Get) -> String {
