@@ -55,5 +55,6 @@ pub(super) fn plan_rows(adapter: &Adapter) -> Result<PeftContent> {
     Ok(PeftContent {
         config: Json::Map(keys.collect()).to_pretty(),
         entries: extras.iter().map(entry).collect(),
+        notes: Vec::new(),
     })
 }
