@@ -220,6 +220,10 @@ fn read_config(dir: &Path) -> Result<Config> {
         ..Description::default()
     };
     Ok(match known {
+        Ok(PeftConfig::Lora(config)) if config.trainable_tokens.are_alone() => Config {
+            description: unsupported(&serde_json::from_slice(&bytes).unwrap_or_default()),
+            projection_key: None,
+        },
         Ok(PeftConfig::Lora(config)) => Config {
             description: described(Method::Lora, config.r.into(), config.lora_alpha),
             projection_key: None,

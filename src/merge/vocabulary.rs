@@ -114,7 +114,7 @@ pub(super) fn settle(
             );
             return Err(Error::new(Code::BaseShape, message)
                 .tensor(name)
-                .hint("save the adapter with both embeddings, as they were trained"));
+                .hint("save the adapter with all embeddings that were resized, as they were trained: their new rows are in no other file"));
         }
     }
     let config = read_config(base)?.unwrap_or_default();

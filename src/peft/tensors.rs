@@ -10,7 +10,7 @@ use super::names::strip_prefix;
 use super::parameters;
 use super::saved::Wrapped;
 use super::slot::{Named, Slot};
-use super::tokens::{self, TrainedTokens};
+use super::tokens;
 use crate::adapter::MAX_NAME_BYTES;
 use crate::error::{Code, Error, Result};
 use crate::tensor::Tensor;
@@ -129,7 +129,7 @@ pub(super) struct Sorted {
 pub(super) fn sort_tensors(files: &AdapterFiles) -> Result<Sorted> {
     let mut sorted = Sorted {
         nested: matches!(&files.config, PeftConfig::Lora(c) if !c.target_parameters.is_empty()),
-        rows_alone: matches!(&files.config, PeftConfig::Lora(c) if matches!(c.trainable_tokens, TrainedTokens::Every(_))),
+        rows_alone: matches!(&files.config, PeftConfig::Lora(c) if c.trainable_tokens.are_alone()),
         ..Sorted::default()
     };
     let (mut vera_a, mut vera_b) = (None, None);

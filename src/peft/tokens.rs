@@ -31,6 +31,11 @@ pub enum TrainedTokens {
 }
 
 impl TrainedTokens {
+    /// Whether they are all that the adapter has.
+    pub(crate) fn are_alone(&self) -> bool {
+        matches!(self, Self::Every(_))
+    }
+
     /// # Errors
     /// [`Code::ConfigInvalid`] for anything but row numbers.
     pub(super) fn read(value: &Json) -> Result<Self> {

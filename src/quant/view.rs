@@ -85,6 +85,10 @@ impl Known for View<'_, '_> {
         self.tensors().map(|(name, _)| name)
     }
 
+    fn renames(&self) -> &[(String, String)] {
+        self.base.renames()
+    }
+
     fn path(&self) -> Option<&Path> {
         Some(self.base.path())
     }

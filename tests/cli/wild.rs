@@ -222,6 +222,9 @@ fn rows_alone_are_an_adapter() {
     shell.ok("convert peft-to-tied rows -o rows.tl");
     shell.ok("merge base rows.tl -o again");
     assert_eq!(embedding("again"), after);
+    shell.ok("convert tied-to-peft rows.tl -o back");
+    shell.ok("merge base back -o once-more");
+    assert_eq!(embedding("once-more"), after);
     let run = shell.quiet("inspect rows --json");
     assert!(run.stdout.contains("bitsandbytes 4 bit"), "{}", run.stdout);
 }

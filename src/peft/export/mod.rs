@@ -11,6 +11,7 @@ mod content;
 mod extras;
 mod form;
 mod lora;
+mod rows;
 mod vera;
 mod write;
 

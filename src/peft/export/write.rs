@@ -5,6 +5,7 @@ use std::path::Path;
 use super::content::{Entry, Values, impossible};
 use super::form::{ExportOptions, Exported, Form};
 use super::lora::plan_lora;
+use super::rows::plan_rows;
 use super::vera::plan_vera;
 use crate::adapter::{Adapter, LowRank, Module};
 use crate::error::{Code, Error, Result};
@@ -21,13 +22,15 @@ use crate::tensor::{Tensor, byte_len};
 /// [`Code::NonFinite`] where a product overflows the dtype; [`Code::OutputExists`], [`Code::Io`].
 pub fn export(adapter: &Adapter, dir: &Path, options: &ExportOptions<'_>) -> Result<Exported> {
     adapter.validate()?;
-    if adapter.groups.is_empty() {
+    let rows_alone = adapter.groups.is_empty() && options.form == Form::Faithful;
+    if adapter.groups.is_empty() && !rows_alone {
         return Err(impossible(
-            "the adapter has no low-rank update, and PEFT no adapter without one",
+            "the adapter has no low-rank update, and servers take no adapter without one",
         ));
     }
     let modules = adapter.modules();
     let plan = match options.form {
+        Form::Faithful if rows_alone => plan_rows(adapter)?,
         Form::Faithful | Form::Portable => plan_lora(adapter, &modules, options)?,
         Form::Vera => plan_vera(adapter, &modules, options)?,
     };

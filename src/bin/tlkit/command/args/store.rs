@@ -129,6 +129,8 @@ pub(crate) struct Serving {
     /// for what SGLang does not do without
     #[arg(long, conflicts_with = "thin", value_hint = ValueHint::AnyPath)]
     pub(crate) base: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) names: BaseNames,
 }
 
 impl Serving {

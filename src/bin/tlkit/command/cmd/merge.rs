@@ -249,7 +249,7 @@ fn totals_text(r: &MergeReport) -> String {
     pairs.extend(
         bases
             .iter()
-            .map(|base| ("trained over", (*base).to_owned())),
+            .map(|base| ("base", format!("trained over {base}"))),
     );
     if r.device != "cpu" {
         pairs.push(("device", r.device.clone()));

@@ -124,7 +124,7 @@ pub(super) fn trust(keys: &[PathBuf]) -> Result<Trust> {
 
 /// The base model of PEFT directories.
 pub(super) fn base(serving: &args::Serving) -> Result<Option<Arc<Checkpoint>>> {
-    let base = serving.base.as_ref().map(Checkpoint::open).transpose()?;
+    let base = open_base(serving.base.as_ref(), &serving.names)?;
     Ok(base.map(Arc::new))
 }
 
