@@ -128,6 +128,10 @@ pub fn check_fit(
                 report.refuse(&e);
                 Fingerprint::Different
             }
+            Err(e) if is_answer(&e) => {
+                report.refuse(&e);
+                Fingerprint::Unread
+            }
             Err(e) => return Err(e),
         };
     }
@@ -144,6 +148,7 @@ fn planned(
     let inputs = std::slice::from_ref(input);
     let mut plan_options = PlanOptions::default();
     plan_options.strict = options.strict;
+    plan_options.renames = base.renames().to_vec();
     let summary = match plan(base, inputs, &plan_options) {
         // A choice for who merges.
         Err(e) if e.code() == Code::TiedEmbedding => {
