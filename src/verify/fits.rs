@@ -146,9 +146,11 @@ fn planned(
     report: &mut FitReport,
 ) -> Result<()> {
     let inputs = std::slice::from_ref(input);
-    let mut plan_options = PlanOptions::default();
-    plan_options.strict = options.strict;
-    plan_options.renames = base.renames().to_vec();
+    let mut plan_options = PlanOptions {
+        strict: options.strict,
+        renames: base.renames().to_vec(),
+        ..PlanOptions::default()
+    };
     let summary = match plan(base, inputs, &plan_options) {
         // A choice for who merges.
         Err(e) if e.code() == Code::TiedEmbedding => {
