@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Any, Optional, Union
+from typing import Any
 
 from peft.config import PeftConfig
 from peft.utils import PeftType
@@ -48,38 +48,38 @@ class TiedLoraConfig(PeftConfig):
 
     method: str = field(default="tl6", metadata={"help": "lora, vera, tl1 … tl6: preset of `train` and `tie`"})
     r: int = field(default=8, metadata={"help": "Rank"})
-    alpha: Optional[float] = field(default=None, metadata={"help": "The update is scaled by alpha / r; default: r"})
+    alpha: float | None = field(default=None, metadata={"help": "The update is scaled by alpha / r; default: r"})
     use_rslora: bool = field(default=False, metadata={"help": "Scale by alpha / sqrt(r)"})
-    train: Optional[Union[list[str], str]] = field(
+    train: list[str] | str | None = field(
         default=None, metadata={"help": "Which of A, B, C, u, v train; default: the method's"}
     )
-    tie: Optional[Union[bool, list[str]]] = field(
+    tie: bool | list[str] | None = field(
         default=None, metadata={"help": "Whether all layers share A and B; default: the method's"}
     )
-    joint: Union[bool, list[list[str]]] = field(
+    joint: bool | list[list[str]] = field(
         default=True, metadata={"help": "Whether modules that read one input share one A; or sets of names that do"}
     )
     seed: int = field(default=0, metadata={"help": "Seeds the random start, as in `tlkit train`"})
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of A"})
-    target_modules: Optional[Union[list[str], str]] = field(
+    target_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Names of the modules to adapt, a regular expression, or `all-linear`"}
     )
-    exclude_modules: Optional[Union[list[str], str]] = field(
+    exclude_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Names of modules to leave out, or a regular expression"}
     )
-    layers_to_transform: Optional[Union[list[int], int]] = field(
+    layers_to_transform: list[int] | int | None = field(
         default=None, metadata={"help": "Layers to adapt; default: all"}
     )
-    layers_pattern: Optional[Union[list[str], str]] = field(
+    layers_pattern: list[str] | str | None = field(
         default=None, metadata={"help": "What stands before the layer's number in a module's path"}
     )
-    modules_to_save: Optional[list[str]] = field(
+    modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Modules to train whole and save with the adapter"}
     )
     bias: str = field(default="none", metadata={"help": "Which biases train: none, all or tied_lora_only"})
     init_weights: bool = field(default=True, metadata={"help": "Start at the base model"})
     save_tl: bool = field(default=True, metadata={"help": "Write adapter.tl beside the files that PEFT reads"})
-    layout: Optional[list[dict[str, Any]]] = field(
+    layout: list[dict[str, Any]] | None = field(
         default=None, metadata={"help": "The tie groups; default: found from the modules"}
     )
 
@@ -87,7 +87,7 @@ class TiedLoraConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = PeftType.TIED_LORA
         # The groups found when the adapter was put into a model; they are saved as `layout`.
-        self._found: Optional[list[dict[str, Any]]] = None
+        self._found: list[dict[str, Any]] | None = None
         for name in ("target_modules", "exclude_modules"):
             if isinstance(getattr(self, name), list):
                 setattr(self, name, set(getattr(self, name)))
@@ -141,7 +141,7 @@ class TiedLoraConfig(PeftConfig):
             layers_pattern=tuple(pattern),
         )
 
-    def groups(self) -> Optional[list[Group]]:
+    def groups(self) -> list[Group] | None:
         """The tie groups: those given, else those found; None before the adapter was put into a model."""
         layout = self.layout if self.layout is not None else self._found
         return None if layout is None else [Group.from_json(group) for group in layout]
@@ -150,7 +150,7 @@ class TiedLoraConfig(PeftConfig):
         """The configuration as a dictionary, with the tie groups that were found."""
         return {**super().to_dict(), "layout": self.layout if self.layout is not None else self._found}
 
-    def save_pretrained(self, save_directory: Union[str, os.PathLike[str]], **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Saves the configuration, and `adapter.tl` of the weights that `PeftModel.save_pretrained` put beside it."""
         super().save_pretrained(save_directory, **kwargs)
         if self.save_tl:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -91,7 +91,7 @@ class TiedLoraLayer(BaseTunerLayer):
             made["B"] = made["B"][: self.out_features]
         return made
 
-    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: Optional[torch.device] = None) -> None:
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # The dtype stays: a tied factor has no one base layer, and is cast for all its holders at once.
         base = self.get_base_layer()
         target = device if device is not None else self._get_base_layer_device_and_dtype(base)[0]
@@ -145,7 +145,7 @@ class TiedLoraLinear(nn.Module, TiedLoraLayer):
             delta = delta * self.scaling[adapter]
         return (delta.T if self.kind == "conv1d" else delta).to(dtype)
 
-    def merge(self, safe_merge: bool = False, adapter_names: Optional[list[str]] = None) -> None:
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Adds ΔW of the active adapters, or of those named, to the base weight.
 
         With `safe_merge` into a copy, which is refused with ValueError where it is not finite.
@@ -178,7 +178,7 @@ class TiedLoraLinear(nn.Module, TiedLoraLayer):
                 self.set_base_weight(weight)
 
     def forward(
-        self, x: torch.Tensor, *args: Any, adapter_names: Optional[list[str]] = None, **kwargs: Any
+        self, x: torch.Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any
     ) -> torch.Tensor:
         if adapter_names is not None:
             return self._mixed_batch(x, *args, adapter_names=adapter_names, **kwargs)

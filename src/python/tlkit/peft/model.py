@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -53,7 +53,7 @@ class TiedLoraModel(BaseTuner):
         adapter_name: str,
         autocast_adapter_dtype: bool = True,
         low_cpu_mem_usage: bool = False,
-        state_dict: Optional[dict[str, torch.Tensor]] = None,
+        state_dict: dict[str, torch.Tensor] | None = None,
     ) -> None:
         """Wraps the modules that the config targets, then lays the tie groups out over all of them."""
         self._found: list[tuple[str, TiedLoraLinear]] = []
@@ -116,7 +116,7 @@ class TiedLoraModel(BaseTuner):
         unknown = set(names) - {"__base__"} - set(self.peft_config)
         if unknown:
             raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(sorted(unknown))}")
-        beams = kwargs.get("num_beams", None)
+        beams = kwargs.get("num_beams")
         repeated = [name for name in names for _ in range(beams)] if isinstance(beams, int) and beams > 1 else names
         # The encoder sees each example once, whatever the number of beams.
         encoder = self.model.get_encoder() if hasattr(self.model, "get_encoder") else None
