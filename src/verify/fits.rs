@@ -128,6 +128,10 @@ pub fn check_fit(
                 report.refuse(&e);
                 Fingerprint::Different
             }
+            Err(e) if is_answer(&e) => {
+                report.refuse(&e);
+                Fingerprint::Unread
+            }
             Err(e) => return Err(e),
         };
     }
@@ -144,6 +148,7 @@ fn planned(
     let inputs = std::slice::from_ref(input);
     let mut plan_options = PlanOptions {
         strict: options.strict,
+        renames: base.renames().to_vec(),
         ..PlanOptions::default()
     };
     let summary = match plan(base, inputs, &plan_options) {
