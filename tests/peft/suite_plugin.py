@@ -75,7 +75,8 @@ ROWS: dict[str, dict[str, list[Any]]] = {
     "test_config": {"ALL_CONFIG_CLASSES": [(TiedLoraConfig, {})]},
 }
 LEFT_OUT: dict[str, str] = {
-    entry["test"]: entry["why"] for entry in tomllib.loads((HERE / "suite_left_out.toml").read_text()).get("left_out", [])
+    entry["test"]: entry["why"]
+    for entry in tomllib.loads((HERE / "suite_left_out.toml").read_text()).get("left_out", [])
 }
 
 
@@ -140,7 +141,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" or report.outcome != "passed":
         why = ""
         if report.skipped:
-            why = getattr(report, "wasxfail", None) or str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+            why = getattr(report, "wasxfail", None) or str(
+                report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+            )
         if _outcomes.get(report.nodeid, ["passed"])[0] == "passed":
             _outcomes[report.nodeid] = [report.outcome, why.removeprefix("Skipped: ")]
 

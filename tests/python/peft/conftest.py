@@ -23,6 +23,8 @@ def model():
     def load(dtype: str = "float32"):
         import torch
 
-        return AutoModelForCausalLM.from_pretrained(ROOT / "fixtures" / "llama-tiny", dtype=getattr(torch, dtype)).eval()
+        return AutoModelForCausalLM.from_pretrained(
+            ROOT / "fixtures" / "llama-tiny", dtype=getattr(torch, dtype)
+        ).eval()
 
     return load
