@@ -80,13 +80,16 @@ def test_sft_trainer(model, tmp_path):
     tokenizer.pad_token = tokenizer.eos_token
     # Tokenised here: what is tested is training.
     rows = (HERE.parents[2] / "fixtures" / "task" / "train.jsonl").read_text().splitlines()
+    pyarrow = pytest.importorskip("pyarrow")
     texts = [row["prompt"] + row["completion"] for row in map(json.loads, rows)]
+    # With a fingerprint of its own: to make one, datasets pickles the table, which not every pyarrow allows.
+    table = pyarrow.table({"input_ids": [tokenizer(text).input_ids for text in texts]})
     arguments = trl.SFTConfig(
         output_dir=str(tmp_path), max_steps=6, per_device_train_batch_size=8, learning_rate=0.02, logging_steps=1,
         report_to=[], use_cpu=True, bf16=False, lr_scheduler_type="constant", save_steps=6, disable_tqdm=True,
         dataset_kwargs={"skip_prepare_dataset": True},
     )  # fmt: skip
-    data = datasets.Dataset.from_list([{"input_ids": tokenizer(text).input_ids} for text in texts])
+    data = datasets.Dataset(table, fingerprint="words")
     trainer = trl.SFTTrainer(
         model(), args=arguments, train_dataset=data, processing_class=tokenizer, peft_config=config()
     )
