@@ -5,6 +5,7 @@
 //! A [`TieGroup`] is the set of (layer, target) pairs that share one A and one B; stacked factors
 //! (one A or B for each layer) make it plain LoRA.
 
+mod base_name;
 mod count;
 pub(crate) mod error;
 mod extra;
@@ -22,6 +23,8 @@ mod validate;
 mod whole;
 
 pub use self::error::{DeltaError, delta_error};
+pub use base_name::quantisation_of_name;
+pub(crate) use base_name::unquantised_name;
 pub use count::{Shape, percent_tenths};
 pub use extra::{Extra, ExtraRole};
 pub use factor::{Factor, FactorName, Seed};

@@ -6,6 +6,7 @@ use super::owner::Owner;
 use super::problem::Problem;
 use super::row::{Format, Row};
 use super::tensors::{Contents, TensorSums};
+use crate::adapter::quantisation_of_name;
 
 /// Sums over the files of an adapter. Those counted elsewhere hold nothing here.
 #[derive(Debug, Clone, Copy, Default)]
@@ -72,6 +73,7 @@ impl Parts {
             kind: known.kind,
             user: owner.user,
             task: owner.task,
+            base_kind: known.base.as_deref().and_then(quantisation_of_name),
             base: known.base,
             base_fingerprint: known.base_fingerprint,
             rank: known.rank,

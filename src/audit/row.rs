@@ -128,6 +128,9 @@ pub struct Row {
     pub task: Option<String>,
     /// Name of the base model.
     pub base: Option<String>,
+    /// How the base that it was trained over is quantised, as far as the base's name says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_kind: Option<&'static str>,
     /// Fingerprint of the base's weights (`.tl` only).
     pub base_fingerprint: Option<String>,
     /// Largest rank.
@@ -175,6 +178,7 @@ impl Row {
             user: None,
             task: None,
             base: None,
+            base_kind: None,
             base_fingerprint: None,
             rank: None,
             alpha: None,

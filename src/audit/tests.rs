@@ -397,7 +397,7 @@ fn broken_files_are_rows() {
 #[test]
 fn other_types_are_counted_by_name() {
     let dir = TempDir::new().unwrap();
-    let config = r#"{"peft_type":"LOHA","r":4,"alpha":8,"base_model_name_or_path":"m"}"#;
+    let config = r#"{"peft_type":"LOHA","r":4,"alpha":8,"base_model_name_or_path":"m-bnb-4bit"}"#;
     let tensors = [(
         "base_model.model.x.hada_w1_a".to_owned(),
         tensor(Dtype::F32, &[4, 8], 0.0),
@@ -411,8 +411,9 @@ fn other_types_are_counted_by_name() {
             row.rank,
             row.base.as_deref()
         ),
-        (Some("loha"), Some(4), Some("m"))
+        (Some("loha"), Some(4), Some("m-bnb-4bit"))
     );
+    assert_eq!(row.base_kind, Some("bitsandbytes 4 bit"));
     assert_eq!((row.parameters, row.error.is_none()), (Some(32), true));
     let names: Vec<_> = row.what_if.iter().map(|s| s.form.name()).collect();
     assert_eq!(

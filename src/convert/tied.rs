@@ -115,10 +115,20 @@ pub(crate) fn import_unbound(dir: &Path, options: &ToTiedOptions<'_>) -> Result<
     let Imported {
         adapter: source,
         kind,
-        notes,
+        mut notes,
         bytes,
         ..
     } = imported;
+    let of_experts = source
+        .modules()
+        .iter()
+        .filter(|m| m.expert.is_some() || m.path.contains(".experts."))
+        .count();
+    if options.base.is_none() && of_experts > 0 {
+        notes.push(format!(
+            "{of_experts} of the adapted weights are experts', and no base was given: that it has these experts, lays them out as the factors do, and that none is missing was not checked"
+        ));
+    }
     let (adapter, found) = find_ties(&source, kind)?;
     let (worst, worst_module) = largest_error(&source, &adapter)?;
     Ok(Tied {

@@ -429,8 +429,10 @@ mod tests {
         }
 
         fn pass(&self) -> Pass {
-            let mut options = ServingOptions::default();
-            options.versions = true;
+            let options = ServingOptions {
+                versions: true,
+                ..ServingOptions::default()
+            };
             serve_folder(&self.store, &self.out(), &options, Progress::new()).unwrap()
         }
     }

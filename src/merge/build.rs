@@ -69,6 +69,7 @@ pub(super) fn plan_from<'a>(
         architecture: read.architecture,
         inputs,
         options,
+        called: read.called,
         ties: read.ties,
         tensors: BTreeMap::new(),
         aliases: BTreeMap::new(),
@@ -111,6 +112,7 @@ struct Builder<'a, 'o, 'p> {
     architecture: &'o Architecture,
     inputs: &'a [MergeInput],
     options: &'p PlanOptions,
+    called: &'o Called,
     ties: &'o Ties<'o>,
     tensors: BTreeMap<Site, TensorPlan>,
     aliases: BTreeMap<(usize, usize), String>,
@@ -164,8 +166,11 @@ impl<'a> Builder<'a, '_, '_> {
         }
         heads::settle(self.base, &input.adapter, &added, &mut self.edits)?;
         self.check_whole(input)?;
-        self.notes.extend(trained::over_quantised(input));
-        self.note_other_base(input)
+        if self.quantised.is_none() {
+            self.notes.extend(trained::over_quantised(input));
+        }
+        self.notes.extend(self.called.note(input));
+        Ok(())
     }
 
     /// The tensors that change when the adapter changes the one at `place`, by the policy.
@@ -522,17 +527,6 @@ impl<'a> Builder<'a, '_, '_> {
             )),
             _ => Ok(()),
         }
-    }
-
-    fn note_other_base(&mut self, input: &MergeInput) -> Result<()> {
-        let trained_over = input.adapter.base.as_ref().and_then(|b| b.name.as_deref());
-        let Some(trained_over) = trained_over else {
-            return Ok(());
-        };
-        if let Some(warning) = Called::of(self.base)?.warning(trained_over) {
-            self.notes.push(format!("{} {warning}", input.label));
-        }
-        Ok(())
     }
 
     /// Gives embeddings the number of rows that an adapter has trained, before anything is added.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::dequantised::Dequantised;
+use super::trained::Called;
 use crate::base::architecture::Architecture;
 use crate::base::names::Names;
 use crate::base::ties::Ties;
@@ -15,6 +16,7 @@ pub(super) struct ReadBase<'o, 'a> {
     pub(super) base: &'a Checkpoint,
     pub(super) architecture: &'o Architecture,
     pub(super) names: &'o Names<'o, View<'o, 'a>>,
+    pub(super) called: &'o Called,
     pub(super) ties: &'o Ties<'o>,
     pub(super) quantised: Option<Dequantised<'a>>,
 }
@@ -33,10 +35,12 @@ pub(super) fn with_base<'a, T>(
     let view = View::new(base, weights.as_deref());
     let names = Names::new(&view, &architecture);
     let ties = Ties::of(base, &architecture, &names)?;
+    let called = Called::of(base)?;
     f(&ReadBase {
         base,
         architecture: &architecture,
         names: &names,
+        called: &called,
         ties: &ties,
         quantised,
     })

@@ -3,22 +3,10 @@
 use serde_json::Value;
 
 use super::request::MergeInput;
+use crate::adapter::{quantisation_of_name, unquantised_name};
 use crate::base::{hub_name, read_config};
 use crate::error::Result;
 use crate::safetensors::Checkpoint;
-
-/// Ends of names that say how a base was quantised for training.
-const QUANTISED: [&str; 9] = [
-    "-unsloth-bnb-4bit",
-    "-bnb-4bit",
-    "-bnb-8bit",
-    "-4bit",
-    "-8bit",
-    "-gptq",
-    "-awq",
-    "-int4",
-    "-int8",
-];
 
 /// What a base is called by itself and by where it lies. Nothing is known of most local folders.
 pub(super) struct Called {
@@ -52,6 +40,13 @@ impl Called {
         })
     }
 
+    /// A note where an adapter was trained over a base that is called otherwise.
+    pub(super) fn note(&self, input: &MergeInput) -> Option<String> {
+        let base = input.adapter.base.as_ref()?;
+        let warning = self.warning(base.name.as_deref()?)?;
+        Some(format!("{} {warning}", input.label))
+    }
+
     /// What to say where the base is called otherwise than the one that an adapter was trained over.
     pub(super) fn warning(&self, trained_over: &str) -> Option<String> {
         let own = self.own.as_deref()?;
@@ -64,23 +59,18 @@ impl Called {
 
 /// A note on an adapter that was trained over a quantised base, going by what it calls it.
 pub(super) fn over_quantised(input: &MergeInput) -> Option<String> {
-    let base = input.adapter.base.as_ref().and_then(|b| b.name.as_deref());
-    let name = base.unwrap_or_default().to_ascii_lowercase();
-    let ends = ["4bit", "8bit", "-gptq", "-awq", "int4", "int8"];
-    ends.iter().any(|q| name.contains(q)).then(|| {
-        format!(
-            "{} was trained on a quantised base; merged into full weights it may behave slightly differently",
-            input.label
-        )
-    })
+    let base = input.adapter.base.as_ref()?;
+    quantisation_of_name(base.name.as_deref()?)?;
+    Some(format!(
+        "{} was trained on a quantised base; merged into full weights it may behave slightly differently",
+        input.label
+    ))
 }
 
 /// A name without owner and quantisation, in letters and digits.
 fn plain(name: &str) -> String {
-    let name = name.rsplit('/').next().unwrap_or(name).to_ascii_lowercase();
-    let end = QUANTISED.iter().find_map(|end| name.strip_suffix(end));
-    let name = end.unwrap_or(&name).chars();
-    name.filter(|c| c.is_alphanumeric()).collect()
+    let name = unquantised_name(name);
+    name.chars().filter(|c| c.is_alphanumeric()).collect()
 }
 
 #[cfg(test)]

@@ -183,10 +183,11 @@ impl PeftConfig {
             .hint("use the adapter.tl in its folder")),
             "LORA" => LoraConfig::read(fields).map(Self::Lora),
             "VERA" => VeraConfig::read(fields).map(Self::Vera),
+            "TRAINABLE_TOKENS" => LoraConfig::of_rows(fields).map(Self::Lora),
             other => Err(Error::new(
                 Code::UnsupportedPeftType,
                 format!(
-                    "`peft_type` is \"{}\", and must be \"LORA\" or \"VERA\"",
+                    "`peft_type` is \"{}\", and must be \"LORA\", \"VERA\" or \"TRAINABLE_TOKENS\"",
                     cut(other)
                 ),
             )
@@ -362,6 +363,18 @@ impl LoraConfig {
         };
         config.common.unknown = fields.rest();
         config.selection.add_heads(&config.common);
+        Ok(config)
+    }
+
+    /// The config of trained rows alone (PEFT's `TrainableTokensConfig`): a LoRA without a module.
+    fn of_rows(mut fields: Fields) -> Result<Self> {
+        fields.take("target_modules");
+        let mut config = Self {
+            common: read_common(&mut fields)?,
+            trainable_tokens: TrainedTokens::read_alone(&fields.take(tokens::ALONE_KEY))?,
+            ..Self::new(1, 1.0, Vec::new())
+        };
+        config.common.unknown = fields.rest();
         Ok(config)
     }
 

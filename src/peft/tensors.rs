@@ -10,7 +10,7 @@ use super::names::strip_prefix;
 use super::parameters;
 use super::saved::Wrapped;
 use super::slot::{Named, Slot};
-use super::tokens;
+use super::tokens::{self, TrainedTokens};
 use crate::adapter::MAX_NAME_BYTES;
 use crate::error::{Code, Error, Result};
 use crate::tensor::Tensor;
@@ -115,6 +115,8 @@ pub(super) struct Sorted {
     originals: BTreeSet<String>,
     /// Whether wrappers may be nested: the config has `target_parameters`.
     nested: bool,
+    /// Whether the adapter is nothing but trained rows.
+    rows_alone: bool,
     /// What a careful user should know.
     pub(super) notes: Vec<String>,
 }
@@ -127,6 +129,7 @@ pub(super) struct Sorted {
 pub(super) fn sort_tensors(files: &AdapterFiles) -> Result<Sorted> {
     let mut sorted = Sorted {
         nested: matches!(&files.config, PeftConfig::Lora(c) if !c.target_parameters.is_empty()),
+        rows_alone: matches!(&files.config, PeftConfig::Lora(c) if matches!(c.trainable_tokens, TrainedTokens::Every(_))),
         ..Sorted::default()
     };
     let (mut vera_a, mut vera_b) = (None, None);
@@ -215,6 +218,17 @@ fn check_tensor(tensor: &Tensor) -> Result<()> {
 }
 
 impl Sorted {
+    /// Rows of an adapter that has nothing else. A target that is tied to another is wrapped twice, and saved
+    /// as often.
+    fn rows(&mut self, embedding: &str, rows: Tensor) -> Result<()> {
+        let module = embedding.strip_suffix(".base_layer").unwrap_or(embedding);
+        let known = self.tokens.get(module);
+        if known.is_some_and(|known| known.same_bytes(&rows)) {
+            return Ok(());
+        }
+        insert(&mut self.tokens, module.to_owned(), rows)
+    }
+
     fn place(
         &mut self,
         key: &str,
@@ -227,6 +241,11 @@ impl Sorted {
         if let Some(embedding) = unnamed.unwrap_or(name).strip_suffix(tokens::SUFFIX) {
             return insert(&mut self.tokens, embedding.to_owned(), tensor)
                 .map_err(|e| e.tensor(key));
+        }
+        if self.rows_alone
+            && let Some(embedding) = unnamed.unwrap_or(name).strip_suffix(tokens::ALONE_SUFFIX)
+        {
+            return self.rows(embedding, tensor).map_err(|e| e.tensor(key));
         }
         refuse_variants(key, name)?;
         if let Some(Named { module, slot, .. }) = Slot::split(name) {

@@ -11,6 +11,11 @@ pub(super) const WRAPPER: &str = ".token_adapter";
 /// What follows an embedding's path in the name of the tensor with its trained rows.
 pub(super) const SUFFIX: &str = ".token_adapter.trainable_tokens_delta";
 
+/// The same in an adapter that is nothing but trained rows (`TrainableTokensConfig`).
+pub(super) const ALONE_SUFFIX: &str = ".trainable_tokens_delta";
+/// The key of such an adapter's config.
+pub(super) const ALONE_KEY: &str = "token_indices";
+
 /// Which rows of which embeddings were trained.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum TrainedTokens {
@@ -19,6 +24,8 @@ pub enum TrainedTokens {
     None,
     /// These of the input embedding, whatever it is called.
     Input(Vec<u32>),
+    /// These of every embedding that the file has rows of.
+    Every(Vec<u32>),
     /// By what the embedding's path ends in.
     Named(Vec<(String, Vec<u32>)>),
 }
@@ -39,12 +46,23 @@ impl TrainedTokens {
         })
     }
 
+    /// Of an adapter that is nothing but trained rows.
+    ///
+    /// # Errors
+    /// [`Code::ConfigInvalid`] for anything but row numbers.
+    pub(super) fn read_alone(value: &Json) -> Result<Self> {
+        match value {
+            falsy if falsy.is_falsy() => Ok(Self::None),
+            list => indices(list).map(Self::Every),
+        }
+    }
+
     /// The value as PEFT writes it.
     pub(super) fn to_json(&self) -> Json {
         let list = |rows: &[u32]| Json::List(rows.iter().map(|r| Json::Int((*r).into())).collect());
         match self {
             Self::None => Json::Null,
-            Self::Input(rows) => list(rows),
+            Self::Input(rows) | Self::Every(rows) => list(rows),
             Self::Named(named) => {
                 let entries = named.iter().map(|(name, rows)| (name.clone(), list(rows)));
                 Json::Map(entries.collect())
@@ -63,6 +81,7 @@ impl TrainedTokens {
                 .hint("merge it with PEFT's merge_and_unload"))
         };
         match self {
+            Self::Every(rows) => Ok(rows),
             Self::Input(rows) if embeddings == 1 => Ok(rows),
             Self::Named(named) => {
                 let mut fitting = named
@@ -84,7 +103,7 @@ impl TrainedTokens {
     /// What the config lists that none of the embeddings at `paths` has rows for.
     pub(super) fn missing<'t>(&'t self, paths: &[&str]) -> Option<&'t str> {
         match self {
-            Self::Input(_) if paths.is_empty() => Some("the input embedding"),
+            Self::Input(_) | Self::Every(_) if paths.is_empty() => Some("the input embedding"),
             Self::Named(named) => {
                 let absent = |name: &&String| !paths.iter().any(|p| p.ends_with(name.as_str()));
                 named

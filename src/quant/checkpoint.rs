@@ -55,6 +55,9 @@ impl<'a> Quantised<'a> {
         if let Some(method) = method.as_deref().filter(|m| !unknown::is_read(m)) {
             return Err(refused(base, unknown::name(method)));
         }
+        if let Some(part) = unknown::unread_part(&config, method.as_deref()) {
+            return Err(refused(base, &part));
+        }
         let recogniser = Recogniser {
             base,
             config: &config,

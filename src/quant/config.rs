@@ -27,6 +27,8 @@ pub(super) struct Config {
     value: Value,
     /// The dtype of the model that the weights are made for.
     pub(super) dtype: Option<Dtype>,
+    /// What DeepSeek's experts are, where they are something else than other weights.
+    pub(super) expert_dtype: Option<String>,
     /// What is known of the model's layers.
     pub(super) architecture: Architecture,
 }
@@ -47,7 +49,11 @@ impl Config {
             Some(value) => value.clone(),
             None => beside(base)?,
         };
+        let expert_dtype = value
+            .get("expert_dtype")
+            .or_else(|| config.get("expert_dtype"));
         Ok(Self {
+            expert_dtype: expert_dtype.and_then(Value::as_str).map(str::to_owned),
             value,
             dtype,
             architecture: Architecture::of_config(Some(&config)),
@@ -57,7 +63,7 @@ impl Config {
     /// What quantised the model, in the words of its config, lower case; `None` where it does not say.
     pub(super) fn method(&self) -> Option<String> {
         let text = |key: &str| self.value.get(key).and_then(Value::as_str);
-        let flag = |key: &str| self.value.get(key).and_then(Value::as_bool) == Some(true);
+        let flag = |key: &str| self.flag(key);
         if let Some(method) = text("quant_method") {
             return Some(method.to_ascii_lowercase());
         }
@@ -77,6 +83,10 @@ impl Config {
         self.value.get(key).and_then(Value::as_str)
     }
 
+    pub(super) fn flag(&self, key: &str) -> bool {
+        self.value.get(key).and_then(Value::as_bool) == Some(true)
+    }
+
     pub(super) fn number(&self, key: &str) -> Option<usize> {
         let number = self.value.get(key).and_then(Value::as_u64)?;
         usize::try_from(number).ok()
@@ -85,6 +95,28 @@ impl Config {
     /// Rows and columns of the blocks that share an FP8 scale.
     pub(super) fn block(&self) -> Option<(usize, usize)> {
         pair(self.value.get("weight_block_size"))
+    }
+
+    /// The formats that compressed-tensors wrote: of all, of groups, of what is sparse.
+    pub(super) fn formats(&self) -> Vec<String> {
+        let groups = self.value.get("config_groups").and_then(Value::as_object);
+        let groups = groups.into_iter().flat_map(|g| g.values());
+        let sparse = self.value.get("sparsity_config");
+        let places = [Some(&self.value), sparse].into_iter().flatten();
+        places
+            .chain(groups)
+            .filter_map(|place| place.get("format").and_then(Value::as_str))
+            .map(str::to_ascii_lowercase)
+            .collect()
+    }
+
+    /// Whether compressed-tensors turned the weights, for a model that turns its activations.
+    pub(super) fn has_transforms(&self) -> bool {
+        let groups = self.value.get("transform_config");
+        let groups = groups.and_then(|t| t.get("config_groups"));
+        groups
+            .and_then(Value::as_object)
+            .is_some_and(|g| !g.is_empty())
     }
 
     /// The settings for weights in each of compressed-tensors' groups.

@@ -140,30 +140,13 @@ impl<'a> Recogniser<'a, '_> {
         // AWQ's words run along the outputs: eight times fewer than there are scales.
         let wide = codes.shape().last() != scales.shape().last();
         if self.is("awq") || (self.method.is_none() && groups.is_none() && wide) {
-            let version = self
-                .config
-                .text("version")
-                .unwrap_or("gemm")
-                .to_ascii_lowercase();
-            if version != "gemm" || self.config.text("backend") == Some("llm-awq") {
-                return Err(codes.bad(format!(
-                    "quantised by AWQ in the layout `{version}`, which is not read"
-                )));
-            }
             let weight = Awq::new(codes, zeros, scales)?;
             let shape = weight.shape();
             return Ok(Found::new(weight, shape, "AWQ 4 bit".to_owned()));
         }
-        let format = self.config.text("checkpoint_format").unwrap_or("gptq");
-        let off_by_one = match format {
-            "gptq" | "gemm" => true,
-            "gptq_v2" => false,
-            other => {
-                return Err(codes.bad(format!(
-                    "quantised by GPTQ in the format `{other}`, which is not read"
-                )));
-            }
-        };
+        let format = self.config.text("checkpoint_format");
+        let format = format.or_else(|| self.config.text("format"));
+        let off_by_one = !format.is_some_and(|f| f.eq_ignore_ascii_case("gptq_v2"));
         let bits = self.config.number("bits");
         let weight = Gptq::new(codes, (zeros, scales, groups), bits, off_by_one)?;
         let (shape, bits) = (weight.shape(), weight.bits);
@@ -292,6 +275,11 @@ impl<'a> Recogniser<'a, '_> {
         scales: Part<'a>,
         take: &mut dyn FnMut(&str) -> Option<Part<'a>>,
     ) -> Result<Found<'a>> {
+        if take(&format!("{name}_g_idx")).is_some() {
+            return Err(
+                codes.bad("quantised by compressed-tensors in another order, which is not read")
+            );
+        }
         let second = take(&format!("{name}_scale_2"));
         if codes.dtype() == Dtype::U8 {
             let second = second.ok_or_else(|| {

@@ -142,8 +142,10 @@ fn planned(
     report: &mut FitReport,
 ) -> Result<()> {
     let inputs = std::slice::from_ref(input);
-    let mut plan_options = PlanOptions::default();
-    plan_options.strict = options.strict;
+    let mut plan_options = PlanOptions {
+        strict: options.strict,
+        ..PlanOptions::default()
+    };
     let summary = match plan(base, inputs, &plan_options) {
         // A choice for who merges.
         Err(e) if e.code() == Code::TiedEmbedding => {

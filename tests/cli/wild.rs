@@ -184,6 +184,48 @@ fn every_command_with_a_base_takes_renames_and_is_strict_when_asked() {
     }
 }
 
+/// Breaks where an adapter of trained rows alone is refused, or its rows go elsewhere, also by way of a `.tl`; or
+/// where nothing says over which base it was trained.
+#[test]
+fn rows_alone_are_an_adapter() {
+    let shell = Shell::new();
+    fs::create_dir(shell.path("rows")).unwrap();
+    let config = r#"{"peft_type": "TRAINABLE_TOKENS", "token_indices": [7, 3], "target_modules": null,
+        "init_weights": true, "base_model_name_or_path": "org/tiny-bnb-4bit"}"#;
+    fs::write(shell.path("rows/adapter_config.json"), config).unwrap();
+    let key = "base_model.model.model.embed_tokens.trainable_tokens_delta";
+    let rows: Vec<f32> = (0..128).map(|n| if n < 64 { 0.5 } else { 0.25 }).collect();
+    let rows = Tensor::from_f32(vec![2, 64], &rows).unwrap();
+    shell.write(&format!("rows/{WEIGHTS}"), &[(key.to_owned(), rows)]);
+    let run = shell.quiet("merge base rows -o out");
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert!(run.stdout.contains("org/tiny-bnb-4bit"), "{}", run.stdout);
+    let shards = [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    ];
+    let embedding = |folder: &str| {
+        let tensors = shards
+            .iter()
+            .flat_map(|s| shell.tensors(&format!("{folder}/{s}")));
+        let mut tensors = tensors.filter(|(n, _)| n == "model.embed_tokens.weight");
+        tensors.next().unwrap().1.to_f32().unwrap()
+    };
+    let (before, after) = (embedding("base"), embedding("out"));
+    for (row, (old, new)) in before.chunks(64).zip(after.chunks(64)).enumerate() {
+        match row {
+            7 => assert_eq!(new, [0.5; 64]),
+            3 => assert_eq!(new, [0.25; 64]),
+            _ => assert_eq!(new, old, "{row}"),
+        }
+    }
+    shell.ok("convert peft-to-tied rows -o rows.tl");
+    shell.ok("merge base rows.tl -o again");
+    assert_eq!(embedding("again"), after);
+    let run = shell.quiet("inspect rows --json");
+    assert!(run.stdout.contains("bitsandbytes 4 bit"), "{}", run.stdout);
+}
+
 /// Breaks where a part of the model is not copied, or what is left out is not in the report.
 #[test]
 fn parts_of_a_model_go_along_and_the_rest_is_noted() {
@@ -214,6 +256,13 @@ fn parts_of_a_model_go_along_and_the_rest_is_noted() {
 #[test]
 fn a_base_is_what_transformers_loads() {
     let shell = Shell::new();
+    let config = fs::read_to_string(shell.path("base/config.json")).unwrap();
+    let named = config.replacen('{', "{\"transformers_weights\": \"other.safetensors\",", 1);
+    fs::write(shell.path("base/config.json"), named).unwrap();
+    let run = shell.quiet("merge base lora -o named");
+    assert!(run.stderr.contains("TL0515"), "{}", run.stderr);
+    assert!(run.stderr.contains("other.safetensors"), "{}", run.stderr);
+    fs::write(shell.path("base/config.json"), config).unwrap();
     let index = shell.path("base/model.safetensors.index.json");
     let whole = fs::read_to_string(&index).unwrap();
     let mut json: serde_json::Value = serde_json::from_str(&whole).unwrap();

@@ -129,6 +129,8 @@ def _tied_lora_is_known(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
         monkeypatch.setattr(common, "RoadConfig", TiedLoraConfig)
     if name == "test_generate_with_mixed_adapter_batches":
         monkeypatch.setattr(common, "LoraConfig", TiedLoraConfig)
+    if "mixed_adapter_batches" in name:
+        monkeypatch.setattr(request.module, "LoraConfig", TiedLoraConfig)
     monkeypatch.setattr(common, "_skip_if_conv1d_not_supported", lambda *_: None)
     if hasattr(request.module, "skip_deberta_lora_tests"):
         monkeypatch.setattr(request.module, "skip_deberta_lora_tests", lambda *_: None)

@@ -24,6 +24,8 @@ FUNCTIONS: dict[str, list[Function]] = {
         tlkit.fit_onto,
     ],
     "convert tied-to-peft": [convert.tied_to_peft],
+    "convert tied-to-gguf": [convert.tied_to_gguf],
+    "check": [tlkit.check],
     "train": [tlkit.train],
     "sweep": [tlkit.sweep],
     "merge": [tlkit.merge, tlkit.merge_each, tlkit.plan_merge],
@@ -52,6 +54,8 @@ LEFT_OUT = {"completions", "demo", "devices"}
 SAID = {
     "convert peft-to-tied": {"fit", "untied", "share"},
     "merge": {"each", "dry_run"},
+    # Without an end.
+    "store export": {"watch", "every"},
 }
 # Of one adapter where the command takes several.
 ALIASES = {"adapter": "adapters"}

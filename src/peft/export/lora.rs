@@ -134,7 +134,7 @@ fn zeros(module: &Companion, rank: usize, dtype: Dtype) -> Result<[Entry; 2]> {
     ])
 }
 
-/// Which keys of a config some programs that serve adapters leave out, without a word.
+/// What some programs that serve adapters would make of a config.
 fn misread(config: &LoraConfig) -> Option<String> {
     let mut keys = Vec::new();
     if config.use_rslora {
@@ -143,18 +143,14 @@ fn misread(config: &LoraConfig) -> Option<String> {
     if !config.alpha_pattern.is_empty() {
         keys.push("alpha_pattern");
     }
-    let who = match (keys.is_empty(), config.rank_pattern.is_empty()) {
-        (true, true) => return None,
-        (true, false) => "SGLang leaves",
-        (false, _) => "llama.cpp and SGLang leave",
-    };
-    if !config.rank_pattern.is_empty() {
-        keys.push("rank_pattern");
+    if !keys.is_empty() {
+        return Some(format!(
+            "llama.cpp and SGLang leave {} out, and would compute another update; the portable form is the same to all",
+            keys.join(" and ")
+        ));
     }
-    Some(format!(
-        "{who} {} out, and would compute another update; the portable form is the same to all",
-        keys.join(", ")
-    ))
+    let ranks = "SGLang takes no rank_pattern; the portable form has one rank";
+    (!config.rank_pattern.is_empty()).then(|| ranks.to_owned())
 }
 
 /// A parameter's name, and its experts among the modules.

@@ -8,10 +8,14 @@ use crate::peft::config::LoraConfig;
 use crate::peft::names::LoraRules;
 use crate::peft::parameters::{TargetParameters, by_expert};
 use crate::peft::tensors::{LoraModule, Sorted};
+use crate::peft::tokens::TrainedTokens;
 use crate::tensor::Tensor;
 
 impl Importer<'_> {
     pub(super) fn lora(&mut self, config: &LoraConfig, sorted: &Sorted) -> Result<PeftKind> {
+        if sorted.lora.is_empty() && matches!(config.trainable_tokens, TrainedTokens::Every(_)) {
+            return Ok(PeftKind::Lora);
+        }
         if sorted.lora.is_empty() {
             return Err(Error::new(
                 Code::MissingFactor,

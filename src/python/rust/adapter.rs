@@ -1,7 +1,7 @@
 //! Adapters as objects of Python.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use pyo3::prelude::*;
@@ -50,7 +50,7 @@ impl Adapter {
         blobs: Option<PathBuf>,
         renames: Vec<(String, String)>,
     ) -> Result<Self> {
-        let base = base_of(base, renames)?;
+        let base = base.map(|path| base_of(&path, renames)).transpose()?;
         let blobs: Box<dyn BlobSource> = match blobs {
             Some(dir) => Box::new(DirBlobs(dir)),
             None => Box::new(NoBlobs),
@@ -130,9 +130,8 @@ impl Adapter {
     }
 }
 
-fn base_of(base: Option<PathBuf>, renames: Vec<(String, String)>) -> Result<Option<Checkpoint>> {
-    let open = |path: PathBuf| Ok(Checkpoint::open(&path)?.with_renames(renames));
-    base.map(open).transpose()
+fn base_of(path: &Path, renames: Vec<(String, String)>) -> Result<Checkpoint> {
+    Ok(Checkpoint::open(path)?.with_renames(renames))
 }
 
 fn existing(force: bool) -> Existing {
@@ -225,8 +224,7 @@ impl Adapter {
         output: PathBuf,
         form: &str,
         dtype: &str,
-        base: Option<PathBuf>,
-        renames: Vec<(String, String)>,
+        base: Option<(PathBuf, Vec<(String, String)>)>,
         force: bool,
     ) -> PyResult<()> {
         let written = py.detach(|| {
@@ -240,7 +238,8 @@ impl Adapter {
             };
             options.dtype = Some(dtype.to_ascii_uppercase().parse()?);
             options.existing = existing(force);
-            let base = base_of(base, renames)?;
+            let base = base.map(|(path, renames)| base_of(&path, renames));
+            let base = base.transpose()?;
             tlkit::convert::adapter_to_peft(&self.adapter, &output, base.as_ref(), &options)
         });
         raised(py, written).map(|_| ())

@@ -14,7 +14,7 @@ from tlkit._merge import dequantise, merge, merge_each, plan_merge, unmerge
 from tlkit._native import __version__
 from tlkit._run import evaluate, generate, sweep, train
 from tlkit._store import Store
-from tlkit._verify import verify_adapters, verify_file, verify_logits, verify_merged
+from tlkit._verify import check, verify_adapters, verify_file, verify_logits, verify_merged
 
 __all__ = [
     "Adapter",
@@ -23,6 +23,7 @@ __all__ = [
     "Warning",
     "__version__",
     "audit",
+    "check",
     "convert",
     "dequantise",
     "evaluate",

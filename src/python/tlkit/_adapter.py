@@ -227,7 +227,8 @@ class Adapter:
         if portable and as_ != "lora":
             raise Error("TL0006", "usage", "portable is a form of LoRA, and as_ asks for another")
         form = "lora-portable" if portable else as_
-        self._inner.to_peft(os.fspath(output), form, dtype, _path(base), _renames(rename), force)
+        of = None if base is None else (os.fspath(base), _renames(rename))
+        self._inner.to_peft(os.fspath(output), form, dtype, of, force)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle it as its parts."""

@@ -36,8 +36,7 @@ class Adapter:
         output: str,
         form: str,
         dtype: str,
-        base: str | None,
-        renames: Sequence[tuple[str, str]],
+        base: tuple[str, Sequence[tuple[str, str]]] | None,
         force: bool,
     ) -> None: ...
     def save(self, path: str, zstd: bool, force: bool) -> tuple[str, int]: ...

@@ -92,6 +92,9 @@ class Store:
         blobs: StrPath | None = None,
         zstd: bool = False,
         peft: bool = False,
+        portable: bool = False,
+        base_name: str | None = None,
+        base: StrPath | None = None,
         require_signature: Sequence[StrPath] = (),
         allow_root_signature: bool = False,
         force: bool = False,
@@ -105,6 +108,10 @@ class Store:
             blobs: With ``thin``, where published blobs are written.
             zstd: Compress tensors; the root stays the same.
             peft: Write a PEFT directory.
+            portable: Write the PEFT form that PEFT, vLLM, SGLang and llama.cpp load alike.
+            base_name: What the PEFT config calls the base: the name that the server has for it.
+            base: The base model of the PEFT form: names targets by suffix only where that is exact, and gives zeros for
+                what SGLang does not do without.
             require_signature: Refuse a version that none of these Ed25519 public keys signed.
             allow_root_signature: Take signatures of the root alone too.
             force: Replace an existing output; links, devices and inputs never are.
@@ -271,19 +278,36 @@ class Store:
         *,
         user: str | None = None,
         thin: bool = False,
+        peft: bool = False,
+        portable: bool = False,
+        base_name: str | None = None,
+        base: StrPath | None = None,
+        versions: bool = False,
+        require_signature: Sequence[StrPath] = (),
         force: bool = False,
         progress: Progress | None = None,
-    ) -> reports.Exported:
+    ) -> reports.Exported | reports.Served:
         """Write the last version of every adapter into a folder.
+
+        With ``peft`` that is one for servers, which is brought up to date: ``USER/TASK`` leads to a PEFT directory of
+        the last version, what the store has no more goes, and the report is a ``Served``.
 
         Args:
             output: The folder to write ``USER/TASK.tl`` into.
             user: Only of this user.
             thin: Leave out seeded tensors, and keep published blobs once, in ``blobs``.
+            peft: Write PEFT directories for servers.
+            portable: Write the PEFT form that PEFT, vLLM, SGLang and llama.cpp load alike.
+            base_name: What the PEFT configs call the base: the name that the server has for it.
+            base: The base model of the PEFT form, as for :meth:`get`.
+            versions: With ``peft``, ``USER/TASK@N`` too, which names the version.
+            require_signature: With ``peft``, leave out versions that none of these Ed25519 public keys signed.
             force: Replace an existing output; links, devices and inputs never are.
             progress: Called with ``(done, total, what)`` from this thread; what it raises stops the work.
 
         Raises:
             Error: ``.kind`` ``"io"``, ``"malformed"``, ``"integrity"``.
         """
+        if peft or portable or base_name is not None or base is not None:
+            return call("store export", locals(), reports.Served, url=self.url)
         return call("store export", locals(), reports.Exported, url=self.url)

@@ -138,3 +138,32 @@ def verify_logits(
         Error: ``.kind`` is ``"io"``, ``"malformed"``, ``"integrity"``, ``"unsupported"``, ``"incompatible"``.
     """
     return call("verify logits", locals(), reports.Logits)
+
+
+def check(
+    base: StrPath,
+    adapter: StrPath,
+    *,
+    shapes_only: bool = False,
+    strict: bool = False,
+    rename: Mapping[str, str] | None = None,
+    blobs: StrPath | None = None,
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> reports.Fit:
+    """Say whether an adapter fits a base. ``fits`` of the report is the answer; that it does not raises nothing.
+
+    Args:
+        base: The base model: a safetensors file or a folder.
+        adapter: A ``.tl`` or a PEFT directory.
+        shapes_only: Look at names and shapes alone; do not read the base to compare its fingerprint.
+        strict: Refuse an adapter that lacks tensors of modules which config and base say are adapted.
+        rename: Leading parts of module names, and what they are in the base.
+        blobs: Folder with the tensors that a thin ``.tl`` leaves out, each named by its SHA-256.
+        progress: Called with ``(done, total, what)`` from this thread; what it raises stops the work.
+        threads: Number of threads; results do not depend on it.
+
+    Raises:
+        Error: ``.kind`` ``"malformed"``, ``"integrity"``, ``"io"``.
+    """
+    return call("check", locals(), reports.Fit)

@@ -8,7 +8,7 @@ from typing import Literal
 from tlkit._call import Progress, StrPath, call
 from tlkit.reports import convert as reports
 
-__all__ = ["peft_to_tied", "tied_to_peft"]
+__all__ = ["peft_to_tied", "tied_to_gguf", "tied_to_peft"]
 
 
 def peft_to_tied(
@@ -56,6 +56,7 @@ def tied_to_peft(
     as_: Literal["lora", "vera"] = "lora",
     dtype: str = "f32",
     base: StrPath | None = None,
+    base_name: str | None = None,
     rename: Mapping[str, str] | None = None,
     blobs: StrPath | None = None,
     force: bool = False,
@@ -67,10 +68,12 @@ def tied_to_peft(
     Args:
         file: The ``.tl``.
         output: The folder to write.
-        portable: The form that PEFT, vLLM and llama.cpp load alike: alpha = r, one rank, the scale in B.
+        portable: The form that PEFT, vLLM, SGLang and llama.cpp load alike: alpha = r, one rank, the scale in B; with
+            ``base``, zeros for what SGLang does not do without.
         as_: ``"vera"`` where one A and one B serve every module.
         dtype: Of the factors: ``"f32"``, ``"f16"``, ``"bf16"``.
         base: The base model, so that modules are named by suffix only where that is exact.
+        base_name: What the config calls the base, such as the name that a server has for it.
         rename: Leading parts of module names, and what they are in the base.
         blobs: Folder with the tensors that a thin ``.tl`` leaves out.
         force: Replace a PEFT directory without other files.
@@ -81,3 +84,35 @@ def tied_to_peft(
         Error: ``.kind`` ``"unsupported"`` where that form cannot say it; ``"malformed"``, ``"integrity"``, ``"io"``.
     """
     return call("convert tied-to-peft", locals(), reports.TiedToPeft)
+
+
+def tied_to_gguf(
+    adapter: StrPath,
+    output: StrPath,
+    *,
+    base: StrPath,
+    rename: Mapping[str, str] | None = None,
+    dtype: str = "f32",
+    blobs: StrPath | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> reports.TiedToGguf:
+    """Convert a ``.tl`` or a PEFT directory to llama.cpp's adapter format: Llama, Mistral, Qwen 2 and 3, Gemma 1 to 3.
+
+    Args:
+        adapter: The ``.tl`` or the folder.
+        output: The GGUF file to write.
+        base: The base model's folder; of its files only ``config.json`` is needed.
+        rename: Leading parts of module names, and what they are in the base.
+        dtype: Of the factors: ``"f32"``, ``"f16"``, ``"bf16"``.
+        blobs: Folder with the tensors that a thin ``.tl`` leaves out.
+        force: Replace an existing file.
+        progress: Called with ``(done, total, what)`` from this thread.
+        threads: Number of threads; results do not depend on it.
+
+    Raises:
+        Error: ``.kind`` ``"unsupported"`` for what llama.cpp does not hold (DoRA, biases, saved modules);
+            ``"incompatible"`` where adapter and base do not fit; ``"malformed"``, ``"io"``.
+    """
+    return call("convert tied-to-gguf", locals(), reports.TiedToGguf)

@@ -70,8 +70,42 @@ class TiedToPeft(TypedDict):
     root: str
     """The adapter's identity."""
 
+    notes: list[str]
+    """What whoever uses the folder should know, such as that some programs misread it."""
+
     output: str
     """The folder written."""
+
+
+class TiedToGguf(TypedDict):
+    """Report of tied_to_gguf."""
+
+    architecture: str
+    """What llama.cpp calls the architecture."""
+
+    method: str
+    """The preset that the adapter follows."""
+
+    modules: int
+    """Number of adapted modules."""
+
+    tensors: int
+    """Number of tensors written."""
+
+    bytes_before: int
+    """Bytes of the adapter."""
+
+    bytes_after: int
+    """Bytes of the file."""
+
+    root: str
+    """The adapter's identity."""
+
+    notes: list[str]
+    """What was noticed about the adapter."""
+
+    output: str
+    """The file written."""
 
 
 class LayerFit(TypedDict):

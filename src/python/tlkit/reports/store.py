@@ -62,6 +62,9 @@ class Got(TypedDict):
     blobs_written: int
     """How many of them were written into the folder of blobs."""
 
+    notes: NotRequired[list[str]]
+    """What whoever uses a PEFT directory should know, such as that some programs misread it."""
+
     output: str
     """The file or folder."""
 
@@ -365,6 +368,47 @@ class Exported(TypedDict):
 
     failed: list[NotExported]
     """The adapters that could not be written."""
+
+    output: str
+    """The folder."""
+
+
+class ServedVersion(TypedDict):
+    """A version that is served from here on."""
+
+    adapter: str
+    """`USER/TASK`."""
+
+    version: int
+    """The number of the version."""
+
+    root: str
+    """The adapter's root."""
+
+    bytes: int
+    """Bytes written; 0 where the folder was there, of another adapter with the same root."""
+
+
+class Served(TypedDict):
+    """What was brought up to date in a folder for servers."""
+
+    tenants: int
+    """Number of tenants."""
+
+    adapters: int
+    """Number of adapters that are served."""
+
+    served: list[ServedVersion]
+    """Those that are new, or of another version than before."""
+
+    removed: list[str]
+    """Those that are served no more."""
+
+    failed: list[NotExported]
+    """Those that could not be written, and tenants that could not be listed."""
+
+    notes: list[str]
+    """What whoever serves them should know."""
 
     output: str
     """The folder."""

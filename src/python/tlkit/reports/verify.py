@@ -1,6 +1,6 @@
 """What proofs tell."""
 
-from typing import TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 
 class CheckedTensor(TypedDict):
@@ -251,3 +251,78 @@ class Merged(_Merged):
 
     equal: bool
     """Whether it is, within ``max_ulp``."""
+
+
+class Problem(TypedDict):
+    """Why an adapter does not fit."""
+
+    code: str
+    """The code of what is wrong."""
+
+    message: str
+    """What is wrong."""
+
+    tensor: str | None
+    """The tensor or module that it is about."""
+
+    hint: str | None
+    """What to do about it."""
+
+
+class Engine(TypedDict):
+    """What one program does with an adapter."""
+
+    engine: str
+    """`vLLM`, `SGLang` or `llama.cpp`."""
+
+    verdict: Literal["serves", "refuses", "wrong"]
+    """With the PEFT directory itself, or the faithful one of a `.tl`; `wrong` silently computes another update."""
+
+    why: list[str]
+    """Why it is not served."""
+
+    portable: bool
+    """With the portable form, where there is one."""
+
+    max_lora_rank: NotRequired[int]
+    """The smallest `max_lora_rank` that vLLM has for it."""
+
+
+class Fit(TypedDict):
+    """Whether an adapter fits a base."""
+
+    fits: bool
+    """Whether it does."""
+
+    problem: Problem | None
+    """Why it does not."""
+
+    method: str
+    """The preset that the adapter follows."""
+
+    modules: int
+    """Number of adapted modules, experts counted each."""
+
+    targets: list[str]
+    """Adapted modules, with `{}` for the layer."""
+
+    ranks: dict[str, int]
+    """Ranks, and how many modules have each."""
+
+    tensors: int
+    """Tensors of the base that would change; 0 where it does not fit."""
+
+    trained_over: str | None
+    """What the adapter calls the base that it was trained over."""
+
+    fingerprint: Literal["equal", "different", "absent", "unread"]
+    """Whether that is this base."""
+
+    missing: list[str]
+    """Modules that should have tensors, and have none."""
+
+    notes: list[str]
+    """What was noticed."""
+
+    engines: list[Engine]
+    """What programs that serve adapters would do with it."""

@@ -8,9 +8,9 @@ use super::{
 };
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done, or equal; 1 not equal (verify); 2 wrong usage; 3 input or output failed;
-4 a file is malformed or damaged; 5 not supported; 6 adapter and base do not fit;
-70 tlkit itself failed; 130 interrupted
+Exit codes: 0 done, or equal; 1 not equal (verify), or does not fit (check); 2 wrong usage;
+3 input or output failed; 4 a file is malformed or damaged; 5 not supported;
+6 adapter and base do not fit; 70 tlkit itself failed; 130 interrupted
 
 SIGINT, SIGTERM and SIGHUP end every command within a second";
 

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use tlkit::audit::{
@@ -188,6 +189,16 @@ fn summary(report: &Report) -> String {
             "next user",
             format!("{}, {} USD a month", bytes(user), usd(month)),
         ));
+    }
+    let mut kinds: BTreeMap<&str, u64> = BTreeMap::new();
+    for kind in report.rows.iter().filter_map(|r| r.base_kind) {
+        *kinds.entry(kind).or_default() += 1;
+    }
+    if !kinds.is_empty() {
+        let kinds = kinds.into_iter();
+        let kinds: Vec<String> = kinds.map(|(k, n)| format!("{} {k}", count(n))).collect();
+        let text = format!("{}, by the names of their bases", kinds.join(", "));
+        lines.push(("trained over", text));
     }
     if report.folder_links > 0 {
         lines.push((

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
-use tlkit::adapter::{Adapter, ExtraRole, ModuleKind, ScalingRule, TieGroup, without_numbers};
+use tlkit::adapter::{
+    Adapter, ExtraRole, ModuleKind, ScalingRule, TieGroup, quantisation_of_name, without_numbers,
+};
 use tlkit::format::{NoBlobs, Stored, TlFile};
 use tlkit::open::{Source, open_adapter};
 use tlkit::peft::import::PeftKind;
@@ -45,6 +47,9 @@ struct AdapterView {
     trained_parameters: u64,
     modules: usize,
     base: Option<String>,
+    /// How its name says that it is quantised.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    base_kind: Option<&'static str>,
     task: Option<String>,
     fingerprint: Option<String>,
     provenance: BTreeMap<String, String>,
@@ -110,6 +115,7 @@ impl AdapterView {
             trained_parameters: adapter.trained_parameters(),
             modules: adapter.modules().len(),
             base: base.and_then(|b| b.name.clone()),
+            base_kind: base.and_then(|b| quantisation_of_name(b.name.as_deref()?)),
             task: adapter.task.clone(),
             fingerprint: base.and_then(|b| b.weights.clone()),
             provenance: adapter.provenance.clone(),
@@ -146,6 +152,9 @@ impl AdapterView {
             ("modules", self.modules.to_string()),
         ];
         pairs.extend(self.base.clone().map(|b| ("base", b)));
+        if let Some(kind) = self.base_kind {
+            pairs.push(("base kind", format!("{kind}, by its name")));
+        }
         pairs.extend(
             self.fingerprint
                 .clone()

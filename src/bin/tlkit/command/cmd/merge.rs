@@ -1,5 +1,6 @@
 //! `merge` and `unmerge`: one output, or the base in place.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use tlkit::compute::Gpu;
@@ -240,6 +241,16 @@ fn totals_text(r: &MergeReport) -> String {
         ("wrote", wrote),
         ("rounding", r.rounding.to_string()),
     ];
+    let bases: BTreeSet<&str> = r
+        .adapters
+        .iter()
+        .filter_map(|a| a.trained_over.as_deref())
+        .collect();
+    pairs.extend(
+        bases
+            .iter()
+            .map(|base| ("trained over", (*base).to_owned())),
+    );
     if r.device != "cpu" {
         pairs.push(("device", r.device.clone()));
     }
