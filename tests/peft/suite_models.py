@@ -18,20 +18,42 @@ ENCODER = {**TEXT, **DECODER, "type_vocab_size": 2}
 def _models() -> dict[str, t.PreTrainedModel]:
     llama = t.LlamaConfig(**TEXT, **DECODER, **ONES, num_key_value_heads=2)
     mistral = t.MistralConfig(**TEXT, **DECODER, **ONES, num_key_value_heads=2)
-    opt = t.OPTConfig(**TEXT, **ONES, hidden_size=16, ffn_dim=32, num_attention_heads=4, max_position_embeddings=128, word_embed_proj_dim=16)
+    opt = t.OPTConfig(
+        **TEXT,
+        **ONES,
+        hidden_size=16,
+        ffn_dim=32,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        word_embed_proj_dim=16,
+    )
     gpt2 = t.GPT2Config(vocab_size=128, n_positions=128, n_embd=16, n_layer=2, n_head=4, **ONES)
     gptj = t.GPTJConfig(vocab_size=128, n_positions=128, n_embd=16, n_layer=2, n_head=4, rotary_dim=4, **ONES)
     qwen2 = t.Qwen2Config(**TEXT, **DECODER, **ONES, num_key_value_heads=2)
     gemma3 = t.Gemma3TextConfig(**TEXT, **DECODER, **ONES, num_key_value_heads=2, head_dim=4)
-    t5 = t.T5Config(vocab_size=128, d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0)
+    t5 = t.T5Config(
+        vocab_size=128,
+        d_model=16,
+        d_kv=4,
+        d_ff=32,
+        num_layers=2,
+        num_heads=4,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+    )
     bart = t.BartConfig(
         vocab_size=128, d_model=16, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=32, decoder_ffn_dim=32,
         encoder_attention_heads=4, decoder_attention_heads=4, max_position_embeddings=128, **ONES, decoder_start_token_id=2,
     )  # fmt: skip
     bert = t.BertConfig(**ENCODER)
     roberta = t.RobertaConfig(**ENCODER, **ONES)
-    deberta = t.DebertaConfig(**ENCODER, relative_attention=True, position_biased_input=False, pos_att_type=["p2c", "c2p"])
-    deberta2 = t.DebertaV2Config(**ENCODER, relative_attention=True, position_biased_input=False, pos_att_type=["p2c", "c2p"])
+    deberta = t.DebertaConfig(
+        **ENCODER, relative_attention=True, position_biased_input=False, pos_att_type=["p2c", "c2p"]
+    )
+    deberta2 = t.DebertaV2Config(
+        **ENCODER, relative_attention=True, position_biased_input=False, pos_att_type=["p2c", "c2p"]
+    )
     return {
         "peft-internal-testing/tiny-random-OPTForCausalLM": t.OPTForCausalLM(opt),
         "peft-internal-testing/opt-125m": t.OPTForCausalLM(opt),
@@ -49,7 +71,9 @@ def _models() -> dict[str, t.PreTrainedModel]:
         "peft-internal-testing/tiny-random-DebertaModel": t.DebertaModel(deberta),
         "peft-internal-testing/tiny-random-DebertaV2Model": t.DebertaV2Model(deberta2),
         "peft-internal-testing/tiny-random-BertForSequenceClassification": t.BertForSequenceClassification(bert),
-        "peft-internal-testing/tiny-random-RobertaForSequenceClassification": t.RobertaForSequenceClassification(roberta),
+        "peft-internal-testing/tiny-random-RobertaForSequenceClassification": t.RobertaForSequenceClassification(
+            roberta
+        ),
         "trl-internal-testing/tiny-LlamaForSequenceClassification-3.2": t.LlamaForSequenceClassification(llama),
     }
 

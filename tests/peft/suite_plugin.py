@@ -75,7 +75,8 @@ ROWS: dict[str, dict[str, list[Any]]] = {
     "test_config": {"ALL_CONFIG_CLASSES": [(TiedLoraConfig, {})]},
 }
 LEFT_OUT: dict[str, str] = {
-    entry["test"]: entry["why"] for entry in tomllib.loads((HERE / "suite_left_out.toml").read_text()).get("left_out", [])
+    entry["test"]: entry["why"]
+    for entry in tomllib.loads((HERE / "suite_left_out.toml").read_text()).get("left_out", [])
 }
 
 
@@ -128,6 +129,8 @@ def _tied_lora_is_known(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
         monkeypatch.setattr(common, "RoadConfig", TiedLoraConfig)
     if name == "test_generate_with_mixed_adapter_batches":
         monkeypatch.setattr(common, "LoraConfig", TiedLoraConfig)
+    if "mixed_adapter_batches" in name:
+        monkeypatch.setattr(request.module, "LoraConfig", TiedLoraConfig)
     monkeypatch.setattr(common, "_skip_if_conv1d_not_supported", lambda *_: None)
     if hasattr(request.module, "skip_deberta_lora_tests"):
         monkeypatch.setattr(request.module, "skip_deberta_lora_tests", lambda *_: None)
@@ -140,7 +143,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" or report.outcome != "passed":
         why = ""
         if report.skipped:
-            why = getattr(report, "wasxfail", None) or str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+            why = getattr(report, "wasxfail", None) or str(
+                report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+            )
         if _outcomes.get(report.nodeid, ["passed"])[0] == "passed":
             _outcomes[report.nodeid] = [report.outcome, why.removeprefix("Skipped: ")]
 

@@ -13,7 +13,9 @@ TOKENS = torch.arange(24).reshape(3, 8) + 40
 def adapted(model, **choice):
     """The model with an adapter that changes it."""
     torch.manual_seed(0)
-    return get_peft_model(model, TiedLoraConfig(**{"r": 4, "target_modules": TARGETS, "init_weights": False, **choice})).eval()
+    return get_peft_model(
+        model, TiedLoraConfig(**{"r": 4, "target_modules": TARGETS, "init_weights": False, **choice})
+    ).eval()
 
 
 def trained(model, steps=3, **choice):

@@ -12,7 +12,9 @@ from tlkit.peft import TiedLoraConfig, load_tl, save_tl
 def two(model):
     """A model with two adapters of two methods, and what each gives alone."""
     peft = adapted(model(), method="tl6")
-    peft.add_adapter("other", TiedLoraConfig(method="lora", r=2, target_modules=["q_proj", "up_proj"], init_weights=False))
+    peft.add_adapter(
+        "other", TiedLoraConfig(method="lora", r=2, target_modules=["q_proj", "up_proj"], init_weights=False)
+    )
     alone = {}
     for name in ("default", "other"):
         peft.set_adapter(name)

@@ -173,7 +173,9 @@ def test_a_tl_of_another_model_is_refused(model, tmp_path):
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     save_tl(adapted(model()), tmp_path / "a.tl")
-    small = AutoModelForCausalLM.from_config(LlamaConfig(hidden_size=32, num_hidden_layers=4, num_attention_heads=4, vocab_size=128))
+    small = AutoModelForCausalLM.from_config(
+        LlamaConfig(hidden_size=32, num_hidden_layers=4, num_attention_heads=4, vocab_size=128)
+    )
     with pytest.raises(ValueError, match=r"_proj: the adapter is for in, out and kind"):
         load_tl(small, tmp_path / "a.tl")
 

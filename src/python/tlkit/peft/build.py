@@ -52,6 +52,7 @@ class Builder:
         self._frozen: dict[Any, Factor] = {}  # what several groups use, by its recipe or name
 
     def build(self, groups: Sequence[Group]) -> None:
+        """Make what the groups need and give it to their modules."""
         for index, group in enumerate(groups):
             self._build_group(index, group)
 

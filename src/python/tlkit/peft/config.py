@@ -84,8 +84,9 @@ class TiedLoraConfig(PeftConfig):
     )
 
     def __post_init__(self) -> None:
+        """Check the values; ValueError where they make no sense."""
         super().__post_init__()
-        self.peft_type = PeftType.TIED_LORA
+        self.peft_type = PeftType["TIED_LORA"]
         # The groups found when the adapter was put into a model; they are saved as `layout`.
         self._found: list[dict[str, Any]] | None = None
         for name in ("target_modules", "exclude_modules"):
@@ -152,7 +153,7 @@ class TiedLoraConfig(PeftConfig):
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Saves the configuration, and `adapter.tl` of the weights that `PeftModel.save_pretrained` put beside it."""
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(os.fspath(save_directory), **kwargs)
         if self.save_tl:
             from .save import write_beside
 

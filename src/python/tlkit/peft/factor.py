@@ -28,6 +28,7 @@ class Factor(nn.Module):
 
     @property
     def trained(self) -> bool:
+        """Whether it is a parameter."""
         return "weight" in self._parameters
 
     @property

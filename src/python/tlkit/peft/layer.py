@@ -54,7 +54,10 @@ class TiedLoraLayer(BaseTunerLayer):
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.kwargs = kwargs
-        self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())
+        sizes: Any = _get_in_out_features(self.get_base_layer())
+        self.in_features: int
+        self.out_features: int
+        self.in_features, self.out_features = sizes
 
     @property
     def kind(self) -> str:
@@ -69,7 +72,8 @@ class TiedLoraLayer(BaseTunerLayer):
         for name, factor in factors.items():
             getattr(self, f"tied_lora_{name}")[adapter] = factor
         self.tied_lora_dropout[adapter] = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
-        self.tied_lora_dropout[adapter].train(self.training)  # type: ignore[has-type]
+        assert isinstance(self, nn.Module)
+        self.tied_lora_dropout[adapter].train(self.training)
         self.r[adapter], self.scaling[adapter], self.places[adapter] = rank, scale, place
 
     def factors(self, adapter: str) -> dict[str, Factor]:
@@ -80,7 +84,8 @@ class TiedLoraLayer(BaseTunerLayer):
     def compute_dtype(self, adapter: str) -> torch.dtype:
         """The dtype that the update is computed in: that of what trains."""
         factors = self.factors(adapter).values()
-        return next((f.weight.dtype for f in factors if f.trained), self.tied_lora_A[adapter].weight.dtype)
+        chosen: Any = next((f for f in factors if f.trained), self.tied_lora_A[adapter])
+        return chosen.weight.dtype
 
     def _weights(self, adapter: str, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """The factors on a device and in a dtype, without what A and B have beyond this module's size."""
@@ -131,7 +136,7 @@ class TiedLoraLinear(nn.Module, TiedLoraLayer):
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
         """ΔW in the shape of the base weight: [out, in], or [in, out] of a Conv1D."""
-        factor = self.tied_lora_B[adapter].weight
+        factor: Any = self.tied_lora_B[adapter].weight
         dtype = self.compute_dtype(adapter)
         # (b)float16 matmuls are slow on some CPUs, and rounded more than once.
         wide = torch.float32 if factor.device.type == "cpu" and dtype in (torch.float16, torch.bfloat16) else dtype
@@ -168,7 +173,7 @@ class TiedLoraLinear(nn.Module, TiedLoraLayer):
     def unmerge(self) -> None:
         """Takes the merged adapters out of the base weight again."""
         if not self.merged:
-            warnings.warn("Already unmerged. Nothing to do.")
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         while self.merged_adapters:
             adapter = self.merged_adapters.pop()
@@ -180,6 +185,7 @@ class TiedLoraLinear(nn.Module, TiedLoraLayer):
     def forward(
         self, x: torch.Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any
     ) -> torch.Tensor:
+        """The module's output, with the updates of the active adapters, or of `adapter_names`, one for each example."""
         if adapter_names is not None:
             return self._mixed_batch(x, *args, adapter_names=adapter_names, **kwargs)
         if self.disable_adapters:
@@ -216,10 +222,12 @@ class TiedLoraLinear(nn.Module, TiedLoraLayer):
         return result
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Whether ΔW can be written as a LoRA: always."""
         return True
 
     def __repr__(self) -> str:
         return "tied_lora." + super().__repr__()
 
     def extra_repr(self) -> str:
+        """What `repr` says of a quantised base."""
         return quantization_extra_repr(self)

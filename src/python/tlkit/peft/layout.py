@@ -64,6 +64,7 @@ class Group:
 
     @property
     def out(self) -> int:
+        """Rows of B: the output features of all targets."""
         return sum(target.out for target in self.targets)
 
     @property

@@ -62,10 +62,11 @@ def load_tl(
         made = get_peft_model(
             model, config, adapter_name, low_cpu_mem_usage=True, autocast_adapter_dtype=autocast_adapter_dtype
         )
-    result = set_peft_model_state_dict(made, state, adapter_name=adapter_name, low_cpu_mem_usage=True)
+    result: Any = set_peft_model_state_dict(made, state, adapter_name=adapter_name, low_cpu_mem_usage=True)
     if result.unexpected_keys:
         raise ValueError(f"{os.fspath(path)}: the model has no place for {result.unexpected_keys[0]}")
-    made.base_model._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+    tuner: Any = made.base_model
+    tuner._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
     if not is_trainable:
         made.eval()
     return made
@@ -117,7 +118,7 @@ def _alpha(spelling: int | str) -> float:
 def _state(manifest: Manifest, groups: list[Group], values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What each module has of the factors that are stored, as PEFT's state dicts name it."""
     state = {}
-    for group, entry in zip(groups, manifest["groups"]):
+    for group, entry in zip(groups, manifest["groups"], strict=True):
         for layer, at, path in group.modules():
             for name in group.factors:
                 if name in group.seeds:

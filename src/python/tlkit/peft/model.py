@@ -45,7 +45,7 @@ class TiedLoraModel(BaseTuner):
 
     prefix: str = "tied_lora_"
     tuner_layer_cls = TiedLoraLayer
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    target_module_mapping: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     def inject_adapter(
         self,
@@ -61,7 +61,7 @@ class TiedLoraModel(BaseTuner):
             model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage=low_cpu_mem_usage, state_dict=state_dict
         )
         found, self._found = self._found, []
-        config: TiedLoraConfig = self.peft_config[adapter_name]
+        config: Any = self.peft_config[adapter_name]
         groups = lay_out(config, found)
         Builder(adapter_name, config, dict(found), low_cpu_mem_usage).build(groups)
         config._found = [group.to_json() for group in groups]

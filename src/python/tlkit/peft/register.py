@@ -26,7 +26,7 @@ def register() -> None:
     from .config import TiedLoraConfig
     from .model import TiedLoraModel
 
-    if PeftType.TIED_LORA not in PEFT_TYPE_TO_CONFIG_MAPPING:
+    if PeftType[NAME] not in PEFT_TYPE_TO_CONFIG_MAPPING:
         register_peft_method(
             name=NAME.lower(), config_cls=TiedLoraConfig, model_cls=TiedLoraModel, prefix=TiedLoraModel.prefix
         )
