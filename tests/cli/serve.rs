@@ -1,5 +1,10 @@
 //! What brings adapters to the programs that serve them.
 
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
 use super::{Shell, assert_transcript};
 
 /// Breaks where a conversion to llama.cpp's format is told otherwise, asks for the base's weights, or writes
@@ -62,4 +67,47 @@ fn a_store_as_servers_read_it() {
     shell.run("store export store -o other --peft --thin");
     shell.run("store get store alice/one --portable --zstd -o none");
     assert_transcript!(shell);
+}
+
+/// Breaks where a folder that is watched does not follow the store, or the watch does not end as every command does.
+#[test]
+fn a_watched_folder_follows_until_it_is_interrupted() {
+    let shell = Shell::new();
+    shell.ok("store init store");
+    shell.ok("store put store alice/one style.tl");
+    let mut command = shell.command("store export store -o out --peft --watch --every 1s --json");
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let link = shell.path("out/alice/one");
+    let led_to = |other: Option<&PathBuf>| {
+        for _ in 0..600 {
+            if let Ok(now) = std::fs::read_link(&link)
+                && Some(&now) != other
+            {
+                return now;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        panic!("nothing changed");
+    };
+    let first = led_to(None);
+    shell.ok("store put store alice/one vera");
+    led_to(Some(&first));
+    let pid = child.id().to_string();
+    let status = std::process::Command::new("kill")
+        .args(["-INT", &pid])
+        .status();
+    assert!(status.unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let mut said = String::new();
+    child
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut said)
+        .unwrap();
+    assert!(said.lines().next().unwrap().starts_with('{'));
 }
