@@ -2,7 +2,7 @@
 
     tests/peft/venv/bin/python tests/peft/suite.py [--page spec/peft-suite.md] [FILE …] [-- PYTEST_ARGUMENT …]
 
-Needs torch, transformers, PEFT, and `tests/peft/suite.txt` installed; PyPI for the source of PEFT, which
+Needs tlkit, torch, transformers, PEFT, and `tests/peft/suite.txt` installed (`tests/python/peft.sh` sees to that); PyPI for the source of PEFT, which
 carries the suite. The models that the suite takes from the hub are made small and local.
 """
 
@@ -74,7 +74,7 @@ def main() -> int:
     rest = [name for name in options.rest if name not in files]
     suite, report = source(options.work), options.work / "report.json"
     cache = options.work.resolve() / "hub"
-    path = os.pathsep.join(filter(None, [str(HERE), str(ROOT / "src" / "python"), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
     env = {
         **os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONPATH": path,
         "SUITE_REPORT": str(report.resolve()), "TOKENIZERS_PARALLELISM": "false", "PYTHONDONTWRITEBYTECODE": "1",
