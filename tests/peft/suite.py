@@ -2,8 +2,9 @@
 
     tests/peft/venv/bin/python tests/peft/suite.py [--page spec/peft-suite.md] [FILE …] [-- PYTEST_ARGUMENT …]
 
-Needs tlkit, torch, transformers, PEFT, and `tests/peft/suite.txt` installed (`tests/python/peft.sh` sees to that); PyPI for the source of PEFT, which
-carries the suite. The models that the suite takes from the hub are made small and local.
+Needs tlkit, torch, transformers, PEFT, and `tests/peft/suite.txt` installed (`tests/python/peft.sh` sees to
+that), and PyPI for the source of PEFT, which carries the suite. The models that the suite takes from the hub
+are made small and local.
 """
 
 from __future__ import annotations
