@@ -44,15 +44,20 @@ def page(outcomes: dict[str, list[str]]) -> str:
     """What was counted, as Markdown."""
     by_file: dict[str, Counter[str]] = {}
     reasons: Counter[str] = Counter()
+    tests: dict[str, set[str]] = {}
     for name, (outcome, why) in outcomes.items():
         by_file.setdefault(name.split("::")[0].rpartition("/")[2], Counter())[outcome] += 1
         if outcome == "skipped":
             reasons[why] += 1
+            tests.setdefault(why.removeprefix("left out: "), set()).add(name.split("::")[-1].split("[")[0])
     rows = [f"| `{name}` | {c['passed']} | {c['failed']} | {c['skipped']} |" for name, c in sorted(by_file.items())]
     total = Counter(outcome for outcome, _ in outcomes.values())
     ours = {why.removeprefix("left out: "): n for why, n in reasons.items() if why.startswith("left out: ")}
     theirs = {why: n for why, n in reasons.items() if not why.startswith("left out: ")}
-    table = lambda found: [f"| {n} | {why} |" for why, n in sorted(found.items(), key=lambda item: (-item[1], item[0]))]  # noqa: E731
+    table = lambda found: [  # noqa: E731
+        f"| {n} | {why} | {', '.join(f'`{t}`' for t in sorted(tests[why]))} |"
+        for why, n in sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    ]
     return "\n".join([
         "# PEFT's test suite with Tied-LoRA", "",
         f"PEFT {version('peft')}, transformers {version('transformers')}, torch {version('torch')}. Made by",
@@ -64,8 +69,8 @@ def page(outcomes: dict[str, list[str]]) -> str:
         "Tests that are about another method, or about none, are not counted.",
         "", "| file | passed | failed | left out |", "|---|---:|---:|---:|", *rows,
         f"| all | {total['passed']} | {total['failed']} | {total['skipped']} |", "",
-        "## Left out by the suite itself", "", "| cases | reason that the suite gives |", "|---:|---|", *table(theirs), "",
-        "## Left out by `suite_left_out.toml`", "", *(["| cases | reason |", "|---:|---|", *table(ours)] if ours else ["None."]), "",
+        "## Left out by the suite itself", "", "| cases | reason that the suite gives | tests |", "|---:|---|---|", *table(theirs), "",
+        "## Left out by `suite_left_out.toml`", "", *(["| cases | reason | tests |", "|---:|---|---|", *table(ours)] if ours else ["None."]), "",
     ])  # fmt: skip
 
 
