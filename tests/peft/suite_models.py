@@ -11,26 +11,28 @@ from peft import LoraConfig
 
 TEXT = {"vocab_size": 128, "num_hidden_layers": 2}
 ONES = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
+# The suite takes padding off what decoders generate by the id of the end.
+ENDS = {**ONES, "pad_token_id": 2}
 DECODER = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4, "max_position_embeddings": 128}
 ENCODER = {**TEXT, **DECODER, "type_vocab_size": 2}
 
 
 def _models() -> dict[str, t.PreTrainedModel]:
-    llama = t.LlamaConfig(**TEXT, **DECODER, **ONES, num_key_value_heads=2)
-    mistral = t.MistralConfig(**TEXT, **DECODER, **ONES, num_key_value_heads=2)
+    llama = t.LlamaConfig(**TEXT, **DECODER, **ENDS, num_key_value_heads=2)
+    mistral = t.MistralConfig(**TEXT, **DECODER, **ENDS, num_key_value_heads=2)
     opt = t.OPTConfig(
         **TEXT,
-        **ONES,
+        **ENDS,
         hidden_size=16,
         ffn_dim=32,
         num_attention_heads=4,
         max_position_embeddings=128,
         word_embed_proj_dim=16,
     )
-    gpt2 = t.GPT2Config(vocab_size=128, n_positions=128, n_embd=16, n_layer=2, n_head=4, **ONES)
-    gptj = t.GPTJConfig(vocab_size=128, n_positions=128, n_embd=16, n_layer=2, n_head=4, rotary_dim=4, **ONES)
-    qwen2 = t.Qwen2Config(**TEXT, **DECODER, **ONES, num_key_value_heads=2)
-    gemma3 = t.Gemma3TextConfig(**TEXT, **DECODER, **ONES, num_key_value_heads=2, head_dim=4)
+    gpt2 = t.GPT2Config(vocab_size=128, n_positions=128, n_embd=16, n_layer=2, n_head=4, **ENDS)
+    gptj = t.GPTJConfig(vocab_size=128, n_positions=128, n_embd=16, n_layer=2, n_head=4, rotary_dim=4, **ENDS)
+    qwen2 = t.Qwen2Config(**TEXT, **DECODER, **ENDS, num_key_value_heads=2)
+    gemma3 = t.Gemma3TextConfig(**TEXT, **DECODER, **ENDS, num_key_value_heads=2, head_dim=4)
     t5 = t.T5Config(
         vocab_size=128,
         d_model=16,

@@ -15,8 +15,7 @@ def test_the_example_of_the_readme_runs(tmp_path):
     code = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
     (tmp_path / "fixtures").symlink_to(ROOT / "fixtures")
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=170
-    )
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=170)
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines()[-1] == "True"

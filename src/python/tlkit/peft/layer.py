@@ -113,7 +113,7 @@ class TiedLoraLinear(nn.Module, TiedLoraLayer):
     """A `torch.nn.Linear`, a quantised one, or a `Conv1D` with Tied-LoRA adapters."""
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, **kwargs: Any) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         TiedLoraLayer.__init__(self, base_layer, **kwargs)
         self._active_adapter = adapter_name
 
