@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from tlkit._call import Progress, StrPath, call
@@ -112,6 +113,8 @@ def generate(
     prompt: str | None = None,
     *,
     adapter: StrPath | None = None,
+    rename: Mapping[str, str] | None = None,
+    strict: bool = False,
     prompts: StrPath | None = None,
     chat: bool = False,
     max_tokens: int = 500,
@@ -128,6 +131,8 @@ def generate(
         model: The folder of the model: config.json, safetensors weights and tokenizer.json.
         prompt: The text to continue.
         adapter: A ``.tl`` or a PEFT directory to run on it.
+        rename: Leading parts of module names, and what they are in the base: ``{"backbone": "model"}``.
+        strict: Refuse an adapter that lacks tensors of modules which config and base say are adapted.
         prompts: A JSONL file whose lines have a ``prompt``.
         chat: Take each prompt for a user's message, by the model's chat template. A template that takes more memory
             than it may ends the process.
@@ -151,6 +156,8 @@ def evaluate(
     task: Literal["summarization", "qa", "translation", "math", "choice"],
     *,
     adapter: StrPath | None = None,
+    rename: Mapping[str, str] | None = None,
+    strict: bool = False,
     limit: int | None = None,
     max_tokens: int = 500,
     batch_size: int = 8,
@@ -169,6 +176,8 @@ def evaluate(
         data: The questions, a JSONL file.
         task: How answers are scored.
         adapter: A ``.tl`` or a PEFT directory to run on it.
+        rename: Leading parts of module names, and what they are in the base: ``{"backbone": "model"}``.
+        strict: Refuse an adapter that lacks tensors of modules which config and base say are adapted.
         limit: Most questions.
         max_tokens: Most new tokens of an answer.
         batch_size: How many at a time; results do not depend on it.

@@ -65,6 +65,7 @@ class Store:
         *,
         base: StrPath | None = None,
         rename: Mapping[str, str] | None = None,
+        strict: bool = False,
         sign: StrPath | None = None,
         blobs: StrPath | None = None,
     ) -> reports.Put:
@@ -75,6 +76,8 @@ class Store:
             adapter: A ``.tl``, or a PEFT directory, which is converted.
             base: The base model of a PEFT directory.
             rename: Leading parts of module names, and what they are in the base: ``{"backbone": "model"}``.
+            strict: Refuse an adapter that lacks tensors of modules which config and base say are adapted; needs
+                ``base``.
             sign: Sign adapter, name and version with this Ed25519 key (PKCS#8 PEM).
             blobs: Folder with the tensors that a thin ``.tl`` leaves out, each named by its SHA-256.
 
@@ -95,6 +98,7 @@ class Store:
         portable: bool = False,
         base_name: str | None = None,
         base: StrPath | None = None,
+        rename: Mapping[str, str] | None = None,
         require_signature: Sequence[StrPath] = (),
         allow_root_signature: bool = False,
         force: bool = False,
@@ -112,6 +116,7 @@ class Store:
             base_name: What the PEFT config calls the base: the name that the server has for it.
             base: The base model of the PEFT form: names targets by suffix only where that is exact, and gives zeros for
                 what SGLang does not do without.
+            rename: Leading parts of module names, and what they are in the base: ``{"backbone": "model"}``.
             require_signature: Refuse a version that none of these Ed25519 public keys signed.
             allow_root_signature: Take signatures of the root alone too.
             force: Replace an existing output; links, devices and inputs never are.
@@ -282,6 +287,7 @@ class Store:
         portable: bool = False,
         base_name: str | None = None,
         base: StrPath | None = None,
+        rename: Mapping[str, str] | None = None,
         versions: bool = False,
         require_signature: Sequence[StrPath] = (),
         force: bool = False,
@@ -300,6 +306,7 @@ class Store:
             portable: Write the PEFT form that PEFT, vLLM, SGLang and llama.cpp load alike.
             base_name: What the PEFT configs call the base: the name that the server has for it.
             base: The base model of the PEFT form, as for :meth:`get`.
+            rename: Leading parts of module names, and what they are in the base: ``{"backbone": "model"}``.
             versions: With ``peft``, ``USER/TASK@N`` too, which names the version.
             require_signature: With ``peft``, leave out versions that none of these Ed25519 public keys signed.
             force: Replace an existing output; links, devices and inputs never are.

@@ -37,6 +37,7 @@ def verify_adapters(
     tolerance: float = 1e-6,
     base: StrPath | None = None,
     rename: Mapping[str, str] | None = None,
+    strict: bool = False,
     blobs: StrPath | None = None,
     progress: Progress | None = None,
     threads: int | None = None,
@@ -49,6 +50,7 @@ def verify_adapters(
         tolerance: Largest relative error (Frobenius norm, of any module) that counts as equal.
         base: The base model, where a VeRA directory needs it.
         rename: Leading parts of module names, and what they are in the base: ``{"backbone": "model"}``.
+        strict: Refuse an adapter that lacks tensors of modules which config and base say are adapted; needs ``base``.
         blobs: Folder with the tensors that a thin ``.tl`` leaves out, each named by its SHA-256.
         progress: Called with ``(done, total, what)`` from this thread; what it raises stops the work.
         threads: Number of threads; results do not depend on it.
@@ -69,6 +71,7 @@ def verify_merged(
     tokenizer: Literal["base", "adapter"] = "base",
     tied: Literal["refuse", "untie", "shared"] | None = None,
     rename: Mapping[str, str] | None = None,
+    strict: bool = False,
     device: str = "cpu",
     device_memory: int | str | None = None,
     blobs: StrPath | None = None,
@@ -87,6 +90,7 @@ def verify_merged(
         tokenizer: As in :func:`merge`.
         tied: As in :func:`merge`.
         rename: Leading parts of module names, and what they are in the base: ``{"backbone": "model"}``.
+        strict: Refuse an adapter that lacks tensors of modules which config and base say are adapted.
         device: What computes: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"auto"``.
         device_memory: Most device memory to take: bytes, or text such as ``"2GB"``.
         blobs: Folder with the tensors that a thin ``.tl`` leaves out, each named by its SHA-256.
@@ -110,6 +114,8 @@ def verify_logits(
     seq_len: int = 512,
     max_diff: float | None = None,
     max_kl: float | None = None,
+    rename: Mapping[str, str] | None = None,
+    strict: bool = False,
     device: str = "cpu",
     blobs: StrPath | None = None,
     progress: Progress | None = None,
@@ -129,6 +135,8 @@ def verify_logits(
         max_diff: Largest difference of logits that counts as equal; a share of the largest logit by the merged model's
             dtype where it is None.
         max_kl: Largest mean KL divergence, in nats per token, that counts as equal.
+        rename: Leading parts of module names, and what they are in the base: ``{"backbone": "model"}``.
+        strict: Refuse an adapter that lacks tensors of modules which config and base say are adapted.
         device: What computes: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"auto"``.
         blobs: Folder with the tensors that a thin ``.tl`` leaves out, each named by its SHA-256.
         progress: Called with ``(done, total, what)`` from this thread; what it raises stops the work.
