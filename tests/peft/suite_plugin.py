@@ -132,6 +132,9 @@ def _tied_lora_is_known(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     if "mixed_adapter_batches" in name:
         monkeypatch.setattr(request.module, "LoraConfig", TiedLoraConfig)
     monkeypatch.setattr(common, "_skip_if_conv1d_not_supported", lambda *_: None)
+    if hasattr(request.module, "check_beft_config"):
+        # It is about BEFT, and leaves Llama and Gemma out for every method.
+        monkeypatch.setattr(request.module, "check_beft_config", lambda *_: None)
     if hasattr(request.module, "skip_deberta_lora_tests"):
         monkeypatch.setattr(request.module, "skip_deberta_lora_tests", lambda *_: None)
 
