@@ -44,9 +44,14 @@ impl Tree {
         Self::new(files.map(|(path, text)| (path.as_str(), path, text)))
     }
 
-    /// Another crate, whose root is in `folder`: the command, the Python package.
-    pub(super) fn within(folder: &str, sources: &BTreeMap<String, String>) -> Self {
-        let inside = |path: &'_ str| path.strip_prefix(folder).map(str::to_owned);
+    /// Another crate, of the files in some folders, each under a module's path: the command, the Python package.
+    pub(super) fn within(folders: &[(&str, &str)], sources: &BTreeMap<String, String>) -> Self {
+        let inside = |path: &str| {
+            let found = folders
+                .iter()
+                .find_map(|(folder, at)| Some((at, path.strip_prefix(folder)?)));
+            found.map(|(at, rest)| format!("{at}{rest}"))
+        };
         let files: Vec<_> = sources
             .iter()
             .filter_map(|(path, text)| Some((inside(path)?, path, text)))

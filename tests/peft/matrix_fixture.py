@@ -6,7 +6,7 @@ import json
 import torch
 from matrix_check import same, tensors
 from matrix_kinds import UNTIES
-from matrix_peft import adapter_value
+from matrix_peft import adapter_value, base_value
 
 # Of each kind of model one, and the kinds whose rules differ most.
 IN_FIXTURE = (
@@ -38,6 +38,10 @@ def fixture(args, rows, kinds):
                 continue
             path, cell = folder / record["base"], folder / "cells" / kind
             base, adapter, want = tensors(path), tensors(cell / "adapter"), tensors(cell / "expected")
+            changes = [k for k, t in want.items() if k in base and not same(t, base[k])]
+            # A part of what the model holds in one has no values of its own name.
+            if any(not same(base[k], base_value(k, base[k])) for k in changes):
+                continue
             if record.get("random") or base.keys() - want.keys():
                 continue
             name = f"{row}/{path.name}"
