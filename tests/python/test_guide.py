@@ -1,20 +1,26 @@
-"""The examples of the guide."""
+"""The examples of the guide and of the package's page."""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_examples_of_the_guide_run(tmp_path: Path) -> None:
-    """Breaks where an example of the guide, run after those before it, does not do what it says."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "spec/guide-python.md").read_text(), re.DOTALL)
-    assert len(blocks) >= 5
+@pytest.mark.parametrize(
+    ("page", "last"), [("spec/guide-python.md", "TL0003 "), ("src/python/README.md", None)], ids=["guide", "package"]
+)
+def test_the_examples_run(page: str, last: str | None, tmp_path: Path) -> None:
+    """Breaks where an example, run after those before it, does not do what it says."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert blocks
     (tmp_path / "fixtures").symlink_to(ROOT / "fixtures")
     (tmp_path / "target/guide").mkdir(parents=True)
     command = [sys.executable, "-c", "\n".join(blocks)]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.splitlines()[-1].startswith("TL0003 "), run.stdout
+    if last:
+        assert run.stdout.splitlines()[-1].startswith(last), run.stdout

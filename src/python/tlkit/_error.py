@@ -17,8 +17,8 @@ class Error(Exception):
     Attributes:
         code: Stable code such as ``"TL0502"``; ``spec/errors.md`` lists them.
         kind: By whose fault: ``"io"`` (the system refused), ``"usage"`` (the arguments), ``"malformed"``,
-            ``"integrity"`` and ``"limit"`` (a file), ``"unsupported"``, ``"incompatible"`` (two inputs), ``"internal"``
-            (a bug of tlkit).
+            ``"integrity"`` and ``"limit"`` (a file), ``"unsupported"``, ``"incompatible"`` (two inputs),
+            ``"interrupted"``, ``"internal"`` (a bug of tlkit).
         message: What is wrong, one line, without file and hint.
         file: The file or folder that it is about.
         tensor: The tensor or module that it is about.
