@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde_json::Value;
 
-use super::codes::{FP4, NF4, rounded, table};
+use super::codes::{FP4, NF4, round, table};
 use super::decode::{Decode, Decoder, Native, Number, Rows};
 use super::held::Held;
 use super::part::Part;
@@ -15,6 +15,8 @@ use crate::tensor::{Dtype, shape_text};
 pub(super) const MAX_STATE: u64 = 1 << 16;
 /// The block sizes that bitsandbytes has kernels for.
 const BLOCKS: Range<usize> = 32..4097;
+/// Blocks whose tables are made at once.
+const TABLES: usize = 32;
 /// 1/127 as bitsandbytes has it.
 const INT8_UNIT: f32 = 7.874_016e-3;
 
@@ -201,20 +203,32 @@ impl Decode for Bnb4Rows<'_> {
         let cols = self.weight.cols();
         let (mut at, end) = (rows.start * cols, rows.end * cols);
         let mut out = out;
+        let mut values = Vec::with_capacity(TABLES * table.len());
+        let mut tables = [[N::default(); 16]; TABLES];
         while at < end {
-            let number = at / block;
-            let stop = ((number + 1) * block).min(end);
-            let scale = self.scales.get(number - self.first_block);
-            let scale = scale.copied().unwrap_or(f32::NAN);
-            let values = table.map(|v| N::of(rounded(*dtype, v * scale), asked));
-            let (part, rest) = std::mem::take(&mut out).split_at_mut(stop - at);
-            let bytes = self
-                .codes
-                .get(at / 2 - self.first_byte..)
-                .unwrap_or_default();
-            lookup(&values, bytes, at % 2 == 1, part);
-            out = rest;
-            at = stop;
+            let first = at / block;
+            let scales = self.scales.iter().skip(first - self.first_block);
+            values.clear();
+            for scale in scales.take(TABLES) {
+                values.extend(table.map(|v| v * scale));
+            }
+            round(*dtype, &mut values);
+            let made = &mut tables[..values.len() / table.len()];
+            N::of_all(&values, asked, made.as_flattened_mut());
+            if made.is_empty() {
+                return;
+            }
+            for (number, numbers) in (first..).zip(made.iter()) {
+                let stop = ((number + 1) * block).min(end);
+                let (part, rest) = std::mem::take(&mut out).split_at_mut(stop - at);
+                let bytes = self.codes.get(at / 2 - self.first_byte..);
+                lookup(numbers, bytes.unwrap_or_default(), at % 2 == 1, part);
+                out = rest;
+                at = stop;
+                if at == end {
+                    break;
+                }
+            }
         }
     }
 }
