@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::{Adapter, ExtraRole, ScalingRule};
+use crate::adapter::{ExtraRole, ScalingRule};
 use crate::error::{Code, Error, Result};
 use crate::open::{Opened, Source};
+use crate::peft::export::lacks_companion;
 use crate::peft::import::PeftKind;
 
 const TABLE: &str = include_str!("engines.json");
@@ -125,23 +126,8 @@ fn traits(opened: &Opened) -> BTreeSet<&'static str> {
     if targets().any(|t| t.kind.is_parameter()) {
         traits.insert("experts");
     }
-    if has_lone(adapter) {
+    if lacks_companion(adapter) {
         traits.insert("lone");
     }
     traits
-}
-
-/// Whether a module has not beside it what SGLang stacks it with.
-fn has_lone(adapter: &Adapter) -> bool {
-    let paths: BTreeSet<String> = adapter.modules().into_iter().map(|m| m.path).collect();
-    paths.iter().any(|path| {
-        let (before, last) = path.rsplit_once('.').unwrap_or(("", path));
-        let has = |name: &str| paths.contains(&format!("{before}.{name}"));
-        match last {
-            "q_proj" => !has("v_proj"),
-            "k_proj" | "v_proj" => !has("q_proj"),
-            "up_proj" => !has("gate_proj"),
-            _ => false,
-        }
-    })
 }

@@ -19,17 +19,9 @@ pub(super) fn companions(
     modules: &[Module],
     base: Option<&dyn BaseModules>,
 ) -> (Vec<Companion>, bool) {
-    let mut parents: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for module in modules {
-        let target = &adapter.groups[module.group].targets[module.target];
-        if target.kind == ModuleKind::Linear {
-            let (parent, own) = module.path.rsplit_once('.').unwrap_or(("", &module.path));
-            parents.entry(parent).or_default().insert(own);
-        }
-    }
     let sizes = |path: &str| base.and_then(|base| base.sizes(path));
     let (mut found, mut unknown) = (Vec::new(), false);
-    for (parent, own) in parents {
+    for (parent, own) in by_parent(adapter, modules) {
         let at = |name: &str| format!("{parent}.{name}");
         for name in missing(&own) {
             match sizes(&at(name)) {
@@ -60,6 +52,26 @@ pub(super) fn companions(
         }
     }
     (found, unknown)
+}
+
+/// Whether SGLang does not do without a module that an adapter has no update of.
+pub(crate) fn lacks_companion(adapter: &Adapter) -> bool {
+    let modules = adapter.modules();
+    let parents = by_parent(adapter, &modules);
+    parents.values().any(|own| !missing(own).is_empty())
+}
+
+/// The last names of the adapted linear modules, by what stands before them.
+fn by_parent<'m>(adapter: &Adapter, modules: &'m [Module]) -> BTreeMap<&'m str, BTreeSet<&'m str>> {
+    let mut parents: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for module in modules {
+        let target = &adapter.groups[module.group].targets[module.target];
+        if target.kind == ModuleKind::Linear {
+            let (parent, own) = module.path.rsplit_once('.').unwrap_or(("", &module.path));
+            parents.entry(parent).or_default().insert(own);
+        }
+    }
+    parents
 }
 
 /// What SGLang wants beside the adapted modules of one parent.

@@ -15,5 +15,6 @@ mod rows;
 mod vera;
 mod write;
 
+pub(crate) use companions::lacks_companion;
 pub use form::{ExportOptions, Exported, Form};
 pub use write::export;
