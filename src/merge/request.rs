@@ -14,7 +14,7 @@ use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
 use crate::format::BlobSource;
 use crate::fs::Existing;
-use crate::open::{Source, open_adapter};
+use crate::open::{Opened, Source, open_adapter};
 use crate::peft::import::PeftKind;
 use crate::progress::Progress;
 use crate::safetensors::Checkpoint;
@@ -76,12 +76,16 @@ impl MergeInput {
     /// # Errors
     /// Those of [`open_adapter`].
     pub fn open(path: &Path, base: &Checkpoint, blobs: &dyn BlobSource) -> Result<Self> {
-        let opened = open_adapter(path, Some(base), blobs)?;
+        Ok(Self::opened(path, open_adapter(path, Some(base), blobs)?))
+    }
+
+    /// As [`open`](Self::open), of what was opened at `path`, over the base that it is merged into.
+    pub(crate) fn opened(path: &Path, opened: Opened) -> Self {
         let vera_directory = matches!(
             opened.source,
             Source::Peft(PeftKind::Vera | PeftKind::VeraRegenerated)
         );
-        Ok(Self {
+        Self {
             label: path.display().to_string(),
             weight: 1.0,
             magnitudes: opened.magnitudes,
@@ -92,7 +96,7 @@ impl MergeInput {
             adapter: opened.adapter,
             notes: opened.notes,
             missing: opened.missing,
-        })
+        }
     }
 }
 

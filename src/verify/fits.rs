@@ -111,8 +111,8 @@ pub fn check_fit(
         opened => opened?,
     };
     let mut report = FitReport::of(&opened)?;
-    let input = MergeInput::open(path, base, blobs)?;
-    let known = opened.adapter.base.as_ref();
+    let input = MergeInput::opened(path, opened);
+    let known = input.adapter.base.as_ref();
     report.fingerprint = match known.and_then(|b| b.weights.as_ref()) {
         None => Fingerprint::Absent,
         Some(_) => Fingerprint::Unread,
@@ -122,7 +122,7 @@ pub fn check_fit(
         planned => planned?,
     }
     if report.fits && report.fingerprint == Fingerprint::Unread && !options.shapes_only {
-        report.fingerprint = match check_fingerprint(&opened.adapter, base, base.renames()) {
+        report.fingerprint = match check_fingerprint(&input.adapter, base, base.renames()) {
             Ok(()) => Fingerprint::Equal,
             Err(e) if e.code() == Code::FingerprintMismatch => {
                 report.refuse(&e);
