@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::adapter::{Adapter, Method, Module, ModuleKind};
 use crate::base::llama_cpp::{GgufWeight, LlamaCpp};
+use crate::compute::transpose;
 use crate::error::{Code, Error, Result};
 use crate::format::BlobSource;
 use crate::fs::Existing;
@@ -224,7 +225,7 @@ fn pair(
         factors.left = interleaved(&factors.left, heads, factors.rank);
     }
     if weight.flipped {
-        factors.right = transposed(&factors.right, factors.in_features);
+        factors.right = transpose(&factors.right, factors.rank, factors.in_features)?;
     }
     let [right, left] = infos(adapter, module, weight, dtype);
     let tensor = |info: TensorInfo, values: &[f32]| {
@@ -248,11 +249,6 @@ fn interleaved(values: &[f32], heads: usize, columns: usize) -> Vec<f32> {
     out
 }
 
-fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
-    let column = |c: usize| values.iter().skip(c).step_by(columns.max(1));
-    (0..columns).flat_map(column).copied().collect()
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -274,7 +270,7 @@ mod tests {
         let want = [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15];
         assert_eq!(got, want.map(|x: u8| f32::from(x)));
         assert_eq!(
-            transposed(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3),
+            transpose(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2, 3).unwrap(),
             [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]
         );
     }

@@ -2,16 +2,13 @@
 
 use std::ops::Range;
 
-use super::codes::round;
+use super::codes::{CODES, round};
 use super::decode::{Decode, Decoder, Native, Number, Rows};
 use super::held::Held;
 use super::packed::FLOATS;
 use super::part::{Part, words};
 use crate::error::Result;
 use crate::tensor::{Dtype, shape_text};
-
-/// Codes of 4 bits.
-const CODES: usize = 16;
 
 /// The place in an AWQ word of each of its eight outputs.
 const AWQ_PLACES: [u32; 8] = [0, 4, 1, 5, 2, 6, 3, 7];

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde_json::Value;
 
-use super::codes::{FP4, NF4, round, table};
+use super::codes::{CODES, FP4, NF4, round, table};
 use super::decode::{Decode, Decoder, Native, Number, Rows};
 use super::held::Held;
 use super::part::Part;
@@ -204,7 +204,7 @@ impl Decode for Bnb4Rows<'_> {
         let (mut at, end) = (rows.start * cols, rows.end * cols);
         let mut out = out;
         let mut values = Vec::with_capacity(TABLES * table.len());
-        let mut tables = [[N::default(); 16]; TABLES];
+        let mut tables = [[N::default(); CODES]; TABLES];
         while at < end {
             let first = at / block;
             let scales = self.scales.iter().skip(first - self.first_block);
@@ -234,7 +234,7 @@ impl Decode for Bnb4Rows<'_> {
 }
 
 /// The values of codes, two a byte, high half first; `odd` starts in the middle of the first byte.
-fn lookup<N: Number>(values: &[N; 16], bytes: &[u8], odd: bool, out: &mut [N]) {
+fn lookup<N: Number>(values: &[N; CODES], bytes: &[u8], odd: bool, out: &mut [N]) {
     let (out, bytes) = match (odd, out.split_first_mut(), bytes.split_first()) {
         (true, Some((first, out)), Some((byte, bytes))) => {
             *first = values[usize::from(byte & 15)];

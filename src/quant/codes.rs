@@ -5,6 +5,9 @@ use half::{bf16, f16};
 
 use crate::tensor::Dtype;
 
+/// Codes that 4 bits can be.
+pub(super) const CODES: usize = 16;
+
 /// bitsandbytes' 4-bit NormalFloat, by code.
 pub(super) const NF4: [f32; 16] = [
     -1.0,

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::codes::{round, rounded};
+use super::codes::{CODES, round, rounded};
 use super::decode::{Decode, Decoder, Native, Number, Rows};
 use super::held::Held;
 use super::part::{Part, words};
@@ -12,8 +12,6 @@ use crate::tensor::{Dtype, shape_text};
 
 /// The dtypes that scales may have.
 pub(super) const FLOATS: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
-/// Codes that 4 bits can be.
-const CODES: usize = 16;
 /// Bits of a word.
 const WORD: usize = u32::BITS as usize;
 

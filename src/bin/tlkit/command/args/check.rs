@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
 
-use super::base::BaseNames;
+use super::base::{BaseNames, Whole};
 use super::merge::Blobs;
 
 /// Exit code 1 where it does not fit. Nothing is written.
@@ -19,9 +19,8 @@ pub(crate) struct Check {
     /// Look at names and shapes alone; do not read the base to compare its fingerprint
     #[arg(long)]
     pub(crate) shapes_only: bool,
-    /// Refuse an adapter that lacks tensors of modules which its config and the base say are adapted
-    #[arg(long)]
-    pub(crate) strict: bool,
+    #[command(flatten)]
+    pub(crate) whole: Whole,
     #[command(flatten)]
     pub(crate) names: BaseNames,
     #[command(flatten)]

@@ -12,7 +12,7 @@ pub(crate) fn check(args: &Check, output: &Output) -> Result<Outcome> {
     let base = open_renamed(&args.base, &args.names)?;
     let mut options = FitOptions::default();
     options.shapes_only = args.shapes_only;
-    options.strict = args.strict;
+    options.strict = args.whole.strict;
     let blobs = blob_source(&args.blobs);
     let report = check_fit(&base, &args.adapter, &*blobs, &options)?;
     for note in &report.notes {
