@@ -57,7 +57,7 @@ impl TrainedTokens {
     /// [`Code::ConfigInvalid`] for anything but row numbers.
     pub(super) fn read_alone(value: &Json) -> Result<Self> {
         match value {
-            falsy if falsy.is_falsy() => Ok(Self::None),
+            falsy if falsy.is_falsy() => Ok(Self::Every(Vec::new())),
             list => indices(list).map(Self::Every),
         }
     }
