@@ -185,6 +185,8 @@ codes! {
     TrainedBeside = "TL0317", Unsupported;
     /// The file lacks tensors of modules that config and base say are adapted.
     HalfAdapter = "TL0318", Incompatible;
+    /// A Tied-LoRA folder's weights are not those of the `.tl` beside them.
+    TlBesideDiffers = "TL0319", Malformed;
 
     /// DoRA: the update depends on the base weights; `.tl` v1 cannot say it.
     UnsupportedDora = "TL0401", Unsupported;

@@ -17,6 +17,7 @@
 mod checkpoint;
 mod opened;
 mod peft;
+mod tied_lora;
 
 pub(crate) use checkpoint::with_modules;
 pub use opened::{Opened, Source, check_complete, open_adapter};
