@@ -333,6 +333,7 @@ fn peft(path: &Path, args: &Inspect, output: &Output) -> Result<Outcome> {
         output.note(note);
     }
     let kind = match opened.source {
+        Source::Peft(PeftKind::Lora) if opened.adapter.groups.is_empty() => "PEFT trained rows",
         Source::Peft(PeftKind::Lora) => "PEFT LoRA",
         Source::Peft(PeftKind::Dora) => "PEFT DoRA",
         Source::Peft(PeftKind::Vera) => "PEFT VeRA",
