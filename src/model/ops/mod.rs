@@ -15,6 +15,7 @@
 
 mod attention;
 mod backend;
+mod bf16;
 mod divergence;
 mod gate;
 mod kernels;
@@ -31,7 +32,7 @@ pub use divergence::head_divergence;
 pub use gate::{gate, gate_backward};
 #[cfg(test)]
 pub(crate) use kernels::host;
-pub use linear::{Matrix, Piece, linear, linear_backward};
+pub use linear::{Matrix, Piece, Products, linear, linear_backward};
 pub use loss::{HeadScratch, head_loss, head_loss_backward};
 pub use low_rank::{Branch, BranchGrads, Span, add_branch, branch_backward};
 pub use norm::{Norm, NormKind};

@@ -1,0 +1,20 @@
+//! Products of bf16 numbers with f32 sums, on processors that have instructions for them: AMX tiles, else AVX-512's dot
+//! products of pairs.
+//!
+//! A product is tokens × K times K × N. Its left side is rounded to bf16 once, row by row; its right side is frozen
+//! weights, packed in panels of 32 columns as they are read, so that a panel is packed once for all tokens and only as
+//! much as stays in the cache. Work is shared out by panels: what a thread computes, and in which order it adds, is the
+//! same for any number of threads.
+
+mod amx;
+mod avx512;
+mod kernel;
+mod multiply;
+mod pack;
+mod rows;
+mod transpose;
+
+pub(super) use kernel::Kernel;
+pub(super) use multiply::{Block, Panel, multiply};
+pub(super) use pack::{Weight, across, along};
+pub(super) use rows::Rows;
