@@ -13,8 +13,8 @@ use super::loss_sum::LossSum;
 use super::weights::{self, Weights};
 use crate::error::{Code, Error, Result};
 use crate::model::ops::{
-    Branch, BranchGrads, HeadScratch, Masks, Past, Piece, Rotation, head_divergence, head_loss,
-    head_loss_backward, linear,
+    Branch, BranchGrads, HeadScratch, Masks, Past, Piece, Products, Rotation, head_divergence,
+    head_loss, head_loss_backward, linear,
 };
 use crate::safetensors::Checkpoint;
 use crate::tensor::Dtype;
@@ -28,6 +28,7 @@ pub struct Model {
     weights: Weights,
     device: Device,
     dtype: DType,
+    products: Products,
     scratch: Mutex<HeadScratch>,
 }
 
@@ -154,8 +155,11 @@ impl BranchGradients {
 
 impl Model {
     /// Opens the model in `dir`: `config.json` and safetensors weights, one file or sharded.
-    /// Computes in f32 or bf16 as `dtype` says; without it in bf16 on a GPU where the embedding is
-    /// bf16, and else in f32.
+    /// Computes in f32 or bf16 as `dtype` says; without it in bf16 where the embedding is bf16 and the device
+    /// multiplies such numbers (a GPU; a processor with AMX or AVX-512-BF16), and else in f32.
+    ///
+    /// In bf16 a GPU has weights and activations in that type. A processor rounds to bf16 what it multiplies with frozen
+    /// weights, with f32 sums, and has all else in f32.
     ///
     /// # Errors
     /// Those of [`ModelConfig::read`] and [`Checkpoint::open`]; [`Code::ModelConfig`] where the
@@ -163,24 +167,25 @@ impl Model {
     pub fn open(dir: &Path, device: &Device, dtype: Option<Dtype>) -> Result<Self> {
         let config = ModelConfig::read(dir)?;
         let checkpoint = Checkpoint::open(dir)?;
-        let dtype = match dtype {
-            None if device.is_cpu() => DType::F32,
+        let narrow = match dtype {
             None => {
                 let name = format!("{}.weight", config.family.embedding);
                 let stored = checkpoint.locate(&name).map(|at| checkpoint.at(at).1.dtype);
-                match stored {
-                    Some(Dtype::BF16) => DType::BF16,
-                    _ => DType::F32,
-                }
+                stored == Some(Dtype::BF16) && (!device.is_cpu() || Products::bf16().is_some())
             }
-            Some(Dtype::F32) => DType::F32,
-            Some(Dtype::BF16) => DType::BF16,
+            Some(Dtype::F32) => false,
+            Some(Dtype::BF16) => true,
             Some(other) => {
                 let message = format!("a model is not computed in {other}");
                 return Err(Error::new(Code::Usage, message).hint("in f32 or bf16"));
             }
         };
-        Self::with(config, checkpoint, device, dtype)
+        let (dtype, products) = match (narrow, Products::bf16()) {
+            (false, _) => (DType::F32, Products::F32),
+            (true, Some(products)) if device.is_cpu() => (DType::F32, products),
+            (true, _) => (DType::BF16, Products::F32),
+        };
+        Self::with(config, checkpoint, device, dtype, products)
     }
 
     /// As [`Model::open`], computing in `dtype`.
@@ -193,6 +198,7 @@ impl Model {
             Checkpoint::open(dir)?,
             device,
             dtype,
+            Products::F32,
         )
     }
 
@@ -201,14 +207,16 @@ impl Model {
         checkpoint: Checkpoint,
         device: &Device,
         dtype: DType,
+        products: Products,
     ) -> Result<Self> {
-        let weights = weights::load(&checkpoint, &config, device, dtype)?;
+        let weights = weights::load(&checkpoint, &config, device, dtype, products)?;
         Ok(Self {
             config,
             checkpoint,
             weights,
             device: device.clone(),
             dtype,
+            products,
             scratch: Mutex::default(),
         })
     }
@@ -240,6 +248,15 @@ impl Model {
     /// The dtype of activations.
     pub fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    /// The dtype of what is multiplied with frozen weights.
+    pub fn compute_dtype(&self) -> Dtype {
+        match self.dtype {
+            DType::F32 if self.products == Products::F32 => Dtype::F32,
+            DType::F64 => Dtype::F64,
+            _ => Dtype::BF16,
+        }
     }
 
     /// Every linear module, layer by layer.

@@ -8,7 +8,7 @@ use super::ModelConfig;
 use super::family::Slot;
 use crate::adapter::LAYER_PLACE;
 use crate::error::{Code, Error, Result};
-use crate::model::ops::{Heads, Matrix, Norm, Piece, Span, fuses};
+use crate::model::ops::{Heads, Matrix, Norm, Piece, Products, Span, fuses};
 use crate::safetensors::Checkpoint;
 use crate::tensor::{self, shape_text};
 
@@ -91,6 +91,7 @@ struct Loader<'a> {
     config: &'a ModelConfig,
     device: &'a Device,
     dtype: DType,
+    products: Products,
     used: BTreeSet<String>,
 }
 
@@ -104,12 +105,14 @@ pub(super) fn load(
     config: &ModelConfig,
     device: &Device,
     dtype: DType,
+    products: Products,
 ) -> Result<Weights> {
     let mut loader = Loader {
         checkpoint,
         config,
         device,
         dtype,
+        products,
         used: BTreeSet::new(),
     };
     loader.all().map_err(|e| e.file(checkpoint.path()))
@@ -185,7 +188,8 @@ impl Loader<'_> {
             let out = spans.iter().map(|s| s.len).sum();
             let name = format!("{path}.weight");
             let matrix = Matrix::mapped(self.tensor(&name, &[out, in_features])?)
-                .map_err(|e| e.tensor(name))?;
+                .map_err(|e| e.tensor(name))?
+                .with_products(self.products);
             let own = format!("{path}.bias");
             if self.checkpoint.locate(&own).is_some() {
                 let own = self.tensor(&own, &[out])?.to_f32()?;
@@ -236,7 +240,8 @@ impl Loader<'_> {
     fn matrix(&mut self, path: &str, shape: [usize; 2]) -> Result<Matrix> {
         let name = format!("{path}.weight");
         let weight = self.tensor(&name, &shape)?;
-        Matrix::new(weight, self.device, self.dtype).map_err(|e| e.tensor(name))
+        let matrix = Matrix::new(weight, self.device, self.dtype).map_err(|e| e.tensor(name))?;
+        Ok(matrix.with_products(self.products))
     }
 
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<tensor::Tensor> {
