@@ -52,7 +52,7 @@ def main():
     imports = peak_rss_bytes()
     if args.make:
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(args.model))
-        model.save_pretrained(args.model)
+        model.to(model.config.dtype).save_pretrained(args.model)
         return
 
     with open(args.data) as lines:

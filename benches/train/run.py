@@ -4,17 +4,19 @@
     python3 benches/train/run.py --peft tests/peft/venv/bin/python [--rounds 3] [--case 15M] [--dir FOLDER]
 
 Two LLaMA shapes with random weights: 15M parameters (288 wide, 6 layers, vocabulary 32000) with batches of 4 × 256
-tokens, and 260K (64 wide, 5 layers, 4 key heads for 8, vocabulary 512) with 8 × 256. Rank 8 on q, k and v; AdamW,
-clipping, loss on all tokens, two threads. For each shape, in turn, and in the opposite order every other round:
+tokens, and 260K (64 wide, 5 layers, 4 key heads for 8, vocabulary 512) with 8 × 256; and two with weights in bf16, batches
+of 4 × 256: SmolLM-135M's shape and Qwen2.5-0.5B's. Rank 8 on q, k and v; AdamW, clipping, loss on all tokens, two
+threads. For each shape, in turn, and in the opposite order every other round:
 
     tlkit lora, tlkit tl6                   PEFT lora
     tlkit lora --recompute                  PEFT lora with gradient checkpointing
+    tlkit lora in bf16, in f32              PEFT lora in f32, in bf16       (where the weights are bf16)
 
 PEFT trains an A for each of q, k and v; tlkit's `lora` shares one among them, as the paper does.
 
 The figure of a run is the median of its steps after the first 3, that of a line the median over rounds. Ratios are to
-PEFT's line beside it; memory is the peak resident memory of the process, torch's own included. --peft names a Python
-with torch and peft (tests/peft/setup.sh makes one; it also writes the models). Uses about 70 MB in FOLDER
+PEFT's line beside it, the faster of two; memory is the peak resident memory of the process, torch's own included. --peft names a Python
+with torch and peft (tests/peft/setup.sh makes one; it also writes the models). Uses about 70 MB in FOLDER, 1.3 GB with the last two
 (default: target/bench-train).
 """
 import argparse, json, os, random, shlex, shutil, statistics, subprocess, sys, tempfile, time
@@ -32,14 +34,26 @@ CASES = {  # name -> config, batch, steps
                      "num_key_value_heads": 6, "vocab_size": 32000}, 4, 13),
     "260K": (LLAMA | {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5, "num_attention_heads": 8,
                       "num_key_value_heads": 4, "vocab_size": 512}, 8, 43),
+    "135M": (LLAMA | {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+                      "num_key_value_heads": 3, "vocab_size": 49152, "torch_dtype": "bfloat16"}, 4, 8),
+    "0.5B": (LLAMA | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 896,
+                      "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+                      "vocab_size": 151936, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "torch_dtype": "bfloat16"}, 4, 6),
 }
-# Line -> (side, method, recompute, the line it is held against).
+# Line -> (side, method, recompute, more arguments, the lines it is held against: the faster of them).
 LINES = {
-    "tlkit lora": ("tlkit", "lora", False, "PEFT lora"),
-    "tlkit tl6": ("tlkit", "tl6", False, "PEFT lora"),
-    "PEFT lora": ("peft", "lora", False, None),
-    "tlkit lora --recompute": ("tlkit", "lora", True, "PEFT lora, checkpointing"),
-    "PEFT lora, checkpointing": ("peft", "lora", True, None),
+    "tlkit lora": ("tlkit", "lora", False, [], ["PEFT lora"]),
+    "tlkit tl6": ("tlkit", "tl6", False, [], ["PEFT lora"]),
+    "PEFT lora": ("peft", "lora", False, [], []),
+    "tlkit lora --recompute": ("tlkit", "lora", True, [], ["PEFT lora, checkpointing"]),
+    "PEFT lora, checkpointing": ("peft", "lora", True, [], []),
+}
+# Where the weights are bf16: both in f32 and in bf16.
+NARROW_LINES = {
+    "tlkit lora": ("tlkit", "lora", False, ["--compute-dtype", "bf16"], ["PEFT lora, f32", "PEFT lora, bf16"]),
+    "tlkit lora, f32": ("tlkit", "lora", False, ["--compute-dtype", "f32"], ["PEFT lora, f32"]),
+    "PEFT lora, f32": ("peft", "lora", False, [], []),
+    "PEFT lora, bf16": ("peft", "lora", False, ["--bf16"], []),
 }
 
 
@@ -96,14 +110,18 @@ def gpu_bytes(pid):
     return sum(int(mib) << 20 for owner, mib in held if owner == str(pid) and mib.isdigit())
 
 
-def tlkit(args, folder, batch, steps, method, recompute):
+def lines_of(case):
+    return NARROW_LINES if CASES.get(case, [{}])[0].get("torch_dtype") == "bfloat16" else LINES
+
+
+def tlkit(args, folder, batch, steps, method, recompute, more):
     out, runs = folder / "out.tl", folder / "run"
     shutil.rmtree(runs, ignore_errors=True)
     out.unlink(missing_ok=True)
     argv = [args.tlkit, "train", "--model", folder / "model", "--data", folder / "train.jsonl", "--method", method,
             "--rank", RANK, "--max-steps", steps, "--batch-size", batch, "--global-batch", batch, "--seq-len", args.length,
             "--lr", "1e-4", "--warmup", 0, "--seed", 1, "-o", out, "--run-dir", runs,
-            "--threads", args.threads, "--json", *shlex.split(args.tlkit_args)]
+            "--threads", args.threads, "--json", *more, *shlex.split(args.tlkit_args)]
     _, peak = run(argv + ["--recompute"] if recompute else argv, args.on_gpu)
     lines = [json.loads(line) for line in (runs / "metrics.jsonl").read_text().splitlines()]
     taken = [line for line in lines if "seconds" in line and "loss" in line]
@@ -115,9 +133,9 @@ def tlkit(args, folder, batch, steps, method, recompute):
     return [line["tokens"] / line["tokens_per_s"] for line in taken], peak
 
 
-def peft(args, folder, batch, steps, method, recompute):
+def peft(args, folder, batch, steps, method, recompute, more):
     argv = [args.peft, Path(__file__).with_name("peft_step.py"), folder / "model", folder / "train.jsonl", "--batch", batch,
-            "--length", args.length, "--steps", steps, "--rank", RANK, "--threads", args.threads, *shlex.split(args.peft_args)]
+            "--length", args.length, "--steps", steps, "--rank", RANK, "--threads", args.threads, *more, *shlex.split(args.peft_args)]
     out, peak = run(argv + ["--recompute"] if recompute else argv, args.on_gpu)
     report = json.loads(out.splitlines()[-1])
     return report["seconds"], peak if args.on_gpu else report["peak_rss_bytes"]
@@ -126,19 +144,20 @@ def peft(args, folder, batch, steps, method, recompute):
 def measure(args, case, batch, steps):
     """Runs every line in args.dir / case, and prints the table."""
     folder = args.dir / case
-    lines = [name for name in LINES if args.side in ("both", LINES[name][0])]
+    all_lines = lines_of(case)
+    lines = [name for name in all_lines if args.side in ("both", all_lines[name][0])]
     medians, peaks = {name: [] for name in lines}, {name: 0 for name in lines}
     for number in range(args.rounds):
         for name in lines if number % 2 == 0 else reversed(lines):
-            side, method, recompute, _ = LINES[name]
-            seconds, peak = {"tlkit": tlkit, "peft": peft}[side](args, folder, batch, steps, method, recompute)
+            side, method, recompute, more, _ = all_lines[name]
+            seconds, peak = {"tlkit": tlkit, "peft": peft}[side](args, folder, batch, steps, method, recompute, more)
             medians[name].append(statistics.median(seconds[WARM:]))
             peaks[name] = max(peaks[name], peak)
     print(f"\n{case}: batch {batch} × {args.length}, rank {RANK} q,k,v, {args.threads} threads, {args.rounds} rounds of {steps} steps")
     print(f"{'':26} {'median':>9} {'min':>9} {'max':>9} {'tokens/s':>9} {'ratio':>6}   peak memory")
     for name in lines:
-        median, other = statistics.median(medians[name]), LINES[name][3]
-        ratio = f"{median / statistics.median(medians[other]):.2f}" if other in medians else ""
+        median, others = statistics.median(medians[name]), [o for o in all_lines[name][4] if o in medians]
+        ratio = f"{median / min(statistics.median(medians[o]) for o in others):.2f}" if others else ""
         low, high = min(medians[name]), max(medians[name])
         print(f"{name:26} {median:8.4f}s {low:8.4f}s {high:8.4f}s {batch * args.length / median:9.0f} {ratio:>6}   "
               f"{peaks[name] / 1e6:7.1f} MB", flush=True)
