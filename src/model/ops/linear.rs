@@ -9,7 +9,7 @@ use faer::reborrow::ReborrowMut as _;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-use super::bf16::{Block, Kernel, Panel, Rows, Weight, across, along, multiply};
+use super::bf16::{Block, Kernel, Panel, Rows, Weight, across, along, few, multiply};
 use super::slices::ROWS;
 use super::{f32s, fuses, is_fused, tensor};
 use crate::error::{Code, Error, Result};
@@ -297,10 +297,18 @@ pub fn linear_backward(dy: &Tensor, pieces: &[Piece<'_>]) -> Result<Tensor> {
 pub(super) fn product(x: &[f32], in_features: usize, pieces: &[Piece<'_>], out: &mut [f32]) {
     let width: usize = pieces.iter().map(|p| p.rows).sum();
     let tokens = x.len() / in_features.max(1);
+    let narrow = narrow(pieces);
     if tokens < FEW {
-        return product_few(x, in_features, pieces, width, out);
+        return match narrow {
+            Some((_, weights)) => {
+                let rows = pieces.iter().map(Piece::range);
+                let pieces: Vec<_> = weights.into_iter().zip(rows).collect();
+                few(x, in_features, &pieces, out);
+            }
+            None => product_few(x, in_features, pieces, width, out),
+        };
     }
-    if let Some((kernel, weights)) = narrow(pieces) {
+    if let Some((kernel, weights)) = narrow {
         return product_bf16(kernel, x, in_features, pieces, &weights, out);
     }
     out.par_chunks_mut(ROWS * width)
@@ -547,6 +555,8 @@ mod tests {
         };
         for kernel in Kernel::available() {
             for (dtype, tokens, out, n) in [
+                (Dtype::BF16, 1, 300, 1111),
+                (Dtype::F16, 7, 200, 40),
                 (Dtype::BF16, 32, 200, 24),
                 (Dtype::BF16, 300, 1100, 96),
                 (Dtype::F32, 65, 97, 1111),

@@ -8,12 +8,14 @@
 
 mod amx;
 mod avx512;
+mod few;
 mod kernel;
 mod multiply;
 mod pack;
 mod rows;
 mod transpose;
 
+pub(super) use few::few;
 pub(super) use kernel::Kernel;
 pub(super) use multiply::{Block, Panel, multiply};
 pub(super) use pack::{Weight, across, along};

@@ -17,7 +17,7 @@ pub(in super::super) struct Weight<'a> {
 
 impl Weight<'_> {
     /// The bits of some numbers of a row in bf16, from `column` on, as many as `to` takes.
-    fn read(&self, row: usize, column: usize, to: &mut [u16]) {
+    pub(super) fn read(&self, row: usize, column: usize, to: &mut [u16]) {
         let width = self.dtype.bits() / 8;
         let start = (row * self.columns + column) * width;
         let bytes = &self.bytes[start..start + to.len() * width];
@@ -28,10 +28,12 @@ impl Weight<'_> {
             return;
         }
         let mut wide = [0.0f32; WIDE];
-        let wide = &mut wide[..to.len()];
-        widen_into(self.dtype, bytes, wide);
-        for (to, x) in to.iter_mut().zip(wide) {
-            *to = half::bf16::from_f32(*x).to_bits();
+        for (to, bytes) in to.chunks_mut(WIDE).zip(bytes.chunks(WIDE * width)) {
+            let wide = &mut wide[..to.len()];
+            widen_into(self.dtype, bytes, wide);
+            for (to, x) in to.iter_mut().zip(wide) {
+                *to = half::bf16::from_f32(*x).to_bits();
+            }
         }
     }
 }
