@@ -61,6 +61,7 @@ mod base;
 pub mod budget;
 #[cfg(feature = "plots")]
 mod chart;
+pub mod combine;
 pub mod compute;
 pub mod convert;
 pub mod digest;

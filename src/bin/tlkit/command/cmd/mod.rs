@@ -2,6 +2,7 @@
 
 pub(crate) mod audit;
 pub(crate) mod check;
+pub(crate) mod combine;
 pub(crate) mod completions;
 pub(crate) mod convert;
 pub(crate) mod demo;

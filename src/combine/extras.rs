@@ -1,0 +1,108 @@
+//! What adapters carry besides their low-rank updates.
+
+use std::collections::BTreeMap;
+
+use super::input::CombineInput;
+use crate::adapter::{Extra, ExtraRole, Scaling};
+use crate::error::{Code, Error, Result};
+use crate::tensor::{Tensor, shape_text};
+
+/// What several adapters add to one bias: w·s and the values of each.
+pub(super) type Added = Vec<(f64, Vec<f32>)>;
+
+/// The extras of the result. What replaces a tensor of the base stays where every adapter has it with the same bytes;
+/// what is added to a bias is summed by `add`.
+///
+/// # Errors
+/// [`Code::AdaptersConflict`] for a tensor that only some replace, or each with another.
+pub(super) fn extras(
+    inputs: &[CombineInput],
+    add: impl Fn(&str, Added) -> Result<Vec<f32>>,
+) -> Result<Vec<Extra>> {
+    let mut names: BTreeMap<&str, Vec<(&CombineInput, &Extra)>> = BTreeMap::new();
+    for input in inputs {
+        for extra in &input.adapter.extras {
+            names.entry(&extra.name).or_default().push((input, extra));
+        }
+    }
+    let one = |(name, all): (&str, Vec<(&CombineInput, &Extra)>)| {
+        let added = |e: &Extra| matches!(e.role, ExtraRole::AddBias(..));
+        match all.iter().all(|(_, e)| added(e)) {
+            true => summed(name, &all, &add),
+            false => kept(name, &all, inputs).cloned(),
+        }
+    };
+    names.into_iter().map(one).collect()
+}
+
+/// The tensor that all adapters put into the base's place.
+fn kept<'e>(
+    name: &str,
+    all: &[(&CombineInput, &'e Extra)],
+    inputs: &[CombineInput],
+) -> Result<&'e Extra> {
+    let (first, extra) = all[0];
+    let conflict = |message: String| {
+        Err(Error::new(Code::AdaptersConflict, message)
+            .tensor(name)
+            .hint("tensors that replace one of the base cannot be weighted; combine the adapters without them"))
+    };
+    let same = |e: &Extra| {
+        e.role == extra.role && e.rows == extra.rows && e.tensor.same_bytes(&extra.tensor)
+    };
+    if let Some((other, _)) = all.iter().find(|(_, e)| !same(e)) {
+        return conflict(format!(
+            "`{}` and `{}` replace it with different values",
+            first.label, other.label
+        ));
+    }
+    let has = |i: &&CombineInput| all.iter().any(|(of, _)| std::ptr::eq(*of, *i));
+    match inputs.iter().find(|i| !has(i)) {
+        Some(without) => conflict(format!(
+            "`{}` replaces it, and `{}` leaves the base's",
+            first.label, without.label
+        )),
+        None => Ok(extra),
+    }
+}
+
+fn summed(
+    name: &str,
+    all: &[(&CombineInput, &Extra)],
+    add: &impl Fn(&str, Added) -> Result<Vec<f32>>,
+) -> Result<Extra> {
+    let shape = all[0].1.tensor.shape();
+    let mut parts = Vec::with_capacity(all.len());
+    for (input, extra) in all {
+        let ExtraRole::AddBias(scaling, rank) = extra.role else {
+            continue;
+        };
+        if extra.tensor.shape() != shape {
+            let message = format!(
+                "`{}` adds {} values to it, `{}` {}",
+                all[0].0.label,
+                shape_text(shape),
+                input.label,
+                shape_text(extra.tensor.shape())
+            );
+            return Err(Error::new(Code::AdaptersConflict, message).tensor(name));
+        }
+        let scale = input.weight * scaling.factor(rank);
+        parts.push((scale, extra.tensor.to_f32()?));
+    }
+    let values = add(name, parts)?;
+    let role = ExtraRole::AddBias(Scaling::one(1), 1);
+    let tensor = Tensor::from_f32(shape.to_vec(), &values)?;
+    Ok(Extra::new(name, role, tensor))
+}
+
+/// Σ scale · values, rounded once.
+pub(super) fn weighted_sum(_: &str, parts: Added) -> Result<Vec<f32>> {
+    let mut sum = vec![0.0f64; parts.first().map_or(0, |(_, v)| v.len())];
+    for (scale, values) in &parts {
+        for (to, x) in sum.iter_mut().zip(values) {
+            *to += scale * f64::from(*x);
+        }
+    }
+    Ok(sum.iter().map(|x| *x as f32).collect())
+}
