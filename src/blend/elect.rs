@@ -19,15 +19,27 @@ pub struct Rule {
     pub average: Average,
     /// Scales the result.
     pub lambda: f32,
+    /// What the sum is divided by where nothing is elected, and so all take part.
+    pub divisor: f32,
 }
 
-impl From<&Recipe> for Rule {
-    fn from(recipe: &Recipe) -> Self {
+impl Rule {
+    /// The rule of a recipe, for updates of these weights: of all that take part in the merge, also of those
+    /// that leave a tensor as it is and are not given to [`blend`].
+    pub fn new(recipe: &Recipe, weights: &[f32]) -> Self {
+        // As a sum of f32, one after the other.
+        let sum: f32 = weights.iter().sum();
         Self {
             election: recipe.election,
             elects_weighted: recipe.elects_weighted,
             average: recipe.average,
             lambda: recipe.lambda,
+            divisor: match recipe.average {
+                Average::Sum => 1.0,
+                Average::Count => weights.len().max(1) as f32,
+                Average::Weights if sum.abs() < LEAST_WEIGHT => 1.0,
+                Average::Weights => sum,
+            },
         }
     }
 }
@@ -54,7 +66,6 @@ impl Kernel for Blend<'_> {
 
     #[inline(always)]
     fn run<const WIDTH: usize>(self) {
-        let all = self.divisor_of_all();
         for (n, out) in self.out.chunks_mut(STRIP).enumerate() {
             let at = n * STRIP;
             let mut sum = [0.0; STRIP];
@@ -93,27 +104,13 @@ impl Kernel for Blend<'_> {
             for i in 0..out.len() {
                 let by = match (self.rule.average, self.rule.election) {
                     (Average::Sum, _) => 1.0,
-                    (_, None) => all,
+                    (_, None) => self.rule.divisor,
                     (Average::Count, _) => divisor[i].max(1.0),
                     (Average::Weights, _) if divisor[i] == 0.0 => 1.0,
                     (Average::Weights, _) => divisor[i],
                 };
                 out[i] = sum[i] / by * self.rule.lambda;
             }
-        }
-    }
-}
-
-impl Blend<'_> {
-    /// What the sum of all updates is divided by.
-    #[inline(always)]
-    fn divisor_of_all(&self) -> f32 {
-        let weights: f32 = self.weights.iter().sum();
-        match self.rule.average {
-            Average::Sum => 1.0,
-            Average::Count => self.weights.len().max(1) as f32,
-            Average::Weights if weights.abs() < LEAST_WEIGHT => 1.0,
-            Average::Weights => weights,
         }
     }
 }

@@ -198,12 +198,14 @@ fn blends_agree_with_f64() {
         for election in [None, Some(Election::Total), Some(Election::Frequency)] {
             for average in [Average::Sum, Average::Weights, Average::Count] {
                 for (elects_weighted, lambda) in [(true, 1.0), (false, 1.0), (true, -0.7)] {
-                    let rule = Rule {
+                    let recipe = Recipe {
                         election,
                         elects_weighted,
                         average,
                         lambda,
+                        ..Method::Linear.recipe()
                     };
+                    let rule = Rule::new(&recipe, &weights);
                     let mut got = vec![f32::NAN; 333];
                     blend(&slices, &weights, &rule, &mut got);
                     for (got, want) in got.iter().zip(blended(&updates, &weights, &rule)) {
@@ -234,10 +236,11 @@ fn what_is_not_finite_is_seen_where_it_is_dropped() {
             sparsify_all(&recipe(sparsify), 0.2, &mut values);
             assert!((0..1000).step_by(10).all(|i| !values[i].is_finite()));
             for election in [None, Some(Election::Total), Some(Election::Frequency)] {
-                let rule = Rule {
+                let recipe = Recipe {
                     election,
-                    ..Rule::from(&Method::Ties.recipe())
+                    ..Method::Ties.recipe()
                 };
+                let rule = Rule::new(&recipe, &[1.0, 1.0]);
                 let (mut out, other) = (vec![0.0; 1000], vec![1.0; 1000]);
                 blend(&[&values, &other], &[1.0, 1.0], &rule, &mut out);
                 assert!(!out[0].is_finite(), "{sparsify:?} {election:?}");
