@@ -61,6 +61,21 @@ pub(super) fn base_of(
     Ok((model != BaseModel::default()).then_some(model))
 }
 
+/// The longest that the result may say of its base: what a number of bytes has to hold.
+pub(super) fn longest_base(inputs: &[CombineInput], given: bool) -> Option<BaseModel> {
+    let known = || inputs.iter().filter_map(|i| i.adapter.base.as_ref());
+    let longest = |of: fn(&BaseModel) -> &Option<String>| {
+        let texts = known().filter_map(|b| of(b).as_ref());
+        texts.max_by_key(|text| text.len()).cloned()
+    };
+    let weights = given || known().any(|b| b.weights.is_some());
+    Some(BaseModel {
+        name: longest(|b| &b.name),
+        revision: longest(|b| &b.revision),
+        weights: weights.then(|| "0".repeat(64)),
+    })
+}
+
 fn check_names(inputs: &[CombineInput]) -> Result<()> {
     let name = |i: &CombineInput| i.adapter.base.as_ref().and_then(|b| b.name.clone());
     let mut named = inputs.iter().filter_map(|i| Some((i, name(i)?)));

@@ -41,6 +41,8 @@ struct Piece {
 pub(super) enum Apart {
     /// Groups that are tied over layers stay, where all adapters that have their modules tie them alike.
     WhereNeeded,
+    /// As `WhereNeeded`, and only groups without u, v and core over the same layers stay.
+    Vectors,
     /// One module at a time.
     Modules,
 }
@@ -54,7 +56,7 @@ pub(super) fn classes(inputs: &[CombineInput], apart: Apart) -> Result<Vec<Class
     for (input, of) in inputs.iter().enumerate() {
         for group in &of.adapter.groups {
             let group = widened(group)?;
-            let groups = match apart == Apart::WhereNeeded && is_tied_over_layers(&group) {
+            let groups = match stays(&group, apart) {
                 true => vec![group],
                 false => by_module(&group)?,
             };
@@ -62,7 +64,7 @@ pub(super) fn classes(inputs: &[CombineInput], apart: Apart) -> Result<Vec<Class
         }
     }
     loop {
-        let split = torn(&pieces);
+        let split = torn(&pieces, apart);
         if split.is_empty() {
             break;
         }
@@ -79,7 +81,7 @@ pub(super) fn classes(inputs: &[CombineInput], apart: Apart) -> Result<Vec<Class
         pieces = next;
     }
     let mut found: BTreeMap<Key, Vec<Member>> = BTreeMap::new();
-    let keys = keys(&pieces);
+    let keys = keys(&pieces, apart);
     for (piece, key) in pieces.into_iter().zip(keys) {
         found.entry(key).or_default().push(Member {
             input: piece.input,
@@ -94,6 +96,15 @@ pub(super) fn classes(inputs: &[CombineInput], apart: Apart) -> Result<Vec<Class
     found.into_values().map(aligned).collect()
 }
 
+fn stays(group: &TieGroup, apart: Apart) -> bool {
+    let vectors = group.factors().count() > 2;
+    match apart {
+        Apart::WhereNeeded => is_tied_over_layers(group),
+        Apart::Vectors => is_tied_over_layers(group) && !vectors,
+        Apart::Modules => false,
+    }
+}
+
 fn is_tied_over_layers(group: &TieGroup) -> bool {
     group.is_tied() && group.experts.is_none() && group.layers.as_ref().is_some_and(|l| l.len() > 1)
 }
@@ -101,13 +112,13 @@ fn is_tied_over_layers(group: &TieGroup) -> bool {
 /// What groups of one class have in common.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Key {
-    /// Tied: the targets, the width, and the layers where an adapter has several groups of these targets.
+    /// Tied: the targets, the width, and the layers where they have to be the same.
     Tied(Vec<Target>, usize, Option<Vec<u32>>),
     /// The weight of one module.
     Module(String),
 }
 
-fn keys(pieces: &[Piece]) -> Vec<Key> {
+fn keys(pieces: &[Piece], apart: Apart) -> Vec<Key> {
     let mut count: BTreeMap<(usize, &[Target], usize), usize> = BTreeMap::new();
     for p in pieces.iter().filter(|p| is_tied_over_layers(&p.group)) {
         let of = (p.input, &p.group.targets[..], p.group.in_features);
@@ -123,7 +134,7 @@ fn keys(pieces: &[Piece]) -> Vec<Key> {
         match is_tied_over_layers(&p.group) {
             false => Key::Module(weights(&p.group).remove(0)),
             true => {
-                let layers = several.contains(&(&targets[..], n));
+                let layers = apart == Apart::Vectors || several.contains(&(&targets[..], n));
                 let layers = layers.then(|| p.group.layers.clone().unwrap_or_default());
                 Key::Tied(targets.clone(), n, layers)
             }
@@ -142,8 +153,8 @@ fn weights(group: &TieGroup) -> Vec<String> {
 }
 
 /// The tied groups of which another adapter has a module otherwise.
-fn torn(pieces: &[Piece]) -> BTreeSet<usize> {
-    let keys = keys(pieces);
+fn torn(pieces: &[Piece], apart: Apart) -> BTreeSet<usize> {
+    let keys = keys(pieces, apart);
     let mut whose: BTreeMap<String, &Key> = BTreeMap::new();
     let mut bad: BTreeSet<&Key> = BTreeSet::new();
     for (piece, key) in pieces.iter().zip(&keys) {

@@ -2,20 +2,24 @@
 
 use rayon::prelude::*;
 
-use super::bases::base_of;
+use super::bases::{base_of, longest_base};
 use super::classes::{Apart, Class, classes};
+use super::delta::of_deltas;
+use super::elementwise::Elementwise;
 use super::exact::exact;
-use super::extras::{extras, weighted_sum};
+use super::extras::{Added, by_elements, extras, weighted_sum};
+use super::factors::of_factors;
 use super::input::CombineInput;
 use super::join::Numbers;
 use super::measure::{Measured, measured};
 use super::method::CombineMethod;
 use super::options::CombineOptions;
 use super::report::{CombineReport, CombinedPart};
-use super::truncated::{default_rank, truncated};
+use super::truncated::{Truncated, default_rank, truncated};
 use crate::adapter::{Adapter, TieGroup};
 use crate::convert::coalesce;
 use crate::error::{Code, Error, Result};
+use crate::fit::Budget;
 use crate::tensor::Dtype;
 
 /// Combines adapters of one base, in memory. The numbers are the same bytes for any number of threads.
@@ -31,14 +35,18 @@ pub fn combine(
 ) -> Result<(Adapter, CombineReport)> {
     options.check()?;
     let inputs = prepared(inputs)?;
-    let (groups, bound) = groups(&inputs, options)?;
-    let mut result = Adapter {
-        groups,
-        extras: extras(&inputs, weighted_sum)?,
-        base: None,
-        task: task(&inputs),
-        provenance: Default::default(),
+    let add = |name: &str, parts: Vec<Added>| match options.method {
+        CombineMethod::Cat | CombineMethod::Svd | CombineMethod::Linear => Ok(weighted_sum(&parts)),
+        _ => by_elements(name, parts, &Elementwise::of(options)),
     };
+    let mut result = Adapter {
+        extras: extras(&inputs, add)?,
+        base: longest_base(&inputs, options.base.is_some()),
+        task: task(&inputs),
+        ..Adapter::default()
+    };
+    let found = groups(&inputs, options, &result)?;
+    result.groups = found.groups;
     if let Some(dtype) = options.dtype {
         result.groups = stored_as(result.groups, dtype)?;
     }
@@ -49,7 +57,7 @@ pub fn combine(
     result.sort();
     result.base = base_of(&inputs, &result, options.base)?;
     result.validate()?;
-    let report = report(&inputs, options.method, &result, bound)?;
+    let report = report(&inputs, options.method, &result, (found.bound, found.cut))?;
     Ok((result, report))
 }
 
@@ -72,26 +80,43 @@ fn prepared(inputs: &[CombineInput]) -> Result<Vec<CombineInput>> {
     inputs.iter().map(of).collect()
 }
 
-/// The tie groups, and what a truncation to their ranks cannot be below.
+/// The tie groups by the method.
 fn groups(
     inputs: &[CombineInput],
     options: &CombineOptions<'_>,
-) -> Result<(Vec<TieGroup>, Option<f64>)> {
+    rest: &Adapter,
+) -> Result<Truncated> {
+    let whole = |groups| Truncated {
+        groups,
+        bound: None,
+        cut: None,
+    };
+    let dtype = options.dtype.unwrap_or(Dtype::F32);
+    let elementwise = Elementwise::of(options);
     match options.method {
         CombineMethod::Cat => {
             let of = |class: Class| exact(class.members, Numbers::Kept);
             let classes = classes(inputs, Apart::WhereNeeded)?;
-            let groups: Vec<Option<TieGroup>> =
-                classes.into_par_iter().map(of).collect::<Result<_>>()?;
-            Ok((together(groups.into_iter().flatten().collect())?, None))
+            let groups = classes.into_par_iter().map(of);
+            let groups: Vec<Option<TieGroup>> = groups.collect::<Result<_>>()?;
+            together(groups.into_iter().flatten().collect()).map(whole)
         }
         CombineMethod::Svd => {
             let classes = classes(inputs, Apart::WhereNeeded)?;
-            let dtype = options.dtype.unwrap_or(Dtype::F32);
-            let found = truncated(classes, options.budget, default_rank(inputs), dtype)?;
-            Ok((found.groups, Some(found.bound)))
+            let default = (default_rank(inputs), dtype);
+            truncated(classes, options.budget, default, rest)
         }
-        method => Err(Error::new(Code::Usage, format!("`{method}` is not done"))),
+        method if method.is_on_delta() => {
+            let classes = classes(inputs, Apart::Modules)?;
+            let budget = options.budget.unwrap_or(Budget::Rank(default_rank(inputs)));
+            of_deltas(&classes, &elementwise, (budget, dtype), rest)
+        }
+        _ => {
+            let classes = classes(inputs, Apart::Vectors)?;
+            let of = |class: &Class| of_factors(class, inputs, &elementwise);
+            let groups = classes.par_iter().map(of).collect::<Result<_>>()?;
+            together(groups).map(whole)
+        }
     }
 }
 
@@ -135,7 +160,7 @@ fn report(
     inputs: &[CombineInput],
     method: CombineMethod,
     result: &Adapter,
-    bound: Option<f64>,
+    (bound, cut): (Option<f64>, Option<f64>),
 ) -> Result<CombineReport> {
     let all = measured(inputs, result)?;
     let sum = |of: fn(&Measured) -> f64| all.iter().map(of).sum::<f64>();
@@ -164,6 +189,7 @@ fn report(
         adapters: inputs.iter().map(part).collect(),
         error,
         bound,
+        cut,
         rank: highest(result),
         common,
         tied: tied.map(|g| g.instances() * g.targets.len()).sum(),

@@ -2,13 +2,20 @@
 
 use std::collections::BTreeMap;
 
+use super::elementwise::{Elementwise, Update};
 use super::input::CombineInput;
 use crate::adapter::{Extra, ExtraRole, Scaling};
 use crate::error::{Code, Error, Result};
 use crate::tensor::{Tensor, shape_text};
 
-/// What several adapters add to one bias: w·s and the values of each.
-pub(super) type Added = Vec<(f64, Vec<f32>)>;
+/// What one adapter adds to a bias.
+pub(super) struct Added {
+    /// Which adapter.
+    pub(super) input: usize,
+    pub(super) weight: f64,
+    pub(super) scaling: f64,
+    pub(super) values: Vec<f32>,
+}
 
 /// The extras of the result. What replaces a tensor of the base stays where every adapter has it with the same bytes;
 /// what is added to a bias is summed by `add`.
@@ -17,7 +24,7 @@ pub(super) type Added = Vec<(f64, Vec<f32>)>;
 /// [`Code::AdaptersConflict`] for a tensor that only some replace, or each with another.
 pub(super) fn extras(
     inputs: &[CombineInput],
-    add: impl Fn(&str, Added) -> Result<Vec<f32>>,
+    add: impl Fn(&str, Vec<Added>) -> Result<Vec<f32>>,
 ) -> Result<Vec<Extra>> {
     let mut names: BTreeMap<&str, Vec<(&CombineInput, &Extra)>> = BTreeMap::new();
     for input in inputs {
@@ -28,7 +35,7 @@ pub(super) fn extras(
     let one = |(name, all): (&str, Vec<(&CombineInput, &Extra)>)| {
         let added = |e: &Extra| matches!(e.role, ExtraRole::AddBias(..));
         match all.iter().all(|(_, e)| added(e)) {
-            true => summed(name, &all, &add),
+            true => summed(name, &all, inputs, &add),
             false => kept(name, &all, inputs).cloned(),
         }
     };
@@ -69,7 +76,8 @@ fn kept<'e>(
 fn summed(
     name: &str,
     all: &[(&CombineInput, &Extra)],
-    add: &impl Fn(&str, Added) -> Result<Vec<f32>>,
+    inputs: &[CombineInput],
+    add: &impl Fn(&str, Vec<Added>) -> Result<Vec<f32>>,
 ) -> Result<Extra> {
     let shape = all[0].1.tensor.shape();
     let mut parts = Vec::with_capacity(all.len());
@@ -87,8 +95,13 @@ fn summed(
             );
             return Err(Error::new(Code::AdaptersConflict, message).tensor(name));
         }
-        let scale = input.weight * scaling.factor(rank);
-        parts.push((scale, extra.tensor.to_f32()?));
+        let at = inputs.iter().position(|i| std::ptr::eq(i, *input));
+        parts.push(Added {
+            input: at.unwrap_or_default(),
+            weight: input.weight,
+            scaling: scaling.factor(rank),
+            values: extra.tensor.to_f32()?,
+        });
     }
     let values = add(name, parts)?;
     let role = ExtraRole::AddBias(Scaling::one(1), 1);
@@ -96,13 +109,31 @@ fn summed(
     Ok(Extra::new(name, role, tensor))
 }
 
-/// Σ scale · values, rounded once.
-pub(super) fn weighted_sum(_: &str, parts: Added) -> Result<Vec<f32>> {
-    let mut sum = vec![0.0f64; parts.first().map_or(0, |(_, v)| v.len())];
-    for (scale, values) in &parts {
-        for (to, x) in sum.iter_mut().zip(values) {
+/// Σ w·s·values, rounded once.
+pub(super) fn weighted_sum(parts: &[Added]) -> Vec<f32> {
+    let mut sum = vec![0.0f64; parts.first().map_or(0, |p| p.values.len())];
+    for part in parts {
+        let scale = part.weight * part.scaling;
+        for (to, x) in sum.iter_mut().zip(&part.values) {
             *to += scale * f64::from(*x);
         }
     }
-    Ok(sum.iter().map(|x| *x as f32).collect())
+    sum.iter().map(|x| *x as f32).collect()
+}
+
+/// The update of the bias by a method for elements: each adapter's has its scaling inside.
+pub(super) fn by_elements(name: &str, parts: Vec<Added>, method: &Elementwise) -> Result<Vec<f32>> {
+    let update = |part: Added| {
+        let scaled = part
+            .values
+            .iter()
+            .map(|x| (part.scaling * f64::from(*x)) as f32);
+        Update {
+            input: part.input,
+            weight: part.weight as f32,
+            values: scaled.collect(),
+        }
+    };
+    let len = parts.first().map_or(0, |p| p.values.len());
+    method.apply(name, len, parts.into_iter().map(update).collect())
 }

@@ -23,11 +23,15 @@
 mod bases;
 mod classes;
 mod combined;
+mod delta;
+mod elementwise;
 mod exact;
 mod extras;
 mod factor_sum;
+mod factors;
 mod input;
 mod join;
+mod leading;
 mod measure;
 mod method;
 mod options;

@@ -52,6 +52,8 @@ pub struct CombineReport {
     /// What a truncation to these ranks cannot be below: the singular values that are left out, relative to those of
     /// what is truncated. `None` where nothing is.
     pub bound: Option<f64>,
+    /// ‖ΔW − D‖_F / ‖D‖_F of what is written, with D what a method on ΔW makes before it is cut; `None` of others.
+    pub cut: Option<f64>,
     /// The highest rank of the result.
     pub rank: usize,
     /// Modules that more than one adapter has.

@@ -13,10 +13,13 @@ use crate::error::Result;
 use crate::fit::{Budget, shrink};
 use crate::tensor::Dtype;
 
-/// Groups of a truncation, and what no other of their ranks is below.
+/// Groups, and what cutting to their ranks lost.
 pub(super) struct Truncated {
     pub(super) groups: Vec<TieGroup>,
-    pub(super) bound: f64,
+    /// What no others of their ranks are below, where that is known.
+    pub(super) bound: Option<f64>,
+    /// What was lost, relative to what was cut, where it is not the whole error.
+    pub(super) cut: Option<f64>,
 }
 
 /// The budget where none was given: the highest rank of the adapters, as PEFT.
@@ -35,8 +38,8 @@ pub(super) fn default_rank(inputs: &[CombineInput]) -> usize {
 pub(super) fn truncated(
     classes: Vec<Class>,
     budget: Option<Budget>,
-    default: usize,
-    dtype: Dtype,
+    (default, dtype): (usize, Dtype),
+    rest: &Adapter,
 ) -> Result<Truncated> {
     let highest = match budget {
         Some(Budget::Rank(rank)) => rank,
@@ -60,25 +63,27 @@ pub(super) fn truncated(
     if sources.is_empty() {
         return Ok(Truncated {
             groups: kept,
-            bound: 0.0,
+            bound: Some(0.0),
+            cut: None,
         });
     }
     let (adapter, report) = shrink(
-        &as_found(kept, sources),
+        &as_found(kept, sources, rest),
         budget.unwrap_or(Budget::Rank(default)),
         dtype,
     )?;
     Ok(Truncated {
         groups: adapter.groups,
-        bound: report.bound,
+        bound: Some(report.bound),
+        cut: None,
     })
 }
 
 /// What a fit takes: groups that stay, and those of one layer that are cut.
-fn as_found(kept: Vec<TieGroup>, sources: Vec<TieGroup>) -> Tied {
+fn as_found(kept: Vec<TieGroup>, sources: Vec<TieGroup>, rest: &Adapter) -> Tied {
     let alone = |groups| Adapter {
         groups,
-        ..Adapter::default()
+        ..rest.clone()
     };
     Tied {
         adapter: alone(kept),

@@ -81,6 +81,10 @@ fn text(r: &ToCombined) -> String {
         "error",
         format!("{} of the weighted sum", relative_error(report.error)),
     )];
+    if let Some(cut) = report.cut {
+        let text = format!("{} of what the method makes", relative_error(cut));
+        rows.push(("cut", text));
+    }
     if let Some(bound) = report.bound {
         rows.push((
             "bound",
