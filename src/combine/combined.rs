@@ -7,7 +7,7 @@ use super::classes::{Apart, Class, classes};
 use super::delta::of_deltas;
 use super::elementwise::Elementwise;
 use super::exact::exact;
-use super::extras::{Added, by_elements, extras, weighted_sum};
+use super::extras::{Added, by_elements, extras, scale_with_modules, weighted_sum};
 use super::factors::of_factors;
 use super::input::CombineInput;
 use super::join::Numbers;
@@ -54,6 +54,7 @@ pub fn combine(
         let message = "nothing is left of the adapters";
         return Err(Error::new(Code::Usage, message).hint("give weights other than 0"));
     }
+    scale_with_modules(&mut result)?;
     result.sort();
     result.base = base_of(&inputs, &result, options.base)?;
     result.validate()?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::elementwise::{Elementwise, Update};
 use super::input::CombineInput;
-use crate::adapter::{Extra, ExtraRole, Scaling};
+use crate::adapter::{Adapter, Extra, ExtraRole, Scaling};
 use crate::error::{Code, Error, Result};
 use crate::tensor::{Tensor, shape_text};
 
@@ -107,6 +107,31 @@ fn summed(
     let role = ExtraRole::AddBias(Scaling::one(1), 1);
     let tensor = Tensor::from_f32(shape.to_vec(), &values)?;
     Ok(Extra::new(name, role, tensor))
+}
+
+/// Gives what is added to a bias the scaling of the module's update, as PEFT has it.
+///
+/// # Errors
+/// Those of [`Tensor::to_f32`].
+pub(super) fn scale_with_modules(result: &mut Adapter) -> Result<()> {
+    let modules = result.modules().into_iter();
+    let modules: BTreeMap<String, usize> = modules.map(|m| (m.path, m.group)).collect();
+    for extra in &mut result.extras {
+        let module = extra
+            .name
+            .strip_suffix(".bias")
+            .and_then(|m| modules.get(m));
+        let (ExtraRole::AddBias(..), Some(at)) = (extra.role, module) else {
+            continue;
+        };
+        let group = &result.groups[*at];
+        let s = group.scaling.factor(group.rank);
+        let values = extra.tensor.to_f32()?;
+        let values: Vec<f32> = values.iter().map(|x| (f64::from(*x) / s) as f32).collect();
+        extra.tensor = Tensor::from_f32(extra.tensor.shape().to_vec(), &values)?;
+        extra.role = ExtraRole::AddBias(group.scaling, group.rank);
+    }
+    Ok(())
 }
 
 /// Σ w·s·values, rounded once.
