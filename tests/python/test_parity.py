@@ -25,6 +25,7 @@ FUNCTIONS: dict[str, list[Function]] = {
     ],
     "convert tied-to-peft": [convert.tied_to_peft],
     "convert tied-to-gguf": [convert.tied_to_gguf],
+    "combine": [tlkit.combine],
     "check": [tlkit.check],
     "train": [tlkit.train],
     "sweep": [tlkit.sweep],

@@ -7,6 +7,7 @@ it, and leaves nothing half-written. ``import tlkit`` imports NumPy alone; :mod:
 
 from tlkit import convert
 from tlkit._adapter import Adapter, seeded
+from tlkit._combine import combine
 from tlkit._error import Error, Warning
 from tlkit._fit import fit, fit_curve, fit_onto, fit_shared, fit_untied
 from tlkit._look import audit, inspect, pack, params, plan
@@ -24,6 +25,7 @@ __all__ = [
     "__version__",
     "audit",
     "check",
+    "combine",
     "convert",
     "dequantise",
     "evaluate",
