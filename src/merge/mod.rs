@@ -41,12 +41,14 @@
 //! | `output`, `other_files`, `finished` | an output until it has its name; what an earlier run left of it |
 //! | `shard` | one shard of each output, copied and merged in one pass over the base's |
 //! | `stream`, `tensor` | merged blocks of tensors, made ahead of the writing |
+//! | `change`, `pieces`, `rows` | what is done to the rows of a tensor, to parts of them; the base's rows |
 //! | `build`, `orient`, `untie`, `heads`, `vocabulary`, `tokenizer`, `layout`, `rewrite`, `read_base` | from adapters and base to a plan |
 //! | `plan`, `summary`, `report` | what is going to be done, and what was |
 //! | `quantised`, `dequantised` | a base whose weights are quantised |
 //! | `request`, `files` | what the caller asks for; bytes between files |
 
 mod build;
+mod change;
 mod dequantised;
 mod device;
 mod each;
@@ -70,6 +72,7 @@ mod region;
 mod report;
 mod request;
 mod rewrite;
+mod rows;
 mod shard;
 mod stream;
 mod summary;
