@@ -40,7 +40,7 @@ pub(super) struct Stage {
     first: bool,
     rounding: Rounding,
     factors: Vec<Factors>,
-    dora: Option<Dora>,
+    pub(super) dora: Option<Dora>,
 }
 
 #[derive(Debug)]
@@ -86,7 +86,7 @@ impl<'a> Change<'a> {
         for addition in &tensor.additions {
             match addition {
                 Addition::Module { .. } => change.add_module(plan, addition)?,
-                Addition::Part { .. } => {}
+                Addition::Part { .. } | Addition::Whole { .. } | Addition::Rows { .. } => {}
                 Addition::Bias {
                     input,
                     extra: e,
@@ -386,7 +386,7 @@ fn not_finite(block: &[u8], exponent: u16) -> usize {
     block.par_chunks(CHECKED).map(count).sum()
 }
 
-fn square(x: f32) -> f64 {
+pub(super) fn square(x: f32) -> f64 {
     f64::from(x) * f64::from(x)
 }
 

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::blended::{Blended, blending_bytes};
 use super::change::Change;
 use super::plan::{Addition, MergePlan, TensorPlan};
 use super::request::MergeInput;
@@ -20,13 +21,23 @@ pub(crate) struct TensorMerge<'a> {
     label: Option<&'a str>,
     dtype: Dtype,
     base: BaseRows<'a>,
-    change: Change<'a>,
+    what: What<'a>,
     for_gpu: bool,
 }
 
-/// Estimated bytes that merging a tensor takes.
-pub(super) fn merging_bytes(inputs: &[MergeInput], tensor: &TensorPlan) -> u64 {
-    factor_bytes(inputs, tensor) + 4 * BLOCK as u64
+#[derive(Debug)]
+enum What<'a> {
+    Changed(Change<'a>),
+    Blended(Blended<'a>),
+}
+
+/// Estimated bytes that merging a tensor of a plan takes.
+pub(super) fn merging_bytes(plan: &MergePlan<'_>, tensor: &TensorPlan) -> u64 {
+    let blended = match plan.options().method {
+        Some(_) => blending_bytes(tensor, plan.inputs().len()),
+        None => 0,
+    };
+    factor_bytes(plan.inputs(), tensor) + 4 * BLOCK as u64 + blended
 }
 
 /// Estimated bytes of a tensor's factors.
@@ -35,7 +46,7 @@ pub(super) fn factor_bytes(inputs: &[MergeInput], tensor: &TensorPlan) -> u64 {
         Addition::Module { input, module, .. } => {
             Some(inputs.get(*input)?.adapter.groups.get(module.group)?.rank)
         }
-        Addition::Part { .. } | Addition::Bias { .. } => None,
+        _ => None,
     });
     let parts = tensor.additions.iter().filter_map(|a| match a {
         Addition::Part { input, module, .. } => {
@@ -51,19 +62,25 @@ pub(super) fn factor_bytes(inputs: &[MergeInput], tensor: &TensorPlan) -> u64 {
 
 impl<'a> TensorMerge<'a> {
     /// Prepares the factors of `tensor`, one of [`MergePlan::tensors`]. Reads the weight only for a
-    /// DoRA whose outputs are columns.
+    /// DoRA whose outputs are columns, and for a method that has to know whole updates.
     ///
     /// # Errors
     /// [`Code::Io`]; the errors of [`crate::adapter::TieGroup::low_rank`].
     pub(crate) fn new(plan: &MergePlan<'a>, tensor: &TensorPlan) -> Result<Self> {
         let base = BaseRows::of(plan, tensor);
+        let what = match &plan.options().method {
+            Some(method) if tensor.is_touched() => {
+                What::Blended(Blended::of(plan, tensor, method, &base)?)
+            }
+            _ => What::Changed(Change::of(plan, tensor, &base)?),
+        };
         Ok(Self {
             name: tensor.name.clone(),
             label: None,
             dtype: tensor.dtype,
-            change: Change::of(plan, tensor, &base)?,
+            what,
             base,
-            for_gpu: tensor.is_for_gpu(),
+            for_gpu: plan.is_for_gpu(tensor),
         })
     }
 
@@ -109,7 +126,10 @@ impl<'a> TensorMerge<'a> {
     /// # Errors
     /// [`Code::NonFiniteResult`]; [`Code::BaseShape`] where `block` is not of the rows' size.
     pub(crate) fn merge(&self, rows: Range<usize>, block: &mut [u8]) -> Result<Stats> {
-        let stats = self.change.merge(rows, block);
+        let stats = match &self.what {
+            What::Changed(change) => change.merge(rows, block),
+            What::Blended(blended) => blended.merge(rows, block),
+        };
         let stats = stats.map_err(|e| e.tensor(&self.name))?;
         self.check(&stats)?;
         Ok(stats)
@@ -130,7 +150,7 @@ impl<'a> TensorMerge<'a> {
             .hint("the adapter may be broken, its scale too large for the base's dtype, or the base not finite"))
     }
 
-    /// As [`TensorPlan::is_for_gpu`].
+    /// As [`MergePlan::is_for_gpu`].
     pub(crate) fn is_for_gpu(&self) -> bool {
         self.for_gpu
     }
@@ -138,7 +158,10 @@ impl<'a> TensorMerge<'a> {
     /// The tensor's updates, on the device: for a tensor that [`is_for_gpu`](Self::is_for_gpu).
     pub(crate) fn weight(&self, gpu: &Gpu) -> Result<Weight> {
         let shape = (self.base.rows, self.base.cols);
-        let (updates, rounding) = self.change.updates();
+        let (updates, rounding) = match &self.what {
+            What::Changed(change) => change.updates(),
+            What::Blended(_) => Default::default(),
+        };
         Weight::new(gpu, self.dtype, rounding, &updates, shape).map_err(|e| e.tensor(&self.name))
     }
 }
