@@ -15,8 +15,8 @@ use crate::error::{Code, Error, Result};
 use crate::tensor::{Dtype, widen_into};
 
 /// Elements of one update that a thread works on, of few adapters and of many.
-const MOST: usize = 1 << 18;
-const LEAST: usize = 1 << 14;
+const MOST: usize = if cfg!(test) { 1 << 10 } else { 1 << 18 };
+const LEAST: usize = if cfg!(test) { 1 << 8 } else { 1 << 14 };
 /// Elements of all updates that a thread works on.
 const TOGETHER: usize = 1 << 20;
 /// Most elements of a vector that are ranked: a block has all of them.
