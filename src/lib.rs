@@ -17,6 +17,7 @@
 //! | [`mod@format`] | `.tl`: manifest, seeded tensors, packing |
 //! | [`peft`] | PEFT's directories: config, name rules, import, export |
 //! | [`compute`] | the normative arithmetic of a merge, for slices: on the processor, on a GPU |
+//! | [`blend`] | several updates of one weight made one, for slices |
 //! | [`open`] | an adapter of any kind, with its base where it is at hand |
 //! | [`merge`] | adapters into base weights: plan, then execute; in place with undo |
 //! | [`verify`] | that files, adapters and merged models are what they should be |
@@ -58,6 +59,7 @@
 pub mod adapter;
 pub mod audit;
 mod base;
+pub mod blend;
 pub mod budget;
 #[cfg(feature = "plots")]
 mod chart;

@@ -7,6 +7,7 @@ mod cli;
 mod convert;
 mod gguf;
 mod merge;
+mod method;
 mod settings;
 mod store;
 mod tools;
@@ -23,6 +24,7 @@ pub(crate) use convert::{
 };
 pub(crate) use gguf::TiedToGguf;
 pub(crate) use merge::{Blobs, Dequantise, Merge, Unmerge};
+pub(crate) use method::ByMethod;
 pub(crate) use store::{
     Export, Fsck, Gc, Get, History, Init, Limit, List, Publish, Put, Quota, Rm, Serving, Stat,
     Store, Tag,

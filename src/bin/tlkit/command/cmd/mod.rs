@@ -1,6 +1,7 @@
 //! One file for each command: arguments in, library called, report out.
 
 pub(crate) mod audit;
+mod by_method;
 pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod convert;
