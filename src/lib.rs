@@ -63,6 +63,7 @@ pub mod blend;
 pub mod budget;
 #[cfg(feature = "plots")]
 mod chart;
+pub mod combine;
 pub mod compute;
 pub mod convert;
 pub mod digest;

@@ -138,7 +138,7 @@ fn columns<'m>(parts: impl Iterator<Item = (&'m LowRank, f64)>) -> Vec<(&'m LowR
 }
 
 /// ‖L·Rᵀ‖_F by the triangles of L and R.
-fn product_norm(left: &Mat<f64>, right: &Mat<f64>) -> f64 {
+pub(crate) fn product_norm(left: &Mat<f64>, right: &Mat<f64>) -> f64 {
     let triangle = |m: &Mat<f64>| m.qr().thin_R().to_owned();
     (&triangle(left) * triangle(right).transpose()).norm_l2()
 }

@@ -112,11 +112,7 @@ pub fn shrink(tied: &Tied, budget: Budget, dtype: Dtype) -> Result<(Adapter, Shr
     if untied.square() == 0.0 {
         return Err(nothing_to_fit());
     }
-    let ranks = match budget {
-        Budget::Rank(rank) => untied.at_most(rank),
-        Budget::Tolerance(error) => untied.down_to(error * error * untied.square()),
-        Budget::Bytes(bytes) => within(&untied, &modules, &rest, bytes)?,
-    };
+    let ranks = ranks(&untied, &modules, &rest, budget)?;
     let written: Vec<Option<(TieGroup, f64)>> = modules
         .par_iter()
         .zip(&ranks)
@@ -138,6 +134,37 @@ pub fn shrink(tied: &Tied, budget: Budget, dtype: Dtype) -> Result<(Adapter, Shr
         adapter,
         report(&untied, &modules, &ranks, &errors, bytes, kept),
     ))
+}
+
+fn ranks(
+    untied: &Untied,
+    modules: &[&TieGroup],
+    rest: &Adapter,
+    budget: Budget,
+) -> Result<Vec<usize>> {
+    match budget {
+        Budget::Rank(rank) => Ok(untied.at_most(rank)),
+        Budget::Tolerance(error) => Ok(untied.down_to(error * error * untied.square())),
+        Budget::Bytes(bytes) => within(untied, modules, rest, bytes),
+    }
+}
+
+/// The ranks of modules that stay untied within a budget, beside what else the file has, by their squared singular
+/// values: each a group of one module, of which only shapes matter.
+///
+/// # Errors
+/// [`Code::Usage`] for bytes that hold nothing.
+pub(crate) fn ranks_within(
+    modules: &[(&TieGroup, Vec<f64>)],
+    rest: &Adapter,
+    budget: Budget,
+) -> Result<Vec<usize>> {
+    let values = modules
+        .iter()
+        .map(|(g, squares)| Values::new(g.in_features, g.total_out(), squares.clone()));
+    let untied = Untied::new(values.collect());
+    let groups: Vec<&TieGroup> = modules.iter().map(|(g, _)| *g).collect();
+    ranks(&untied, &groups, rest, budget)
 }
 
 /// What is shrunk, and what stays.

@@ -4,6 +4,7 @@ mod audit;
 mod base;
 mod check;
 mod cli;
+mod combine;
 mod convert;
 mod gguf;
 mod merge;
@@ -19,6 +20,7 @@ pub(crate) use audit::{Audit, Plan};
 pub(crate) use base::BaseNames;
 pub(crate) use check::Check;
 pub(crate) use cli::{Cli, Command};
+pub(crate) use combine::Combine;
 pub(crate) use convert::{
     Calibrate, Convert, Fit, PeftForm, PeftToTied, ProjectionRounding, TiedToPeft,
 };

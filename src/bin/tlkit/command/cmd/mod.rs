@@ -3,6 +3,7 @@
 pub(crate) mod audit;
 mod by_method;
 pub(crate) mod check;
+pub(crate) mod combine;
 pub(crate) mod completions;
 pub(crate) mod convert;
 pub(crate) mod demo;
