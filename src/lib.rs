@@ -17,6 +17,7 @@
 //! | [`mod@format`] | `.tl`: manifest, seeded tensors, packing |
 //! | [`peft`] | PEFT's directories: config, name rules, import, export |
 //! | [`compute`] | the normative arithmetic of a merge, for slices: on the processor, on a GPU |
+//! | [`mlx`] | MLX's adapter folders: config, names, import, export |
 //! | [`open`] | an adapter of any kind, with its base where it is at hand |
 //! | [`merge`] | adapters into base weights: plan, then execute; in place with undo |
 //! | [`verify`] | that files, adapters and merged models are what they should be |
@@ -73,6 +74,7 @@ pub mod format;
 pub mod fs;
 pub mod gguf;
 pub mod merge;
+pub mod mlx;
 #[cfg(feature = "train")]
 pub mod model;
 pub mod open;

@@ -337,6 +337,8 @@ fn peft(path: &Path, args: &Inspect, output: &Output) -> Result<Outcome> {
         Source::Peft(PeftKind::Dora) => "PEFT DoRA",
         Source::Peft(PeftKind::Vera) => "PEFT VeRA",
         Source::Peft(PeftKind::VeraRegenerated) => "PEFT VeRA, projections regenerated",
+        Source::Mlx(PeftKind::Dora) => "MLX DoRA",
+        Source::Mlx(_) => "MLX LoRA",
         Source::Tl => ".tl",
     };
     let adapter = tlkit::convert::coalesce(&opened.adapter)?;
