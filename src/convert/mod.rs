@@ -39,7 +39,7 @@ mod to_tied;
 pub use coalesce::coalesce;
 pub use fingerprint::check_fingerprint;
 pub(crate) use fingerprint::{fingerprinted, touched_tensors};
-pub use foreign::mlx_to_tied;
+pub use foreign::{mlx_to_tied, nemo_to_tied};
 pub use storage::store_as;
 pub(crate) use tied::import_unbound;
 pub use tied::{Found, Tied, ToTiedOptions, find_ties, import_or_open, import_tied};

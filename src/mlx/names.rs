@@ -77,7 +77,7 @@ const EXPERTS: [Experts; 3] = [
         parts: &GATED,
     },
     Experts {
-        types: &["minimax", "mixtral", "phimoe"],
+        types: &["mixtral", "phimoe"],
         mlx: "block_sparse_moe.switch_mlp",
         class: "block_sparse_moe.experts",
         parts: &[("gate_proj", "w1"), ("up_proj", "w3"), ("down_proj", "w2")],
@@ -91,8 +91,8 @@ const EXPERTS: [Experts; 3] = [
 ];
 
 /// Model types whose linear modules and embeddings mlx-lm calls as transformers does, but for the tables above
-/// (`tests/serve/mlx.py` compares).
-const KNOWN: [&str; 42] = [
+/// (`tests/serve/serve_mlx.py` compares).
+const KNOWN: [&str; 41] = [
     "afmoe",
     "cohere",
     "cohere2",
@@ -111,7 +111,6 @@ const KNOWN: [&str; 42] = [
     "hunyuan_v1_dense",
     "internlm3",
     "llama",
-    "minimax",
     "mistral",
     "mixtral",
     "nemotron",

@@ -7,6 +7,7 @@ use super::peft::import_with_base;
 use crate::base::shapes::BaseShapes;
 use crate::error::Result;
 use crate::mlx::{import_mlx, is_mlx_dir};
+use crate::nemo::{import_nemo, is_nemo_file};
 use crate::peft::import::{Imported, PeftKind};
 use crate::peft::is_peft_dir;
 use crate::peft::projection::Fma;
@@ -22,18 +23,20 @@ pub enum Source {
     Peft(PeftKind),
     /// An MLX adapter's folder: LoRA or DoRA, or whole tensors, which have no groups.
     Mlx(PeftKind),
+    /// A `.nemo` of NeMo 1.x, in groups of all layers.
+    Nemo,
 }
 
 /// Whether a path is an adapter in a form other than `.tl`, or a folder, which no `.tl` is.
 pub fn is_foreign(path: &Path) -> bool {
-    path.is_dir() || is_peft_dir(path)
+    path.is_dir() || is_peft_dir(path) || is_nemo_file(path)
 }
 
 /// Reads an adapter of any form but `.tl`, with what the base says where it is at hand. What VeRA's
 /// projections are made by matters for PEFT directories alone.
 ///
 /// # Errors
-/// Those of [`import_with_base`] and [`import_mlx`].
+/// Those of [`import_with_base`], [`import_mlx`] and [`import_nemo`].
 pub fn import_any(
     path: &Path,
     base: Option<&Checkpoint>,
@@ -46,6 +49,12 @@ pub fn import_any(
         })?;
         let source = Source::Mlx(imported.kind);
         return Ok((imported, source));
+    }
+    if is_nemo_file(path) {
+        let imported = with_modules(base, |known| {
+            import_nemo(path, known.map(|k| k as &dyn BaseShapes))
+        })?;
+        return Ok((imported, Source::Nemo));
     }
     let imported = import_with_base(path, base, fma, projection_dtype)?;
     let source = Source::Peft(imported.kind);

@@ -44,6 +44,7 @@ pub(super) fn dispatch(command: Command, output: &Output) -> tlkit::Result<Outco
         Command::Convert(Convert::TiedToPeft(args)) => cmd::convert::tied_to_peft(&args, output),
         Command::Convert(Convert::TiedToGguf(args)) => cmd::gguf::run(&args, output),
         Command::Convert(Convert::MlxToTied(args)) => cmd::foreign::from_mlx(&args, output),
+        Command::Convert(Convert::NemoToTied(args)) => cmd::foreign::from_nemo(&args, output),
         Command::Convert(Convert::TiedToMlx(args)) => cmd::foreign::to_mlx(&args, output),
         Command::Train(args) => cmd::train::train(&args, output),
         Command::Sweep(args) => cmd::sweep::sweep(&args, output),

@@ -7,7 +7,7 @@ use tlkit::tensor::Dtype;
 use tlkit::{Code, Error, Result};
 
 use super::base::BaseNames;
-use super::foreign::{MlxToTied, TiedToMlx};
+use super::foreign::{MlxToTied, NemoToTied, TiedToMlx};
 use super::gguf::TiedToGguf;
 use super::merge::Blobs;
 use super::values::{byte_count, float_dtype, positive, storage_dtype};
@@ -26,6 +26,9 @@ pub(crate) enum Convert {
     /// MLX adapter folder to .tl
     #[command(visible_alias = "mlx→tied", alias = "mlx->tied")]
     MlxToTied(MlxToTied),
+    /// NeMo 1.x adapter to .tl
+    #[command(visible_alias = "nemo→tied", alias = "nemo->tied")]
+    NemoToTied(NemoToTied),
     /// .tl or another tool's adapter to an MLX folder
     #[command(visible_alias = "tied→mlx", alias = "tied->mlx")]
     TiedToMlx(TiedToMlx),

@@ -19,6 +19,16 @@ pub(crate) struct MlxToTied {
     pub(crate) to: ToTied,
 }
 
+/// What NeMo 1.x saves of LoRA and tied LoRA; nothing in it is executed. Fused weights are divided by its config.
+#[derive(Debug, Args)]
+pub(crate) struct NemoToTied {
+    /// The .nemo file
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub(crate) adapter: PathBuf,
+    #[command(flatten)]
+    pub(crate) to: ToTied,
+}
+
 /// Where the .tl goes, and over which base.
 #[derive(Debug, Args)]
 #[group(skip)]

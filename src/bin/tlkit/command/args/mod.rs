@@ -22,7 +22,7 @@ pub(crate) use cli::{Cli, Command};
 pub(crate) use convert::{
     Calibrate, Convert, Fit, PeftForm, PeftToTied, ProjectionRounding, TiedToPeft,
 };
-pub(crate) use foreign::{MlxToTied, TiedToMlx, ToTied};
+pub(crate) use foreign::{MlxToTied, NemoToTied, TiedToMlx, ToTied};
 pub(crate) use gguf::TiedToGguf;
 pub(crate) use merge::{Blobs, Dequantise, Merge, Unmerge};
 pub(crate) use store::{

@@ -1,20 +1,24 @@
-//! `convert mlx-to-tied` and `convert tied-to-mlx`.
+//! `convert mlx-to-tied`, `nemo-to-tied` and `tied-to-mlx`.
 
 use std::path::Path;
 
 use tlkit::Result;
-use tlkit::convert::{self, ToMlx, ToTiedOptions, mlx_to_tied};
+use tlkit::convert::{self, ToMlx, ToTiedOptions, mlx_to_tied, nemo_to_tied};
 use tlkit::format::WriteOptions;
 use tlkit::fs::Output as Kind;
 use tlkit::mlx::MlxOptions;
 
 use super::convert::tied_text;
 use super::{as_closed_as, blob_source, check_output, existing, open_base, show};
-use crate::command::args::{MlxToTied, TiedToMlx, ToTied};
+use crate::command::args::{MlxToTied, NemoToTied, TiedToMlx, ToTied};
 use crate::command::output::{Outcome, Output, change, fields};
 
 pub(crate) fn from_mlx(args: &MlxToTied, output: &Output) -> Result<Outcome> {
     from_tool(&args.adapter, &args.to, output, mlx_to_tied)
+}
+
+pub(crate) fn from_nemo(args: &NemoToTied, output: &Output) -> Result<Outcome> {
+    from_tool(&args.adapter, &args.to, output, nemo_to_tied)
 }
 
 /// Converts what a tool wrote, as `convert` does it.

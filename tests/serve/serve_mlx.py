@@ -3,7 +3,7 @@
 
     tests/peft/setup.sh
     python -m pip install --no-deps --target tests/serve/mlx-site mlx==0.32.4 mlx-cpu==0.32.4 mlx-lm==0.32.2
-    PYTHONPATH=tests/serve/mlx-site tests/peft/venv/bin/python tests/serve/mlx.py --tlkit target/release/tlkit [--only REGEX]
+    PYTHONPATH=tests/serve/mlx-site tests/peft/venv/bin/python tests/serve/serve_mlx.py --tlkit target/release/tlkit [--only REGEX]
 
 On the CPU, for a small model of each family: an adapter that mlx-lm trains (LoRA, DoRA, whole layers; experts too) goes through a
 `.tl`, and back into mlx-lm: the logits are the same to the last bit. Merged by tlkit, and as PEFT has it, they are the same but for
@@ -75,7 +75,8 @@ def amend(folder: Path) -> None:
     """Gives the config what mlx-lm looks for."""
     path = folder / "config.json"
     config = json.loads(path.read_text())
-    path.write_text(json.dumps({**MORE, **config}))
+    theta = (config.get("rope_parameters") or {}).get("rope_theta")
+    path.write_text(json.dumps({**MORE, **({} if theta is None else {"rope_theta": theta}), **config}))
 
 
 def of_mlx(base: Path, adapter: Path | None = None) -> np.ndarray[Any, Any]:
@@ -158,12 +159,12 @@ class Checks:
             mlx, tl, back, merged = (work / f"{label}{end}" for end in ("", ".tl", "-back", "-merged"))
             trained(base, mlx, kind, layers, keys)
             want = of_mlx(base, mlx)
-            tied = ["--tied-embeddings", "shared"] if name == "llama-tied" else []
+            tied = ["--tied", "shared"] if name == "llama-tied" else []
             self.made("merge", base, mlx, "-o", merged, *tied)
             self.same(f"{name} mlx {label} merged", of_mlx(merged), want, plain, 2e-4)
             if kind == "dora":
                 done = self.run("convert", "mlx-to-tied", mlx, "-o", tl)
-                self.check(f"{name} mlx {label} refused", done.returncode == 6 and "TL0401" in done.stderr, done.stderr[:80])
+                self.check(f"{name} mlx {label} refused", done.returncode == 5 and "TL0401" in done.stderr, done.stderr[:80])
                 self.made("convert", "tied-to-mlx", mlx, "-o", back, "--base", base)
                 self.same(f"{name} mlx {label} again", of_mlx(base, back), want, plain, 0)
                 continue
@@ -220,6 +221,8 @@ def names(checks: Checks) -> None:
     known = re.findall(r'^    "(\w+)",$', text[text.index("const KNOWN"):text.index("/// A module of mlx-lm")], re.M)
     for kind in known:
         try:
+            if kind.startswith(("qwen3_5", "qwen3_vl")):
+                raise ValueError("its names are those of its sanitize(); the smallest model is too large here")
             config = AutoConfig.for_model(kind, **NAMES)
             model = AutoModelForCausalLM.from_config(config)
             with tempfile.TemporaryDirectory() as folder:
