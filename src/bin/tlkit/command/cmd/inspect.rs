@@ -340,7 +340,7 @@ fn peft(path: &Path, args: &Inspect, output: &Output) -> Result<Outcome> {
         Source::Peft(PeftKind::Dora) => "PEFT DoRA",
         Source::Peft(PeftKind::Vera) => "PEFT VeRA",
         Source::Peft(PeftKind::VeraRegenerated) => "PEFT VeRA, projections regenerated",
-        Source::Nemo => "NeMo LoRA",
+        Source::Nemo => "NeMo",
         Source::Mlx(PeftKind::Dora) => "MLX DoRA",
         Source::Mlx(_) => "MLX LoRA",
         Source::Tl => ".tl",
