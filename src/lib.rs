@@ -18,6 +18,8 @@
 //! | [`peft`] | PEFT's directories: config, name rules, import, export |
 //! | [`compute`] | the normative arithmetic of a merge, for slices: on the processor, on a GPU |
 //! | [`blend`] | several updates of one weight made one, for slices |
+//! | [`mlx`] | MLX's adapter folders: config, names, import, export |
+//! | [`nemo`] | NeMo's `.nemo` adapters: archive, config, fused layouts, import |
 //! | [`open`] | an adapter of any kind, with its base where it is at hand |
 //! | [`merge`] | adapters into base weights: plan, then execute; in place with undo |
 //! | [`verify`] | that files, adapters and merged models are what they should be |
@@ -76,8 +78,10 @@ pub mod format;
 pub mod fs;
 pub mod gguf;
 pub mod merge;
+pub mod mlx;
 #[cfg(feature = "train")]
 pub mod model;
+pub mod nemo;
 pub mod open;
 pub mod peft;
 pub mod progress;

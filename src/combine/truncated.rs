@@ -11,6 +11,7 @@ use crate::adapter::{Adapter, DeltaError, TieGroup};
 use crate::convert::{Found, Tied};
 use crate::error::Result;
 use crate::fit::{Budget, shrink};
+use crate::open::Source;
 use crate::tensor::Dtype;
 
 /// Groups, and what cutting to their ranks lost.
@@ -87,6 +88,7 @@ fn as_found(kept: Vec<TieGroup>, sources: Vec<TieGroup>, rest: &Adapter) -> Tied
     };
     Tied {
         adapter: alone(kept),
+        from: Source::Tl,
         found: Found::Untied,
         source: alone(sources),
         worst: DeltaError {

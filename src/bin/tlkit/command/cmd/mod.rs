@@ -14,6 +14,7 @@ pub(crate) mod eval;
 mod files;
 mod fit;
 pub(crate) mod fleet;
+pub(crate) mod foreign;
 pub(crate) mod generate;
 pub(crate) mod gguf;
 pub(crate) mod inspect;
