@@ -206,12 +206,6 @@ pub(super) fn largest_error(source: &Adapter, tied: &Adapter) -> Result<(DeltaEr
         let is_worse = !old.is_nan() && (new.is_nan() || new > old);
         if is_worse { next } else { worst }
     };
-    let none = DeltaError {
-        frobenius: 0.0,
-        norm: 0.0,
-        relative: 0.0,
-        max_abs: 0.0,
-    };
     let worst = errors.into_iter().reduce(worse);
-    Ok(worst.unwrap_or((none, String::new())))
+    Ok(worst.unwrap_or((DeltaError::NONE, String::new())))
 }

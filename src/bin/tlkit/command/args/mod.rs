@@ -5,6 +5,7 @@ mod base;
 mod check;
 mod cli;
 mod convert;
+mod extract;
 mod gguf;
 mod merge;
 mod settings;
@@ -21,6 +22,7 @@ pub(crate) use cli::{Cli, Command};
 pub(crate) use convert::{
     Calibrate, Convert, Fit, PeftForm, PeftToTied, ProjectionRounding, TiedToPeft,
 };
+pub(crate) use extract::Extract;
 pub(crate) use gguf::TiedToGguf;
 pub(crate) use merge::{Blobs, Dequantise, Merge, Unmerge};
 pub(crate) use store::{

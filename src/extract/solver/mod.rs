@@ -1,0 +1,16 @@
+//! The closest matrices of a low rank to one that is read in blocks of rows, with what no such matrix can be
+//! below. It knows numbers only.
+
+mod bound;
+mod exact;
+mod products;
+mod random;
+mod range;
+mod residual;
+
+pub(super) use products::{Rows, square};
+pub(super) use range::{Leading, leading};
+pub(super) use residual::{refit, residual};
+
+#[cfg(test)]
+mod tests;
