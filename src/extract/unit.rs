@@ -112,7 +112,8 @@ impl Unit<'_> {
                 continue;
             }
             all.square += square;
-            let found = leading(&delta, rank, square).map_err(|e| e.tensor(self.tensor()))?;
+            let found =
+                leading(&delta, rank, square, false).map_err(|e| e.tensor(self.tensor()))?;
             for (sum, own) in all.squares.iter_mut().zip(&found.squares) {
                 *sum += own;
             }
@@ -132,7 +133,9 @@ impl Unit<'_> {
             let square = self.norm(&delta)?;
             all += square;
             let triplets = match square > 0.0 {
-                true => Some(leading(&delta, rank, square).map_err(|e| e.tensor(self.tensor()))?),
+                true => {
+                    Some(leading(&delta, rank, square, true).map_err(|e| e.tensor(self.tensor()))?)
+                }
                 false => None,
             };
             if let Some(triplets) = &triplets {

@@ -7,6 +7,8 @@ mod products;
 mod random;
 mod range;
 mod residual;
+mod sides;
+mod thin;
 
 pub(super) use products::{Rows, square};
 pub(super) use range::{Leading, leading};
