@@ -2,8 +2,8 @@
 
 use faer::{Mat, MatRef, Side};
 
+use super::leading::Leading;
 use super::products::{Rows, blocks, times, transposed_times};
-use super::range::Leading;
 use crate::error::{Code, Error, Result};
 
 /// The leading triplets by the eigenvectors of DDᵀ or DᵀD, whichever is smaller, in f64.

@@ -3,6 +3,7 @@
 
 mod bound;
 mod exact;
+mod leading;
 mod products;
 mod random;
 mod range;
@@ -10,8 +11,9 @@ mod residual;
 mod sides;
 mod thin;
 
+pub(super) use leading::Leading;
 pub(super) use products::{Rows, square};
-pub(super) use range::{Leading, leading};
+pub(super) use range::leading;
 pub(super) use residual::{refit, residual};
 
 #[cfg(test)]

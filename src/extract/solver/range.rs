@@ -5,6 +5,7 @@ use faer::{Mat, Scale};
 
 use super::bound::{Certified, most};
 use super::exact::exact;
+use super::leading::Leading;
 use super::products::Rows;
 use super::random::normal;
 use super::sides::Sides;
@@ -23,22 +24,6 @@ const PLAIN: usize = 1;
 const NEAR_ALL: f64 = 0.4;
 /// Where the normal numbers begin.
 const SEED: u64 = 0x7411_0001;
-
-/// The leading singular triplets of a matrix D.
-pub(in crate::extract) struct Leading {
-    /// rows × rank.
-    pub(in crate::extract) left: Mat<f32>,
-    /// columns × rank.
-    pub(in crate::extract) right: Mat<f32>,
-    /// The singular values of left·diag·rightᵀ.
-    pub(in crate::extract) values: Vec<f64>,
-    /// Squares of all singular values that were found, `rank` of them or more, descending.
-    pub(in crate::extract) squares: Vec<f64>,
-    /// What the squares of the `rank` largest singular values of D do not exceed in sum.
-    pub(in crate::extract) most: f64,
-    /// ‖D‖²_F.
-    pub(in crate::extract) square: f64,
-}
 
 /// How many triplets are looked for to find the first `rank`.
 fn width(rank: usize) -> usize {
