@@ -29,6 +29,7 @@
 //! | [`eval`] | scores of answers; a merge against its base, by logits |
 //! | [`train`] | settings, optimiser, loop, checkpoints, distillation |
 //! | [`fit`] | the closest tied adapter or smaller LoRA, with its error and a bound |
+//! | [`mod@extract`] | the adapter between two checkpoints |
 //! | [`sweep`] | grids of runs, their table and figure |
 //! | [`store`] | blobs, digests and versions of many tenants in a folder or object store; no tensors |
 //! | [`fleet`] | adapters into a store and out of it |
@@ -72,6 +73,7 @@ pub mod digest;
 pub mod error;
 #[cfg(feature = "train")]
 pub mod eval;
+pub mod extract;
 pub mod fit;
 pub mod fleet;
 pub mod format;

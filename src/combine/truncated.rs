@@ -7,11 +7,10 @@ use super::exact::exact;
 use super::input::CombineInput;
 use super::join::Numbers;
 use super::split::by_module;
-use crate::adapter::{Adapter, DeltaError, TieGroup};
+use crate::adapter::{Adapter, TieGroup};
 use crate::convert::{Found, Tied};
 use crate::error::Result;
 use crate::fit::{Budget, shrink};
-use crate::open::Source;
 use crate::tensor::Dtype;
 
 /// Groups, and what cutting to their ranks lost.
@@ -86,21 +85,7 @@ fn as_found(kept: Vec<TieGroup>, sources: Vec<TieGroup>, rest: &Adapter) -> Tied
         groups,
         ..rest.clone()
     };
-    Tied {
-        adapter: alone(kept),
-        from: Source::Tl,
-        found: Found::Untied,
-        source: alone(sources),
-        worst: DeltaError {
-            frobenius: 0.0,
-            norm: 0.0,
-            relative: 0.0,
-            max_abs: 0.0,
-        },
-        worst_module: String::new(),
-        bytes: 0,
-        notes: Vec::new(),
-    }
+    Tied::exact(alone(sources), alone(kept), Found::Untied)
 }
 
 /// A class of groups over layers as one of each module.

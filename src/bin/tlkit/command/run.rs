@@ -50,6 +50,7 @@ pub(super) fn dispatch(command: Command, output: &Output) -> tlkit::Result<Outco
         Command::Train(args) => cmd::train::train(&args, output),
         Command::Sweep(args) => cmd::sweep::sweep(&args, output),
         Command::Merge(args) => cmd::merge::merge(&args, output),
+        Command::Extract(args) => cmd::extract::extract(&args, output),
         Command::Dequantise(args) => cmd::dequantise::dequantise(&args, output),
         Command::Unmerge(args) => cmd::merge::unmerge(&args, output),
         Command::Verify(Verify::File(args)) => cmd::verify::file(&args, output),

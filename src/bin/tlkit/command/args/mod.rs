@@ -6,6 +6,7 @@ mod check;
 mod cli;
 mod combine;
 mod convert;
+mod extract;
 mod foreign;
 mod gguf;
 mod merge;
@@ -25,6 +26,7 @@ pub(crate) use combine::Combine;
 pub(crate) use convert::{
     Calibrate, Convert, Fit, PeftForm, PeftToTied, ProjectionRounding, TiedToPeft,
 };
+pub(crate) use extract::Extract;
 pub(crate) use foreign::{MlxToTied, NemoToTied, TiedToMlx, ToTied};
 pub(crate) use gguf::TiedToGguf;
 pub(crate) use merge::{Blobs, Dequantise, Merge, Unmerge};

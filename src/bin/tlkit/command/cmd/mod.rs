@@ -11,6 +11,7 @@ pub(crate) mod dequantise;
 pub(crate) mod devices;
 mod each;
 pub(crate) mod eval;
+pub(crate) mod extract;
 mod files;
 mod fit;
 pub(crate) mod fleet;
