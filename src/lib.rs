@@ -61,6 +61,7 @@ mod base;
 pub mod budget;
 #[cfg(feature = "plots")]
 mod chart;
+pub mod coding;
 pub mod compute;
 pub mod convert;
 pub mod digest;
