@@ -66,6 +66,7 @@ pub mod blend;
 pub mod budget;
 #[cfg(feature = "plots")]
 mod chart;
+pub mod coding;
 pub mod combine;
 pub mod compute;
 pub mod convert;

@@ -148,6 +148,8 @@ codes! {
     BadName = "TL0220", Malformed;
     /// The tensor's dtype is not one that a `.tl` may hold.
     DtypeNotAllowed = "TL0221", Unsupported;
+    /// The bytes of a coded tensor are not what its shape and the coding ask for.
+    CodingInvalid = "TL0222", Malformed;
 
     /// `adapter_config.json` is not valid JSON, or a key has the wrong type.
     ConfigInvalid = "TL0301", Malformed;
