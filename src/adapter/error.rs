@@ -31,6 +31,14 @@ impl DeltaError {
         max_abs: f64::NAN,
     };
 
+    /// Of nothing.
+    pub(crate) const NONE: Self = Self {
+        frobenius: 0.0,
+        norm: 0.0,
+        relative: 0.0,
+        max_abs: 0.0,
+    };
+
     /// Whether every number is. An error that is not finite is no proof of anything.
     pub fn is_finite(&self) -> bool {
         let Self {

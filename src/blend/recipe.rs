@@ -87,6 +87,35 @@ pub struct Recipe {
     pub lambda: f32,
 }
 
+impl Recipe {
+    /// Fails where this density, or γ or ε with it, is out of range: a density is above 0 and at most 1, γ from 0
+    /// to below 1, and density ± ε between 0 and 1.
+    ///
+    /// # Errors
+    /// [`Code::Usage`].
+    pub fn check(&self, density: f64) -> Result<()> {
+        let refuse = |message: String| Err(Error::new(Code::Usage, message));
+        if !(density > 0.0 && density <= 1.0) {
+            return refuse(format!("density {density} is not above 0 and at most 1"));
+        }
+        match self.sparsify {
+            Sparsify::Outliers { gamma } if !(0.0..1.0).contains(&gamma) => {
+                refuse(format!("gamma {gamma} is not from 0 to below 1"))
+            }
+            Sparsify::Ranked { epsilon } => {
+                let inside = density - epsilon > 0.0 && density + epsilon < 1.0;
+                match epsilon >= 0.0 && (density == 1.0 || inside) {
+                    true => Ok(()),
+                    false => refuse(format!(
+                        "density {density} with epsilon {epsilon}: their sum and their difference have to be between 0 and 1"
+                    )),
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// A method by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Method {

@@ -8,7 +8,7 @@ use super::mask::Mask;
 use super::ranked;
 use super::recipe::{Recipe, Rescale, Sparsify};
 use super::select::{Cut, Source, fill, kept};
-use crate::error::{Code, Error, Result};
+use crate::error::Result;
 
 /// Elements that are worked on at a time where a whole update is in memory.
 const PIECE: usize = 1 << 18;
@@ -54,7 +54,7 @@ impl Sieve {
     /// `density` is above 0; from 1 on, all stays. By magnitude one element stays at least.
     ///
     /// # Errors
-    /// [`Code::Usage`] where density, γ or ε are out of range; those of the source.
+    /// [`Code::Usage`](crate::Code::Usage) where density, γ or ε are out of range; those of the source.
     pub fn prepare(
         recipe: &Recipe,
         density: f64,
@@ -62,7 +62,7 @@ impl Sieve {
         source: &dyn Source,
         cols: usize,
     ) -> Result<Self> {
-        check(recipe, density)?;
+        recipe.check(density)?;
         let n = source.pieces().checked_sub(1);
         let n = n.map_or(0, |last| source.range(last).end);
         let keeps = match recipe.sparsify {
@@ -90,9 +90,9 @@ impl Sieve {
         Ok(sieve)
     }
 
-    /// Whether it leaves every update as it is.
-    pub fn is_open(&self) -> bool {
-        self.keeps == Keeps::All
+    /// Elements of a row: [`apply`](Self::apply) takes whole ones where odds go by rank.
+    pub fn row(&self) -> usize {
+        self.cols
     }
 
     /// Sums of magnitudes before and after, in f64; their ratio in f32.
@@ -209,27 +209,6 @@ fn magnitude(values: &[f32]) -> f64 {
         }
     }
     lanes.iter().sum()
-}
-
-fn check(recipe: &Recipe, density: f64) -> Result<()> {
-    let refuse = |message: String| Err(Error::new(Code::Usage, message));
-    if !(density > 0.0 && density <= 1.0) {
-        return refuse(format!("density {density} is not above 0 and at most 1"));
-    }
-    match recipe.sparsify {
-        Sparsify::Outliers { gamma } if !(0.0..1.0).contains(&gamma) => {
-            refuse(format!("gamma {gamma} is not from 0 to below 1"))
-        }
-        Sparsify::Ranked { epsilon }
-            if density < 1.0
-                && !(epsilon >= 0.0 && density - epsilon > 0.0 && density + epsilon < 1.0) =>
-        {
-            refuse(format!(
-                "density {density} with epsilon {epsilon}: density - epsilon and density + epsilon have to be between 0 and 1"
-            ))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Drops elements of an update that is in memory: rows of `cols` elements.

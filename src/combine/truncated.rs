@@ -8,7 +8,7 @@ use super::input::CombineInput;
 use super::join::Numbers;
 use super::split::by_module;
 use crate::adapter::error::{left_columns, product_norm, right_columns};
-use crate::adapter::{Adapter, DeltaError, TieGroup};
+use crate::adapter::{Adapter, TieGroup};
 use crate::convert::{Found, Tied};
 use crate::error::Result;
 use crate::fit::{Budget, shrink};
@@ -117,20 +117,7 @@ fn as_found(kept: Vec<TieGroup>, sources: Vec<TieGroup>, rest: &Adapter) -> Tied
         groups,
         ..rest.clone()
     };
-    Tied {
-        adapter: alone(kept),
-        found: Found::Untied,
-        source: alone(sources),
-        worst: DeltaError {
-            frobenius: 0.0,
-            norm: 0.0,
-            relative: 0.0,
-            max_abs: 0.0,
-        },
-        worst_module: String::new(),
-        bytes: 0,
-        notes: Vec::new(),
-    }
+    Tied::exact(alone(sources), alone(kept), Found::Untied)
 }
 
 /// A class of groups over layers as one of each module.

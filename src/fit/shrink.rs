@@ -17,7 +17,7 @@ use super::solver::problem::leading_factors;
 use super::solver::untied::{Untied, Values};
 use super::stored::groups_as;
 use crate::adapter::{Adapter, Factor, Scaling, TieGroup};
-use crate::convert::{Tied, coalesce};
+use crate::convert::{Tied, coalesce, with_layer_axis};
 use crate::error::{Code, Error, Result};
 use crate::tensor::{Dtype, Tensor};
 
@@ -211,18 +211,6 @@ fn stacked(lora: Vec<TieGroup>, dtype: Dtype) -> Result<Vec<TieGroup>> {
     })?;
     let groups = groups.groups.into_iter().map(with_layer_axis);
     groups_as(groups.collect::<Result<_>>()?, dtype)
-}
-
-/// The group of one layer untied as well, as the others are: the method of the whole is LoRA.
-fn with_layer_axis(mut group: TieGroup) -> Result<TieGroup> {
-    if group.layers.is_some() && group.is_tied() && group.instances() == 1 {
-        for (_, factor) in group.factors_mut() {
-            let (old, mut shape) = (&factor.tensor, factor.tensor.shape().to_vec());
-            shape.insert(0, 1);
-            factor.tensor = Tensor::new(old.dtype(), shape, old.data().to_vec())?;
-        }
-    }
-    Ok(group)
 }
 
 /// A module at a rank in f32, and its squared error as it is in `dtype`; `None` at rank 0.

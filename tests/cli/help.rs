@@ -10,6 +10,7 @@ const COMMANDS: &[&str] = &[
     "train",
     "sweep",
     "merge",
+    "extract",
     "unmerge",
     "verify",
     "verify file",

@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use super::{
-    Audit, Check, Combine, Convert, Demo, Dequantise, Devices, Eval, Generate, Inspect, Merge,
-    Pack, Params, Plan, Store, Sweep, Train, Unmerge, Verify,
+    Audit, Check, Combine, Convert, Demo, Dequantise, Devices, Eval, Extract, Generate, Inspect,
+    Merge, Pack, Params, Plan, Store, Sweep, Train, Unmerge, Verify,
 };
 
 const EXIT_CODES: &str = "\
@@ -41,6 +41,8 @@ pub(crate) enum Command {
     Sweep(Sweep),
     /// Merge adapters into base weights
     Merge(Merge),
+    /// Write the adapter between a base and a model that was made of it
+    Extract(Box<Extract>),
     /// Write a quantised base with full-width weights, as its own library dequantises it
     #[command(visible_alias = "dequantize")]
     Dequantise(Dequantise),

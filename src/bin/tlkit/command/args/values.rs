@@ -1,5 +1,6 @@
 //! Values as they are written on the command line.
 
+use tlkit::blend::{Election, Method, Rescale};
 use tlkit::combine::{CombineMethod, SignElection};
 use tlkit::compute::DeviceChoice;
 use tlkit::merge::{Rounding, TiedPolicy, TokenizerFrom};
@@ -51,6 +52,21 @@ pub(super) fn tied_policy(text: &str) -> Result<TiedPolicy, String> {
 
 pub(super) fn tokenizer(text: &str) -> Result<TokenizerFrom, String> {
     let names = TokenizerFrom::ALL.map(TokenizerFrom::as_str);
+    text.parse().map_err(|_| not_one_of(&names))
+}
+
+pub(super) fn merge_method(text: &str) -> Result<Method, String> {
+    let names = Method::ALL.map(Method::as_str);
+    text.parse().map_err(|_| not_one_of(&names))
+}
+
+pub(super) fn rescale(text: &str) -> Result<Rescale, String> {
+    let names = Rescale::ALL.map(Rescale::as_str);
+    text.parse().map_err(|_| not_one_of(&names))
+}
+
+pub(super) fn election(text: &str) -> Result<Election, String> {
+    let names = Election::ALL.map(Election::as_str);
     text.parse().map_err(|_| not_one_of(&names))
 }
 
