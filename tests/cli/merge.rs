@@ -206,7 +206,9 @@ fn adapters_made_one_by_a_method() {
             "{name}"
         );
     }
-    shell.run("merge base lora style.tl -o ties --method ties --density 0.3 --json --dry-run");
+    shell.run(
+        "merge base lora style.tl -o ties --method ties --density 0.3 --json --dry-run --threads 2",
+    );
     shell.run("merge base lora style.tl -o ties --method ties");
     shell.run("merge base lora style.tl -o ties --method ties --density 0");
     shell.run("merge base lora style.tl -o ties --method ties --density 0.1,0.2,0.3");
