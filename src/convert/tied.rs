@@ -72,6 +72,21 @@ pub struct Tied {
     pub notes: Vec<String>,
 }
 
+impl Tied {
+    /// An adapter that was brought into tie groups as it is, in memory.
+    pub(crate) fn lossless(source: Adapter, adapter: Adapter, found: Found) -> Self {
+        Self {
+            adapter,
+            found,
+            source,
+            worst: DeltaError::NONE,
+            worst_module: String::new(),
+            bytes: 0,
+            notes: Vec::new(),
+        }
+    }
+}
+
 /// Reads a PEFT adapter directory and brings it into tie groups, in memory.
 ///
 /// # Errors

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::options::{Budget, ExtractOptions, TiedForm};
 use super::report::{ExtractReport, ratio};
 use super::unit::Unit;
-use crate::adapter::{Adapter, DeltaError, Module};
+use crate::adapter::{Adapter, Module};
 use crate::convert::{Tied, find_ties};
 use crate::error::{Code, Error, Result};
 use crate::fit::{self, FitOptions, fit_adapter, stored_as};
@@ -29,7 +29,7 @@ pub(super) fn fitted(
     how.core = form == TiedForm::Core;
     how.quick = form == TiedForm::Quick;
     let (adapter, found) = find_ties(&source, PeftKind::Lora)?;
-    let tied = Tied::exact(source, adapter, found);
+    let tied = Tied::lossless(source, adapter, found);
     let fit = fit_adapter(&tied, &how)?;
     let (adapter, fit) = stored_as(&tied, &how, fit, options.dtype)?;
     measure(&adapter, units, report)?;
@@ -64,19 +64,4 @@ fn measure(adapter: &Adapter, units: &[Unit<'_>], report: &mut ExtractReport) ->
     report.error = ratio(missed, whole);
     report.rank = report.modules.iter().map(|m| m.rank).max().unwrap_or(0);
     Ok(())
-}
-
-impl Tied {
-    /// An adapter that was brought into tie groups without loss.
-    fn exact(source: Adapter, adapter: Adapter, found: crate::convert::Found) -> Self {
-        Self {
-            adapter,
-            found,
-            source,
-            worst: DeltaError::NONE,
-            worst_module: String::new(),
-            bytes: 0,
-            notes: Vec::new(),
-        }
-    }
 }
