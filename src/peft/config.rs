@@ -346,7 +346,7 @@ impl LoraConfig {
             r: fields.rank("r", 8)?,
             lora_alpha: fields.number("lora_alpha")?,
             use_rslora: fields.flag("use_rslora")?,
-            rank_pattern: fields.pattern("rank_pattern", json::rank)?,
+            rank_pattern: fields.pattern("rank_pattern", json::rank_or_none)?,
             alpha_pattern: fields.pattern("alpha_pattern", json::number)?,
             bias: read_bias(&mut fields, "lora_only")?,
             lora_bias: fields.flag("lora_bias")?,
