@@ -101,7 +101,7 @@ fn are_equal(one: &Tensor, other: &Tensor) -> Result<bool> {
         return Ok(false);
     }
     if one.dtype() == other.dtype() {
-        return Ok(*one.data() == *other.data());
+        return Ok(one.same_bytes(other));
     }
     if !one.dtype().is_float() || !other.dtype().is_float() {
         return Ok(false);

@@ -109,7 +109,7 @@ fn ranks_and_the_base_change_nothing() {
             &fixtures().join("llama-tiny"),
             &[(&nemo(name), 1.0)],
             &out,
-            Rounding::Single,
+            Rounding::Peft,
         )
         .unwrap()
     };
