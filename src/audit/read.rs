@@ -25,7 +25,7 @@ use crate::mlx::{MLX_WEIGHTS_FILE, is_mlx_dir};
 use crate::open::import_any;
 use crate::peft::config::MAX_CONFIG_BYTES;
 use crate::peft::projection::Fma;
-use crate::peft::{CONFIG_FILE, PICKLE_FILE, PeftConfig, WEIGHTS_FILE};
+use crate::peft::{CONFIG_FILE, PICKLE_FILE, PeftConfig, WEIGHTS_FILE, tl_beside};
 use crate::safetensors::SafetensorsFile;
 
 /// What of the tensors' own bytes is read, beyond headers.
@@ -49,7 +49,11 @@ pub(super) fn read(found: &Found, depth: Depth) -> Parts {
     let mut parts = match format {
         Format::Mlx | Format::Nemo => read_foreign(&found.path, depth, empty),
         Format::Tl => read_tl(&found.path, depth, empty),
-        _ => read_peft(found, depth, empty),
+        // A broken or missing `.tl` leaves what the config says, and the row to be told so by whoever opens it.
+        _ => match tl_beside(&found.path) {
+            Ok(Some(tl)) => read_tl(&tl, depth, empty),
+            _ => read_peft(found, depth, empty),
+        },
     };
     if weights(found).is_some_and(|w| !w.counted) {
         // Its bytes are another row's, and so is what could be saved of them.

@@ -27,7 +27,7 @@ impl StoredTensor {
     pub(super) fn of_manifest(name: &str, tensor: &ManifestTensor, bytes: u64) -> Result<Self> {
         Ok(Self {
             name: name.to_owned(),
-            dtype: tensor.dtype()?,
+            dtype: tensor.stored()?.0,
             shape: tensor.shape.clone(),
             bytes,
             digest: Some(tensor.sha256),

@@ -38,6 +38,7 @@ mod to_peft;
 mod to_tied;
 
 pub use coalesce::coalesce;
+pub(crate) use coalesce::with_layer_axis;
 pub use equal::LeftOut;
 pub use fingerprint::check_fingerprint;
 pub(crate) use fingerprint::{fingerprinted, touched_tensors};

@@ -80,6 +80,23 @@ pub struct Tied {
     pub notes: Vec<String>,
 }
 
+impl Tied {
+    /// An adapter that was brought into tie groups without loss, and from no file.
+    pub(crate) fn exact(source: Adapter, adapter: Adapter, found: Found) -> Self {
+        Self {
+            adapter,
+            from: Source::Tl,
+            found,
+            source,
+            worst: DeltaError::NONE,
+            worst_module: String::new(),
+            left_out: Vec::new(),
+            bytes: 0,
+            notes: Vec::new(),
+        }
+    }
+}
+
 /// Reads a PEFT adapter directory and brings it into tie groups, in memory.
 ///
 /// # Errors
@@ -223,12 +240,6 @@ pub(super) fn largest_error(source: &Adapter, tied: &Adapter) -> Result<(DeltaEr
         let is_worse = !old.is_nan() && (new.is_nan() || new > old);
         if is_worse { next } else { worst }
     };
-    let none = DeltaError {
-        frobenius: 0.0,
-        norm: 0.0,
-        relative: 0.0,
-        max_abs: 0.0,
-    };
     let worst = errors.into_iter().reduce(worse);
-    Ok(worst.unwrap_or((none, String::new())))
+    Ok(worst.unwrap_or((DeltaError::NONE, String::new())))
 }

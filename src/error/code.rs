@@ -148,6 +148,8 @@ codes! {
     BadName = "TL0220", Malformed;
     /// The tensor's dtype is not one that a `.tl` may hold.
     DtypeNotAllowed = "TL0221", Unsupported;
+    /// The bytes of a coded tensor are not what its shape and the coding ask for.
+    CodingInvalid = "TL0222", Malformed;
 
     /// `adapter_config.json` is not valid JSON, or a key has the wrong type.
     ConfigInvalid = "TL0301", Malformed;
@@ -185,8 +187,10 @@ codes! {
     TrainedBeside = "TL0317", Unsupported;
     /// The file lacks tensors of modules that config and base say are adapted.
     HalfAdapter = "TL0318", Incompatible;
+    /// A Tied-LoRA folder's weights are not those of the `.tl` beside them.
+    TlBesideDiffers = "TL0319", Malformed;
     /// The `model_config.yaml` of a `.nemo` is not valid, or lacks a key without which the adapter means nothing.
-    NemoConfig = "TL0319", Malformed;
+    NemoConfig = "TL0320", Malformed;
 
     /// DoRA: the update depends on the base weights; `.tl` v1 cannot say it.
     UnsupportedDora = "TL0401", Unsupported;

@@ -117,7 +117,7 @@ impl Manifest {
     fn check_contents(&self) -> Result<()> {
         let mut contents = BTreeSet::new();
         for (name, t) in &self.tensors {
-            if !contents.insert((&t.dtype, &t.shape, t.sha256, &t.scales)) {
+            if !contents.insert((&t.dtype, &t.shape, t.sha256, &t.scales, t.coded)) {
                 return not_canonical(format!("tensor `{name}` has the content of another one"));
             }
         }

@@ -180,20 +180,22 @@ impl TlFile {
         let made = self.sum(|stored| matches!(stored, Stored::Packed | Stored::Seeded))?;
         if made > limit {
             let message = format!(
-                "its packed and seeded tensors take {made} bytes in memory, the limit for it is {limit}"
+                "its packed, coded and seeded tensors take {made} bytes in memory, the limit for it is {limit}"
             );
             return Err(Error::new(Code::ManifestLimit, message).file(self.file.path()));
         }
         Ok(())
     }
 
-    /// Bytes of the tensors that are kept in some way.
+    /// Bytes of the tensors that are kept in some way, and what coded ones take in memory in any.
     fn sum(&self, which: impl Fn(Stored) -> bool) -> Result<u64> {
         let mut sum: u64 = 0;
         for (name, stored) in self.storage() {
+            let entry = self.entry(name)?;
             if which(stored) {
-                sum = sum.saturating_add(self.entry(name)?.byte_len()?);
+                sum = sum.saturating_add(entry.byte_len()?);
             }
+            sum = sum.saturating_add(entry.decoded_len()?);
         }
         Ok(sum)
     }
@@ -211,7 +213,7 @@ impl TlFile {
         blobs: &dyn BlobSource,
     ) -> Result<Tensor> {
         let entry = self.entry(name)?;
-        let (dtype, len) = (entry.dtype()?, entry.byte_len()?);
+        let (dtype, len) = (entry.stored()?.0, entry.byte_len()?);
         let bytes: Bytes = match stored {
             Stored::Raw => self.read(name)?.into(),
             Stored::Packed => {
@@ -249,10 +251,11 @@ impl TlFile {
 fn check_stored(info: &TensorInfo, manifest: &Manifest, packed: bool) -> Result<()> {
     let disagrees = |m: String| Err(Error::new(Code::TensorDisagrees, m));
     if let Some(entry) = manifest.tensors().get(&info.name) {
-        if entry.dtype()? != info.dtype || entry.shape != info.shape {
+        let (dtype, shape) = entry.stored()?;
+        if dtype != info.dtype || shape != info.shape {
             return disagrees(format!(
-                "stored as {} {:?}, the manifest says {} {:?}",
-                info.dtype, info.shape, entry.dtype, entry.shape
+                "stored as {} {:?}, the manifest says {dtype} {shape:?}",
+                info.dtype, info.shape
             ));
         }
         return Ok(());

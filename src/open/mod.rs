@@ -18,6 +18,7 @@ mod checkpoint;
 mod foreign;
 mod opened;
 mod peft;
+mod tied_lora;
 
 pub(crate) use checkpoint::with_modules;
 pub use foreign::{Source, import_any, is_foreign};

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::foreign::{Source, import_any, is_foreign};
+use super::tied_lora::check_beside;
 use crate::adapter::Adapter;
 use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
@@ -40,14 +41,14 @@ pub struct Opened {
 /// `.tl` makes of packed and seeded tensors may not take more than 256 MiB and 4 times the base's bytes.
 ///
 /// # Errors
-/// Those of [`TlFile::open`], [`TlFile::load`] and [`import_any`].
+/// Those of [`TlFile::open`], [`TlFile::load`] and [`import_any`]; [`Code::TlBesideDiffers`].
 pub fn open_adapter(
     path: &Path,
     base: Option<&Checkpoint>,
     blobs: &dyn BlobSource,
 ) -> Result<Opened> {
     let beside = tl_beside(path)?;
-    let path = beside.as_deref().unwrap_or(path);
+    let (given, path) = (path, beside.as_deref().unwrap_or(path));
     if is_foreign(path) {
         let (imported, source) = import_any(path, base, Fma::Fused, None)?;
         return Ok(Opened {
@@ -66,8 +67,12 @@ pub fn open_adapter(
     })?;
     let most = most_held(file.file().byte_len());
     let useful = base.map_or(most, |b| (256 << 20) + b.byte_len().saturating_mul(4));
+    let adapter = file.load_within(blobs, most.min(useful))?;
+    if beside.is_some() {
+        check_beside(given, &adapter)?;
+    }
     Ok(Opened {
-        adapter: file.load_within(blobs, most.min(useful))?,
+        adapter,
         source: Source::Tl,
         identity: file.root(),
         magnitudes: BTreeMap::new(),

@@ -336,11 +336,13 @@ fn peft(path: &Path, args: &Inspect, output: &Output) -> Result<Outcome> {
         output.note(note);
     }
     let kind = match opened.source {
+        Source::Peft(PeftKind::Lora) if opened.adapter.groups.is_empty() => "PEFT trained rows",
         Source::Peft(PeftKind::Lora) => "PEFT LoRA",
         Source::Peft(PeftKind::Dora) => "PEFT DoRA",
         Source::Peft(PeftKind::Vera) => "PEFT VeRA",
         Source::Peft(PeftKind::VeraRegenerated) => "PEFT VeRA, projections regenerated",
         Source::Nemo => "NeMo",
+        Source::Mlx(_) if opened.adapter.groups.is_empty() => "MLX, whole tensors",
         Source::Mlx(PeftKind::Dora) => "MLX DoRA",
         Source::Mlx(_) => "MLX LoRA",
         Source::Tl => ".tl",
