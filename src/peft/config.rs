@@ -218,7 +218,7 @@ fn no_type(fields: &Fields) -> Error {
             Code::NotPeft,
             "this is an adapter config of MLX, not of PEFT",
         )
-        .hint("fuse the adapter with mlx_lm.fuse, or convert it to PEFT's layout first");
+        .hint("open the folder that it is in, which is read as MLX's");
     }
     if ["lora_alpha", "target_modules", "projection_prng_key"]
         .iter()

@@ -423,7 +423,7 @@ fn refuse_variants(key: &str, name: &str) -> Result<()> {
         return Err(
             Error::new(Code::NotPeft, "is named as MLX names it, not PEFT")
                 .tensor(key)
-                .hint("convert the adapter to PEFT's layout first"),
+                .hint("an MLX adapter's config has `lora_parameters`, and no `peft_type`"),
         );
     }
     Ok(())
