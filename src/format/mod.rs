@@ -24,6 +24,7 @@ mod assemble;
 mod blobs;
 mod canonical;
 mod check;
+mod codec;
 mod described;
 mod encode;
 mod fingerprint;
