@@ -22,7 +22,7 @@ use crate::error::{Code, Error, Result};
 use crate::format::{Stored, TlFile, packed_name};
 use crate::fs::read_limited;
 use crate::peft::config::MAX_CONFIG_BYTES;
-use crate::peft::{CONFIG_FILE, PICKLE_FILE, PeftConfig, WEIGHTS_FILE};
+use crate::peft::{CONFIG_FILE, PICKLE_FILE, PeftConfig, WEIGHTS_FILE, tl_beside};
 use crate::safetensors::SafetensorsFile;
 
 /// What of the tensors' own bytes is read, beyond headers.
@@ -43,7 +43,11 @@ pub(super) fn read(found: &Found, depth: Depth) -> Parts {
     let empty = Parts::new(found.path.display().to_string(), format, sum_files(found));
     let mut parts = match found.is_tl {
         true => read_tl(&found.path, depth, empty),
-        false => read_peft(found, depth, empty),
+        // A broken or missing `.tl` leaves what the config says, and the row to be told so by whoever opens it.
+        false => match tl_beside(&found.path) {
+            Ok(Some(tl)) => read_tl(&tl, depth, empty),
+            _ => read_peft(found, depth, empty),
+        },
     };
     if weights(found).is_some_and(|w| !w.counted) {
         // Its bytes are another row's, and so is what could be saved of them.

@@ -11,7 +11,7 @@ use super::problem::Problem;
 use super::sum::add;
 use crate::error::{Code, Error, Result};
 use crate::fs::check_inside;
-use crate::peft::{CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE};
+use crate::peft::{CONFIG_FILE, PICKLE_FILE, TL_FILE, WEIGHTS_FILE, tl_beside};
 use crate::store::Store;
 
 /// A file of an adapter.
@@ -205,11 +205,18 @@ fn is_tl(path: &Path) -> bool {
     path.extension().is_some_and(|e| e == "tl")
 }
 
+/// Whether a file is an adapter by itself: a `.tl`, but for the one that a folder of PEFT's Tied-LoRA is opened as.
+fn is_alone(path: &Path) -> bool {
+    let folder = path.parent().filter(|_| path.ends_with(TL_FILE));
+    let beside = folder.map(tl_beside);
+    is_tl(path) && !matches!(beside, Some(Ok(Some(_))))
+}
+
 /// Gives each file to the nearest adapter around it, and each inode to one file.
 fn assign(entries: &[Entry], roots: &[PathBuf], scan: &mut Scan) {
     let mut homes: BTreeMap<&Path, usize> = BTreeMap::new();
     for entry in entries {
-        if is_tl(&entry.path) {
+        if is_alone(&entry.path) {
             homes.insert(&entry.path, entry.root);
         } else if is_marker(&entry.path)
             && let Some(dir) = entry.path.parent()
@@ -218,7 +225,7 @@ fn assign(entries: &[Entry], roots: &[PathBuf], scan: &mut Scan) {
         }
     }
     let home = |entry: &Entry| {
-        if is_tl(&entry.path) {
+        if homes.contains_key(&*entry.path) {
             return Some(entry.path.clone());
         }
         let root = roots.get(entry.root)?;

@@ -424,6 +424,29 @@ fn other_types_are_counted_by_name() {
 }
 
 /// Breaks where nothing to audit looks like an empty fleet.
+/// Breaks where a folder of PEFT's Tied-LoRA is two adapters, or is not what its `.tl` is.
+#[test]
+fn a_tied_lora_of_peft_is_one_row() {
+    let dir = TempDir::new().unwrap();
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/adapters");
+    let [both, alone] = ["ann/style", "bob/style"].map(|name| dir.path().join(name));
+    let weights = [("w".to_owned(), tensor(Dtype::F32, &[4], 0.0))];
+    write(&both, r#"{"peft_type":"TIED_LORA","r":4}"#, &weights);
+    fs::copy(fixtures.join("style-tl6.tl"), both.join("adapter.tl")).unwrap();
+    fs::create_dir_all(&alone).unwrap();
+    fs::copy(fixtures.join("style-tl6.tl"), alone.join("adapter.tl")).unwrap();
+    let report = run(dir.path(), &hashing());
+    assert_eq!(report.rows.len(), 2, "{:?}", report.rows);
+    let (folder, file) = (
+        row(&report, "ann/style"),
+        row(&report, "bob/style/adapter.tl"),
+    );
+    assert_eq!((folder.format, &folder.error), (Format::Peft, &None));
+    assert_eq!((&folder.kind, folder.rank), (&file.kind, file.rank));
+    assert_eq!(folder.kind, Some(Kind::Method(Method::Tl6)));
+    assert_every_byte_once(&report, dir.path());
+}
+
 #[test]
 fn nothing_found_is_an_error() {
     let dir = TempDir::new().unwrap();

@@ -12,7 +12,7 @@ use super::ties::recover_ties;
 use crate::adapter::{Adapter, DeltaError, Module, TieGroup, delta_error};
 use crate::error::{Code, Error, Result};
 use crate::format::{NoBlobs, WriteOptions};
-use crate::open::{check_complete, import_with_base, open_adapter};
+use crate::open::{Source, check_complete, import_any, open_adapter};
 use crate::peft::import::{Imported, PeftKind};
 use crate::peft::projection::Fma;
 use crate::peft::tl_beside;
@@ -58,9 +58,11 @@ pub struct ToTiedOptions<'a> {
 pub struct Tied {
     /// The adapter, with the base's fingerprint where the base was at hand.
     pub adapter: Adapter,
+    /// What kind of folder or file it was read from.
+    pub from: Source,
     /// What was found.
     pub found: Found,
-    /// The adapter as PEFT has it, in groups of one layer.
+    /// The adapter as it was read, in groups of one layer.
     pub source: Adapter,
     /// Largest error of any ΔW.
     pub worst: DeltaError,
@@ -70,6 +72,22 @@ pub struct Tied {
     pub bytes: u64,
     /// What was ignored, guessed or approximated on the way, for people.
     pub notes: Vec<String>,
+}
+
+impl Tied {
+    /// An adapter that was brought into tie groups without loss, and from no file.
+    pub(crate) fn exact(source: Adapter, adapter: Adapter, found: Found) -> Self {
+        Self {
+            adapter,
+            from: Source::Tl,
+            found,
+            source,
+            worst: DeltaError::NONE,
+            worst_module: String::new(),
+            bytes: 0,
+            notes: Vec::new(),
+        }
+    }
 }
 
 /// Reads a PEFT adapter directory and brings it into tie groups, in memory.
@@ -100,7 +118,7 @@ fn with_fingerprint(mut tied: Tied, options: &ToTiedOptions<'_>) -> Result<Tied>
 
 /// As [`import_tied`], without the base's fingerprint, which takes reading all weights that are changed.
 pub(crate) fn import_unbound(dir: &Path, options: &ToTiedOptions<'_>) -> Result<Tied> {
-    let imported = import_with_base(dir, options.base, options.fma, options.projection_dtype)?;
+    let (imported, from) = import_any(dir, options.base, options.fma, options.projection_dtype)?;
     if options.strict {
         check_complete(&imported.missing).map_err(|e| e.file(dir))?;
     }
@@ -133,6 +151,7 @@ pub(crate) fn import_unbound(dir: &Path, options: &ToTiedOptions<'_>) -> Result<
     let (worst, worst_module) = largest_error(&source, &adapter)?;
     Ok(Tied {
         adapter,
+        from,
         found,
         source,
         worst,
@@ -148,6 +167,7 @@ fn already_tied(dir: &Path) -> Result<Tied> {
     let (worst, worst_module) = largest_error(&opened.adapter, &opened.adapter)?;
     Ok(Tied {
         source: opened.adapter.clone(),
+        from: opened.source,
         adapter: opened.adapter,
         found: Found::Tied,
         worst,
@@ -206,12 +226,6 @@ pub(super) fn largest_error(source: &Adapter, tied: &Adapter) -> Result<(DeltaEr
         let is_worse = !old.is_nan() && (new.is_nan() || new > old);
         if is_worse { next } else { worst }
     };
-    let none = DeltaError {
-        frobenius: 0.0,
-        norm: 0.0,
-        relative: 0.0,
-        max_abs: 0.0,
-    };
     let worst = errors.into_iter().reduce(worse);
-    Ok(worst.unwrap_or((none, String::new())))
+    Ok(worst.unwrap_or((DeltaError::NONE, String::new())))
 }

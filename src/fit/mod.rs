@@ -59,6 +59,7 @@ pub use self::files::{
 pub use self::options::{Budget, FitOptions};
 pub use self::report::{FitReport, GroupFit, LayerFit};
 pub use self::share::{PairFit, ShareOptions, Shared, SharedAdapter, fit_shared};
+pub(crate) use self::shrink::ranks_within;
 pub use self::shrink::{ShrinkReport, ShrunkModule, shrink};
 pub use self::solver::starts::Start;
 pub use self::stored::stored_as;

@@ -33,6 +33,58 @@ enum Weights {
     Pickle(BTreeMap<String, Tensor>),
 }
 
+impl Weights {
+    /// The weights of a directory, and where they are.
+    fn open(dir: &Path) -> Result<(PathBuf, Self)> {
+        // PEFT prefers safetensors where both exist.
+        if dir.join(WEIGHTS_FILE).exists() {
+            let path = dir.join(WEIGHTS_FILE);
+            let file = SafetensorsFile::open(&path)?;
+            Ok((path, Self::Safetensors(file)))
+        } else if dir.join(PICKLE_FILE).exists() {
+            let path = dir.join(PICKLE_FILE);
+            let tensors = read_torch_archive(&path, Limits::default())?;
+            Ok((path, Self::Pickle(tensors)))
+        } else {
+            if let Some(shard) = first_shard(dir) {
+                let message = "the weights are in shards, which PEFT does not load";
+                return Err(Error::new(Code::NoAdapter, message)
+                    .file(dir.join(shard))
+                    .hint("join the shards into one adapter_model.safetensors"));
+            }
+            Err(no_adapter(
+                dir,
+                "adapter_model.safetensors or adapter_model.bin",
+            ))
+        }
+    }
+
+    fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
+        match self {
+            Self::Pickle(tensors) => Ok(tensors.clone()),
+            Self::Safetensors(file) => {
+                let infos = file.header().tensors.iter();
+                infos
+                    .map(|info| Ok((info.name.clone(), file.mapped(info)?)))
+                    .collect()
+            }
+        }
+    }
+}
+
+/// Every tensor of a directory of any `peft_type`, by its name in the file, and the file.
+///
+/// # Errors
+/// [`Code::NoAdapter`] without weights; [`Code::LinkOutside`]; those of safetensors files and of pickles.
+pub(crate) fn read_weights(dir: &Path) -> Result<(PathBuf, BTreeMap<String, Tensor>)> {
+    for name in [WEIGHTS_FILE, PICKLE_FILE] {
+        check_inside(dir, &dir.join(name))?;
+    }
+    let (path, weights) = Weights::open(dir)?;
+    let tensors = weights.tensors().map_err(|e| e.file(&path))?;
+    Ok((path, tensors))
+}
+
 /// Whether a path looks like a PEFT adapter directory.
 pub fn is_peft_dir(path: &Path) -> bool {
     path.is_dir() && path.join(CONFIG_FILE).exists()
@@ -67,27 +119,7 @@ impl AdapterFiles {
         }
         let config_bytes = read_limited(&config_path, MAX_CONFIG_BYTES as u64)?;
         let config = PeftConfig::from_slice(&config_bytes).map_err(|e| e.file(&config_path))?;
-        // PEFT prefers safetensors where both exist.
-        let (weights_path, weights) = if dir.join(WEIGHTS_FILE).exists() {
-            let path = dir.join(WEIGHTS_FILE);
-            let file = SafetensorsFile::open(&path)?;
-            (path, Weights::Safetensors(file))
-        } else if dir.join(PICKLE_FILE).exists() {
-            let path = dir.join(PICKLE_FILE);
-            let tensors = read_torch_archive(&path, Limits::default())?;
-            (path, Weights::Pickle(tensors))
-        } else {
-            if let Some(shard) = first_shard(dir) {
-                let message = "the weights are in shards, which PEFT does not load";
-                return Err(Error::new(Code::NoAdapter, message)
-                    .file(dir.join(shard))
-                    .hint("join the shards into one adapter_model.safetensors"));
-            }
-            return Err(no_adapter(
-                dir,
-                "adapter_model.safetensors or adapter_model.bin",
-            ));
-        };
+        let (weights_path, weights) = Weights::open(dir)?;
         let len = weights_path
             .metadata()
             .map_err(|e| Error::io(&weights_path, "stat", e))?
@@ -109,15 +141,7 @@ impl AdapterFiles {
 
     /// Every tensor by its name in the file.
     pub(super) fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
-        match &self.weights {
-            Weights::Pickle(tensors) => Ok(tensors.clone()),
-            Weights::Safetensors(file) => {
-                let infos = file.header().tensors.iter();
-                infos
-                    .map(|info| Ok((info.name.clone(), file.mapped(info)?)))
-                    .collect()
-            }
-        }
+        self.weights.tensors()
     }
 
     /// SHA-256 over the config, and the names, dtypes, shapes and bytes of all tensors.

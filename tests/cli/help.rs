@@ -9,6 +9,7 @@ const COMMANDS: &[&str] = &[
     "train",
     "sweep",
     "merge",
+    "extract",
     "unmerge",
     "verify",
     "verify file",

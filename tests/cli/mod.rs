@@ -9,6 +9,7 @@ mod contract;
 mod convert;
 mod ending;
 mod errors;
+mod extract;
 mod help;
 mod inspect;
 mod limits;

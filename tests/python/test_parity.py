@@ -29,6 +29,7 @@ FUNCTIONS: dict[str, list[Function]] = {
     "train": [tlkit.train],
     "sweep": [tlkit.sweep],
     "merge": [tlkit.merge, tlkit.merge_each, tlkit.plan_merge],
+    "extract": [tlkit.extract],
     "dequantise": [tlkit.dequantise],
     "unmerge": [tlkit.unmerge],
     "verify file": [tlkit.verify_file],

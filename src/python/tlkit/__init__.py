@@ -8,6 +8,7 @@ it, and leaves nothing half-written. ``import tlkit`` imports NumPy alone; :mod:
 from tlkit import convert
 from tlkit._adapter import Adapter, seeded
 from tlkit._error import Error, Warning
+from tlkit._extract import extract
 from tlkit._fit import fit, fit_curve, fit_onto, fit_shared, fit_untied
 from tlkit._look import audit, inspect, pack, params, plan
 from tlkit._merge import dequantise, merge, merge_each, plan_merge, unmerge
@@ -27,6 +28,7 @@ __all__ = [
     "convert",
     "dequantise",
     "evaluate",
+    "extract",
     "fit",
     "fit_curve",
     "fit_onto",

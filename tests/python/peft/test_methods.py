@@ -4,7 +4,7 @@ import pytest
 import torch
 from common import METHODS, TARGETS, TOKENS, adapted, logits, trained
 from peft import PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import tlkit
 from tlkit.peft import TiedLoraConfig, load_tl, save_tl
@@ -32,6 +32,14 @@ def test_saved_adapters_are_what_was_trained(model, tmp_path, choice):
     assert torch.equal(logits(PeftModel.from_pretrained(model(), tmp_path, low_cpu_mem_usage=True)), own)
     assert torch.equal(logits(load_tl(model(), tmp_path / "adapter.tl")), own)
     assert torch.allclose(logits(peft.merge_and_unload(safe_merge=True)), own, atol=2e-5)
+    # The folder is opened as its .tl, which has to have what PEFT loads, tensor by tensor.
+    assert tlkit.Adapter.open(tmp_path).root == tlkit.Adapter.open(tmp_path / "adapter.tl").root
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    for name in weights:
+        save_file({**weights, name: weights[name] + 1}, tmp_path / "adapter_model.safetensors")
+        with pytest.raises(tlkit.Error, match="beside") as caught:
+            tlkit.Adapter.open(tmp_path)
+        assert caught.value.code == "TL0319" and name in str(caught.value)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -7,6 +7,7 @@ use tlkit::tensor::Dtype;
 use tlkit::{Code, Error, Result};
 
 use super::base::BaseNames;
+use super::foreign::{MlxToTied, NemoToTied, TiedToMlx};
 use super::gguf::TiedToGguf;
 use super::merge::Blobs;
 use super::values::{byte_count, float_dtype, positive, storage_dtype};
@@ -22,6 +23,15 @@ pub(crate) enum Convert {
     /// .tl or PEFT directory to llama.cpp's adapter format
     #[command(visible_alias = "tied→gguf", alias = "tied->gguf")]
     TiedToGguf(TiedToGguf),
+    /// MLX adapter folder to .tl
+    #[command(visible_alias = "mlx→tied", alias = "mlx->tied")]
+    MlxToTied(MlxToTied),
+    /// NeMo 1.x adapter to .tl
+    #[command(visible_alias = "nemo→tied", alias = "nemo->tied")]
+    NemoToTied(NemoToTied),
+    /// .tl or another tool's adapter to an MLX folder
+    #[command(visible_alias = "tied→mlx", alias = "tied->mlx")]
+    TiedToMlx(TiedToMlx),
 }
 
 #[derive(Debug, Args)]

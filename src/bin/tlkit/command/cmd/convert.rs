@@ -79,7 +79,7 @@ fn check_tied(args: &PeftToTied) -> Result<()> {
     Ok(())
 }
 
-fn tied_text(r: &ToTied) -> String {
+pub(super) fn tied_text(r: &ToTied) -> String {
     let found = match r.found {
         Found::Vera => "VeRA: tied as it is",
         Found::VeraRegenerated => "VeRA without projections, which were regenerated from the key",

@@ -1,0 +1,1 @@
+//! Dense f64 arithmetic against what is written.
