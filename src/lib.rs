@@ -7,6 +7,7 @@
 //! | module | knows |
 //! |---|---|
 //! | [`error`] | one error type: by whose fault, with a stable code |
+//! | [`coding`] | integers as bytes near their entropy |
 //! | [`budget`] | how much memory a piece of work may take on one thread |
 //! | [`tensor`] | dtype, shape, bytes; conversion of half precision |
 //! | [`fs`] | files and folders as outputs and inputs; knows nothing of what is in them |
@@ -17,6 +18,9 @@
 //! | [`mod@format`] | `.tl`: manifest, seeded tensors, packing |
 //! | [`peft`] | PEFT's directories: config, name rules, import, export |
 //! | [`compute`] | the normative arithmetic of a merge, for slices: on the processor, on a GPU |
+//! | [`blend`] | several updates of one weight made one, for slices |
+//! | [`mlx`] | MLX's adapter folders: config, names, import, export |
+//! | [`nemo`] | NeMo's `.nemo` adapters: archive, config, fused layouts, import |
 //! | [`open`] | an adapter of any kind, with its base where it is at hand |
 //! | [`merge`] | adapters into base weights: plan, then execute; in place with undo |
 //! | [`verify`] | that files, adapters and merged models are what they should be |
@@ -25,7 +29,9 @@
 //! | [`model`] | the decoder over frozen weights, with adapters on it: loss, gradients, generation; candle begins here |
 //! | [`eval`] | scores of answers; a merge against its base, by logits |
 //! | [`train`] | settings, optimiser, loop, checkpoints, distillation |
+//! | [`combine`] | several adapters as one, exactly, cut to a rank, or as PEFT |
 //! | [`fit`] | the closest tied adapter or smaller LoRA, with its error and a bound |
+//! | [`mod@extract`] | the adapter between two checkpoints |
 //! | [`sweep`] | grids of runs, their table and figure |
 //! | [`store`] | blobs, digests and versions of many tenants in a folder or object store; no tensors |
 //! | [`fleet`] | adapters into a store and out of it |
@@ -58,23 +64,29 @@
 pub mod adapter;
 pub mod audit;
 mod base;
+pub mod blend;
 pub mod budget;
 #[cfg(feature = "plots")]
 mod chart;
+pub mod coding;
+pub mod combine;
 pub mod compute;
 pub mod convert;
 pub mod digest;
 pub mod error;
 #[cfg(feature = "train")]
 pub mod eval;
+pub mod extract;
 pub mod fit;
 pub mod fleet;
 pub mod format;
 pub mod fs;
 pub mod gguf;
 pub mod merge;
+pub mod mlx;
 #[cfg(feature = "train")]
 pub mod model;
+pub mod nemo;
 pub mod open;
 pub mod peft;
 pub mod progress;

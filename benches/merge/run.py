@@ -99,9 +99,9 @@ def make_base(folder, shape):
     (folder / "config.json").write_text(json.dumps(shape.config, indent=2))
 
 
-def make_adapter(folder, shape):
+def make_adapter(folder, shape, seed=1):
     folder.mkdir(parents=True)
-    rng, tensors = random.Random(1), {}
+    rng, tensors = random.Random(seed), {}
     for layer in range(shape.layers):
         for target, out in (("q_proj", shape.hidden), ("k_proj", shape.kv), ("v_proj", shape.kv)):
             at = f"base_model.model.model.layers.{layer}.self_attn.{target}."

@@ -31,6 +31,14 @@ impl DeltaError {
         max_abs: f64::NAN,
     };
 
+    /// Of nothing.
+    pub(crate) const NONE: Self = Self {
+        frobenius: 0.0,
+        norm: 0.0,
+        relative: 0.0,
+        max_abs: 0.0,
+    };
+
     /// Whether every number is. An error that is not finite is no proof of anything.
     pub fn is_finite(&self) -> bool {
         let Self {
@@ -138,7 +146,7 @@ fn columns<'m>(parts: impl Iterator<Item = (&'m LowRank, f64)>) -> Vec<(&'m LowR
 }
 
 /// ‖L·Rᵀ‖_F by the triangles of L and R.
-fn product_norm(left: &Mat<f64>, right: &Mat<f64>) -> f64 {
+pub(crate) fn product_norm(left: &Mat<f64>, right: &Mat<f64>) -> f64 {
     let triangle = |m: &Mat<f64>| m.qr().thin_R().to_owned();
     (&triangle(left) * triangle(right).transpose()).norm_l2()
 }

@@ -1,5 +1,7 @@
 //! The factors of one module, as the arithmetic of a merge takes them.
 
+use std::ops::Range;
+
 use ndarray::Array2;
 
 use super::factor::Factor;
@@ -46,68 +48,108 @@ impl TieGroup {
     /// [`Code::Usage`] for an index out of range, or a factor without its bytes;
     /// [`Code::DtypeNotAllowed`] for one that is neither F32, F16, BF16 nor quantised.
     pub fn low_rank(&self, instance: usize, target: usize) -> Result<LowRank> {
-        let range = || {
-            Error::new(
-                Code::Usage,
-                format!("no instance {instance} or target {target} in this tie group"),
-            )
-        };
-        let t = self.targets.get(target).ok_or_else(range)?;
+        let t = self.targets.get(target).ok_or_else(|| out_of(instance))?;
         let first_row: usize = self.targets[..target].iter().map(|t| t.out).sum();
+        let rows = first_row..first_row + t.out;
+        let r = self.rank;
+        Ok(LowRank {
+            left: self.left_rows(instance, rows)?,
+            right: self.right(instance)?,
+            rank: r,
+            out: t.out,
+            in_features: self.in_features,
+            scale: self.scaling.factor(r),
+        })
+    }
+
+    /// A of an instance, r × in, without u or core.
+    pub(crate) fn inputs(&self, instance: usize) -> Result<Vec<f32>> {
+        let range = || out_of(instance);
         let (r, n) = (self.rank, self.in_features);
         let a = self.slice(&self.a.tensor, 3, instance).ok_or_else(range)?;
-        let b = self.slice(&self.b.tensor, 3, instance).ok_or_else(range)?;
         let columns = *a.shape().last().ok_or_else(range)?;
         let wide = a.to_f32()?;
         let mut right = Vec::with_capacity(r * n);
         for row in wide.chunks_exact(columns.max(1)) {
             right.extend_from_slice(row.get(..n).ok_or_else(range)?);
         }
-        let rows = b.slice_first(first_row..first_row + t.out);
-        let mut left = rows.ok_or_else(range)?.to_f32()?;
-        if (left.len(), right.len()) != (t.out * r, r * n) {
-            return Err(range());
+        match right.len() == r * n {
+            true => Ok(right),
+            false => Err(range()),
         }
-        if let Some(core) = self.own(self.core.as_ref(), 3, instance)? {
-            right = product(core.get(..r * r).ok_or_else(range)?, &right, r, n);
-        }
-        if let Some(u) = self.own(self.u.as_ref(), 2, instance)? {
-            scale_rows(&mut right, n, u.get(..r).ok_or_else(range)?);
-        }
-        if let Some(v) = self.own(self.v.as_ref(), 2, instance)? {
-            scale_rows(
-                &mut left,
-                r,
-                v.get(first_row..first_row + t.out).ok_or_else(range)?,
-            );
-        }
-        let scale = self.scaling.factor(r);
-        Ok(LowRank {
-            left,
-            right,
-            rank: r,
-            out: t.out,
-            in_features: n,
-            scale,
-        })
     }
 
-    /// What an instance has of a factor that has `stacked_rank` axes with the instances'.
+    /// A' of an instance, r × in: with u or core.
+    pub(crate) fn right(&self, instance: usize) -> Result<Vec<f32>> {
+        let (r, n) = (self.rank, self.in_features);
+        let mut right = self.inputs(instance)?;
+        if let Some(core) = self.own_core(instance)? {
+            right = product(&core, &right, r, n);
+        }
+        if let Some(u) = self.own_u(instance)? {
+            scale_rows(&mut right, n, &u);
+        }
+        Ok(right)
+    }
+
+    /// B of an instance and all targets, Σ out × r, without v.
+    pub(crate) fn outputs(&self, instance: usize) -> Result<Vec<f32>> {
+        self.b_rows(instance, 0..self.total_out())
+    }
+
+    /// B' of an instance and all targets, Σ out × r: with v.
+    pub(crate) fn left(&self, instance: usize) -> Result<Vec<f32>> {
+        self.left_rows(instance, 0..self.total_out())
+    }
+
+    /// The core of an instance, r × r.
+    pub(crate) fn own_core(&self, instance: usize) -> Result<Option<Vec<f32>>> {
+        self.own(self.core.as_ref(), 3, instance, self.rank * self.rank)
+    }
+
+    /// u of an instance.
+    pub(crate) fn own_u(&self, instance: usize) -> Result<Option<Vec<f32>>> {
+        self.own(self.u.as_ref(), 2, instance, self.rank)
+    }
+
+    fn b_rows(&self, instance: usize, rows: Range<usize>) -> Result<Vec<f32>> {
+        let range = || out_of(instance);
+        let b = self.slice(&self.b.tensor, 3, instance).ok_or_else(range)?;
+        let left = b.slice_first(rows.clone()).ok_or_else(range)?.to_f32()?;
+        match left.len() == rows.len() * self.rank {
+            true => Ok(left),
+            false => Err(range()),
+        }
+    }
+
+    fn left_rows(&self, instance: usize, rows: Range<usize>) -> Result<Vec<f32>> {
+        let mut left = self.b_rows(instance, rows.clone())?;
+        if let Some(v) = self.own(self.v.as_ref(), 2, instance, rows.end)? {
+            scale_rows(&mut left, self.rank, &v[rows]);
+        }
+        Ok(left)
+    }
+
+    /// What an instance has of a factor that has `stacked_rank` axes with the instances': so many leading values.
     fn own(
         &self,
         factor: Option<&Factor>,
         stacked_rank: usize,
         instance: usize,
+        len: usize,
     ) -> Result<Option<Vec<f32>>> {
         let Some(factor) = factor else {
             return Ok(None);
         };
         let row = self.slice(&factor.tensor, stacked_rank, instance);
-        let row = row.ok_or_else(|| {
-            let message = format!("no instance {instance} in this tie group");
-            Error::new(Code::Usage, message)
-        })?;
-        row.to_f32().map(Some)
+        let mut row = row.ok_or_else(|| out_of(instance))?.to_f32()?;
+        match row.len() < len {
+            true => Err(out_of(instance)),
+            false => {
+                row.truncate(len);
+                Ok(Some(row))
+            }
+        }
     }
 
     /// The instance's slice of a tensor that has an axis for it (`stacked_rank` axes), else the tensor
@@ -120,4 +162,9 @@ impl TieGroup {
             _ => Some(tensor.clone()),
         }
     }
+}
+
+fn out_of(instance: usize) -> Error {
+    let message = format!("no instance {instance}, or no such target, in this tie group");
+    Error::new(Code::Usage, message)
 }

@@ -24,7 +24,11 @@ impl Adapter {
         for (g, group) in out.groups.iter_mut().enumerate() {
             for (part, factor) in group.factors_mut() {
                 let old = &factor.tensor;
-                if factor.seed.is_some() || old.dtype() == dtype {
+                if factor.seed.is_some() {
+                    continue;
+                }
+                if old.dtype() == dtype {
+                    factor.tensor = old.clone().without_code();
                     continue;
                 }
                 let key = (old.data().id(), old.dtype(), old.shape().to_vec());

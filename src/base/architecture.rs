@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::config::read_config;
 use super::cut::Link;
 use super::load_rules::{LoadRules, Rule, Scope};
+use super::modules::is_any_embedding;
 use super::table::{Facts, TypeEntry, rules};
 use crate::error::Result;
 use crate::safetensors::Checkpoint;
@@ -26,6 +27,21 @@ pub(crate) enum ExpertLayout {
     },
     /// The module does not say. PEFT takes it for (experts, out, in).
     Unstated,
+}
+
+/// What the weight of a module is that has two axes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WeightKind {
+    /// `nn.Linear`: (out, in).
+    Linear,
+    /// `Conv1D`: (in, out).
+    Conv1d,
+    /// `nn.Embedding`: (entries, dimensions).
+    Embedding,
+    /// The output embedding, which is an `nn.Linear`.
+    Output,
+    /// A parameter of another module: a router, a table.
+    Other,
 }
 
 /// Tensors that are one in the model, by the class's names.
@@ -152,6 +168,29 @@ impl Architecture {
         let facts = self.facts.as_ref()?;
         let is = |t: &String| facts.is_name(t, module);
         Some(facts.conv1d.iter().any(is))
+    }
+
+    /// What the weight of a module, by the class's name, is where it has two axes; `None` where nobody knows.
+    pub(crate) fn weight_kind(&self, module: &str) -> Option<WeightKind> {
+        let facts = self.facts.as_ref()?;
+        let is_in = |names: &[String]| names.iter().any(|t| facts.is_name(t, module));
+        let output = facts.output.as_ref();
+        Some(match () {
+            () if is_in(&facts.embeds) => WeightKind::Embedding,
+            () if facts
+                .input
+                .as_ref()
+                .is_some_and(|i| facts.is_name(i, module)) =>
+            {
+                WeightKind::Embedding
+            }
+            // Of a type that the table's maker could not build.
+            () if facts.embeds.is_empty() && is_any_embedding(module) => WeightKind::Embedding,
+            () if output.is_some_and(|o| facts.is_name(o, module)) => WeightKind::Output,
+            () if is_in(&facts.conv1d) => WeightKind::Conv1d,
+            () if is_in(&facts.plain) => WeightKind::Other,
+            () => WeightKind::Linear,
+        })
     }
 
     /// How the experts of a parameter, by the class's name, lie; `None` for one that has no axis of experts.
@@ -302,6 +341,10 @@ impl Facts {
         }
         self.conv1d.retain(|n| !below(n));
         self.conv1d.extend(part.conv1d.iter().map(moved));
+        self.embeds.retain(|n| !below(n));
+        self.embeds.extend(part.embeds.iter().map(moved));
+        self.plain.retain(|n| !below(n));
+        self.plain.extend(part.plain.iter().map(moved));
         self.experts.retain(|n, _| !below(n));
         let experts = part.experts.iter().map(|(n, l)| (moved(n), l.clone()));
         self.experts.extend(experts);

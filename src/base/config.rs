@@ -63,3 +63,13 @@ pub(crate) fn read_config_of(folder: &Path) -> Result<Option<Value>> {
         .map(Some)
         .map_err(|e| Error::new(Code::ConfigInvalid, e.to_string()).file(path))
 }
+
+/// The number of layers, of the language model where there are others.
+pub(crate) fn layers_of(config: &Value) -> Option<usize> {
+    let of = |config: &Value| {
+        let keys = ["num_hidden_layers", "n_layer", "n_layers", "num_layers"];
+        let mut values = keys.iter().filter_map(|key| config.get(key)?.as_u64());
+        usize::try_from(values.next()?).ok()
+    };
+    of(config).or_else(|| of(config.get("text_config")?))
+}

@@ -19,6 +19,6 @@ pub(crate) mod shapes;
 mod table;
 pub(crate) mod ties;
 
-pub(crate) use config::{CONFIG_FILE, MAX_CONFIG_BYTES, read_config};
+pub(crate) use config::{CONFIG_FILE, MAX_CONFIG_BYTES, layers_of, read_config, read_config_of};
 pub(crate) use hub::hub_name;
 pub(crate) use python_json::strict_json;

@@ -49,6 +49,18 @@ const INPUT_EMBEDDINGS: [&str; 6] = [
     "shared",
 ];
 
+/// Further embeddings, beside the input's.
+const OTHER_EMBEDDINGS: [&str; 8] = [
+    "wpe",
+    "embed_positions",
+    "embed_tokens_per_layer",
+    "position_embedding",
+    "position_embeddings",
+    "relative_attention_bias",
+    "token_type_embeddings",
+    "word_embedding",
+];
+
 /// The output projection.
 const OUTPUT_EMBEDDINGS: [&str; 2] = ["lm_head", "embed_out"];
 
@@ -173,6 +185,11 @@ pub(crate) fn has_joint_conv1d(base: &Checkpoint) -> bool {
 /// Whether a module is a model's input embedding.
 pub(crate) fn is_input_embedding(path: &str) -> bool {
     INPUT_EMBEDDINGS.contains(&last_segment(path))
+}
+
+/// Whether a module's name is one that embeddings have, of tokens or of anything else.
+pub(crate) fn is_any_embedding(path: &str) -> bool {
+    is_input_embedding(path) || OTHER_EMBEDDINGS.contains(&last_segment(path))
 }
 
 /// Whether a module is a model's output projection.

@@ -39,6 +39,10 @@ pub(super) struct Facts {
     pub(super) output_first: bool,
     /// Modules that are `Conv1D`.
     pub(super) conv1d: Vec<String>,
+    /// Modules that are embeddings.
+    pub(super) embeds: Vec<String>,
+    /// Modules with a weight of two axes that are neither linear layers nor embeddings: routers.
+    pub(super) plain: Vec<String>,
     /// Parameters with an axis of experts, and how they lie.
     pub(super) experts: BTreeMap<String, String>,
     /// Tensors that are one where the config ties, the source first.

@@ -29,6 +29,7 @@ mod tests;
 mod update;
 
 pub(crate) use buffer::{Buffer, Pool};
+pub(crate) use cpu::Deltas;
 pub use cpu::{add_rows, delta_rows, merge_block_parallel, merge_rows};
 pub(crate) use cuda::{Done, Pipeline, Weight};
 pub use cuda::{Gpu, GpuInfo, GpuRates, MergeRate, gpus};

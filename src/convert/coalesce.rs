@@ -81,6 +81,21 @@ pub fn coalesce(adapter: &Adapter) -> Result<Adapter> {
     Ok(out)
 }
 
+/// The group of one layer untied as well, as those of several are: the method of the whole is LoRA.
+///
+/// # Errors
+/// [`crate::Code::ShapeOverflow`].
+pub(crate) fn with_layer_axis(mut group: TieGroup) -> Result<TieGroup> {
+    if group.layers.is_some() && group.is_tied() && group.instances() == 1 {
+        for (_, factor) in group.factors_mut() {
+            let (old, mut shape) = (&factor.tensor, factor.tensor.shape().to_vec());
+            shape.insert(0, 1);
+            factor.tensor = Tensor::new(old.dtype(), shape, old.data().to_vec())?;
+        }
+    }
+    Ok(group)
+}
+
 /// One group of some groups of one layer.
 fn stack(groups: &[&TieGroup]) -> Result<TieGroup> {
     let first = groups[0];

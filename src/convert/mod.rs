@@ -25,23 +25,30 @@
 //! ```
 
 mod coalesce;
+mod equal;
 mod fingerprint;
+mod foreign;
 mod method_name;
 mod storage;
 mod tied;
 mod ties;
 mod to_gguf;
+mod to_mlx;
 mod to_peft;
 mod to_tied;
 
 pub use coalesce::coalesce;
+pub(crate) use coalesce::with_layer_axis;
+pub use equal::LeftOut;
 pub use fingerprint::check_fingerprint;
 pub(crate) use fingerprint::{fingerprinted, touched_tensors};
+pub use foreign::{mlx_to_tied, nemo_to_tied};
 pub use storage::store_as;
 pub(crate) use tied::import_unbound;
 pub use tied::{Found, Tied, ToTiedOptions, find_ties, import_or_open, import_tied};
 pub use ties::recover_ties;
 pub use to_gguf::{ToGguf, ToGgufOptions, tied_to_gguf};
+pub use to_mlx::{ToMlx, tied_to_mlx};
 pub use to_peft::{ToPeft, adapter_to_peft, tied_to_peft};
 pub use to_tied::{ToTied, peft_to_tied};
 

@@ -7,12 +7,13 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::coalesce::coalesce;
+use super::equal::{LeftOut, leave_out_equal, told};
 use super::fingerprint::fingerprinted;
 use super::ties::recover_ties;
 use crate::adapter::{Adapter, DeltaError, Module, TieGroup, delta_error};
 use crate::error::{Code, Error, Result};
 use crate::format::{NoBlobs, WriteOptions};
-use crate::open::{check_complete, import_with_base, open_adapter};
+use crate::open::{Source, check_complete, import_any, open_adapter};
 use crate::peft::import::{Imported, PeftKind};
 use crate::peft::projection::Fma;
 use crate::peft::tl_beside;
@@ -50,6 +51,9 @@ pub struct ToTiedOptions<'a> {
     pub projection_dtype: Option<Dtype>,
     /// Refuse an adapter that lacks tensors of modules which config and base say are adapted.
     pub strict: bool,
+    /// Keep whole tensors that are the base's own. By default they are left out where the base is at hand:
+    /// mergekit writes embeddings, head and norms that nobody changed.
+    pub keep_equal: bool,
 }
 
 /// A PEFT adapter in tie groups, as [`peft_to_tied`](crate::convert::peft_to_tied) writes it.
@@ -58,18 +62,39 @@ pub struct ToTiedOptions<'a> {
 pub struct Tied {
     /// The adapter, with the base's fingerprint where the base was at hand.
     pub adapter: Adapter,
+    /// What kind of folder or file it was read from.
+    pub from: Source,
     /// What was found.
     pub found: Found,
-    /// The adapter as PEFT has it, in groups of one layer.
+    /// The adapter as it was read, in groups of one layer.
     pub source: Adapter,
     /// Largest error of any ΔW.
     pub worst: DeltaError,
     /// The module that has it.
     pub worst_module: String,
+    /// Whole tensors that are the base's own, and are not in the adapter.
+    pub left_out: Vec<LeftOut>,
     /// Bytes of the PEFT files.
     pub bytes: u64,
     /// What was ignored, guessed or approximated on the way, for people.
     pub notes: Vec<String>,
+}
+
+impl Tied {
+    /// An adapter that was brought into tie groups without loss, and from no file.
+    pub(crate) fn exact(source: Adapter, adapter: Adapter, found: Found) -> Self {
+        Self {
+            adapter,
+            from: Source::Tl,
+            found,
+            source,
+            worst: DeltaError::NONE,
+            worst_module: String::new(),
+            left_out: Vec::new(),
+            bytes: 0,
+            notes: Vec::new(),
+        }
+    }
 }
 
 /// Reads a PEFT adapter directory and brings it into tie groups, in memory.
@@ -100,7 +125,7 @@ fn with_fingerprint(mut tied: Tied, options: &ToTiedOptions<'_>) -> Result<Tied>
 
 /// As [`import_tied`], without the base's fingerprint, which takes reading all weights that are changed.
 pub(crate) fn import_unbound(dir: &Path, options: &ToTiedOptions<'_>) -> Result<Tied> {
-    let imported = import_with_base(dir, options.base, options.fma, options.projection_dtype)?;
+    let (imported, from) = import_any(dir, options.base, options.fma, options.projection_dtype)?;
     if options.strict {
         check_complete(&imported.missing).map_err(|e| e.file(dir))?;
     }
@@ -113,12 +138,17 @@ pub(crate) fn import_unbound(dir: &Path, options: &ToTiedOptions<'_>) -> Result<
         .hint("merge it directly, without converting"));
     }
     let Imported {
-        adapter: source,
+        adapter: mut source,
         kind,
         mut notes,
         bytes,
         ..
     } = imported;
+    let left_out = match options.base.filter(|_| !options.keep_equal) {
+        Some(base) => leave_out_equal(&mut source, base).map_err(|e| e.file(dir))?,
+        None => Vec::new(),
+    };
+    notes.extend(told(&left_out));
     let of_experts = source
         .modules()
         .iter()
@@ -133,10 +163,12 @@ pub(crate) fn import_unbound(dir: &Path, options: &ToTiedOptions<'_>) -> Result<
     let (worst, worst_module) = largest_error(&source, &adapter)?;
     Ok(Tied {
         adapter,
+        from,
         found,
         source,
         worst,
         worst_module,
+        left_out,
         bytes,
         notes,
     })
@@ -148,10 +180,12 @@ fn already_tied(dir: &Path) -> Result<Tied> {
     let (worst, worst_module) = largest_error(&opened.adapter, &opened.adapter)?;
     Ok(Tied {
         source: opened.adapter.clone(),
+        from: opened.source,
         adapter: opened.adapter,
         found: Found::Tied,
         worst,
         worst_module,
+        left_out: Vec::new(),
         bytes: opened.bytes,
         notes: opened.notes,
     })
@@ -206,12 +240,6 @@ pub(super) fn largest_error(source: &Adapter, tied: &Adapter) -> Result<(DeltaEr
         let is_worse = !old.is_nan() && (new.is_nan() || new > old);
         if is_worse { next } else { worst }
     };
-    let none = DeltaError {
-        frobenius: 0.0,
-        norm: 0.0,
-        relative: 0.0,
-        max_abs: 0.0,
-    };
     let worst = errors.into_iter().reduce(worse);
-    Ok(worst.unwrap_or((none, String::new())))
+    Ok(worst.unwrap_or((DeltaError::NONE, String::new())))
 }

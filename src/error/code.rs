@@ -148,6 +148,8 @@ codes! {
     BadName = "TL0220", Malformed;
     /// The tensor's dtype is not one that a `.tl` may hold.
     DtypeNotAllowed = "TL0221", Unsupported;
+    /// The bytes of a coded tensor are not what its shape and the coding ask for.
+    CodingInvalid = "TL0222", Malformed;
 
     /// `adapter_config.json` is not valid JSON, or a key has the wrong type.
     ConfigInvalid = "TL0301", Malformed;
@@ -177,7 +179,7 @@ codes! {
     BadAlpha = "TL0313", Malformed;
     /// The adapter is of another tool's format, not PEFT's.
     NotPeft = "TL0314", Unsupported;
-    /// An archive of the old `adapter_model.bin` form is not valid.
+    /// An archive of the old `adapter_model.bin` form, or a `.nemo`, is not valid.
     BadArchive = "TL0315", Malformed;
     /// The adapter alone does not say enough; the base model is needed beside it.
     NeedsBase = "TL0316", Usage;
@@ -187,6 +189,8 @@ codes! {
     HalfAdapter = "TL0318", Incompatible;
     /// A Tied-LoRA folder's weights are not those of the `.tl` beside them.
     TlBesideDiffers = "TL0319", Malformed;
+    /// The `model_config.yaml` of a `.nemo` is not valid, or lacks a key without which the adapter means nothing.
+    NemoConfig = "TL0320", Malformed;
 
     /// DoRA: the update depends on the base weights; `.tl` v1 cannot say it.
     UnsupportedDora = "TL0401", Unsupported;
@@ -225,7 +229,7 @@ codes! {
     UnsupportedPeftType = "TL0417", Unsupported;
     /// `init_lora_weights` names a method that tlkit does not know.
     UnsupportedInit = "TL0418", Unsupported;
-    /// `megatron_config`: the adapter is sharded for tensor parallelism.
+    /// `megatron_config`, or a `.nemo` of pipeline stages: the adapter is in shards that are not joined.
     UnsupportedMegatron = "TL0419", Unsupported;
     /// The adapter has no exact form of the kind asked for.
     ExportImpossible = "TL0420", Unsupported;
@@ -233,6 +237,8 @@ codes! {
     UnsupportedVariant = "TL0421", Unsupported;
     /// `ensure_weight_tying`: one adapter's factors are tied across two modules.
     UnsupportedWeightTying = "TL0422", Unsupported;
+    /// NeMo's tied LoRA tells its layers apart by a position embedding, which adds a bias to each.
+    UnsupportedPositionEmbedding = "TL0423", Unsupported;
 
     /// An adapted module has no weight in the base.
     UnmatchedModule = "TL0501", Incompatible;

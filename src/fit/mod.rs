@@ -28,6 +28,7 @@ mod budget;
 #[cfg(feature = "train")]
 pub mod calibrate;
 mod choose;
+mod coded;
 mod curve;
 mod factors;
 #[cfg(feature = "plots")]
@@ -47,6 +48,7 @@ mod stored;
 mod updates;
 mod with_factors;
 
+pub use self::coded::{CodeTarget, CodedModule, CodedReport, code};
 pub use self::curve::{Curve, CurveOptions, CurvePoint, fit_curve};
 #[cfg(feature = "plots")]
 pub use self::figure::figure;
@@ -57,6 +59,7 @@ pub use self::files::{
 pub use self::options::{Budget, FitOptions};
 pub use self::report::{FitReport, GroupFit, LayerFit};
 pub use self::share::{PairFit, ShareOptions, Shared, SharedAdapter, fit_shared};
+pub(crate) use self::shrink::ranks_within;
 pub use self::shrink::{ShrinkReport, ShrunkModule, shrink};
 pub use self::solver::starts::Start;
 pub use self::stored::stored_as;

@@ -22,7 +22,7 @@ pub enum Budget {
 impl Budget {
     /// # Errors
     /// [`Code::Usage`] for a rank or a tolerance out of range.
-    pub(super) fn check(self) -> Result<()> {
+    pub(crate) fn check(self) -> Result<()> {
         let message = match self {
             Self::Rank(rank) if !(1..=MAX_RANK).contains(&rank) => {
                 format!("rank {rank}, the limits are 1 to {MAX_RANK}")

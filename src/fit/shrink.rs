@@ -17,7 +17,7 @@ use super::solver::problem::leading_factors;
 use super::solver::untied::{Untied, Values};
 use super::stored::groups_as;
 use crate::adapter::{Adapter, Factor, Scaling, TieGroup};
-use crate::convert::{Tied, coalesce};
+use crate::convert::{Tied, coalesce, with_layer_axis};
 use crate::error::{Code, Error, Result};
 use crate::tensor::{Dtype, Tensor};
 
@@ -112,11 +112,7 @@ pub fn shrink(tied: &Tied, budget: Budget, dtype: Dtype) -> Result<(Adapter, Shr
     if untied.square() == 0.0 {
         return Err(nothing_to_fit());
     }
-    let ranks = match budget {
-        Budget::Rank(rank) => untied.at_most(rank),
-        Budget::Tolerance(error) => untied.down_to(error * error * untied.square()),
-        Budget::Bytes(bytes) => within(&untied, &modules, &rest, bytes)?,
-    };
+    let ranks = ranks(&untied, &modules, &rest, budget)?;
     let written: Vec<Option<(TieGroup, f64)>> = modules
         .par_iter()
         .zip(&ranks)
@@ -138,6 +134,37 @@ pub fn shrink(tied: &Tied, budget: Budget, dtype: Dtype) -> Result<(Adapter, Shr
         adapter,
         report(&untied, &modules, &ranks, &errors, bytes, kept),
     ))
+}
+
+fn ranks(
+    untied: &Untied,
+    modules: &[&TieGroup],
+    rest: &Adapter,
+    budget: Budget,
+) -> Result<Vec<usize>> {
+    match budget {
+        Budget::Rank(rank) => Ok(untied.at_most(rank)),
+        Budget::Tolerance(error) => Ok(untied.down_to(error * error * untied.square())),
+        Budget::Bytes(bytes) => within(untied, modules, rest, bytes),
+    }
+}
+
+/// The ranks of modules that stay untied within a budget, beside what else the file has, by their squared singular
+/// values: each a group of one module, of which only shapes matter.
+///
+/// # Errors
+/// [`Code::Usage`] for bytes that hold nothing.
+pub(crate) fn ranks_within(
+    modules: &[(&TieGroup, Vec<f64>)],
+    rest: &Adapter,
+    budget: Budget,
+) -> Result<Vec<usize>> {
+    let values = modules
+        .iter()
+        .map(|(g, squares)| Values::new(g.in_features, g.total_out(), squares.clone()));
+    let untied = Untied::new(values.collect());
+    let groups: Vec<&TieGroup> = modules.iter().map(|(g, _)| *g).collect();
+    ranks(&untied, &groups, rest, budget)
 }
 
 /// What is shrunk, and what stays.
@@ -184,18 +211,6 @@ fn stacked(lora: Vec<TieGroup>, dtype: Dtype) -> Result<Vec<TieGroup>> {
     })?;
     let groups = groups.groups.into_iter().map(with_layer_axis);
     groups_as(groups.collect::<Result<_>>()?, dtype)
-}
-
-/// The group of one layer untied as well, as the others are: the method of the whole is LoRA.
-fn with_layer_axis(mut group: TieGroup) -> Result<TieGroup> {
-    if group.layers.is_some() && group.is_tied() && group.instances() == 1 {
-        for (_, factor) in group.factors_mut() {
-            let (old, mut shape) = (&factor.tensor, factor.tensor.shape().to_vec());
-            shape.insert(0, 1);
-            factor.tensor = Tensor::new(old.dtype(), shape, old.data().to_vec())?;
-        }
-    }
-    Ok(group)
 }
 
 /// A module at a rank in f32, and its squared error as it is in `dtype`; `None` at rank 0.

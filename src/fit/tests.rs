@@ -11,6 +11,7 @@ use crate::adapter::{Factor, ModuleKind, Scaling, Seed, Target};
 use crate::convert::{Found, Tied, ToTiedOptions, find_ties, import_tied};
 use crate::error::Code;
 use crate::format::generate;
+use crate::open::Source;
 use crate::peft::import::PeftKind;
 use crate::tensor::{Dtype, Tensor};
 use crate::testing::shared;
@@ -67,6 +68,7 @@ pub(super) fn tied(groups: Vec<TieGroup>) -> Tied {
     let (adapter, found) = find_ties(&source, PeftKind::Lora).unwrap();
     Tied {
         adapter,
+        from: Source::Peft(PeftKind::Lora),
         found,
         source,
         worst: DeltaError {
@@ -76,6 +78,7 @@ pub(super) fn tied(groups: Vec<TieGroup>) -> Tied {
             max_abs: 0.0,
         },
         worst_module: String::new(),
+        left_out: Vec::new(),
         bytes: 0,
         notes: Vec::new(),
     }

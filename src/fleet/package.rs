@@ -6,7 +6,7 @@ use crate::adapter::Adapter;
 use crate::convert::{ToTiedOptions, import_or_open};
 use crate::error::{Code, Error, Result};
 use crate::format::{BlobSource, TlFile, encode};
-use crate::peft::is_peft_dir;
+use crate::open::is_foreign;
 use crate::store::{Package, PackageBlob};
 
 /// The package of a `.tl`. Tensors that its seeds make are not kept; what a thin file leaves out is
@@ -58,7 +58,7 @@ pub fn package_any(
     options: &ToTiedOptions<'_>,
     blobs: &dyn BlobSource,
 ) -> Result<(Package, Vec<String>)> {
-    if !path.is_dir() && !is_peft_dir(path) {
+    if !is_foreign(path) {
         return Ok((package(path, blobs)?, Vec::new()));
     }
     let tied = import_or_open(path, options).map_err(|e| e.file(path))?;

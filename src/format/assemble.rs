@@ -29,6 +29,7 @@ impl Manifest {
                 None => &mut kept,
             };
             *sum = sum.saturating_add(entry.byte_len()?);
+            made = made.saturating_add(entry.decoded_len()?);
         }
         let total = kept.saturating_add(made);
         if total > MAX_MADE_BYTES || made > most_held(kept) {

@@ -7,9 +7,10 @@ use super::blobs::BlobSource;
 use super::described::{ManifestTensor, external_missing};
 use super::finite::not_finite;
 use super::limits::{MAX_MADE_BYTES, most_held};
-use super::pack::{packed_name, unpack_pieces};
+use super::pack::packed_name;
 use super::read::{Stored, TlFile};
 use super::sink::Sink;
+use crate::coding::{self, Extents};
 use crate::digest::{Digest, Hasher};
 use crate::error::{Code, Error, Result};
 use crate::tensor::{Dtype, Tensor, widen_into};
@@ -38,7 +39,7 @@ impl TlFile {
         Ok(())
     }
 
-    /// The tensors that no seed makes, verified; those that one makes are checked, and not held.
+    /// The tensors that no seed makes, verified, as they are stored; those that one makes are checked, and not held.
     ///
     /// # Errors
     /// Those of [`load`](Self::load), which have the same limits; [`Code::SeedInvalid`] where a seed
@@ -51,7 +52,7 @@ impl TlFile {
         for (name, stored) in self.storage() {
             let one = || -> Result<Option<Tensor>> {
                 if !seeded(name)? {
-                    return self.tensor(name, stored, blobs).map(Some);
+                    return Ok(Some(self.tensor(name, stored, blobs)?.codes()));
                 }
                 self.check_tensor(name, stored, blobs)?;
                 Ok(None)
@@ -74,14 +75,13 @@ impl TlFile {
         blobs: &dyn BlobSource,
     ) -> Result<bool> {
         let entry = self.entry(name)?;
-        let mut checker = Checker::new(entry.dtype()?);
+        let mut checker = Checker::new(entry)?;
         let sink: Sink<'_> = &mut |bytes| checker.take(bytes);
         match stored {
             Stored::Raw => self.pieces(name, sink)?,
             Stored::Packed => {
                 let packed = self.read(&packed_name(name))?;
-                let width = entry.dtype()?.bits() / 8;
-                unpack_pieces(width, &packed, entry.byte_len()?, sink)?;
+                self.unpack(entry.stored()?.0, &packed, entry.byte_len()?, sink)?;
             }
             Stored::Seeded => entry.made(sink)?,
             Stored::External => {
@@ -125,22 +125,29 @@ struct Checker {
     /// The first value that is not finite, with its place. It is told where the digest is right.
     bad: Option<(usize, f32)>,
     largest: f32,
+    /// The bytes of a coded tensor, which are looked at in whole.
+    coded: Option<Vec<u8>>,
 }
 
 impl Checker {
-    fn new(dtype: Dtype) -> Self {
-        Self {
-            dtype,
+    fn new(entry: &ManifestTensor) -> Result<Self> {
+        Ok(Self {
+            dtype: entry.dtype()?,
             hasher: Hasher::default(),
             elements: 0,
             bad: None,
             largest: 0.0,
-        }
+            coded: entry.coded.map(|_| Vec::new()),
+        })
     }
 
     fn take(&mut self, bytes: &[u8]) -> Result<()> {
         const BLOCK: usize = 4096;
         self.hasher.update(bytes);
+        if let Some(coded) = &mut self.coded {
+            coded.extend_from_slice(bytes);
+            return Ok(());
+        }
         let width = self.dtype.bits() / 8;
         if self.dtype == Dtype::I8 || self.bad.is_some() {
             return Ok(());
@@ -161,6 +168,10 @@ impl Checker {
 
     fn finish(self, entry: &ManifestTensor) -> Result<bool> {
         entry.compare(self.hasher.finish())?;
+        if let Some(coded) = self.coded {
+            coding::check(&coded, &Extents::of(&entry.shape)?)?;
+            return Ok(false);
+        }
         match self.bad {
             Some((at, value)) => Err(not_finite(at, value)),
             None => Ok(self.largest > f32::MAX / 128.0),

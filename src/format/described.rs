@@ -16,6 +16,9 @@ use crate::tensor::{Bytes, Dtype, Tensor, byte_len, not_float};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ManifestTensor {
+    /// How many bytes a coded tensor is stored as.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) coded: Option<u64>,
     pub(super) dtype: String,
     /// The name of the tensor with the scales of an I8 one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -49,6 +52,7 @@ impl ManifestTensor {
             step: format!("{:08x}", seed.step.to_bits()),
         });
         Self {
+            coded: tensor.coded_bytes().map(|b| b.len() as u64),
             dtype: tensor.dtype().as_str().to_owned(),
             scales,
             seed,
@@ -57,13 +61,16 @@ impl ManifestTensor {
         }
     }
 
-    /// Element type.
+    /// Element type of the values.
     ///
     /// # Errors
     /// [`Code::UnknownDtype`], [`Code::DtypeNotAllowed`]; [`Code::ManifestInvalid`] for scales of
-    /// another tensor than an I8 one.
+    /// another tensor than an I8 one, or a code of another than an F32 one.
     pub fn dtype(&self) -> Result<Dtype> {
         let dtype: Dtype = self.dtype.parse()?;
+        if self.coded.is_some() && dtype != Dtype::F32 {
+            return Err(invalid(format!("{dtype} that is coded")));
+        }
         match (dtype, &self.scales) {
             (Dtype::I8, Some(_)) => Ok(dtype),
             (_, None) if dtype.is_float() => Ok(dtype),
@@ -72,17 +79,35 @@ impl ManifestTensor {
         }
     }
 
-    /// Bytes of the raw tensor.
+    /// Element type and extents of the bytes that are stored: of a coded tensor, U8 and their number.
+    ///
+    /// # Errors
+    /// As [`dtype`](Self::dtype).
+    pub(crate) fn stored(&self) -> Result<(Dtype, Vec<usize>)> {
+        match (self.dtype()?, self.coded) {
+            (dtype, None) => Ok((dtype, self.shape.clone())),
+            (_, Some(len)) => Ok((Dtype::U8, vec![usize::try_from(len).unwrap_or(usize::MAX)])),
+        }
+    }
+
+    /// Bytes of the raw tensor: of a coded one, its coded bytes.
     ///
     /// # Errors
     /// As [`dtype`](Self::dtype); [`Code::ShapeOverflow`]; [`Code::ManifestLimit`].
     pub fn byte_len(&self) -> Result<u64> {
-        let len = byte_len(self.dtype()?, &self.shape)?;
-        if len > MAX_TENSOR_BYTES {
-            let message = format!("{len} bytes, the limit for one tensor is {MAX_TENSOR_BYTES}");
-            return Err(Error::new(Code::ManifestLimit, message));
+        let (dtype, shape) = self.stored()?;
+        within(byte_len(dtype, &shape)?)
+    }
+
+    /// Bytes that its values take in memory beside what is stored: none, unless it is coded.
+    ///
+    /// # Errors
+    /// As [`byte_len`](Self::byte_len).
+    pub(super) fn decoded_len(&self) -> Result<u64> {
+        match self.coded {
+            None => Ok(0),
+            Some(_) => within(byte_len(self.dtype()?, &self.shape)?),
         }
-        Ok(len)
     }
 
     /// The recipe, where the tensor is seeded.
@@ -99,6 +124,13 @@ impl ManifestTensor {
     /// [`Code::DigestMismatch`], [`Code::SizeMismatch`], [`Code::NonFinite`].
     pub(super) fn verified(&self, bytes: Bytes) -> Result<Tensor> {
         self.compare(Digest::of(&bytes))?;
+        if let Some(len) = self.coded {
+            if len != bytes.len() as u64 {
+                let message = format!("{} coded bytes, the manifest says {len}", bytes.len());
+                return Err(Error::new(Code::SizeMismatch, message));
+            }
+            return Tensor::coded(self.shape.clone(), bytes);
+        }
         let tensor = Tensor::new(self.dtype()?, self.shape.clone(), bytes)?;
         check_finite(&tensor)?;
         Ok(tensor)
@@ -150,11 +182,15 @@ impl ManifestTensor {
     /// The tensor without its bytes, where it may be in a manifest at all.
     pub(super) fn shape_only(&self) -> Result<Tensor> {
         self.byte_len()?;
+        self.decoded_len()?;
         if self.shape.contains(&0) {
             return Err(invalid("a tensor without elements"));
         }
-        if self.seed()?.is_some() && self.scales.is_some() {
-            let message = "seeds make floats, and this tensor is I8";
+        if self.coded.is_some() && (self.shape.is_empty() || self.coded == Some(0)) {
+            return Err(invalid("a coded tensor has an axis, and bytes"));
+        }
+        if self.seed()?.is_some() && (self.scales.is_some() || self.coded.is_some()) {
+            let message = "seeds make floats, and this tensor is I8 or coded";
             return Err(Error::new(Code::SeedInvalid, message));
         }
         if self.seed()?.is_some() && self.shape.iter().product::<usize>() > MAX_SEEDED_ELEMENTS {
@@ -205,4 +241,12 @@ pub(super) fn external_missing(entry: &ManifestTensor) -> Error {
         entry.sha256.hex()
     );
     Error::new(Code::ExternalMissing, message).hint("give the folder that has it")
+}
+
+fn within(len: u64) -> Result<u64> {
+    if len > MAX_TENSOR_BYTES {
+        let message = format!("{len} bytes, the limit for one tensor is {MAX_TENSOR_BYTES}");
+        return Err(Error::new(Code::ManifestLimit, message));
+    }
+    Ok(len)
 }

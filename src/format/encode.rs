@@ -23,7 +23,7 @@ pub struct Encoded {
 /// A distinct tensor of an adapter.
 #[derive(Debug, Clone)]
 pub struct EncodedTensor {
-    /// Its bytes.
+    /// Its bytes as they are stored: of a coded tensor, U8 with one axis.
     pub tensor: Tensor,
     /// SHA-256 of them.
     pub digest: Digest,
@@ -75,8 +75,14 @@ pub fn encode(adapter: &Adapter) -> Result<Encoded> {
     })
 }
 
-/// Dtype, shape, digest and the name of the scales: equal for tensors of one content.
-type Content = (&'static str, Vec<usize>, Digest, Option<String>);
+/// Dtype, shape, digest, the name of the scales and the length of the code: equal for tensors of one content.
+type Content = (
+    &'static str,
+    Vec<usize>,
+    Digest,
+    Option<String>,
+    Option<usize>,
+);
 
 #[derive(Default)]
 struct Builder {
@@ -101,14 +107,15 @@ impl Builder {
             None => None,
         };
         check_finite(tensor).map_err(|e| e.tensor(&fallback))?;
-        let tensor = &tensor.codes();
-        if tensor.data().len() as u64 != tensor.byte_len() {
+        let stored = tensor.codes();
+        if stored.data().len() as u64 != stored.byte_len() {
             let message = "known by its shape only, its bytes were not loaded";
             return Err(Error::new(Code::SizeMismatch, message).tensor(fallback));
         }
-        let digest = Digest::of(tensor.data());
+        let digest = Digest::of(stored.data());
         let (dtype, shape) = (tensor.dtype().as_str(), tensor.shape().to_vec());
-        let content = (dtype, shape, digest, scales.clone());
+        let code = tensor.coded_bytes().map(|b| b.len());
+        let content = (dtype, shape, digest, scales.clone(), code);
         let name = self.by_content.entry(content).or_insert(fallback).clone();
         if let Some(known) = self.tensors.get_mut(&name) {
             known.is_projection |= is_projection;
@@ -122,7 +129,7 @@ impl Builder {
         let described = ManifestTensor::of(tensor, digest, scales, seed);
         self.described.insert(name.clone(), described);
         let entry = EncodedTensor {
-            tensor: tensor.clone(),
+            tensor: stored,
             digest,
             seeded: seed.is_some(),
             is_projection,

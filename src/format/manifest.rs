@@ -19,7 +19,9 @@ use crate::error::{Code, Error, Result};
 /// The version of the format.
 pub const VERSION: u32 = 1;
 /// The features that a manifest may require and this build knows (spec §14), ascending.
-pub const FEATURES: &[&str] = &[CORE, EXPERTS, I8_ROWS, ROWS];
+pub const FEATURES: &[&str] = &[CODED, CORE, EXPERTS, I8_ROWS, ROWS];
+/// Factors of coded integers.
+const CODED: &str = "coded";
 /// A full matrix C in place of diag(u).
 const CORE: &str = "core";
 /// Parameters as targets, and groups whose parameters have an axis of experts.
@@ -187,11 +189,13 @@ impl Manifest {
 
     /// The features that this manifest uses, ascending.
     pub(super) fn features(&self) -> Vec<&'static str> {
+        let coded = self.tensors.values().any(|t| t.coded.is_some());
         let core = self.groups.iter().any(|g| g.C.is_some());
         let i8_rows = self.tensors.values().any(|t| t.scales.is_some());
         let rows = self.extras.iter().any(|x| x.role == Role::Rows);
         let experts = self.groups.iter().any(Group::has_parameters);
         let used = [
+            coded.then_some(CODED),
             core.then_some(CORE),
             experts.then_some(EXPERTS),
             i8_rows.then_some(I8_ROWS),

@@ -23,7 +23,9 @@
 mod assemble;
 mod blobs;
 mod canonical;
+mod chacha;
 mod check;
+mod codec;
 mod described;
 mod encode;
 mod fingerprint;
@@ -41,6 +43,7 @@ mod sink;
 mod write;
 
 pub use blobs::{BlobSource, DirBlobs, NoBlobs};
+pub(crate) use chacha::{chacha20_block, chacha20_blocks};
 pub use described::ManifestTensor;
 pub use encode::{Encoded, EncodedTensor, encode};
 pub use fingerprint::fingerprint;
@@ -51,7 +54,6 @@ pub(crate) use pack::pack as pack_tensor;
 pub use pack::unpack;
 pub(crate) use pack::{pack_elements, packed_name, unpack_elements};
 pub use read::{Stored, TlFile};
-pub(crate) use seeded::chacha20_block;
 pub use seeded::{GENERATOR, MAX_SEEDED_ELEMENTS, generate, seeded_tensor};
 pub(crate) use write::encoded_len;
 pub use write::{Packing, WriteOptions, Written, write_blobs, write_encoded, write_tl};

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::blobs::BlobSource;
+use super::codec::Codec;
 use super::described::{ManifestTensor, external_missing};
 use super::header::{KEY_MANIFEST, KEY_PACK, KEY_ROOT, KEY_VERSION, check_canonical_header};
 use super::limits::{MAX_HEADER_BYTES, MAX_MADE_BYTES, most_held};
 use super::manifest::Manifest;
-use super::pack::{self, packed_name, unpacked_name};
+use super::pack::{packed_name, unpacked_name};
+use super::sink::Sink;
 use crate::adapter::Adapter;
 use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
@@ -34,6 +36,7 @@ pub struct TlFile {
     file: SafetensorsFile,
     manifest: Manifest,
     root: Digest,
+    codec: Option<Codec>,
 }
 
 impl TlFile {
@@ -80,14 +83,8 @@ impl TlFile {
             );
         }
         let manifest = Manifest::parse(text.as_bytes())?;
-        let packed = match meta(KEY_PACK) {
-            None => false,
-            Some(pack::CODEC) => true,
-            Some(other) => {
-                let message = format!("packed with `{other}`, which this build does not know");
-                return Err(Error::new(Code::UnknownFeature, message));
-            }
-        };
+        let codec = meta(KEY_PACK).map(Codec::parse).transpose()?;
+        let packed = codec.is_some();
         for info in &header.tensors {
             check_stored(info, &manifest, packed).map_err(|e| e.tensor(&info.name))?;
         }
@@ -95,6 +92,7 @@ impl TlFile {
         Ok(Self {
             manifest,
             root: actual,
+            codec,
             file,
         })
     }
@@ -180,20 +178,22 @@ impl TlFile {
         let made = self.sum(|stored| matches!(stored, Stored::Packed | Stored::Seeded))?;
         if made > limit {
             let message = format!(
-                "its packed and seeded tensors take {made} bytes in memory, the limit for it is {limit}"
+                "its packed, coded and seeded tensors take {made} bytes in memory, the limit for it is {limit}"
             );
             return Err(Error::new(Code::ManifestLimit, message).file(self.file.path()));
         }
         Ok(())
     }
 
-    /// Bytes of the tensors that are kept in some way.
+    /// Bytes of the tensors that are kept in some way, and what coded ones take in memory in any.
     fn sum(&self, which: impl Fn(Stored) -> bool) -> Result<u64> {
         let mut sum: u64 = 0;
         for (name, stored) in self.storage() {
+            let entry = self.entry(name)?;
             if which(stored) {
-                sum = sum.saturating_add(self.entry(name)?.byte_len()?);
+                sum = sum.saturating_add(entry.byte_len()?);
             }
+            sum = sum.saturating_add(entry.decoded_len()?);
         }
         Ok(sum)
     }
@@ -211,12 +211,17 @@ impl TlFile {
         blobs: &dyn BlobSource,
     ) -> Result<Tensor> {
         let entry = self.entry(name)?;
-        let (dtype, len) = (entry.dtype()?, entry.byte_len()?);
+        let (dtype, len) = (entry.stored()?.0, entry.byte_len()?);
         let bytes: Bytes = match stored {
             Stored::Raw => self.read(name)?.into(),
             Stored::Packed => {
                 let packed = self.read(&packed_name(name))?;
-                pack::unpack(dtype, &packed, len)?.into()
+                let mut bytes = Vec::new();
+                self.unpack(dtype, &packed, len, &mut |piece| {
+                    bytes.extend_from_slice(piece);
+                    Ok(())
+                })?;
+                bytes.into()
             }
             Stored::Seeded => entry.regenerate()?.ok_or_else(|| external_missing(entry))?,
             Stored::External => blobs
@@ -228,6 +233,18 @@ impl TlFile {
             entry.check_seed()?;
         }
         Ok(tensor)
+    }
+
+    /// The bytes of a packed tensor, piece by piece.
+    pub(super) fn unpack(
+        &self,
+        dtype: Dtype,
+        packed: &[u8],
+        len: u64,
+        sink: Sink<'_>,
+    ) -> Result<()> {
+        let codec = self.codec.unwrap_or(Codec::ZstdShuffle);
+        codec.unpack_pieces(dtype, packed, len, sink)
     }
 
     /// A stored tensor's bytes, copied out: what was verified must not change afterwards, as a
@@ -249,10 +266,11 @@ impl TlFile {
 fn check_stored(info: &TensorInfo, manifest: &Manifest, packed: bool) -> Result<()> {
     let disagrees = |m: String| Err(Error::new(Code::TensorDisagrees, m));
     if let Some(entry) = manifest.tensors().get(&info.name) {
-        if entry.dtype()? != info.dtype || entry.shape != info.shape {
+        let (dtype, shape) = entry.stored()?;
+        if dtype != info.dtype || shape != info.shape {
             return disagrees(format!(
-                "stored as {} {:?}, the manifest says {} {:?}",
-                info.dtype, info.shape, entry.dtype, entry.shape
+                "stored as {} {:?}, the manifest says {dtype} {shape:?}",
+                info.dtype, info.shape
             ));
         }
         return Ok(());

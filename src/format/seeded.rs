@@ -5,6 +5,7 @@
 //! key, nonce zero, block counter from 0; words little-endian). The integer fits f32 exactly, so
 //! there is one rounding and no transcendental function: every machine makes the same bytes.
 
+use super::chacha::chacha20_block;
 use super::sink::Sink;
 use crate::adapter::Seed;
 use crate::error::{Code, Error, Result};
@@ -95,58 +96,9 @@ fn checked_len(seed: &Seed, dtype: Dtype, shape: &[usize]) -> Result<usize> {
     Ok(bytes)
 }
 
-/// One block of the ChaCha20 key stream (RFC 8439) with nonce zero.
-pub(crate) fn chacha20_block(key: &[u8; 32], counter: u32) -> [u32; 16] {
-    let mut state = [0u32; 16];
-    state[..4].copy_from_slice(&[0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574]);
-    for (word, bytes) in state[4..12].iter_mut().zip(key.as_chunks().0) {
-        *word = u32::from_le_bytes(*bytes);
-    }
-    state[12] = counter;
-    let mut x = state;
-    for _ in 0..10 {
-        quarter(&mut x, 0, 4, 8, 12);
-        quarter(&mut x, 1, 5, 9, 13);
-        quarter(&mut x, 2, 6, 10, 14);
-        quarter(&mut x, 3, 7, 11, 15);
-        quarter(&mut x, 0, 5, 10, 15);
-        quarter(&mut x, 1, 6, 11, 12);
-        quarter(&mut x, 2, 7, 8, 13);
-        quarter(&mut x, 3, 4, 9, 14);
-    }
-    for (a, b) in x.iter_mut().zip(state) {
-        *a = a.wrapping_add(b);
-    }
-    x
-}
-
-fn quarter(x: &mut [u32; 16], a: usize, b: usize, c: usize, d: usize) {
-    x[a] = x[a].wrapping_add(x[b]);
-    x[d] = (x[d] ^ x[a]).rotate_left(16);
-    x[c] = x[c].wrapping_add(x[d]);
-    x[b] = (x[b] ^ x[c]).rotate_left(12);
-    x[a] = x[a].wrapping_add(x[b]);
-    x[d] = (x[d] ^ x[a]).rotate_left(8);
-    x[c] = x[c].wrapping_add(x[d]);
-    x[b] = (x[b] ^ x[c]).rotate_left(7);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn key_stream_is_rfc_8439() {
-        // RFC 8439 appendix A.1, test vectors 1 and 2: zero key and nonce, counters 0 and 1.
-        assert_eq!(
-            chacha20_block(&[0; 32], 0)[..4],
-            [0xade0_b876, 0x903d_f1a0, 0xe56a_5d40, 0x28bd_8653]
-        );
-        assert_eq!(
-            chacha20_block(&[0; 32], 1)[..4],
-            [0xbee7_079f, 0x7a38_5155, 0x7c97_ba98, 0x0d08_2d73]
-        );
-    }
 
     #[test]
     fn values_are_one_product_of_an_exact_integer() {

@@ -38,7 +38,7 @@ pub enum Existing {
 pub enum Output<'a> {
     /// A file.
     File,
-    /// A PEFT adapter's folder.
+    /// The folder of an adapter of PEFT or MLX.
     Adapter,
     /// A folder of `.tl` files, and of their blobs in `blobs`.
     SharedAdapters,
@@ -301,10 +301,11 @@ const BLOBS: &str = "blobs";
 
 /// Whether tlkit or PEFT writes a file of this name, relative to the output's folder.
 fn is_own(path: &Path, output: Output<'_>) -> bool {
-    const ADAPTER: [&str; 5] = [
+    const ADAPTER: [&str; 6] = [
         ADAPTER_CONFIG,
         "adapter_model.safetensors",
         "adapter_model.bin",
+        "adapters.safetensors",
         "README.md",
         ".gitattributes",
     ];

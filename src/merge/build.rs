@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::by_method;
 use super::dequantised::Dequantised;
 use super::experts;
 use super::fit::{apart, misfit, mixed, no_bias, part_of, weighted};
@@ -61,6 +62,7 @@ pub(super) fn plan_from<'a>(
     inputs: &'a [MergeInput],
     options: &PlanOptions,
 ) -> Result<MergePlan<'a>> {
+    by_method::check(options, inputs)?;
     let base = read.base;
     let mut builder = Builder {
         base,
@@ -165,7 +167,7 @@ impl<'a> Builder<'a, '_, '_> {
             }
         }
         heads::settle(self.base, &input.adapter, &added, &mut self.edits)?;
-        self.check_whole(input)?;
+        by_method::check_whole(input, self.options)?;
         if self.quantised.is_none() {
             self.notes.extend(trained::over_quantised(input));
         }
@@ -270,6 +272,7 @@ impl<'a> Builder<'a, '_, '_> {
     /// The place of a head that the base lacks: written after everything else, in the dtype that
     /// most of the base has, as PEFT's model has it.
     fn add_absent(&mut self, extra: &Extra) -> Result<Site> {
+        by_method::check_base(self.options, Code::UnmatchedModule, &extra.name)?;
         let site = Site::Absent(extra.name.clone());
         let last = self.base.shards().iter().enumerate().rev();
         let place = last.filter_map(|(shard, file)| {
@@ -378,7 +381,7 @@ impl<'a> Builder<'a, '_, '_> {
         for piece in found.iter().flat_map(|f| &f.pieces) {
             for site in self.sites(Some(piece.place), name)? {
                 let input = (index, &self.inputs[index]);
-                let asked = (self.options.rounding, fused);
+                let asked = (self.options, fused);
                 let (base, tensor) = (self.base, self.tensor(site)?);
                 experts::add(base, tensor, input, modules, piece, layouts, asked)?;
             }
@@ -405,7 +408,8 @@ impl<'a> Builder<'a, '_, '_> {
         let group = &input.adapter.groups[module.group];
         let target = &group.targets[module.target];
         let dora = input.magnitudes.contains_key(&module.path);
-        let scale = weighted(input, group.scaling.factor(group.rank))?;
+        let scale = weighted(input, group.scaling.factor(group.rank), self.options)?;
+        let by_method = self.options.method.is_some();
         let tensor = self.tensor(site)?;
         let kind = layouts.kind(target, &tensor.name);
         let needs = kind.weight_shape(target.out, group.in_features);
@@ -420,9 +424,9 @@ impl<'a> Builder<'a, '_, '_> {
         }
         let others = |a: &Addition| match a {
             Addition::Module { input, dora: d, .. } => *input != index && (dora || *d),
-            Addition::Part { .. } | Addition::Bias { .. } => false,
+            _ => false,
         };
-        if tensor.additions.iter().any(others) {
+        if !by_method && tensor.additions.iter().any(others) {
             let message = "a DoRA depends on the weight alone, and cannot share a module with another adapter";
             return Err(Error::new(Code::AdaptersConflict, message)
                 .tensor(&tensor.name)
@@ -435,11 +439,8 @@ impl<'a> Builder<'a, '_, '_> {
         {
             return Err(mixed(tensor));
         }
-        if tensor
-            .additions
-            .iter()
-            .any(|a| matches!(a, Addition::Part { .. }))
-        {
+        let in_part = |a: &Addition| matches!(a, Addition::Part { input, .. } if !by_method || *input == index);
+        if tensor.additions.iter().any(in_part) {
             return Err(part_of(tensor));
         }
         let embedding = kind == ModuleKind::Embedding;
@@ -462,18 +463,19 @@ impl<'a> Builder<'a, '_, '_> {
     }
 
     fn add_extra(&mut self, site: Site, index: usize, e: usize) -> Result<()> {
-        let (base, inputs) = (self.base, self.inputs);
+        let (base, inputs, options) = (self.base, self.inputs, self.options);
         let input = &inputs[index];
         let extra = &input.adapter.extras[e];
+        let by_method = options.method.is_some();
         let tensor = self.tensor(site)?;
         if extra.role == ExtraRole::Rows {
-            return vocabulary::add_rows(base, inputs, tensor, (index, e));
+            return vocabulary::add_rows(base, inputs, tensor, (index, e), by_method);
         }
         if tensor.shape != extra.tensor.shape() {
             return Err(misfit(base, tensor, extra.tensor.shape()));
         }
         if let ExtraRole::AddBias(scaling, rank) = extra.role {
-            let scale = weighted(input, scaling.factor(rank))?;
+            let scale = weighted(input, scaling.factor(rank), options)?;
             if tensor
                 .additions
                 .iter()
@@ -488,6 +490,9 @@ impl<'a> Builder<'a, '_, '_> {
             });
             return Ok(());
         }
+        if by_method {
+            return by_method::add_whole(tensor, inputs, (index, e));
+        }
         match tensor.replace {
             None => tensor.replace = Some((index, e)),
             Some((other, _)) if other != index => {
@@ -498,35 +503,9 @@ impl<'a> Builder<'a, '_, '_> {
                 return Err(Error::new(Code::AdaptersConflict, message).tensor(&tensor.name));
             }
             // Two names of one adapter that are one tensor in the model.
-            Some((_, first)) => {
-                if !input.adapter.extras[first].tensor.same_bytes(&extra.tensor) {
-                    let message = "the adapter holds different input and output embeddings, which a tied model cannot";
-                    return Err(Error::new(Code::TiedEmbedding, message)
-                        .tensor(&extra.name)
-                        .hint("choose the policy `untie` for tied embeddings"));
-                }
-            }
+            Some((_, first)) => by_method::same_embeddings(&input.adapter.extras[first], extra)?,
         }
         Ok(())
-    }
-
-    /// What replaces or normalises weights cannot be scaled as a whole.
-    fn check_whole(&self, input: &MergeInput) -> Result<()> {
-        let replaces = |e: &&Extra| !matches!(e.role, ExtraRole::AddBias(..));
-        let what = match input.adapter.extras.iter().find(replaces) {
-            Some(extra) => Some(format!("replaces `{}`", extra.name)),
-            None => (!input.magnitudes.is_empty()).then(|| "is a DoRA".to_owned()),
-        };
-        match what {
-            Some(what) if input.weight != 1.0 => Err(Error::new(
-                Code::Usage,
-                format!(
-                    "`{}` {what}, so that it has no meaning with weight {}",
-                    input.label, input.weight
-                ),
-            )),
-            _ => Ok(()),
-        }
     }
 
     /// Gives embeddings the number of rows that an adapter has trained, before anything is added.
@@ -537,6 +516,7 @@ impl<'a> Builder<'a, '_, '_> {
                 continue;
             };
             if vocabulary::resizes(extra, &self.base.at(of_base).1.shape) {
+                by_method::check_base(self.options, Code::BaseShape, &extra.name)?;
                 for site in self.sites_of(extra, *place, copies)? {
                     self.tensor(site)?.shape = extra.tensor.shape().to_vec();
                 }
@@ -547,7 +527,17 @@ impl<'a> Builder<'a, '_, '_> {
 
     fn finish(self) -> Result<MergePlan<'a>> {
         let mut tensors: Vec<TensorPlan> = self.tensors.into_values().collect();
-        tensors.iter().try_for_each(experts::check_apart)?;
+        match self.options.method {
+            None => tensors.iter().try_for_each(experts::check_apart)?,
+            Some(_) => {
+                for (tensor, input) in tensors
+                    .iter()
+                    .flat_map(|t| (0..self.inputs.len()).map(move |i| (t, i)))
+                {
+                    experts::check_apart(&tensor.of_input(input))?;
+                }
+            }
+        }
         let mut edits = self.edits;
         let mut notes = self.notes;
         let resized = vocabulary::settle(self.base, self.ties, &mut tensors, &mut edits)?;

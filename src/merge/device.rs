@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::plan::MergePlan;
 use super::tensor::TensorMerge;
 use crate::compute::{DeviceChoice, Gpu};
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 
 /// What is assumed of a machine with a GPU where nothing is measured, in its favour: bytes a second
 /// that are written, that go to the device and back, and seconds until it is ready.
@@ -32,15 +32,22 @@ pub enum Workload {
 /// of one pass over the base, and `workload` says whether their results are written.
 ///
 /// # Errors
-/// Those of [`Gpu::open`] for a GPU that was asked for by name; [`crate::Code::Io`].
+/// Those of [`Gpu::open`] for a GPU that was asked for by name; [`Code::NoDevice`] for a plan by a method;
+/// [`Code::Io`].
 pub fn open_device(
     choice: DeviceChoice,
     memory: Option<u64>,
     plans: &[&MergePlan<'_>],
     workload: Workload,
 ) -> Result<Option<Gpu>> {
+    let by_method = plans.iter().any(|p| p.options().method.is_some());
     match choice {
         DeviceChoice::Cpu => Ok(None),
+        DeviceChoice::Auto if by_method => Ok(None),
+        DeviceChoice::Cuda(_) if by_method => {
+            let message = "merge methods are computed on the processor alone";
+            Err(Error::new(Code::NoDevice, message).hint("use the device `cpu`"))
+        }
         DeviceChoice::Cuda(ordinal) => Gpu::open(ordinal, memory).map(Some),
         // Without a driver there is nothing to measure for.
         DeviceChoice::Auto if Gpu::count().is_err() => Ok(None),
@@ -71,7 +78,7 @@ impl Work {
             let tensors = plans
                 .iter()
                 .flat_map(|p| p.tensors().iter().map(move |t| (*p, t)));
-            tensors.filter(|(_, t)| t.is_for_gpu())
+            tensors.filter(|(p, t)| p.is_for_gpu(t))
         };
         let merged = all().map(|(_, t)| t.byte_len() as f64).sum();
         let written = match workload {

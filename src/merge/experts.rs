@@ -4,7 +4,7 @@ use super::fit::{misfit, mixed, part_of, weighted};
 use super::orient::Layouts;
 use super::plan::{Addition, TensorPlan};
 use super::region::{Region, Shape, region};
-use super::request::MergeInput;
+use super::request::{MergeInput, PlanOptions};
 use crate::adapter::Module;
 use crate::base::cut::Piece;
 use crate::compute::Rounding;
@@ -12,7 +12,7 @@ use crate::error::{Code, Error, Result};
 use crate::safetensors::{Checkpoint, Location};
 
 /// Adds the part of a weight's update that is `piece` to `tensor`, which has it: of every expert in
-/// `modules`, or of the one module. `asked` is the rounding wished for, and whether the class of the
+/// `modules`, or of the one module. `fused` says whether the class of the
 /// model has the weight in a parameter that PEFT wraps itself.
 ///
 /// # Errors
@@ -25,7 +25,7 @@ pub(super) fn add(
     modules: &[Module],
     piece: &Piece<Location>,
     layouts: &Layouts<'_>,
-    asked: (Rounding, bool),
+    (options, fused): (&PlanOptions, bool),
 ) -> Result<()> {
     let Some(first) = modules.first() else {
         return Ok(());
@@ -44,9 +44,9 @@ pub(super) fn add(
         transposed: kind.is_transposed(),
         experts: group.experts,
     };
-    let scale = weighted(input, group.scaling.factor(group.rank))?;
+    let scale = weighted(input, group.scaling.factor(group.rank), options)?;
     // PEFT rounds the update of a parameter to its dtype, whether asked to be safe or not.
-    let rounding = match asked {
+    let rounding = match (options.rounding, fused) {
         _ if input.single_rounding => Rounding::Peft,
         (Rounding::Peft, true) => Rounding::PeftSafe,
         (rounding, _) => rounding,

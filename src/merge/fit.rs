@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::plan::TensorPlan;
-use super::request::MergeInput;
+use super::request::{MergeInput, PlanOptions};
 use crate::adapter::{Extra, ExtraRole};
 use crate::base::cut::{Cut, Found};
 use crate::error::{Code, Error, Result};
@@ -34,9 +34,12 @@ pub(super) fn part_of(tensor: &TensorPlan) -> Error {
         .hint("merge one, then the other into the result")
 }
 
-/// s with the adapter's weight, as f32.
-pub(super) fn weighted(input: &MergeInput, factor: f64) -> Result<f32> {
-    let scale = (factor * input.weight) as f32;
+/// s with the adapter's weight, as f32; alone where a method weighs the whole update.
+pub(super) fn weighted(input: &MergeInput, factor: f64, options: &PlanOptions) -> Result<f32> {
+    let scale = match options.method {
+        Some(_) => factor as f32,
+        None => (factor * input.weight) as f32,
+    };
     if scale.is_finite() {
         return Ok(scale);
     }

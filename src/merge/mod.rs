@@ -41,12 +41,17 @@
 //! | `output`, `other_files`, `finished` | an output until it has its name; what an earlier run left of it |
 //! | `shard` | one shard of each output, copied and merged in one pass over the base's |
 //! | `stream`, `tensor` | merged blocks of tensors, made ahead of the writing |
-//! | `build`, `orient`, `untie`, `heads`, `vocabulary`, `tokenizer`, `layout`, `rewrite`, `read_base` | from adapters and base to a plan |
+//! | `blended`, `task` | a tensor of a merge by a method; one adapter's update of it |
+//! | `change`, `pieces`, `rows` | what is done to the rows of a tensor, to parts of them; the base's rows |
+//! | `build`, `orient`, `untie`, `heads`, `vocabulary`, `tokenizer`, `layout`, `rewrite`, `read_base`, `by_method` | from adapters and base to a plan |
 //! | `plan`, `summary`, `report` | what is going to be done, and what was |
 //! | `quantised`, `dequantised` | a base whose weights are quantised |
-//! | `request`, `files` | what the caller asks for; bytes between files |
+//! | `request`, `method`, `files` | what the caller asks for; bytes between files |
 
+mod blended;
 mod build;
+mod by_method;
+mod change;
 mod dequantised;
 mod device;
 mod each;
@@ -58,6 +63,7 @@ mod fit;
 mod heads;
 mod inplace;
 mod layout;
+mod method;
 mod orient;
 mod other_files;
 mod output;
@@ -70,9 +76,11 @@ mod region;
 mod report;
 mod request;
 mod rewrite;
+mod rows;
 mod shard;
 mod stream;
 mod summary;
+mod task;
 mod tensor;
 #[cfg(test)]
 mod tests;
@@ -91,6 +99,7 @@ pub use each::{
 };
 pub use execute::execute;
 pub use inplace::merge_in_place;
+pub use method::{MergeMethod, MethodReport};
 pub(crate) use other_files::{WrittenFile, written_files};
 pub use plan::{Addition, MergePlan, Origin, Segment, ShardPlan, TensorPlan};
 pub use region::{Region, Span};

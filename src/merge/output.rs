@@ -377,6 +377,12 @@ fn key(plan: &MergePlan<'_>) -> Result<Digest> {
     for (from, to) in &options.renames {
         add(format!("{from}={to}"));
     }
+    if let Some(method) = &options.method {
+        add(format!("{method:?}"));
+        plan.inputs()
+            .iter()
+            .for_each(|i| add(format!("{:?}", i.density)));
+    }
     for input in plan.inputs() {
         add(format!(
             "{} {:016x} {} {}",

@@ -10,7 +10,7 @@ use super::request::MergeInput;
 use crate::adapter::TieGroup;
 use crate::compute::{Rounding, Stats, Update, merge_block_parallel, transpose};
 use crate::error::{Code, Error, Result};
-use crate::tensor::Dtype;
+use crate::tensor::{Dtype, widen_into};
 
 /// The parts of a tensor, by place.
 #[derive(Debug)]
@@ -78,8 +78,21 @@ impl<'a> Pieces<'a> {
         })
     }
 
+    /// Adds to some rows of values in f32, without rounding them into the tensor's dtype.
+    pub(super) fn add_to_f32(&self, rows: Range<usize>, values: &mut [f32]) -> Result<()> {
+        let mut bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        self.merge_as(Dtype::F32, rows, &mut bytes)?;
+        widen_into(Dtype::F32, &bytes, values);
+        Ok(())
+    }
+
     /// Adds to some rows of the tensor.
     pub(super) fn merge(&self, rows: Range<usize>, block: &mut [u8]) -> Result<Stats> {
+        self.merge_as(self.dtype, rows, block)
+    }
+
+    /// Adds to some rows of values that are of `dtype`.
+    fn merge_as(&self, dtype: Dtype, rows: Range<usize>, block: &mut [u8]) -> Result<Stats> {
         let mut stats = Stats::default();
         for part in &self.parts {
             let own = part.rows.within(rows.start, rows.end);
@@ -91,7 +104,8 @@ impl<'a> Pieces<'a> {
                 .iter()
                 .map(PartUpdate::factors)
                 .collect::<Result<_>>()?;
-            stats.add(&self.add(part, &factors, &rows, own, block)?);
+            let place = (&rows, own);
+            stats.add(&self.add(part, &factors, dtype, place, block)?);
         }
         // What no part covers is looked at too.
         stats.elements = (rows.len() * self.cols) as u64;
@@ -103,36 +117,29 @@ impl<'a> Pieces<'a> {
         &self,
         part: &Part<'_>,
         factors: &[Factors],
-        rows: &Range<usize>,
-        own: Range<usize>,
+        dtype: Dtype,
+        (rows, own): (&Range<usize>, Range<usize>),
         block: &mut [u8],
     ) -> Result<Stats> {
         let updates: Vec<Update<'_>> = factors.iter().map(Factors::update).collect();
-        let size = self.dtype.bits() / 8;
+        let size = dtype.bits() / 8;
         let place = |k: usize| part.rows.start + k * part.rows.step - rows.start;
         if part.rows.step == 1 && part.cols == Span::all(self.cols) {
             let row = self.cols * size;
             let from = place(own.start) * row;
             let there = block.get_mut(from..from + own.len() * row);
             let there = there.ok_or_else(beyond)?;
-            return merge_block_parallel(
-                self.dtype,
-                part.rounding,
-                &updates,
-                own,
-                self.cols,
-                there,
-            );
+            return merge_block_parallel(dtype, part.rounding, &updates, own, self.cols, there);
         }
         let cols = part.cols.len;
         let mut taken = Vec::with_capacity(own.len() * cols * size);
         for k in own.clone() {
-            for at in self.runs(part, place(k)) {
+            for at in self.runs(part, place(k), size) {
                 taken.extend_from_slice(block.get(at).ok_or_else(beyond)?);
             }
         }
         let stats = merge_block_parallel(
-            self.dtype,
+            dtype,
             part.rounding,
             &updates,
             own.clone(),
@@ -141,7 +148,7 @@ impl<'a> Pieces<'a> {
         )?;
         let mut rest = taken.as_slice();
         for k in own {
-            for at in self.runs(part, place(k)) {
+            for at in self.runs(part, place(k), size) {
                 let there = block.get_mut(at).ok_or_else(beyond)?;
                 let (first, after) = rest.split_at_checked(there.len()).ok_or_else(beyond)?;
                 there.copy_from_slice(first);
@@ -151,9 +158,13 @@ impl<'a> Pieces<'a> {
         Ok(stats)
     }
 
-    /// The bytes of a part in a row, run by run.
-    fn runs(&self, part: &Part<'_>, row: usize) -> impl Iterator<Item = Range<usize>> + use<> {
-        let size = self.dtype.bits() / 8;
+    /// The bytes of a part in a row of elements of `size` bytes, run by run.
+    fn runs(
+        &self,
+        part: &Part<'_>,
+        row: usize,
+        size: usize,
+    ) -> impl Iterator<Item = Range<usize>> + use<> {
         let Span { start, step, len } = part.cols;
         let first = (row * self.cols + start) * size;
         let (runs, width) = if step == 1 { (1, len) } else { (len, 1) };

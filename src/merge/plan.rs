@@ -56,6 +56,33 @@ pub enum Addition {
         /// s, weighted, as f32.
         scale: f32,
     },
+    /// The difference between a tensor that an adapter has whole and the base's: of a merge by a method.
+    Whole {
+        /// Index of the adapter.
+        input: usize,
+        /// Index of its extra tensor.
+        extra: usize,
+    },
+    /// As [`Whole`](Self::Whole), of some rows.
+    Rows {
+        /// Index of the adapter.
+        input: usize,
+        /// Index of its extra tensor.
+        extra: usize,
+    },
+}
+
+impl Addition {
+    /// Index of the adapter.
+    pub fn input(&self) -> usize {
+        match self {
+            Self::Module { input, .. }
+            | Self::Part { input, .. }
+            | Self::Bias { input, .. }
+            | Self::Whole { input, .. }
+            | Self::Rows { input, .. } => *input,
+        }
+    }
 }
 
 /// What the values of a tensor start from, before anything is replaced or added.
@@ -101,14 +128,38 @@ impl TensorPlan {
         self.shape.iter().product::<usize>() as u64 * self.dtype.bits() as u64 / 8
     }
 
+    /// What one adapter alone does to it: of a merge by a method.
+    pub(super) fn of_input(&self, index: usize) -> Self {
+        let own = self.additions.iter().filter(|a| a.input() == index);
+        let mut alone = Self {
+            replace: None,
+            row_replacements: Vec::new(),
+            additions: Vec::new(),
+            name: self.name.clone(),
+            source: self.source,
+            origin: self.origin.clone(),
+            appended: self.appended,
+            dtype: self.dtype,
+            shape: self.shape.clone(),
+        };
+        for addition in own {
+            match addition {
+                Addition::Whole { input, extra } => alone.replace = Some((*input, *extra)),
+                Addition::Rows { input, extra } => alone.row_replacements.push((*input, *extra)),
+                other => alone.additions.push(other.clone()),
+            }
+        }
+        alone
+    }
+
     /// Whether no adapter does anything to it.
     pub(super) fn is_unchanged(&self) -> bool {
         !self.is_replaced() && self.additions.is_empty()
     }
 
-    /// Whether a GPU merges it where there is one: a matrix with low-rank updates that are rounded
-    /// together, and nothing else.
-    pub(crate) fn is_for_gpu(&self) -> bool {
+    /// Whether a GPU can add what is added: a matrix with low-rank updates that are rounded together, and
+    /// nothing else.
+    fn is_for_gpu(&self) -> bool {
         let in_first = |a: &Addition| matches!(a, Addition::Module { first: true, .. });
         let all_first = self.additions.first().is_some_and(in_first);
         let low_rank = |a: &Addition| matches!(a, Addition::Module { dora: false, first, .. } if *first == all_first);
@@ -206,6 +257,11 @@ pub struct MergePlan<'a> {
 }
 
 impl<'a> MergePlan<'a> {
+    /// Whether a GPU merges a tensor of it where there is one.
+    pub(crate) fn is_for_gpu(&self, tensor: &TensorPlan) -> bool {
+        self.options.method.is_none() && tensor.is_for_gpu()
+    }
+
     /// The base model.
     pub fn base(&self) -> &'a Checkpoint {
         self.base

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::method::{MergeMethod, MethodReport};
 use super::plan::{MergePlan, TensorPlan};
 use super::request::{Control, MergeInput};
 use crate::compute::{Rounding, Stats, survived};
@@ -21,6 +22,9 @@ pub struct MergeReport {
     pub undo: Option<PathBuf>,
     /// How updates were rounded: `peft` or `peft-safe`.
     pub rounding: Rounding,
+    /// The method by which the updates became one, where they were not added.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<MethodReport>,
     /// What computed: `cpu`, or a GPU with its name.
     pub device: String,
     /// The adapters, in order.
@@ -46,6 +50,9 @@ pub struct AdapterReport {
     pub identity: Digest,
     /// Its weight in the sum.
     pub weight: f64,
+    /// The share of each of its updates that stayed, by a method that drops elements.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub density: Option<f64>,
     /// What the base that it was trained over is called, where it says so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trained_over: Option<String>,
@@ -172,6 +179,9 @@ impl MergeReport {
             label: i.label.clone(),
             identity: i.identity,
             weight: i.weight,
+            density: i
+                .density
+                .or(plan.options().method.as_ref().and_then(|m| m.density)),
             trained_over: i.adapter.base.as_ref().and_then(|b| b.name.clone()),
             notes: i.notes.clone(),
         };
@@ -181,7 +191,7 @@ impl MergeReport {
         let on_cpu = plan
             .tensors()
             .iter()
-            .filter(|t| t.is_touched() && !t.is_for_gpu());
+            .filter(|t| t.is_touched() && !plan.is_for_gpu(t));
         let on_cpu = on_cpu.count();
         if control.gpu.is_some() && on_cpu > 0 {
             notes.push(format!(
@@ -192,6 +202,7 @@ impl MergeReport {
             output: outcome.output,
             undo: outcome.undo,
             rounding: plan.options().rounding,
+            method: plan.options().method.as_ref().map(MergeMethod::report),
             device: control.device(),
             adapters: plan.inputs().iter().map(adapter).collect(),
             tensors,

@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
+use super::method::MergeMethod;
 use crate::adapter::{Adapter, Method};
 use crate::compute::{Gpu, Rounding};
 use crate::digest::Digest;
@@ -30,6 +31,9 @@ pub struct MergeInput {
     pub adapter: Adapter,
     /// Multiplies the scaling of every update, before it becomes f32. 1 changes nothing.
     pub weight: f64,
+    /// The share of elements of each of its updates that stays in a merge by a method, where it is not the one
+    /// that [`MergeMethod`](super::MergeMethod) gives.
+    pub density: Option<f64>,
     /// DoRA's magnitudes by module path, one for each output feature; empty for other adapters.
     pub magnitudes: BTreeMap<String, Tensor>,
     /// The update is rounded once under [`Rounding::PeftSafe`](super::Rounding::PeftSafe) too, as PEFT
@@ -57,6 +61,7 @@ impl MergeInput {
             label: label.into(),
             adapter,
             weight: 1.0,
+            density: None,
             magnitudes: BTreeMap::new(),
             single_rounding: false,
             identity,
@@ -88,6 +93,7 @@ impl MergeInput {
         Self {
             label: path.display().to_string(),
             weight: 1.0,
+            density: None,
             magnitudes: opened.magnitudes,
             single_rounding: vera_directory || opened.adapter.method() == Method::Vera,
             identity: opened.identity,
@@ -215,6 +221,8 @@ pub struct PlanOptions {
     /// The dtype (F32, F16, BF16) that the weights of a quantised base are written in; by default the one
     /// that they are made for ([`Quantised::dtype`](crate::quant::Quantised::dtype)).
     pub dtype: Option<Dtype>,
+    /// The method by which the adapters' updates become one; without it they are added.
+    pub method: Option<MergeMethod>,
 }
 
 /// How an output is written.

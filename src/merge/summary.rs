@@ -71,7 +71,7 @@ impl MergePlan<'_> {
             .iter()
             .map(|s| s.raw_header().len())
             .sum();
-        let factors = self.tensors.iter().map(|t| merging_bytes(self.inputs, t));
+        let factors = self.tensors.iter().map(|t| merging_bytes(self, t));
         PlanSummary {
             tensors_merged: self.tensors.iter().filter(|t| t.is_touched()).count(),
             tensors_total: self.base.tensors().len(),

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::plan::{Origin, TensorPlan};
+use super::plan::{Addition, Origin, TensorPlan};
 use super::request::MergeInput;
 use crate::adapter::{Extra, ExtraRole};
 use crate::base::edits::ConfigEdits;
@@ -29,12 +29,14 @@ pub(super) fn resizes(extra: &Extra, base: &[usize]) -> bool {
     }
 }
 
-/// Plans to replace the rows that an extra lists.
+/// Plans to replace the rows that an extra lists; their difference from the base's is an update, where the
+/// merge is `by_method`.
 pub(super) fn add_rows(
     base: &Checkpoint,
     inputs: &[MergeInput],
     tensor: &mut TensorPlan,
     (index, e): (usize, usize),
+    by_method: bool,
 ) -> Result<()> {
     let extra = &inputs[index].adapter.extras[e];
     let last = extra.rows.last().map_or(0, |row| *row as usize);
@@ -53,15 +55,25 @@ pub(super) fn add_rows(
             .file(base.at(tensor.source).0.path())
             .hint("was the vocabulary resized for training, or is it another model?"));
     }
-    for (other, earlier) in &tensor.row_replacements {
-        let label = &inputs[*other].label;
-        let earlier = &inputs[*other].adapter.extras[*earlier];
+    let updates = tensor.additions.iter().filter_map(|a| match a {
+        Addition::Rows { input, extra } if *input == index => Some((*input, *extra)),
+        _ => None,
+    });
+    for (other, earlier) in tensor.row_replacements.iter().copied().chain(updates) {
+        let label = &inputs[other].label;
+        let earlier = &inputs[other].adapter.extras[earlier];
         if let Some(row) = conflict(earlier, extra) {
             let message = format!("`{label}` gives row {row} other values");
             return Err(Error::new(Code::AdaptersConflict, message).tensor(&tensor.name));
         }
     }
-    tensor.row_replacements.push((index, e));
+    match by_method {
+        true => tensor.additions.push(Addition::Rows {
+            input: index,
+            extra: e,
+        }),
+        false => tensor.row_replacements.push((index, e)),
+    }
     Ok(())
 }
 

@@ -1,12 +1,10 @@
 //! A base checkpoint, as PEFT's importer and exporter ask it.
 
-use serde_json::Value;
-
 use crate::base::architecture::{Architecture, ExpertLayout};
 use crate::base::modules::{has_joint_conv1d, is_conv1d};
 use crate::base::names::{Finder, Names};
-use crate::base::read_config;
 use crate::base::shapes::ParameterShape;
+use crate::base::{layers_of, read_config};
 use crate::error::{Code, Result};
 use crate::peft::import::BaseShapes;
 use crate::peft::target_names::BaseModules;
@@ -80,16 +78,6 @@ impl<'a> CheckpointModules<'a> {
     pub(crate) fn weight_dtype(&self) -> Option<Dtype> {
         self.view.weight_dtype()
     }
-}
-
-/// The number of layers, of the language model where there are others.
-fn layers_of(config: &Value) -> Option<usize> {
-    let of = |config: &Value| {
-        let keys = ["num_hidden_layers", "n_layer", "n_layers", "num_layers"];
-        let mut values = keys.iter().filter_map(|key| config.get(key)?.as_u64());
-        usize::try_from(values.next()?).ok()
-    };
-    of(config).or_else(|| of(config.get("text_config")?))
 }
 
 impl BaseShapes for CheckpointModules<'_> {

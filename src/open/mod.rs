@@ -15,10 +15,12 @@
 //! ```
 
 mod checkpoint;
+mod foreign;
 mod opened;
 mod peft;
 mod tied_lora;
 
 pub(crate) use checkpoint::with_modules;
-pub use opened::{Opened, Source, check_complete, open_adapter};
+pub use foreign::{Source, import_any, is_foreign};
+pub use opened::{Opened, check_complete, open_adapter};
 pub use peft::import_with_base;

@@ -3,36 +3,26 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::peft::import_with_base;
+use super::foreign::{Source, import_any, is_foreign};
 use super::tied_lora::check_beside;
 use crate::adapter::Adapter;
 use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
 use crate::format::{BlobSource, TlFile, most_held};
-use crate::peft::import::PeftKind;
 use crate::peft::projection::Fma;
 use crate::peft::{is_peft_dir, tl_beside};
 use crate::safetensors::Checkpoint;
 use crate::tensor::Tensor;
 
-/// What kind of file or folder an adapter came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
-    /// A `.tl` file.
-    Tl,
-    /// A PEFT directory.
-    Peft(PeftKind),
-}
-
-/// An adapter read from a `.tl` or a PEFT directory.
+/// An adapter read from a `.tl`, or from what another tool wrote.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Opened {
-    /// The adapter; from PEFT, in groups of one layer.
+    /// The adapter; from another tool, in groups of one layer.
     pub adapter: Adapter,
     /// Where it came from.
     pub source: Source,
-    /// The root of a `.tl`, or the digest over a PEFT directory's config and tensors.
+    /// The root of a `.tl`, or the digest over config and tensors of another tool's.
     pub identity: Digest,
     /// DoRA's magnitudes by module path.
     pub magnitudes: BTreeMap<String, Tensor>,
@@ -44,14 +34,14 @@ pub struct Opened {
     pub bytes: u64,
 }
 
-/// Opens a `.tl` file or a PEFT adapter directory, whichever `path` is. A directory of PEFT's Tied-LoRA is opened as
+/// Opens a `.tl` file, or an adapter of PEFT or MLX, whichever `path` is. A directory of PEFT's Tied-LoRA is opened as
 /// the `.tl` in it ([`tl_beside`]).
 ///
 /// `base` answers what a VeRA directory leaves open; `blobs` what a thin `.tl` leaves out. What a
 /// `.tl` makes of packed and seeded tensors may not take more than 256 MiB and 4 times the base's bytes.
 ///
 /// # Errors
-/// Those of [`TlFile::open`], [`TlFile::load`] and [`crate::peft::import::import`]; [`Code::TlBesideDiffers`].
+/// Those of [`TlFile::open`], [`TlFile::load`] and [`import_any`]; [`Code::TlBesideDiffers`].
 pub fn open_adapter(
     path: &Path,
     base: Option<&Checkpoint>,
@@ -59,11 +49,11 @@ pub fn open_adapter(
 ) -> Result<Opened> {
     let beside = tl_beside(path)?;
     let (given, path) = (path, beside.as_deref().unwrap_or(path));
-    if path.is_dir() || is_peft_dir(path) {
-        let imported = import_with_base(path, base, Fma::Fused, None)?;
+    if is_foreign(path) {
+        let (imported, source) = import_any(path, base, Fma::Fused, None)?;
         return Ok(Opened {
             adapter: imported.adapter,
-            source: Source::Peft(imported.kind),
+            source,
             identity: imported.identity,
             magnitudes: imported.magnitudes,
             notes: imported.notes,

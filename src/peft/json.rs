@@ -11,7 +11,7 @@ use crate::safetensors::check_disguise;
 
 /// A JSON value. Objects keep the file's order: PEFT's patterns are tried in it.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Json {
+pub(crate) enum Json {
     Null,
     Bool(bool),
     Int(i128),
@@ -23,7 +23,7 @@ pub(super) enum Json {
 
 impl Json {
     /// Parses one document, as Python reads it: NaN and infinities are null here. Nesting is bounded by serde_json (128).
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self> {
         check_disguise(bytes)?;
         let json: Self = serde_json::from_slice(&strict_json(bytes)).map_err(|e| {
             Error::new(Code::ConfigInvalid, format!("not valid JSON: {e}")).cause(e)
@@ -104,7 +104,7 @@ impl Json {
     }
 
     /// The value on one line, a short list in full, cut to what fits.
-    pub(super) fn in_words(&self) -> String {
+    pub(crate) fn in_words(&self) -> String {
         const IN_FULL: usize = 12;
         match self {
             Json::List(items) if items.len() <= IN_FULL => {
@@ -116,7 +116,7 @@ impl Json {
     }
 
     /// Whether PEFT, which is Python, takes this value for false.
-    pub(super) fn is_falsy(&self) -> bool {
+    pub(crate) fn is_falsy(&self) -> bool {
         match self {
             Json::Null => true,
             Json::Bool(b) => !b,
@@ -167,7 +167,7 @@ fn write_text(out: &mut String, text: &str) {
     out.push('"');
 }
 
-pub(super) fn cut(text: &str) -> String {
+pub(crate) fn cut(text: &str) -> String {
     const MAX_CHARS: usize = 80;
     match text.char_indices().nth(MAX_CHARS) {
         Some((end, _)) => format!("{}…", &text[..end]),
@@ -232,10 +232,10 @@ impl<'de> Visitor<'de> for JsonVisitor {
 }
 
 /// The keys of one object, each taken once. What is left in the end is unknown.
-pub(super) struct Fields(Vec<(String, Json)>);
+pub(crate) struct Fields(Vec<(String, Json)>);
 
 impl Fields {
-    pub(super) fn new(json: Json) -> Result<Self> {
+    pub(crate) fn new(json: Json) -> Result<Self> {
         match json {
             Json::Map(entries) => Ok(Self(entries)),
             other => {
@@ -245,19 +245,19 @@ impl Fields {
         }
     }
 
-    pub(super) fn has(&self, key: &str) -> bool {
+    pub(crate) fn has(&self, key: &str) -> bool {
         self.0.iter().any(|(k, _)| k == key)
     }
 
     /// Takes a key out; null where it is absent, which is how PEFT writes its defaults.
-    pub(super) fn take(&mut self, key: &str) -> Json {
+    pub(crate) fn take(&mut self, key: &str) -> Json {
         match self.0.iter().position(|(k, _)| k == key) {
             Some(at) => self.0.remove(at).1,
             None => Json::Null,
         }
     }
 
-    pub(super) fn text(&mut self, key: &str) -> Result<Option<String>> {
+    pub(crate) fn text(&mut self, key: &str) -> Result<Option<String>> {
         match self.take(key) {
             Json::Null => Ok(None),
             Json::Text(t) => Ok(Some(t)),
@@ -266,7 +266,7 @@ impl Fields {
     }
 
     /// A flag; false where it is null or absent.
-    pub(super) fn flag(&mut self, key: &str) -> Result<bool> {
+    pub(crate) fn flag(&mut self, key: &str) -> Result<bool> {
         Ok(self.flag_or_null(key)?.unwrap_or(false))
     }
 
@@ -278,21 +278,21 @@ impl Fields {
         }
     }
 
-    pub(super) fn number(&mut self, key: &str) -> Result<Option<f64>> {
+    pub(crate) fn number(&mut self, key: &str) -> Result<Option<f64>> {
         match self.take(key) {
             Json::Null => Ok(None),
             value => number(key, &value).map(Some),
         }
     }
 
-    pub(super) fn rank(&mut self, key: &str, default: u32) -> Result<u32> {
+    pub(crate) fn rank(&mut self, key: &str, default: u32) -> Result<u32> {
         match self.take(key) {
             Json::Null => Ok(default),
             value => rank(key, &value),
         }
     }
 
-    pub(super) fn unsigned(&mut self, key: &str, default: u64) -> Result<u64> {
+    pub(crate) fn unsigned(&mut self, key: &str, default: u64) -> Result<u64> {
         match self.take(key) {
             Json::Null => Ok(default),
             value => unsigned(key, &value),
@@ -300,7 +300,7 @@ impl Fields {
     }
 
     /// A list of strings; empty where it is null or absent.
-    pub(super) fn texts(&mut self, key: &str) -> Result<Vec<String>> {
+    pub(crate) fn texts(&mut self, key: &str) -> Result<Vec<String>> {
         match self.take(key) {
             Json::Null => Ok(Vec::new()),
             value => texts(key, value),
@@ -336,7 +336,7 @@ impl Fields {
     }
 }
 
-pub(super) fn number(key: &str, value: &Json) -> Result<f64> {
+pub(crate) fn number(key: &str, value: &Json) -> Result<f64> {
     match value {
         Json::Int(i) => Ok(*i as f64),
         Json::Float(x) => Ok(*x),
@@ -351,14 +351,22 @@ pub(super) fn rank(key: &str, value: &Json) -> Result<u32> {
     }
 }
 
-pub(super) fn unsigned(key: &str, value: &Json) -> Result<u64> {
+/// As [`rank`]; 0 too, which mergekit gives modules that nothing changed.
+pub(super) fn rank_or_none(key: &str, value: &Json) -> Result<u32> {
+    match value {
+        Json::Int(0) => Ok(0),
+        value => rank(key, value),
+    }
+}
+
+pub(crate) fn unsigned(key: &str, value: &Json) -> Result<u64> {
     let Json::Int(i) = value else {
         return Err(wrong(key, value, "a non-negative integer"));
     };
     u64::try_from(*i).map_err(|_| wrong(key, value, "a non-negative integer"))
 }
 
-pub(super) fn texts(key: &str, value: Json) -> Result<Vec<String>> {
+pub(crate) fn texts(key: &str, value: Json) -> Result<Vec<String>> {
     let Json::List(items) = value else {
         return Err(wrong(key, &value, "a list of strings"));
     };
@@ -369,7 +377,7 @@ pub(super) fn texts(key: &str, value: Json) -> Result<Vec<String>> {
     items.into_iter().map(text).collect()
 }
 
-pub(super) fn wrong(key: &str, value: &Json, want: &str) -> Error {
+pub(crate) fn wrong(key: &str, value: &Json, want: &str) -> Error {
     Error::new(
         Code::ConfigInvalid,
         format!("`{key}` is {value}, and must be {want}"),

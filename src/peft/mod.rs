@@ -21,7 +21,7 @@ mod features;
 mod files;
 pub mod import;
 mod inputs;
-mod json;
+pub(crate) mod json;
 mod look;
 pub mod names;
 mod parameters;

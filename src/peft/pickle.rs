@@ -6,7 +6,7 @@
 mod vm;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufReader, Read, Seek};
+use std::io::{BufReader, Cursor, Read, Seek};
 use std::ops::Range;
 use std::path::Path;
 
@@ -60,6 +60,14 @@ pub fn read_torch_archive(path: &Path, limits: Limits) -> Result<BTreeMap<String
         return Err(bad(message).file(path));
     }
     read(BufReader::new(file), len, limits).map_err(|e| e.file(path))
+}
+
+/// As [`read_torch_archive`], of an archive in memory.
+///
+/// # Errors
+/// As [`read_torch_archive`].
+pub(crate) fn read_torch_bytes(bytes: &[u8], limits: Limits) -> Result<BTreeMap<String, Tensor>> {
+    read(Cursor::new(bytes), bytes.len() as u64, limits)
 }
 
 /// Dtype and shape of every tensor of a torch archive, by name: the directory and the pickle are

@@ -246,6 +246,23 @@ def sub_models(model, config):
     return out
 
 
+def unlike_linear(model):
+    """Modules whose `weight` has two axes and is no linear layer's: embeddings, and all others."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    embeds, plain = [], []
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if not name or not isinstance(weight, torch.nn.Parameter) or weight.dim() != 2:
+            continue
+        if isinstance(module, torch.nn.Embedding):
+            embeds.append(name)
+        elif not isinstance(module, (torch.nn.Linear, Conv1D)):
+            plain.append(name)
+    return embeds, plain
+
+
 def describe(cls, config):
     import torch
     from transformers import conversion_mapping
@@ -283,6 +300,7 @@ def describe(cls, config):
     entry["conv1d"] = sorted(
         {templated(relative(n)) for n, m in model.named_modules() if isinstance(m, Conv1D)}
     )
+    entry["embeds"], entry["plain"] = (sorted({templated(relative(n)) for n in names}) for names in unlike_linear(model))
     entry["experts"] = {relative(k): v for k, v in sorted(experts(model).items())}
     if not is_base:
         entry["heads"] = sorted(

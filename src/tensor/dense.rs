@@ -12,13 +12,14 @@ use crate::error::{Code, Error, Result};
 /// A tensor: dtype, shape, and row-major little-endian bytes of exactly that size.
 ///
 /// An I8 tensor may be [quantised](Tensor::quantised): it then has an F32 scale for each row of
-/// its last axis.
+/// its last axis. An F32 tensor may be [coded](Tensor::coded): it then keeps the bytes that it is stored as.
 #[derive(Clone, Debug)]
 pub struct Tensor {
     pub(super) dtype: Dtype,
     pub(super) shape: Vec<usize>,
     pub(super) data: Bytes,
     pub(super) scales: Option<Bytes>,
+    pub(super) coded: Option<Bytes>,
 }
 
 impl Tensor {
@@ -45,6 +46,7 @@ impl Tensor {
             shape,
             data,
             scales: None,
+            coded: None,
         })
     }
 
@@ -56,11 +58,15 @@ impl Tensor {
             shape,
             data: Vec::new().into(),
             scales: None,
+            coded: None,
         })
     }
 
-    /// Bytes that dtype and shape take, those of the scales included.
+    /// Bytes that dtype and shape take, those of the scales included; of a coded tensor, its coded bytes.
     pub fn byte_len(&self) -> u64 {
+        if let Some(coded) = &self.coded {
+            return coded.len() as u64;
+        }
         let scales = self.scales().map_or(0, |s| s.byte_len());
         self.shape.iter().product::<usize>() as u64 * self.dtype.bits() as u64 / 8 + scales
     }
@@ -178,6 +184,7 @@ impl Tensor {
             shape: [&[range.len()], rest].concat(),
             data: part(&self.data)?,
             scales,
+            coded: None,
         })
     }
 

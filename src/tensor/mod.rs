@@ -1,6 +1,7 @@
 //! Tensors as typed bytes: dtype, shape, row-major little-endian data. A leaf: it knows no file.
 
 mod bytes;
+mod coded;
 mod codes;
 mod dense;
 mod dtype;

@@ -58,15 +58,8 @@ impl Tensor {
             shape: rows.to_vec(),
             data: data.clone(),
             scales: None,
+            coded: None,
         })
-    }
-
-    /// The codes of a quantised tensor without their scales; any other tensor as it is.
-    pub(crate) fn codes(&self) -> Self {
-        Self {
-            scales: None,
-            ..self.clone()
-        }
     }
 }
 

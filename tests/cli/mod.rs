@@ -5,10 +5,12 @@
 
 mod audit;
 mod audit_page;
+mod combine;
 mod contract;
 mod convert;
 mod ending;
 mod errors;
+mod extract;
 mod help;
 mod inspect;
 mod limits;

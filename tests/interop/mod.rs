@@ -7,6 +7,7 @@
 mod architectures;
 mod identities;
 mod matrix;
+mod nemo;
 mod peft;
 
 use std::collections::BTreeMap;

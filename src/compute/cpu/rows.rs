@@ -35,6 +35,37 @@ pub fn delta_rows(
     Ok(())
 }
 
+/// Updates of one weight, packed once; any rows of their sum T can be had, on any thread.
+pub(crate) struct Deltas<'a> {
+    product: Product<'a>,
+    rows: usize,
+}
+
+impl<'a> Deltas<'a> {
+    /// Of a weight of `rows` × `cols`.
+    ///
+    /// # Errors
+    /// [`Code::FactorShape`] as in [`delta_rows`].
+    pub(crate) fn new(updates: &[Update<'a>], rows: usize, cols: usize) -> Result<Self> {
+        check_factors(updates, &(0..rows), cols)?;
+        let product = Product::new(updates, cols);
+        Ok(Self { product, rows })
+    }
+
+    /// Writes `rows` of T to `out` (`rows.len()` × `cols`, row-major).
+    ///
+    /// # Errors
+    /// [`Code::FactorShape`] where `out` has another size, or the weight fewer rows.
+    pub(crate) fn fill(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let cols = self.product.cols();
+        if rows.end > self.rows || rows.len().checked_mul(cols) != Some(out.len()) {
+            return Err(misfit("output", out.len(), rows.len(), cols));
+        }
+        delta(Isa::detect(), &self.product, rows, out);
+        Ok(())
+    }
+}
+
 /// Adds the sum of `updates` to `rows` of a weight in place, on this thread.
 ///
 /// `weights` is those rows only: `rows.len()` × `cols` little-endian elements of `dtype`

@@ -34,10 +34,16 @@ impl Values {
     /// # Errors
     /// [`crate::Code::NonFinite`].
     pub(in crate::fit) fn of(update: &LowRank) -> Result<Self> {
-        Ok(Self {
-            cost: NUMBER_BYTES * (update.in_features + update.out) as u64,
-            squares: singular_squares(std::slice::from_ref(update))?,
-        })
+        let squares = singular_squares(std::slice::from_ref(update))?;
+        Ok(Self::new(update.in_features, update.out, squares))
+    }
+
+    /// Of a module of this shape.
+    pub(in crate::fit) fn new(in_features: usize, out: usize, squares: Vec<f64>) -> Self {
+        Self {
+            cost: NUMBER_BYTES * (in_features + out) as u64,
+            squares,
+        }
     }
 
     pub(in crate::fit) fn square(&self) -> f64 {

@@ -2,6 +2,7 @@
 
 mod directory;
 mod each;
+mod methods;
 mod names;
 mod quantised;
 mod result;

@@ -58,7 +58,8 @@ impl Adapter {
         let opened = open_adapter(&path, base.as_ref(), &*blobs).map_err(|e| e.file(&path))?;
         let (source, adapter) = match opened.source {
             Source::Tl => (".tl", opened.adapter),
-            Source::Peft(kind) => {
+            Source::Nemo => ("lora", tlkit::convert::coalesce(&opened.adapter)?),
+            Source::Peft(kind) | Source::Mlx(kind) => {
                 let name = match kind {
                     PeftKind::Lora => "lora",
                     PeftKind::Dora => "dora",

@@ -7,7 +7,9 @@ it, and leaves nothing half-written. ``import tlkit`` imports NumPy alone; :mod:
 
 from tlkit import convert
 from tlkit._adapter import Adapter, seeded
+from tlkit._combine import combine
 from tlkit._error import Error, Warning
+from tlkit._extract import extract
 from tlkit._fit import fit, fit_curve, fit_onto, fit_shared, fit_untied
 from tlkit._look import audit, inspect, pack, params, plan
 from tlkit._merge import dequantise, merge, merge_each, plan_merge, unmerge
@@ -24,9 +26,11 @@ __all__ = [
     "__version__",
     "audit",
     "check",
+    "combine",
     "convert",
     "dequantise",
     "evaluate",
+    "extract",
     "fit",
     "fit_curve",
     "fit_onto",

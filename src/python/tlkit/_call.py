@@ -40,7 +40,7 @@ class Argument(TypedDict):
 def name_of(argument: Argument) -> str:
     """What Python calls an argument; a place by its ``id``."""
     name = (argument["long"] or argument["id"]).replace("-", "_")
-    return name + "_" if name in ("as",) else name
+    return name + "_" if name in ("as", "lambda") else name
 
 
 @functools.cache

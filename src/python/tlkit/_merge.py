@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from tlkit._call import Progress, StrPath, call
 from tlkit.reports import merge as reports
+
+Method: TypeAlias = Literal[
+    "linear",
+    "ties",
+    "dare",
+    "dare-ties",
+    "magnitude-prune",
+    "breadcrumbs",
+    "breadcrumbs-ties",
+    "della",
+    "della-linear",
+]
+"""A merge method of :func:`merge`."""
 
 
 def merge(
@@ -16,6 +29,15 @@ def merge(
     *,
     in_place: bool = False,
     undo: StrPath | None = None,
+    method: Method | None = None,
+    density: float | Sequence[float] | None = None,
+    seed: int | None = None,
+    rescale: Literal["none", "density", "l1"] | None = None,
+    sign_method: Literal["total", "frequency"] | None = None,
+    normalize: bool | None = None,
+    lambda_: float | None = None,
+    gamma: float | None = None,
+    epsilon: float | None = None,
     rounding: Literal["peft", "peft-safe"] = "peft",
     tied: Literal["refuse", "untie", "shared"] | None = None,
     tokenizer: Literal["base", "adapter"] = "base",
@@ -40,6 +62,16 @@ def merge(
         output: The file or folder; ``BASE-ADAPTER`` beside the base where it is None.
         in_place: Change the base itself, and write an undo file first.
         undo: The undo file; ``BASE.tlkit-undo`` where it is None.
+        method: How the updates of several adapters become one, by task arithmetic on ΔW; they are added where it is
+            None.
+        density: Share of each update's elements that stays: one for all adapters, or one for each, in their order.
+        seed: What the drops of dare and della begin from; 0 where it is None.
+        rescale: How what stays makes up for what is dropped: ``"l1"`` as mergekit, ``"density"`` by the probability.
+        sign_method: Which sign wins where a method elects one: that of the sum, or of the majority.
+        normalize: Whether the sum is divided by the weights that take part.
+        lambda_: Multiplies what comes of the method.
+        gamma: Share of the largest elements that breadcrumbs drops.
+        epsilon: How far below and above the density della's odds begin and end.
         rounding: ``"peft"``: round once, as PEFT by default; ``"peft-safe"``: round the update first, as its
             ``safe_merge``.
         tied: Where an adapter changes a tensor that input and output embedding share: ``"refuse"``, ``"untie"``,
@@ -70,6 +102,15 @@ def merge_each(
     adapters: StrPath | Sequence[StrPath] | Mapping[StrPath, float],
     output: StrPath,
     *,
+    method: Method | None = None,
+    density: float | Sequence[float] | None = None,
+    seed: int | None = None,
+    rescale: Literal["none", "density", "l1"] | None = None,
+    sign_method: Literal["total", "frequency"] | None = None,
+    normalize: bool | None = None,
+    lambda_: float | None = None,
+    gamma: float | None = None,
+    epsilon: float | None = None,
     rounding: Literal["peft", "peft-safe"] = "peft",
     tied: Literal["refuse", "untie", "shared"] | None = None,
     tokenizer: Literal["base", "adapter"] = "base",
@@ -92,6 +133,16 @@ def merge_each(
         base: The base model: a safetensors file or a model directory.
         adapters: One adapter, several, or several with weights: ``{"a.tl": 0.5}``. Each a ``.tl`` or a PEFT directory.
         output: The folder for the outputs.
+        method: How the updates of several adapters become one, by task arithmetic on ΔW; they are added where it is
+            None.
+        density: Share of each update's elements that stays: one for all adapters, or one for each, in their order.
+        seed: What the drops of dare and della begin from; 0 where it is None.
+        rescale: How what stays makes up for what is dropped: ``"l1"`` as mergekit, ``"density"`` by the probability.
+        sign_method: Which sign wins where a method elects one: that of the sum, or of the majority.
+        normalize: Whether the sum is divided by the weights that take part.
+        lambda_: Multiplies what comes of the method.
+        gamma: Share of the largest elements that breadcrumbs drops.
+        epsilon: How far below and above the density della's odds begin and end.
         rounding: ``"peft"``: round once, as PEFT by default; ``"peft-safe"``: round the update first, as its
             ``safe_merge``.
         tied: Where an adapter changes a tensor that input and output embedding share: ``"refuse"``, ``"untie"``,
@@ -121,6 +172,15 @@ def plan_merge(
     base: StrPath,
     adapters: StrPath | Sequence[StrPath] | Mapping[StrPath, float],
     *,
+    method: Method | None = None,
+    density: float | Sequence[float] | None = None,
+    seed: int | None = None,
+    rescale: Literal["none", "density", "l1"] | None = None,
+    sign_method: Literal["total", "frequency"] | None = None,
+    normalize: bool | None = None,
+    lambda_: float | None = None,
+    gamma: float | None = None,
+    epsilon: float | None = None,
     rounding: Literal["peft", "peft-safe"] = "peft",
     tied: Literal["refuse", "untie", "shared"] | None = None,
     tokenizer: Literal["base", "adapter"] = "base",
@@ -137,6 +197,16 @@ def plan_merge(
     Args:
         base: The base model: a safetensors file or a model directory.
         adapters: One adapter, several, or several with weights: ``{"a.tl": 0.5}``. Each a ``.tl`` or a PEFT directory.
+        method: How the updates of several adapters become one, by task arithmetic on ΔW; they are added where it is
+            None.
+        density: Share of each update's elements that stays: one for all adapters, or one for each, in their order.
+        seed: What the drops of dare and della begin from; 0 where it is None.
+        rescale: How what stays makes up for what is dropped: ``"l1"`` as mergekit, ``"density"`` by the probability.
+        sign_method: Which sign wins where a method elects one: that of the sum, or of the majority.
+        normalize: Whether the sum is divided by the weights that take part.
+        lambda_: Multiplies what comes of the method.
+        gamma: Share of the largest elements that breadcrumbs drops.
+        epsilon: How far below and above the density della's odds begin and end.
         rounding: ``"peft"``: round once, as PEFT by default; ``"peft-safe"``: round the update first, as its
             ``safe_merge``.
         tied: Where an adapter changes a tensor that input and output embedding share: ``"refuse"``, ``"untie"``,

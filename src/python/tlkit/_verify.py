@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from tlkit._call import Progress, StrPath, call
+from tlkit._merge import Method
 from tlkit.reports import verify as reports
 
 
@@ -66,6 +67,15 @@ def verify_merged(
     adapter: StrPath | Sequence[StrPath] | Mapping[StrPath, float],
     merged: StrPath,
     *,
+    method: Method | None = None,
+    density: float | Sequence[float] | None = None,
+    seed: int | None = None,
+    rescale: Literal["none", "density", "l1"] | None = None,
+    sign_method: Literal["total", "frequency"] | None = None,
+    normalize: bool | None = None,
+    lambda_: float | None = None,
+    gamma: float | None = None,
+    epsilon: float | None = None,
     weights_only: bool = False,
     max_ulp: int = 0,
     tokenizer: Literal["base", "adapter"] = "base",
@@ -85,6 +95,15 @@ def verify_merged(
         base: The base model: a safetensors file or a model directory.
         adapter: One adapter, several, or several with weights: ``{"a.tl": 0.5}``. Each a ``.tl`` or a PEFT directory.
         merged: The merged model; of a folder every file is compared with what a merge writes.
+        method: As in :func:`merge`.
+        density: As in :func:`merge`.
+        seed: As in :func:`merge`.
+        rescale: As in :func:`merge`.
+        sign_method: As in :func:`merge`.
+        normalize: As in :func:`merge`.
+        lambda_: As in :func:`merge`.
+        gamma: As in :func:`merge`.
+        epsilon: As in :func:`merge`.
         weights_only: Compare the tensors alone: for models that another tool merged.
         max_ulp: Largest distance in units in the last place that counts as equal.
         tokenizer: As in :func:`merge`.

@@ -15,6 +15,9 @@ class MergedAdapter(TypedDict):
     weight: float
     """Its weight in the sum."""
 
+    density: NotRequired[float]
+    """The share of each of its updates that stayed, by a method that drops elements."""
+
     trained_over: NotRequired[str]
     """What the base that it was trained over is called, where it says so."""
 
@@ -94,6 +97,35 @@ class MergeTotals(TypedDict):
     """Wall-clock seconds."""
 
 
+# A name that Python keeps for itself.
+_Lambda = TypedDict("_Lambda", {"lambda": float})
+
+
+class MergeMethod(_Lambda):
+    """The method by which updates became one, with all that was left to it."""
+
+    name: str
+    """The method."""
+
+    seed: NotRequired[int]
+    """What random drops begin from."""
+
+    rescale: NotRequired[str]
+    """How what stays makes up for what is dropped."""
+
+    sign_method: NotRequired[str]
+    """Which sign wins."""
+
+    normalize: bool
+    """Whether the sum is divided by the weights that take part."""
+
+    gamma: NotRequired[float]
+    """Share of outliers that are dropped."""
+
+    epsilon: NotRequired[float]
+    """How far odds lie from the density."""
+
+
 class Merge(TypedDict):
     """What a merge did; serialises for `--json`."""
 
@@ -105,6 +137,9 @@ class Merge(TypedDict):
 
     rounding: str
     """How updates were rounded: `peft` or `peft-safe`."""
+
+    method: NotRequired[MergeMethod]
+    """The method by which the updates became one, where they were not added."""
 
     device: str
     """What computed: `cpu`, or a GPU with its name."""

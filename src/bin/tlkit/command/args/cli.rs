@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use super::{
-    Audit, Check, Convert, Demo, Dequantise, Devices, Eval, Generate, Inspect, Merge, Pack, Params,
-    Plan, Store, Sweep, Train, Unmerge, Verify,
+    Audit, Check, Combine, Convert, Demo, Dequantise, Devices, Eval, Extract, Generate, Inspect,
+    Merge, Pack, Params, Plan, Store, Sweep, Train, Unmerge, Verify,
 };
 
 const EXIT_CODES: &str = "\
@@ -33,12 +33,16 @@ pub(crate) enum Command {
     /// Convert between PEFT directories and .tl files, without loss unless asked
     #[command(subcommand)]
     Convert(Convert),
+    /// Combine adapters of one base into one: their weighted sum exactly, cut to a rank, or as PEFT
+    Combine(Combine),
     /// Train an adapter on a base model
     Train(Box<Train>),
     /// Train and score a grid of methods, ranks and learning rates
     Sweep(Sweep),
     /// Merge adapters into base weights
     Merge(Merge),
+    /// Write the adapter between a base and a model that was made of it
+    Extract(Box<Extract>),
     /// Write a quantised base with full-width weights, as its own library dequantises it
     #[command(visible_alias = "dequantize")]
     Dequantise(Dequantise),

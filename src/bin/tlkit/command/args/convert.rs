@@ -7,6 +7,7 @@ use tlkit::tensor::Dtype;
 use tlkit::{Code, Error, Result};
 
 use super::base::BaseNames;
+use super::foreign::{MlxToTied, NemoToTied, TiedToMlx};
 use super::gguf::TiedToGguf;
 use super::merge::Blobs;
 use super::values::{byte_count, float_dtype, positive, storage_dtype};
@@ -22,6 +23,15 @@ pub(crate) enum Convert {
     /// .tl or PEFT directory to llama.cpp's adapter format
     #[command(visible_alias = "tied→gguf", alias = "tied->gguf")]
     TiedToGguf(TiedToGguf),
+    /// MLX adapter folder to .tl
+    #[command(visible_alias = "mlx→tied", alias = "mlx->tied")]
+    MlxToTied(MlxToTied),
+    /// NeMo 1.x adapter to .tl
+    #[command(visible_alias = "nemo→tied", alias = "nemo->tied")]
+    NemoToTied(NemoToTied),
+    /// .tl or another tool's adapter to an MLX folder
+    #[command(visible_alias = "tied→mlx", alias = "tied->mlx")]
+    TiedToMlx(TiedToMlx),
 }
 
 #[derive(Debug, Args)]
@@ -42,6 +52,9 @@ pub(crate) struct PeftToTied {
     /// Refuse an adapter that lacks tensors of modules which its config and the base say are adapted
     #[arg(long, requires = "some_base")]
     pub(crate) strict: bool,
+    /// Keep whole tensors that are the base's own, which are left out with --base
+    #[arg(long, requires = "some_base")]
+    pub(crate) keep_equal: bool,
     /// Compress tensors with zstd; the root stays the same
     #[arg(long)]
     pub(crate) zstd: bool,

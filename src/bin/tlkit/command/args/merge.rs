@@ -8,6 +8,7 @@ use tlkit::merge::{Rounding, TiedPolicy, TokenizerFrom};
 use tlkit::tensor::Dtype;
 
 use super::base::{BaseNames, Whole};
+use super::method::ByMethod;
 use super::values::{byte_count, device, float_dtype, rounding, tied_policy, tokenizer};
 
 #[derive(Debug, Args)]
@@ -37,6 +38,8 @@ pub(crate) struct Merge {
     /// The undo file of --in-place [default: BASE.tlkit-undo]
     #[arg(long, requires = "in_place", value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) undo: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) by_method: ByMethod,
     /// peft: round once, as PEFT by default; peft-safe: round the update first, as its safe_merge
     #[arg(long, value_parser = rounding, value_name = "peft|peft-safe", default_value = "peft")]
     pub(crate) rounding: Rounding,

@@ -4,9 +4,13 @@ mod audit;
 mod base;
 mod check;
 mod cli;
+mod combine;
 mod convert;
+mod extract;
+mod foreign;
 mod gguf;
 mod merge;
+mod method;
 mod settings;
 mod store;
 mod tools;
@@ -18,11 +22,15 @@ pub(crate) use audit::{Audit, Plan};
 pub(crate) use base::BaseNames;
 pub(crate) use check::Check;
 pub(crate) use cli::{Cli, Command};
+pub(crate) use combine::Combine;
 pub(crate) use convert::{
     Calibrate, Convert, Fit, PeftForm, PeftToTied, ProjectionRounding, TiedToPeft,
 };
+pub(crate) use extract::Extract;
+pub(crate) use foreign::{MlxToTied, NemoToTied, TiedToMlx, ToTied};
 pub(crate) use gguf::TiedToGguf;
 pub(crate) use merge::{Blobs, Dequantise, Merge, Unmerge};
+pub(crate) use method::ByMethod;
 pub(crate) use store::{
     Export, Fsck, Gc, Get, History, Init, Limit, List, Publish, Put, Quota, Rm, Serving, Stat,
     Store, Tag,

@@ -6,7 +6,7 @@ use clap::{Args, ValueHint};
 use tlkit::tensor::Dtype;
 
 use super::base::BaseNames;
-use super::values::storage_dtype;
+use super::values::{byte_count, storage_dtype};
 
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
@@ -25,8 +25,8 @@ pub(crate) struct Inspect {
 
 #[derive(Debug, Args)]
 pub(crate) struct Pack {
-    /// The .tl file to read
-    #[arg(value_hint = ValueHint::FilePath)]
+    /// The .tl file to read; with --error, --max-bytes or --bits, also a PEFT directory
+    #[arg(value_hint = ValueHint::AnyPath)]
     pub(crate) file: PathBuf,
     /// The .tl file to write
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -37,9 +37,21 @@ pub(crate) struct Pack {
     /// Compress tensors with zstd
     #[arg(long)]
     pub(crate) zstd: bool,
+    /// Compress tensors as exactly as --zstd does, and further: their exponents are coded; older readers refuse it
+    #[arg(long, conflicts_with = "zstd")]
+    pub(crate) exact: bool,
     /// Store the factors as f32, bf16, f16 or int8: another adapter, with another root
     #[arg(long, value_parser = storage_dtype)]
     pub(crate) dtype: Option<Dtype>,
+    /// Code the factors in the fewest bytes with which all updates together have at most this relative error
+    #[arg(long, value_name = "X", conflicts_with = "dtype")]
+    pub(crate) error: Option<f64>,
+    /// Code the factors at the smallest error with which the file has at most so many bytes; also as 64k, 8M
+    #[arg(long, value_name = "N", value_parser = byte_count, conflicts_with_all = ["dtype", "error"])]
+    pub(crate) max_bytes: Option<u64>,
+    /// Code the factors at the smallest error within so many bits for each of their numbers
+    #[arg(long, value_name = "B", conflicts_with_all = ["dtype", "error", "max_bytes"])]
+    pub(crate) bits: Option<f64>,
     /// Where left-out tensors are read from, and with --thin written to
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) blobs: Option<PathBuf>,

@@ -1,5 +1,7 @@
 //! Values as they are written on the command line.
 
+use tlkit::blend::{Election, Method, Rescale};
+use tlkit::combine::{CombineMethod, SignElection};
 use tlkit::compute::DeviceChoice;
 use tlkit::merge::{Rounding, TiedPolicy, TokenizerFrom};
 use tlkit::tensor::Dtype;
@@ -28,6 +30,16 @@ pub(super) fn rounding(text: &str) -> Result<Rounding, String> {
     text.parse().map_err(|_| not_one_of(&names))
 }
 
+pub(super) fn combine_method(text: &str) -> Result<CombineMethod, String> {
+    let names = CombineMethod::ALL.map(CombineMethod::as_str);
+    text.parse().map_err(|_| not_one_of(&names))
+}
+
+pub(super) fn sign_election(text: &str) -> Result<SignElection, String> {
+    let names = SignElection::ALL.map(SignElection::as_str);
+    text.parse().map_err(|_| not_one_of(&names))
+}
+
 pub(super) fn device(text: &str) -> Result<DeviceChoice, String> {
     text.parse::<DeviceChoice>()
         .map_err(|_| "not one of cpu, cuda, cuda:N, auto".into())
@@ -40,6 +52,21 @@ pub(super) fn tied_policy(text: &str) -> Result<TiedPolicy, String> {
 
 pub(super) fn tokenizer(text: &str) -> Result<TokenizerFrom, String> {
     let names = TokenizerFrom::ALL.map(TokenizerFrom::as_str);
+    text.parse().map_err(|_| not_one_of(&names))
+}
+
+pub(super) fn merge_method(text: &str) -> Result<Method, String> {
+    let names = Method::ALL.map(Method::as_str);
+    text.parse().map_err(|_| not_one_of(&names))
+}
+
+pub(super) fn rescale(text: &str) -> Result<Rescale, String> {
+    let names = Rescale::ALL.map(Rescale::as_str);
+    text.parse().map_err(|_| not_one_of(&names))
+}
+
+pub(super) fn election(text: &str) -> Result<Election, String> {
+    let names = Election::ALL.map(Election::as_str);
     text.parse().map_err(|_| not_one_of(&names))
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::base::{BaseNames, Whole};
 use super::merge::{Blobs, Device};
+use super::method::ByMethod;
 use super::values::{positive, tied_policy, tokenizer};
 use clap::{Args, Subcommand, ValueHint};
 use tlkit::merge::{TiedPolicy, TokenizerFrom};
@@ -64,6 +65,8 @@ pub(crate) struct VerifyMerged {
     /// are spread over shards, and the form of JSON files, are free
     #[arg(long, value_hint = ValueHint::AnyPath)]
     pub(crate) merged: PathBuf,
+    #[command(flatten)]
+    pub(crate) by_method: ByMethod,
     /// Compare the tensors alone, and say so: for models that another tool merged
     #[arg(long)]
     pub(crate) weights_only: bool,

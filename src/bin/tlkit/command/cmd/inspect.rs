@@ -8,7 +8,7 @@ use tlkit::adapter::{
     Adapter, ExtraRole, ModuleKind, ScalingRule, TieGroup, quantisation_of_name, without_numbers,
 };
 use tlkit::format::{NoBlobs, Stored, TlFile};
-use tlkit::open::{Source, open_adapter};
+use tlkit::open::{Source, is_foreign, open_adapter};
 use tlkit::peft::import::PeftKind;
 use tlkit::peft::is_peft_dir;
 use tlkit::quant::Quantised;
@@ -22,6 +22,9 @@ use crate::command::output::{Outcome, Output, bytes, count, fields, number, plur
 
 pub(crate) fn inspect(args: &Inspect, output: &Output) -> Result<Outcome> {
     let path = args.path.as_path();
+    if is_foreign(path) && path.is_file() {
+        return peft(path, args, output);
+    }
     if path.is_file() {
         match SafetensorsFile::open(path) {
             Ok(file) if TlFile::is_tl(&file) => return tl(path, args, output),
@@ -338,6 +341,10 @@ fn peft(path: &Path, args: &Inspect, output: &Output) -> Result<Outcome> {
         Source::Peft(PeftKind::Dora) => "PEFT DoRA",
         Source::Peft(PeftKind::Vera) => "PEFT VeRA",
         Source::Peft(PeftKind::VeraRegenerated) => "PEFT VeRA, projections regenerated",
+        Source::Nemo => "NeMo",
+        Source::Mlx(_) if opened.adapter.groups.is_empty() => "MLX, whole tensors",
+        Source::Mlx(PeftKind::Dora) => "MLX DoRA",
+        Source::Mlx(_) => "MLX LoRA",
         Source::Tl => ".tl",
     };
     let adapter = tlkit::convert::coalesce(&opened.adapter)?;

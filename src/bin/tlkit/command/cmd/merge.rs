@@ -12,6 +12,7 @@ use tlkit::merge::{
 use tlkit::safetensors::Checkpoint;
 use tlkit::{Error, Result};
 
+use super::by_method;
 use super::each;
 use super::files::{
     adapter_paths, blob_source, existing, open_inputs, open_renamed, show, split_weight,
@@ -26,7 +27,7 @@ use crate::command::progress::with_bar;
 pub(crate) fn merge(args: &Merge, output: &Output) -> Result<Outcome> {
     let base = open_renamed(&args.base, &args.names)?;
     let blobs = blob_source(&args.blobs);
-    let inputs = open_inputs(&args.adapters, &base, &*blobs, output)?;
+    let mut inputs = open_inputs(&args.adapters, &base, &*blobs, output)?;
     if args.check_base {
         check_base(&base, &inputs, &args.names.rename)?;
     }
@@ -37,6 +38,7 @@ pub(crate) fn merge(args: &Merge, output: &Output) -> Result<Outcome> {
     options.renames = args.names.rename.clone();
     options.strict = args.whole.strict;
     options.dtype = args.dtype;
+    options.method = by_method::method(&args.by_method, &mut inputs)?;
     let mut exec = ExecOptions::default();
     exec.existing = existing(args.force);
     exec.durable = !args.no_fsync;
@@ -241,6 +243,7 @@ fn totals_text(r: &MergeReport) -> String {
         ("wrote", wrote),
         ("rounding", r.rounding.to_string()),
     ];
+    pairs.extend(r.method.as_ref().map(|m| ("method", by_method::text(m))));
     let bases: BTreeSet<&str> = r
         .adapters
         .iter()

@@ -1,7 +1,9 @@
 //! One file for each command: arguments in, library called, report out.
 
 pub(crate) mod audit;
+mod by_method;
 pub(crate) mod check;
+pub(crate) mod combine;
 pub(crate) mod completions;
 pub(crate) mod convert;
 pub(crate) mod demo;
@@ -9,9 +11,11 @@ pub(crate) mod dequantise;
 pub(crate) mod devices;
 mod each;
 pub(crate) mod eval;
+pub(crate) mod extract;
 mod files;
 mod fit;
 pub(crate) mod fleet;
+pub(crate) mod foreign;
 pub(crate) mod generate;
 pub(crate) mod gguf;
 pub(crate) mod inspect;

@@ -3,24 +3,30 @@
 use std::collections::BTreeSet;
 
 use serde::Serialize;
-use tlkit::Result;
-use tlkit::convert::store_as;
+use tlkit::adapter::Adapter;
+use tlkit::convert::{ToTiedOptions, import_or_open, store_as};
 use tlkit::digest::Digest;
+use tlkit::fit::{CodeTarget, CodedReport, code};
 use tlkit::format::{
     BlobSource, DirBlobs, Encoded, NoBlobs, Packing, TlFile, WriteOptions, encode, write_blobs,
     write_tl,
 };
 use tlkit::fs::Output as Kind;
 
+use tlkit::peft::is_peft_dir;
+use tlkit::{Code, Error, Result};
+
 use super::{as_closed_as, check_output, existing, show};
 use crate::command::args::Pack;
-use crate::command::output::{Outcome, Output, bytes, fields, number};
+use crate::command::output::{Outcome, Output, bytes, fields, number, relative_error};
 
 #[derive(Serialize)]
 struct Report {
     root: String,
     #[serde(flatten)]
     stored: Option<Restored>,
+    #[serde(flatten)]
+    coded: Option<CodedReport>,
     bytes_before: u64,
     bytes_after: u64,
     blobs_written: usize,
@@ -38,19 +44,28 @@ struct Restored {
 pub(crate) fn pack(args: &Pack, output: &Output) -> Result<Outcome> {
     check_output(&args.output, Kind::File, args.force, &[&args.file])?;
     as_closed_as([args.file.as_path()]);
-    let file = TlFile::open(&args.file)?;
-    let source: Box<dyn BlobSource> = match &args.blobs {
-        Some(dir) => Box::new(DirBlobs(dir.clone())),
-        None => Box::new(NoBlobs),
-    };
-    let mut adapter = file.load(&*source)?;
+    let Source {
+        mut adapter,
+        root,
+        bytes: bytes_before,
+        notes,
+    } = Source::open(args)?;
+    for note in &notes {
+        output.note(note);
+    }
+    let mut coded = None;
+    if let Some(target) = target(args) {
+        let (other, report) = code(&adapter, target)?;
+        adapter = other;
+        coded = Some(report);
+    }
     let mut stored = None;
     if let Some(dtype) = args.dtype {
         let (other, report) = store_as(&adapter, dtype)?;
         adapter = other;
         stored = Some(Restored {
             dtype: dtype.as_str(),
-            root_before: file.root().to_string(),
+            root_before: root,
             max_relative_error: report.max_relative,
         });
     }
@@ -68,12 +83,14 @@ pub(crate) fn pack(args: &Pack, output: &Output) -> Result<Outcome> {
     let mut options = WriteOptions::default();
     options.packing = packing;
     options.zstd = args.zstd;
+    options.exact = args.exact;
     options.existing = existing(args.force);
     let written = write_tl(&args.output, &adapter, &options)?;
     let report = Report {
         root: written.root.to_string(),
         stored,
-        bytes_before: file.file().byte_len(),
+        coded,
+        bytes_before,
         bytes_after: written.bytes,
         blobs_written,
         output: show(&args.output),
@@ -82,8 +99,69 @@ pub(crate) fn pack(args: &Pack, output: &Output) -> Result<Outcome> {
     Ok(Outcome::Success)
 }
 
+/// An adapter to be packed.
+struct Source {
+    adapter: Adapter,
+    root: String,
+    bytes: u64,
+    notes: Vec<String>,
+}
+
+impl Source {
+    fn open(args: &Pack) -> Result<Self> {
+        if is_peft_dir(&args.file) {
+            if target(args).is_none() {
+                let message = "a PEFT directory is not packed as it is";
+                return Err(Error::new(Code::NotTl, message)
+                    .file(&args.file)
+                    .hint("convert it, or code it to an error"));
+            }
+            let tied = import_or_open(&args.file, &ToTiedOptions::default())?;
+            return Ok(Self {
+                adapter: tied.adapter,
+                root: String::new(),
+                bytes: tied.bytes,
+                notes: tied.notes,
+            });
+        }
+        let file = TlFile::open(&args.file)?;
+        let source: Box<dyn BlobSource> = match &args.blobs {
+            Some(dir) => Box::new(DirBlobs(dir.clone())),
+            None => Box::new(NoBlobs),
+        };
+        Ok(Self {
+            adapter: file.load(&*source)?,
+            root: file.root().to_string(),
+            bytes: file.file().byte_len(),
+            notes: Vec::new(),
+        })
+    }
+}
+
+/// What the coded adapter has to keep to, where it is to be coded.
+fn target(args: &Pack) -> Option<CodeTarget> {
+    let error = args.error.map(CodeTarget::Error);
+    let bytes = args.max_bytes.map(CodeTarget::Bytes);
+    error.or(bytes).or(args.bits.map(CodeTarget::Bits))
+}
+
 fn text(report: &Report) -> String {
     let mut rows = vec![("root", report.root.clone())];
+    if let Some(coded) = &report.coded {
+        let bits = format!(
+            "{:.3} a number, {:.3} above the bound of Gaussian components ({:.3})",
+            coded.bits, coded.gap, coded.bound
+        );
+        rows.push(("error", relative_error(coded.error)));
+        rows.push(("bits", bits));
+        if !coded.kept.is_empty() {
+            let kept = format!(
+                "{} modules, which are tied or have vectors",
+                coded.kept.len()
+            );
+            rows.push(("kept", kept));
+        }
+    }
     if let Some(stored) = &report.stored {
         let error = number(stored.max_relative_error);
         let factors = format!("{}, error of a ΔW at most {error}", stored.dtype);

@@ -13,6 +13,7 @@ use tlkit::eval::{LogitsReport, compare_logits, rounding_share};
 use tlkit::model::{Model, branches_of, device};
 use tlkit::text::{DataOptions, Dataset, Vocabulary};
 
+use super::by_method;
 use super::files::{blob_source, check_strict, open_base, open_inputs, open_renamed, show};
 use crate::command::args::{VerifyAdapters, VerifyFile, VerifyLogits, VerifyMerged};
 use crate::command::output::{
@@ -166,17 +167,19 @@ pub(crate) fn merged(args: &VerifyMerged, output: &Output) -> Result<Outcome> {
     let base = open_renamed(&args.base, &args.names)?;
     let merged = Checkpoint::open(&args.merged)?;
     let blobs = blob_source(&args.blobs);
-    let inputs = open_inputs(&args.adapters, &base, &*blobs, output)?;
+    let mut inputs = open_inputs(&args.adapters, &base, &*blobs, output)?;
     let mut options = PlanOptions::default();
     options.tied = args.tied.unwrap_or(TiedPolicy::Refuse);
     options.tokenizer = args.tokenizer;
     options.renames = args.names.rename.clone();
     options.strict = args.whole.strict;
+    options.method = by_method::method(&args.by_method, &mut inputs)?;
     let device = &args.device;
-    // Only `auto` asks how much there is to do; the verification plans for itself.
+    // Only `auto` asks how much there is to do, and a method has no GPU; the verification plans for itself.
     let plan = match device.device {
-        DeviceChoice::Auto => Some(merge::plan(&base, &inputs, &options)?),
-        _ => None,
+        DeviceChoice::Cpu => None,
+        DeviceChoice::Cuda(_) if options.method.is_none() => None,
+        _ => Some(merge::plan(&base, &inputs, &options)?),
     };
     let plans: Vec<_> = plan.iter().collect();
     let gpu = merge::open_device(

@@ -1,0 +1,18 @@
+//! An adapter in the fewest bytes at an error: its components coded, each as finely as it deserves.
+//!
+//! A module's update is a sum of rank-one terms, its singular triplets. All terms of all modules are coded at
+//! one price of a bit: what a bit more of any of them takes off the error is the same everywhere, which is
+//! reverse water-filling. `bound` says how few bits no code of Gaussian terms needs less than,
+//! `trellis` finds the integers of a line, `module` those of an update, `search` the price.
+
+mod bound;
+mod module;
+mod report;
+mod search;
+mod trellis;
+
+pub use report::{CodedModule, CodedReport};
+pub use search::{CodeTarget, code};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,323 @@
+//! The terms of one update, and their integers at a price.
+
+use faer::Mat;
+use faer::linalg::solvers::Solve;
+
+use super::bound::Term;
+use super::trellis::{CodedLine, PRICE_OF_STEP, code_line, values};
+use crate::adapter::LowRank;
+use crate::coding::Line;
+use crate::coding::model::Model;
+use crate::error::Result;
+use crate::fit::solver::problem::leading_factors;
+
+/// Bits of mantissa of steps that need not be exact: the integers make up for them.
+pub(super) const COARSE: u8 = 3;
+/// Largest magnitude over a step, so that integers are far from the limit of the coding.
+const LARGEST: f32 = (1u32 << 21) as f32;
+/// Terms below this share of the largest are rounding errors of 32-bit factors.
+const ZERO: f64 = 1e-7;
+/// Bits that a line takes beside its numbers, about.
+const SIDE_BITS: f64 = 12.0;
+
+/// An update as its singular triplets.
+pub(super) struct Module {
+    /// Of B (out numbers a line) and of A (in numbers a line): the terms' vectors, each as long as the root
+    /// of its singular value.
+    pub(super) sides: [Vec<Vec<f32>>; 2],
+    /// σ of each term, descending.
+    pub(super) sigma: Vec<f64>,
+    /// Which side is coded first: the shorter one, since the other can make up for more of its error.
+    first: usize,
+    /// ‖ΔW‖² of the lines as they are, rounded to F32.
+    square: f64,
+}
+
+/// A module's terms as they are coded; `None` for those that are left out.
+pub(super) struct CodedTerms {
+    pub(super) terms: Vec<Option<[SideLine; 2]>>,
+    /// ‖ΔW − ΔW'‖².
+    pub(super) square: f64,
+    /// About what they take.
+    pub(super) bits: f64,
+}
+
+/// One line of a term.
+#[derive(Debug, Clone)]
+pub(super) struct SideLine {
+    pub(super) line: Line,
+    pub(super) integers: Vec<i32>,
+}
+
+/// How steps are written: the side coded first has the finer ones, which carry the gains.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Steps {
+    pub(super) fine: u8,
+}
+
+impl Module {
+    /// # Errors
+    /// [`crate::Code::NonFinite`].
+    pub(super) fn of(update: &LowRank) -> Result<Self> {
+        let rank = update.rank.min(update.out).min(update.in_features);
+        let (a, b) = leading_factors(update, rank)?;
+        let n = update.in_features;
+        let rows = |k: usize| a[k * n..(k + 1) * n].to_vec();
+        let columns = |k: usize| (0..update.out).map(|i| b[i * rank + k]).collect();
+        let mut sides: [Vec<Vec<f32>>; 2] = [
+            (0..rank).map(columns).collect(),
+            (0..rank).map(rows).collect(),
+        ];
+        let length = |line: &Vec<f32>| square(line).sqrt();
+        let mut sigma: Vec<f64> = (0..rank)
+            .map(|k| length(&sides[0][k]) * length(&sides[1][k]))
+            .collect();
+        let floor = ZERO * sigma.first().copied().unwrap_or(0.0);
+        let kept = sigma
+            .iter()
+            .take_while(|s| **s > floor && **s > 0.0)
+            .count();
+        sigma.truncate(kept);
+        sides.iter_mut().for_each(|s| s.truncate(kept));
+        let [left, right] = sides.each_ref().map(|side| gram(side, side));
+        Ok(Self {
+            square: inner(&left, &right),
+            sides,
+            sigma,
+            first: usize::from(update.out > n),
+        })
+    }
+
+    pub(super) fn square(&self) -> f64 {
+        self.square
+    }
+
+    pub(super) fn terms(&self) -> impl Iterator<Item = Term> {
+        let sizes = self
+            .sides
+            .each_ref()
+            .map(|s| s.first().map_or(0, Vec::len) as f64);
+        self.sigma.iter().map(move |s| Term {
+            square: s * s,
+            sizes,
+        })
+    }
+
+    /// Bits of mantissa of the steps of B and of A.
+    pub(super) fn mantissas(&self, steps: Steps) -> [u8; 2] {
+        let mut mantissas = [COARSE; 2];
+        mantissas[self.first] = steps.fine;
+        mantissas
+    }
+
+    /// The integers where a bit is worth a squared error of `price`. `near` are those of a price nearby.
+    pub(super) fn coded(&self, price: f64, steps: Steps, near: Option<&CodedTerms>) -> CodedTerms {
+        let (one, two) = (self.first, 1 - self.first);
+        let model = |k: usize, side: usize| Some(near?.terms.get(k)?.as_ref()?[side].line.model);
+        let worth = |k: &usize| {
+            let term = self.terms().nth(*k);
+            term.is_some_and(|t| t.square > 0.0 && t.at(price * 0.7).0 > 0.0)
+        };
+        let kept: Vec<usize> = (0..self.sigma.len()).filter(worth).collect();
+        let code = |values: &[f32], weight: f64, near: Option<Model>| {
+            let step = step_for(values, weight, price)?;
+            let line = code_line(
+                values,
+                step.1,
+                price / (weight * f64::from(step.1).powi(2)),
+                near,
+            );
+            Some((step, line))
+        };
+        // The first side, each line by its own length; what rounds to zero is left out.
+        let first: Vec<Coded> = kept
+            .iter()
+            .filter_map(|k| {
+                let line = code(&self.sides[one][*k], self.sigma[*k], model(*k, one))?;
+                Coded::of(*k, line)
+            })
+            .collect();
+        // The second, anew: what goes best with the first as it is.
+        let wanted = best_partners(&first, &self.sides[one], &self.sides[two]);
+        let mut pairs = Vec::with_capacity(first.len());
+        for (first, wanted) in first.into_iter().zip(wanted) {
+            let weight = square(&first.values);
+            let Some(second) = code(&wanted, weight, model(first.term, two)) else {
+                continue;
+            };
+            let Some(second) = Coded::of(first.term, second) else {
+                continue;
+            };
+            let k = first.term;
+            let off = self.sigma[k] * distance(&self.sides[one][k], &first.values)
+                + weight * distance(&wanted, &second.values);
+            let bits = first.line.bits + second.line.bits + 2.0 * SIDE_BITS;
+            if off + price * bits < self.sigma[k] * self.sigma[k] {
+                pairs.push([first, second]);
+            }
+        }
+        self.with_gains(pairs, steps)
+    }
+
+    /// Gains refitted by least squares, the error measured, everything in its place.
+    fn with_gains(&self, mut pairs: Vec<[Coded; 2]>, steps: Steps) -> CodedTerms {
+        let lines = |side: usize| pairs.iter().map(|p| &p[side].values).collect::<Vec<_>>();
+        let (one, two) = (lines(0), lines(1));
+        let (first, second) = (&self.sides[self.first], &self.sides[1 - self.first]);
+        let own = times(&gram(&one, &one), &gram(&two, &two));
+        let mixed = times(&gram(&one, first), &gram(&two, second));
+        let mixed = Mat::from_fn(pairs.len(), 1, |i, _| {
+            (0..mixed.ncols()).map(|j| mixed[(i, j)]).sum::<f64>()
+        });
+        let solved = own.partial_piv_lu().solve(&mixed);
+        let gain = |(i, pair): (usize, &mut [Coded; 2])| {
+            let gain = solved[(i, 0)];
+            // Far from 1 there is nothing to be gained: the system is singular.
+            let sane = (0.5..2.0).contains(&gain);
+            let before = pair[0].step;
+            let step = f64::from(before) * if sane { gain } else { 1.0 };
+            if let Some(bits) = Line::step_near(step as f32, steps.fine) {
+                pair[0].set_step(bits, steps.fine);
+            }
+            f64::from(pair[0].step) / f64::from(before)
+        };
+        let gains: Vec<f64> = pairs.iter_mut().enumerate().map(gain).collect();
+        let mut square = self.square;
+        for (i, x) in gains.iter().enumerate() {
+            square -= 2.0 * x * mixed[(i, 0)];
+            let row = gains.iter().enumerate();
+            square += x * row.map(|(j, y)| y * own[(i, j)]).sum::<f64>();
+        }
+        let mut coded = CodedTerms {
+            terms: vec![None; self.sigma.len()],
+            square: square.max(0.0),
+            bits: 0.0,
+        };
+        for [first, second] in pairs {
+            coded.bits += first.line.bits + second.line.bits + 2.0 * SIDE_BITS;
+            let term = first.term;
+            let mut sides = [first, second].map(Coded::into_line);
+            if self.first == 1 {
+                sides.reverse();
+            }
+            coded.terms[term] = Some(sides);
+        }
+        coded
+    }
+}
+
+/// A line on its way: of which term, its step, and its numbers.
+struct Coded {
+    term: usize,
+    bits: u32,
+    step: f32,
+    line: CodedLine,
+    values: Vec<f32>,
+}
+
+impl Coded {
+    /// `None` for zeros.
+    fn of(term: usize, ((bits, step), line): ((u32, f32), CodedLine)) -> Option<Self> {
+        let any = line.integers.iter().any(|k| *k != 0);
+        any.then(|| Self {
+            term,
+            bits,
+            step,
+            values: values(&line.integers, step),
+            line,
+        })
+    }
+
+    fn set_step(&mut self, bits: u32, mantissa: u8) {
+        let line = Line {
+            step: bits,
+            model: self.line.model,
+        };
+        self.bits = bits;
+        self.step = line.step(mantissa);
+    }
+
+    fn into_line(self) -> SideLine {
+        SideLine {
+            line: Line {
+                step: self.bits,
+                model: self.line.model,
+            },
+            integers: self.line.integers,
+        }
+    }
+}
+
+/// The step, coarsely rounded, of values whose squared error counts `weight` times.
+fn step_for(values: &[f32], weight: f64, price: f64) -> Option<(u32, f32)> {
+    let largest = values.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    let step = ((price / (PRICE_OF_STEP * weight)).sqrt() as f32).max(largest / LARGEST);
+    let bits = Line::step_near(step, COARSE)?;
+    let line = Line {
+        step: bits,
+        model: Model { scale: 0, shape: 0 },
+    };
+    Some((bits, line.step(COARSE)))
+}
+
+/// The second factors that bring the coded first ones closest: (F'ᵀF')⁻¹·F'ᵀF·S.
+fn best_partners(first: &[Coded], before: &[Vec<f32>], second: &[Vec<f32>]) -> Vec<Vec<f32>> {
+    let r = first.len();
+    let coded: Vec<&Vec<f32>> = first.iter().map(|f| &f.values).collect();
+    let weights = gram(&coded, &coded)
+        .partial_piv_lu()
+        .solve(&gram(&coded, before));
+    let len = second.first().map_or(0, Vec::len);
+    let row = |i: usize| {
+        let mut sum = vec![0.0f64; len];
+        for (j, line) in second.iter().enumerate() {
+            let weight = weights[(i, j)];
+            for (s, x) in sum.iter_mut().zip(line) {
+                *s += weight * f64::from(*x);
+            }
+        }
+        sum.into_iter().map(|x| x as f32).collect()
+    };
+    (0..r).map(row).collect()
+}
+
+/// Products of all lines with all lines.
+fn gram(a: &[impl AsRef<[f32]>], b: &[impl AsRef<[f32]>]) -> Mat<f64> {
+    Mat::from_fn(a.len(), b.len(), |i, j| dot(a[i].as_ref(), b[j].as_ref()))
+}
+
+/// Element by element.
+fn times(a: &Mat<f64>, b: &Mat<f64>) -> Mat<f64> {
+    Mat::from_fn(a.nrows(), a.ncols(), |i, j| a[(i, j)] * b[(i, j)])
+}
+
+/// The sum of the products of their elements.
+fn inner(a: &Mat<f64>, b: &Mat<f64>) -> f64 {
+    let columns = 0..a.ncols();
+    let row = |i: usize| columns.clone().map(|j| a[(i, j)] * b[(i, j)]).sum::<f64>();
+    (0..a.nrows()).map(row).sum()
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    // Eight sums at a time: one chain would wait for every addition.
+    let mut sums = [0.0f64; 8];
+    let (a, b) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    for (x, y) in a.0.iter().zip(b.0) {
+        for (s, (x, y)) in sums.iter_mut().zip(x.iter().zip(y)) {
+            *s += f64::from(*x) * f64::from(*y);
+        }
+    }
+    let tail = a.1.iter().zip(b.1);
+    let tail: f64 = tail.map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
+    sums.iter().sum::<f64>() + tail
+}
+
+fn square(a: &[f32]) -> f64 {
+    dot(a, a)
+}
+
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    let each = a.iter().zip(b);
+    each.map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2))
+        .sum()
+}

@@ -1,0 +1,272 @@
+#!/usr/bin/env python3
+"""Holds mlx-lm with adapters of `tlkit convert tied-to-mlx`, and tlkit with mlx-lm's, against one another and PEFT's logits.
+
+    tests/peft/setup.sh
+    python -m pip install --no-deps --target tests/serve/mlx-site mlx==0.32.4 mlx-cpu==0.32.4 mlx-lm==0.32.2
+    PYTHONPATH=tests/serve/mlx-site tests/peft/venv/bin/python tests/serve/serve_mlx.py --tlkit target/release/tlkit [--only REGEX]
+
+On the CPU, for a small model of each family: an adapter that mlx-lm trains (LoRA, DoRA, whole layers; experts too) goes through a
+`.tl`, and back into mlx-lm: the logits are the same to the last bit. Merged by tlkit, and as PEFT has it, they are the same but for
+rounding. What PEFT saves (ranks and scales of its own for modules, rsLoRA, DoRA, embeddings) goes the other way. With `--names`, the
+names of modules that tlkit takes for the same in mlx-lm and transformers are compared. The exit status is 1 when a check failed.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optimizers
+import numpy as np
+import torch
+from mlx.utils import tree_flatten
+from mlx_lm.models.switch_layers import SwitchLinear
+from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
+from mlx_lm.utils import load_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+disable_progress_bar()
+set_verbosity_error()
+warnings.filterwarnings("ignore")
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPT = [1, 5, 9, 33, 17, 60, 7, 7, 21]
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+SIZES = dict(vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
+             num_key_value_heads=2, max_position_embeddings=128, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", dict(tie_word_embeddings=False)),
+    "llama-tied": ("llama", dict(tie_word_embeddings=True)),
+    "qwen2": ("qwen2", dict(tie_word_embeddings=False)),
+    "qwen2-moe": ("qwen2_moe", dict(tie_word_embeddings=False, num_experts=3, num_experts_per_tok=2, moe_intermediate_size=32,
+                                    shared_expert_intermediate_size=32)),
+    "mixtral": ("mixtral", dict(tie_word_embeddings=False, num_local_experts=3, num_experts_per_tok=2, head_dim=16)),
+}
+# What mlx-lm's configs of a model want that transformers writes elsewhere.
+MORE = dict(rope_theta=10000.0, rope_scaling=None, partial_rotary_factor=1.0, n_ctx=128, attention_bias=False, mlp_bias=False,
+            rotary_dim=16, shared_intermediate_size=32, use_qk_norm=True, moe_num_experts=4, moe_k=2, moe_layer_start_index=1,
+            moe_num_shared_experts=1)
+
+
+def make_base(name: str, folder: Path) -> None:
+    kind, more = MODELS[name]
+    torch.manual_seed(sum(map(ord, name)))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**SIZES, **more})).float().eval()
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            weight.add_(torch.randn_like(weight) * (0.1 if key.endswith("norm.weight") else 0.15))
+    model.save_pretrained(folder)
+    amend(folder)
+
+
+def amend(folder: Path) -> None:
+    """Gives the config what mlx-lm looks for."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    theta = (config.get("rope_parameters") or {}).get("rope_theta")
+    path.write_text(json.dumps({**MORE, **({} if theta is None else {"rope_theta": theta}), **config}))
+
+
+def of_mlx(base: Path, adapter: Path | None = None) -> np.ndarray[Any, Any]:
+    model, _ = load_model(base)
+    if adapter is not None:
+        load_adapters(model, str(adapter))
+    model.eval()
+    return np.array(model(mx.array([PROMPT])).astype(mx.float32))[0]
+
+
+def of_peft(base: Path, adapter: Path) -> np.ndarray[Any, Any]:
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    with torch.inference_mode():
+        return PeftModel.from_pretrained(model, adapter).eval()(input_ids=torch.tensor([PROMPT])).logits[0].numpy()
+
+
+def trained(base: Path, out: Path, kind: str, layers: int, keys: list[str] | None, scale: float = 2.5) -> None:
+    """What `mlx_lm.lora` leaves after three steps; its files are written as it does."""
+    model, _ = load_model(base)
+    mx.random.seed(7)
+    model.freeze()
+    parameters = dict(rank=5, scale=scale, dropout=0.0, keys=keys)
+    if kind == "full":
+        for layer in model.layers[-layers:]:
+            layer.unfreeze()
+    else:
+        linear_to_lora_layers(model, layers, parameters, use_dora=kind == "dora")
+    x = mx.array([PROMPT])
+
+    def loss(model: nn.Module) -> mx.array:
+        return nn.losses.cross_entropy(model(x[:, :-1]), x[:, 1:]).mean()
+
+    step, optimizer = nn.value_and_grad(model, loss), optimizers.SGD(0.1)
+    for _ in range(3):
+        _, gradients = step(model)
+        optimizer.update(model, gradients)
+        mx.eval(model.parameters())
+    out.mkdir()
+    mx.save_safetensors(str(out / "adapters.safetensors"), dict(tree_flatten(model.trainable_parameters())))
+    config = dict(fine_tune_type=kind, num_layers=layers, lora_parameters=parameters, model=str(base), iters=3, seed=7)
+    (out / "adapter_config.json").write_text(json.dumps(config))
+
+
+class Checks:
+    def __init__(self, tlkit: str) -> None:
+        self.tlkit, self.done, self.failed = tlkit, 0, 0
+
+    def run(self, *args: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([self.tlkit, *map(str, args)], capture_output=True, text=True)
+
+    def made(self, *args: str | Path) -> None:
+        done = self.run(*args)
+        assert done.returncode == 0, f"{args}: {done.stderr}"
+
+    def check(self, name: str, good: bool, what: str) -> None:
+        self.done += 1
+        self.failed += not good
+        print(f"{'ok  ' if good else 'FAIL'} {name:36} {what}", flush=True)
+
+    def same(self, name: str, one: np.ndarray[Any, Any], two: np.ndarray[Any, Any], plain: np.ndarray[Any, Any], most: float) -> None:
+        worst, effect = float(np.abs(one - two).max()), float(np.abs(two - plain).max())
+        self.check(name, worst <= most and effect > 100 * max(most, 1e-6), f"{worst:.1e} (the adapter moves logits by {effect:.2g})")
+
+    def from_mlx(self, name: str, base: Path, work: Path) -> None:
+        plain = of_mlx(base)
+        moe = name in ("qwen2-moe", "mixtral")
+        kinds: dict[str, tuple[str, int, list[str] | None]] = {
+            "q,v": ("lora", 2, ["self_attn.q_proj", "self_attn.v_proj"]),
+            "everything": ("lora", -1, None),
+            "dora": ("dora", 3, ["self_attn.q_proj", "self_attn.o_proj"]),
+            "full": ("full", 1, None),
+        }
+        if moe:
+            del kinds["full"]
+            block = "mlp" if name == "qwen2-moe" else "block_sparse_moe"
+            kinds["everything"] = ("lora", 2, [f"{block}.switch_mlp.{p}" for p in LINEAR[4:]] + ["self_attn.q_proj"])
+        elif name != "llama-tied":
+            kinds["head"] = ("lora", 1, ["self_attn.q_proj", "lm_head", "model.embed_tokens"])
+        for label, (kind, layers, keys) in kinds.items():
+            mlx, tl, back, merged = (work / f"{label}{end}" for end in ("", ".tl", "-back", "-merged"))
+            trained(base, mlx, kind, layers, keys)
+            want = of_mlx(base, mlx)
+            tied = ["--tied", "shared"] if name == "llama-tied" else []
+            self.made("merge", base, mlx, "-o", merged, *tied)
+            self.same(f"{name} mlx {label} merged", of_mlx(merged), want, plain, 2e-4)
+            if kind == "dora":
+                done = self.run("convert", "mlx-to-tied", mlx, "-o", tl)
+                self.check(f"{name} mlx {label} refused", done.returncode == 5 and "TL0401" in done.stderr, done.stderr[:80])
+                self.made("convert", "tied-to-mlx", mlx, "-o", back, "--base", base)
+                self.same(f"{name} mlx {label} again", of_mlx(base, back), want, plain, 0)
+                continue
+            self.made("convert", "mlx-to-tied", mlx, "-o", tl, "--base", base, "--strict")
+            self.made("convert", "tied-to-mlx", tl, "-o", back, "--base", base)
+            self.same(f"{name} mlx {label} there and back", of_mlx(base, back), want, plain, 0)
+            if kind == "lora" and not moe and not (name == "llama-tied" and label == "everything"):
+                peft = work / f"{label}-peft"
+                self.made("convert", "tied-to-peft", tl, "-o", peft, "--base", base)
+                self.same(f"{name} mlx {label} in PEFT", of_peft(base, peft), want, plain, 2e-4)
+
+    def from_peft(self, name: str, base: Path, work: Path) -> None:
+        plain = of_mlx(base)
+        attention = LINEAR[:4] if name in ("qwen2-moe", "mixtral") else LINEAR
+        configs: dict[str, Any] = {
+            "lora": LoraConfig(r=4, lora_alpha=6, target_modules=attention),
+            "patterns": LoraConfig(r=4, lora_alpha=3, use_rslora=True, target_modules=attention, rank_pattern={"q_proj": 7},
+                                   alpha_pattern={"k_proj": 9}),
+            "late": LoraConfig(r=2, lora_alpha=9, target_modules=["q_proj"], layers_to_transform=[2]),
+            "dora": LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "v_proj"], use_dora=True),
+        }
+        if name == "llama":
+            configs["embeddings"] = LoraConfig(r=3, lora_alpha=6, target_modules=["embed_tokens", "lm_head", "q_proj"])
+        for label, config in configs.items():
+            peft, out = work / f"peft-{label}", work / f"peft-{label}-mlx"
+            model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
+            torch.manual_seed(1)
+            with torch.no_grad():
+                for key, weight in model.named_parameters():
+                    if "lora_" in key and "magnitude" not in key:
+                        weight.copy_(torch.randn_like(weight) * 0.2)
+            model.save_pretrained(peft, save_embedding_layers=False)
+            self.made("convert", "tied-to-mlx", peft, "-o", out, "--base", base)
+            self.same(f"{name} PEFT {label} in mlx-lm", of_mlx(base, out), of_peft(base, peft), plain, 5e-4)
+
+    def refusals(self, base: Path, work: Path) -> None:
+        tl = work / "q,v.tl"
+        config = json.loads((base / "config.json").read_text())
+        for label, change, code in (("fewer layers", dict(num_hidden_layers=3), "TL0501"), ("another type", dict(model_type="bloom"), "TL0607")):
+            other = work / label
+            other.mkdir()
+            (other / "config.json").write_text(json.dumps({**config, **change}))
+            done = self.run("convert", "tied-to-mlx", tl, "-o", work / "none", "--base", other)
+            self.check(f"refuses {label}", code in done.stderr and not (work / "none").exists(), done.stderr.splitlines()[0][:100])
+
+
+NAMES = dict(SIZES, moe_intermediate_size=32, n_layer=4, n_head=4, n_embd=64, num_experts=4, num_local_experts=4, n_routed_experts=4,
+             num_experts_per_tok=2, head_dim=16, n_group=1, topk_group=1, shared_expert_intermediate_size=32)
+
+
+def names(checks: Checks) -> None:
+    """Compares the names of linear modules and embeddings, but for those that the tables rename."""
+    text = (ROOT / "src/mlx/names.rs").read_text()
+    known = re.findall(r'^    "(\w+)",$', text[text.index("const KNOWN"):text.index("/// A module of mlx-lm")], re.M)
+    for kind in known:
+        try:
+            if kind.startswith(("qwen3_5", "qwen3_vl")):
+                raise ValueError("its names are those of its sanitize(); the smallest model is too large here")
+            config = AutoConfig.for_model(kind, **NAMES)
+            model = AutoModelForCausalLM.from_config(config)
+            with tempfile.TemporaryDirectory() as folder:
+                model.save_pretrained(folder)
+                amend(Path(folder))
+                other, _ = load_model(Path(folder), lazy=True, strict=False)
+        except Exception as e:
+            print(f"not  {kind:24} {type(e).__name__}: {str(e)[:90]!r}")
+            continue
+        hf = {n for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, torch.nn.Embedding)) or type(m).__name__ == "Conv1D"}
+        mlx = {n for n, m in other.named_modules() if isinstance(m, (nn.Linear, nn.Embedding, SwitchLinear)) or hasattr(m, "to_lora")}
+        prefixes = [("language_model.model.", "model.language_model."), ("language_model.", ""), ("model.h.", "transformer.h."),
+                    ("model.wte", "transformer.wte"), ("model.wpe", "transformer.wpe")]
+        classes = set()
+        for name in mlx:
+            own = [p for p in prefixes if kind in ("gemma3", "gpt2") and name.startswith(p[0])]
+            classes.add(own[0][1] + name.removeprefix(own[0][0]) if own else name)
+        rest = {n for n in classes - hf if "switch_mlp" not in n and ".mlp.experts." not in n and not re.search(r"\.(gate|shared_expert_gate)$", n)}
+        checks.check(f"names {kind}", not rest, str(sorted(rest)[:4]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tlkit", required=True)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--names", action="store_true")
+    args = parser.parse_args()
+    checks = Checks(str(Path(args.tlkit).resolve()))
+    for name in () if args.names else MODELS:
+        if not re.search(args.only, name):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            work = Path(folder)
+            base = work / "base"
+            make_base(name, base)
+            checks.from_mlx(name, base, work)
+            checks.from_peft(name, base, work)
+            if name == "llama":
+                checks.refusals(base, work)
+    if args.names:
+        names(checks)
+    print(f"{checks.done - checks.failed} of {checks.done} checks passed")
+    return int(checks.failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
