@@ -58,6 +58,8 @@ pub struct RunReport {
     pub rank: usize,
     /// Number of trained values.
     pub parameters: u64,
+    /// What is multiplied with the frozen weights is in this type: see [`Model::open`](crate::model::Model::open).
+    pub compute_dtype: String,
     /// Optimiser steps taken.
     pub steps: u64,
     /// The step whose values were kept, where there was validation.
@@ -244,6 +246,7 @@ impl TrainingRun {
             method: self.config.method.name().to_owned(),
             rank: self.config.rank,
             parameters,
+            compute_dtype: self.inputs.model.compute_dtype().as_str().to_lowercase(),
             steps: trained.steps,
             best_step: trained.best_step,
             stopped: trained.stopped.name(),

@@ -591,6 +591,30 @@ mod tests {
         }
     }
 
+    /// Breaks where a sum depends on which thread adds.
+    #[test]
+    fn products_of_bf16_do_not_depend_on_threads() {
+        for kernel in Kernel::available() {
+            let weight = matrix(Dtype::BF16, 300, 70, DType::F32);
+            let weight = weight.with_products(Products(Some(kernel)));
+            let pieces = [Piece::whole(&weight)];
+            let run = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .build()
+                    .unwrap();
+                pool.install(|| {
+                    [3, 90].map(|tokens| {
+                        let y = linear(&random(tokens, 70, 1), &pieces).unwrap();
+                        let dx = linear_backward(&y, &pieces).unwrap();
+                        [y, dx].map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap())
+                    })
+                })
+            };
+            assert_eq!(run(1), run(3));
+        }
+    }
+
     #[test]
     fn an_embedding_is_the_rows_of_its_tokens() {
         let (w32, w64) = (

@@ -96,7 +96,7 @@ def train(
         checkpoint_every: Steps between checkpoints; where it is None: 100.
         recompute: Compute activations again in the backward pass, to save memory.
         device: cpu, auto, or cuda[:N]; where it is None: cpu.
-        compute_dtype: Type of activations: f32 or bf16; where it is None: bf16 on a GPU with a bf16 base, else f32.
+        compute_dtype: Type of products with the weights: f32 or bf16; where it is None: bf16 where base and device have it.
         progress: Called with ``(done, total, what)`` from this thread; what it raises stops the work.
         threads: Number of threads; results do not depend on it.
 
@@ -138,7 +138,7 @@ def generate(
         max_tokens: Most new tokens of an answer.
         batch_size: How many at a time; results do not depend on it.
         device: What computes: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"auto"``.
-        compute_dtype: Type of activations: ``"f32"`` or ``"bf16"``.
+        compute_dtype: Type of products with the weights: ``"f32"`` or ``"bf16"``.
         blobs: Folder with the tensors that a thin ``.tl`` leaves out, each named by its SHA-256.
         progress: Called with ``(done, total, what)`` from this thread; what it raises stops the work.
         threads: Number of threads; results do not depend on it.
@@ -182,7 +182,7 @@ def evaluate(
         batch_size: How many at a time; results do not depend on it.
         predictions: Write each answer to this JSONL file.
         device: What computes: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"auto"``.
-        compute_dtype: Type of activations: ``"f32"`` or ``"bf16"``.
+        compute_dtype: Type of products with the weights: ``"f32"`` or ``"bf16"``.
         blobs: Folder with the tensors that a thin ``.tl`` leaves out, each named by its SHA-256.
         force: Replace an existing output; links, devices and inputs never are.
         progress: Called with ``(done, total, what)`` from this thread; what it raises stops the work.

@@ -123,9 +123,9 @@ macro_rules! run_settings {
                 /// cpu, auto, or cuda[:N] [default: cpu]
                 device: String = "cpu".into() => $crate::train::settings::DeviceName,
                     word, Always, Everywhere;
-                /// Type of activations: f32 or bf16 [default: bf16 on a GPU with a bf16 base, else f32]
+                /// Type of products with the weights: f32 or bf16 [default: bf16 where base and device have it, else f32]
                 ///
-                /// And of the frozen weights on a GPU. The adapter, its gradients and its optimiser are
+                /// On a GPU also of activations and weights. The adapter, its gradients and its optimiser are
                 /// f32 with either.
                 compute_dtype: $crate::tensor::Dtype, float, Perhaps, Everywhere,
                     read(deserialize_with = "values::dtype"),

@@ -17,6 +17,9 @@ class Train(TypedDict):
     parameters: int
     """Number of trained values."""
 
+    compute_dtype: str
+    """The dtype of what is multiplied with the frozen weights."""
+
     steps: int
     """Optimiser steps taken."""
 

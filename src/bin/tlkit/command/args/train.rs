@@ -57,7 +57,7 @@ pub(crate) struct Running {
     /// What computes: cpu, cuda, cuda:N, or auto
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub(crate) device: String,
-    /// Type of activations: f32 or bf16 [default: bf16 on a GPU with a bf16 base, else f32]
+    /// Type of products with the weights: f32 or bf16 [default: bf16 where base and device have it, else f32]
     #[arg(long, value_name = "DTYPE", value_parser = float_dtype)]
     pub(crate) compute_dtype: Option<Dtype>,
     #[command(flatten)]

@@ -77,8 +77,8 @@ fn text(r: &RunReport) -> String {
         (
             "steps",
             format!(
-                "{} in {:.1} s, stopped by {}",
-                r.steps, r.seconds, r.stopped
+                "{} in {:.1} s, in {}, stopped by {}",
+                r.steps, r.seconds, r.compute_dtype, r.stopped
             ),
         ),
         (
