@@ -7,6 +7,7 @@
 //! | module | knows |
 //! |---|---|
 //! | [`error`] | one error type: by whose fault, with a stable code |
+//! | [`coding`] | integers as bytes near their entropy |
 //! | [`budget`] | how much memory a piece of work may take on one thread |
 //! | [`tensor`] | dtype, shape, bytes; conversion of half precision |
 //! | [`fs`] | files and folders as outputs and inputs; knows nothing of what is in them |

@@ -57,6 +57,25 @@ def test_fits(lora: Path, tmp_path: Path) -> None:
     assert onto["output"] == str(tmp_path / "onto.tl")
 
 
+def test_merge_by_a_method(base: Path, tied: Path, lora: Path, tmp_path: Path) -> None:
+    """Breaks where a method's parameters are not those of the command, or a proof does not know its result again."""
+    both, out = {tied: 0.5, lora: -1}, tmp_path / "out"
+    by = returned(
+        tlkit.merge,
+        tlkit.merge(base, both, out, method="dare-ties", density=[0.5, 0.8], seed=3, normalize=True, lambda_=1.5),
+    )
+    assert [a["density"] for a in by["adapters"]] == [0.5, 0.8]
+    assert by["method"]["name"] == "dare-ties" and by["method"]["lambda"] == 1.5 and by["method"]["normalize"]
+    same = tlkit.verify_merged(
+        base, both, out, method="dare-ties", density=[0.5, 0.8], seed=3, normalize=True, lambda_=1.5
+    )
+    assert returned(tlkit.verify_merged, same)["equal"]
+    other = tlkit.verify_merged(base, both, out, method="della", density=0.5, epsilon=0.1, rescale="l1")
+    assert not other["equal"]
+    with pytest.raises(tlkit.Error, match="density"):
+        tlkit.plan_merge(base, both, method="ties")
+
+
 def test_merge_verify_and_back(base: Path, tied: Path, lora: Path, tmp_path: Path) -> None:
     """Breaks where merges, proofs or weights are not those of the command."""
     plan = returned(tlkit.plan_merge, tlkit.plan_merge(base, tied))

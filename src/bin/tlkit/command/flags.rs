@@ -40,6 +40,10 @@ const HINTS: &[(&str, &str)] = &[
     ),
     ("convert without a fit", "convert without --fit"),
     (
+        "give a density above 0 and at most 1, which keeps all",
+        "pass --density with a share above 0 and at most 1, which keeps all",
+    ),
+    (
         "raise the rank, or the error at which one is left out",
         "raise --rank or --apart",
     ),
