@@ -15,6 +15,7 @@ use super::measure::{Measured, measured};
 use super::method::CombineMethod;
 use super::options::CombineOptions;
 use super::report::{CombineReport, CombinedPart};
+use super::size::check_size;
 use super::truncated::{Truncated, default_rank, truncated};
 use crate::adapter::error::ratio;
 use crate::adapter::{Adapter, TieGroup};
@@ -27,9 +28,9 @@ use crate::tensor::Dtype;
 ///
 /// # Errors
 /// [`Code::Usage`] for options that make no sense, or nothing to combine; [`Code::AdaptersConflict`] for adapters of
-/// different bases, or tensors that replace one of the base and are not the same in all; [`Code::RankMismatch`] where
-/// a method that adds factors meets two ranks; [`Code::UnsupportedTargetParameters`] for a truncation of experts;
-/// [`Code::NonFinite`]; those of [`TieGroup::low_rank`].
+/// different bases, tensors that replace one of the base and are not the same in all, or two ranks where A is added to
+/// A; [`Code::UnsupportedTargetParameters`] for a truncation of experts; [`Code::ManifestLimit`] for a result beyond the
+/// limits; [`Code::NonFinite`]; those of [`TieGroup::low_rank`].
 pub fn combine(
     inputs: &[CombineInput],
     options: &CombineOptions<'_>,
@@ -95,26 +96,29 @@ fn groups(
     };
     let dtype = options.dtype.unwrap_or(Dtype::F32);
     let elementwise = Elementwise::of(options);
+    let apart = match options.method {
+        CombineMethod::Cat | CombineMethod::Svd => Apart::WhereNeeded,
+        method if method.is_on_delta() => Apart::Modules,
+        _ => Apart::Vectors,
+    };
+    let classes = classes(inputs, apart)?;
+    check_size(&classes, inputs)?;
     match options.method {
         CombineMethod::Cat => {
             let of = |class: Class| exact(class.members, Numbers::Kept);
-            let classes = classes(inputs, Apart::WhereNeeded)?;
             let groups = classes.into_par_iter().map(of);
             let groups: Vec<Option<TieGroup>> = groups.collect::<Result<_>>()?;
             together(groups.into_iter().flatten().collect()).map(whole)
         }
         CombineMethod::Svd => {
-            let classes = classes(inputs, Apart::WhereNeeded)?;
             let default = (default_rank(inputs), dtype);
             truncated(classes, options.budget, default, rest)
         }
         method if method.is_on_delta() => {
-            let classes = classes(inputs, Apart::Modules)?;
             let budget = options.budget.unwrap_or(Budget::Rank(default_rank(inputs)));
             of_deltas(&classes, &elementwise, (budget, dtype), rest)
         }
         _ => {
-            let classes = classes(inputs, Apart::Vectors)?;
             let of = |class: &Class| of_factors(class, inputs, &elementwise);
             let groups = classes.par_iter().map(of).collect::<Result<_>>()?;
             together(groups).map(whole)

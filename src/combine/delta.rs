@@ -13,20 +13,22 @@ use crate::error::{Code, Error, Result};
 use crate::fit::{Budget, ranks_within};
 use crate::tensor::{Dtype, Tensor, product};
 
+/// Elements of the largest ΔW that is made dense: those of embeddings of the largest vocabularies.
+const MOST_ELEMENTS: usize = 1 << 31;
 /// Rows of ΔW that one task computes.
 const ROWS: usize = 64;
 
 /// The groups of classes of one module each, within a budget.
 ///
 /// # Errors
-/// [`Code::UnsupportedTargetParameters`] for experts; those of [`leading`] and [`ranks_within`].
+/// [`Code::ManifestLimit`] above [`MOST_ELEMENTS`]; [`Code::UnsupportedTargetParameters`] for experts; those of [`leading`] and [`ranks_within`].
 pub(super) fn of_deltas(
     classes: &[Class],
     method: &Elementwise,
     (budget, dtype): (Budget, Dtype),
     rest: &Adapter,
 ) -> Result<Truncated> {
-    classes.iter().try_for_each(refuse_parameters)?;
+    classes.iter().try_for_each(check)?;
     let ranks = match budget {
         Budget::Rank(rank) => vec![rank; classes.len()],
         _ => {
@@ -63,8 +65,19 @@ pub(super) fn of_deltas(
     })
 }
 
-fn refuse_parameters(class: &Class) -> Result<()> {
-    let target = &class.members[0].group.targets[0];
+fn check(class: &Class) -> Result<()> {
+    let group = &class.members[0].group;
+    let target = &group.targets[0];
+    if target.out.saturating_mul(group.in_features) > MOST_ELEMENTS {
+        let message = format!(
+            "its update has {} × {} elements, the limit of methods on ΔW is {MOST_ELEMENTS}",
+            target.out, group.in_features
+        );
+        let module = group.module_path(target, 0);
+        return Err(Error::new(Code::ManifestLimit, message)
+            .tensor(module)
+            .hint("use `cat` or `svd`, which work on factors"));
+    }
     if !target.kind.is_parameter() {
         return Ok(());
     }

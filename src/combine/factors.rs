@@ -12,7 +12,7 @@ use crate::tensor::Tensor;
 /// The factors of a class, which is of one module, or tied over layers without u, v and core.
 ///
 /// # Errors
-/// [`Code::RankMismatch`] where the adapters have other ranks.
+/// [`Code::AdaptersConflict`] where the adapters have other ranks.
 pub(super) fn of_factors(
     class: &Class,
     inputs: &[CombineInput],
@@ -26,7 +26,7 @@ pub(super) fn of_factors(
             "rank {} in `{one}`, {} in `{}`, and this method adds A to A and B to B",
             first.rank, other.group.rank, inputs[other.input].label
         );
-        return Err(Error::new(Code::RankMismatch, message)
+        return Err(Error::new(Code::AdaptersConflict, message)
             .tensor(name)
             .hint("use `cat` or `svd`, or the method of the same name that ends in `-svd`"));
     }

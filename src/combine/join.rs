@@ -100,7 +100,7 @@ impl<'m> Joined<'m> {
             let same = g.rank == first.rank && g.a.tensor.same_bytes(&first.a.tensor);
             same && g.core.is_none()
         };
-        let each = self.instances == 1 || !self.has_common_v();
+        let each = self.instances == 1 || !has_common_v(self.members);
         if !each || self.members.len() == 1 || !self.members.iter().all(|m| one_a(&m.group)) {
             return Ok(None);
         }
@@ -129,16 +129,6 @@ impl<'m> Joined<'m> {
             v: None,
             ..first.clone()
         }))
-    }
-
-    /// Whether all have the same v, or none.
-    fn has_common_v(&self) -> bool {
-        let first = self.members[0].group.v.as_ref();
-        self.members.iter().all(|m| match (first, &m.group.v) {
-            (None, None) => true,
-            (Some(one), Some(two)) => one.tensor.same_bytes(&two.tensor),
-            _ => false,
-        })
     }
 
     /// A' of all members below one another, with the weights inside: one for all instances, or for each.
@@ -188,7 +178,7 @@ impl<'m> Joined<'m> {
     /// own, with v inside.
     fn outputs(&self, plain: bool) -> Result<(Factor, Option<Factor>)> {
         let first = self.members[0].group.v.as_ref();
-        let common = self.has_common_v() && !(plain && first.is_some());
+        let common = has_common_v(self.members) && !(plain && first.is_some());
         let each = !common
             || self
                 .members
@@ -299,4 +289,14 @@ impl<'m> Joined<'m> {
             seed: None,
         }
     }
+}
+
+/// Whether all members have the same v, or none.
+pub(super) fn has_common_v(members: &[Member]) -> bool {
+    let first = members.first().and_then(|m| m.group.v.as_ref());
+    members.iter().all(|m| match (first, &m.group.v) {
+        (None, None) => true,
+        (Some(one), Some(two)) => one.tensor.same_bytes(&two.tensor),
+        _ => false,
+    })
 }

@@ -36,6 +36,7 @@ mod measure;
 mod method;
 mod options;
 mod report;
+mod size;
 mod split;
 mod truncated;
 mod write;

@@ -509,7 +509,7 @@ fn linear_adds_roots_of_weights() {
     }
     let other = [plain(2, 1), plain(3, 40)].map(|f| input("x", adapter(groups(&f)), 1.0));
     let refused = combine(&other, &CombineOptions::new(CombineMethod::Linear)).unwrap_err();
-    assert_eq!(refused.code(), Code::RankMismatch);
+    assert_eq!(refused.code(), Code::AdaptersConflict);
 }
 
 mod refusals;

@@ -373,7 +373,7 @@ def judge(case, way, dtype, peft, tlkit, right):
     reason, bound = expected(case, way, dtype), BOUND[dtype]
     (ours, our_error), (theirs, their_error) = tlkit, peft
     if ours is None:
-        codes = {"D": ["TL0401"], "S": ["TL0511"], "R": ["TL0412", "TL0511", "TL0308"]}.get(reason, [])
+        codes = {"D": ["TL0401"], "S": ["TL0511"], "R": ["TL0412", "TL0511"]}.get(reason, [])
         refused = any(code in our_error for code in codes) and (reason != "R" or theirs is None)
         return reason if refused else "!", refused, our_error
     if right is None:

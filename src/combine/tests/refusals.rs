@@ -140,3 +140,34 @@ fn options_have_to_fit_the_method() {
     }
     assert!("sum".parse::<CombineMethod>().is_err());
 }
+
+/// Breaks where a few kilobytes of tied factors may order a result of gigabytes.
+#[test]
+fn a_result_has_a_limit() {
+    let wide = |seed: u32| {
+        let layers = 4096;
+        let group = TieGroup {
+            layers: Some((0..layers as u32).collect()),
+            in_features: 1,
+            targets: vec![Target {
+                module: "m.{}.q".into(),
+                out: 600,
+                kind: ModuleKind::Linear,
+            }],
+            rank: 300,
+            scaling: Scaling::one(300),
+            a: Factor::trained(tensor(Dtype::F32, &[300, 1], seed)),
+            b: Factor::trained(tensor(Dtype::F32, &[600, 300], 1)),
+            core: None,
+            u: None,
+            v: Some(Factor::trained(tensor(Dtype::F32, &[layers, 600], seed))),
+            experts: None,
+        };
+        input("x", adapter(vec![group]), 1.0)
+    };
+    let inputs = [wide(1), wide(2)];
+    assert_eq!(
+        code(&inputs, &CombineOptions::new(CombineMethod::Cat)),
+        Code::ManifestLimit
+    );
+}

@@ -71,7 +71,7 @@ def combine(
 
     Raises:
         Error: ``.kind`` ``"usage"`` for options that the method does not have; ``"incompatible"`` for adapters of
-            different bases, ranks that do not add (``"TL0308"``), or tensors that replace the base's (``"TL0511"``);
+            different bases, ranks that do not add, tensors that replace the base's (``"TL0511"``);
             ``"unsupported"`` for DoRA (``"TL0401"``); ``"malformed"``, ``"io"``.
     """
     return call("combine", locals(), reports.Combined)

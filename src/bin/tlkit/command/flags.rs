@@ -30,6 +30,14 @@ const HINTS: &[(&str, &str)] = &[
         "use `cat` or `svd`, or the method of the same name that ends in `-svd`",
         "use --method cat or svd, or the method of the same name that ends in -svd",
     ),
+    (
+        "use `cat` or `svd`, which work on factors",
+        "use --method cat or svd, which work on factors",
+    ),
+    (
+        "use `cat`, or a method on A and B",
+        "use --method cat, or a method on A and B",
+    ),
     ("convert without a fit", "convert without --fit"),
     (
         "give a density above 0 and at most 1, which keeps all",
