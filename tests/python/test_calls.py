@@ -12,6 +12,19 @@ from shapes import returned
 import tlkit
 
 
+def test_combine(fixtures: Path, tmp_path: Path) -> None:
+    """Breaks where a combination is another one than the command's, or its report of another type."""
+    adapters = {fixtures / "adapters" / "lora": 0.7, fixtures / "adapters" / "style-peft": -0.3}
+    exact = returned(tlkit.combine, tlkit.combine(adapters, tmp_path / "cat.tl"))
+    assert (exact["rank"], exact["bound"], exact["error"] < 1e-6) == (8, None, True)
+    cut = returned(tlkit.combine, tlkit.combine(adapters, tmp_path / "svd.tl", method="svd", rank=3))
+    assert cut["rank"] == 3 and cut["bound"] is not None and cut["error"] >= cut["bound"]
+    drawn = tlkit.combine(adapters, tmp_path / "dare.tl", method="dare-svd", density=0.5, seed=3)
+    assert returned(tlkit.combine, drawn)["cut"] is not None
+    with pytest.raises(tlkit.Error):
+        tlkit.combine(adapters, tmp_path / "ties.tl", method="ties")
+
+
 def test_convert_both_ways(fixtures: Path, tmp_path: Path) -> None:
     """Breaks where a conversion is another one than the command's."""
     there = returned(

@@ -30,8 +30,11 @@ class PeftToTied(TypedDict):
     parameters_after: int
     """Numbers in the `.tl`."""
 
+    left_out: NotRequired[list["LeftOut"]]
+    """Whole tensors that are the base's own, and are not in the `.tl`."""
+
     bytes_before: int
-    """Bytes of the PEFT files."""
+    """Bytes of the adapter's files."""
 
     bytes_after: int
     """Bytes of the `.tl`."""
@@ -44,6 +47,50 @@ class PeftToTied(TypedDict):
 
     output: str
     """The file written."""
+
+
+class LeftOut(TypedDict):
+    """A tensor that was left out."""
+
+    name: str
+    """What the adapter called it."""
+
+    bytes: int
+    """Its bytes."""
+
+
+class TiedToMlx(TypedDict):
+    """Report of tied_to_mlx."""
+
+    fine_tune_type: Literal["lora", "dora", "full"]
+    """What mlx-lm calls it."""
+
+    method: str
+    """The preset that the adapter follows."""
+
+    modules: int
+    """Number of adapted modules."""
+
+    num_layers: int
+    """How many of the last layers mlx-lm adapts."""
+
+    tensors: int
+    """Number of tensors written."""
+
+    bytes_before: int
+    """Bytes of the adapter."""
+
+    bytes_after: int
+    """Bytes of the folder's files."""
+
+    root: str
+    """The adapter's identity."""
+
+    notes: list[str]
+    """What was noticed about the adapter."""
+
+    output: str
+    """The folder written."""
 
 
 class TiedToPeft(TypedDict):
@@ -567,7 +614,55 @@ class _Restored(TypedDict, total=False):
     max_relative_error: float
 
 
-class Packed(_Restored):
+class CodedModule(TypedDict):
+    """One module of a coded adapter."""
+
+    module: str
+    """Its path in the base."""
+
+    rank_before: int
+
+    rank: int
+    """Terms that are coded; 0 for one that is left out."""
+
+    error: float
+    """Relative error of the update that a reader gets."""
+
+    norm: float
+    """Frobenius norm of the update."""
+
+
+class _Coded(TypedDict, total=False):
+    """What coding lost and saved; bits are for each number of the factors as they were."""
+
+    error: float
+    """Relative error of all coded updates together."""
+
+    numbers: int
+    """Numbers of the coded modules' factors before."""
+
+    file_bytes: int
+
+    coded_bytes: int
+
+    bits: float
+    """Bits of the whole file a number."""
+
+    bound: float
+    """Bits that no code of Gaussian components of these energies needs less than at this error."""
+
+    gap: float
+    """`bits` less `bound`."""
+
+    summary: str
+
+    modules: list[CodedModule]
+
+    kept: list[str]
+    """Modules kept as they were."""
+
+
+class Packed(_Restored, _Coded):
     """What packing did; `dtype`, `root_before` and `max_relative_error` where factors were rounded."""
 
     root: str
