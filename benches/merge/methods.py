@@ -47,7 +47,7 @@ def main():
     parser.add_argument("--shape", choices=[*run.SHAPES, "small"], default="1b")
     parser.add_argument("--only", default="", help="a method")
     args = parser.parse_args()
-    shape = run.Shape(1024, 2816, 8, 16, 4) if args.shape == "small" else run.SHAPES[args.shape]
+    shape = run.Shape(2048, 5632, 4, 32, 4) if args.shape == "small" else run.SHAPES[args.shape]
     base = args.dir / "base"
     if not base.exists():
         run.make_base(base, shape)
