@@ -85,7 +85,7 @@ pub fn extract(
     };
     let factors = adapter.groups.iter().flat_map(|g| g.factors());
     report.bytes = factors.map(|(_, f)| f.tensor.byte_len()).sum();
-    report.summary = summary(&report);
+    report.summary = summary(&report, options.tied.is_some());
     adapter.base = Some(fingerprinted(&adapter, base)?);
     adapter.validate()?;
     Ok((adapter, report))
@@ -408,14 +408,15 @@ fn tied_note(all: &[Pair<'_>], extras: &[Vec<Extra>]) -> Option<String> {
     ))
 }
 
-fn summary(r: &ExtractReport) -> String {
+fn summary(r: &ExtractReport, tied: bool) -> String {
     let written = r.modules.iter().filter(|m| m.rank > 0).count();
     let whole = match r.extras.len() {
         0 => String::new(),
         n => format!(", {n} tensors whole"),
     };
+    let what = if tied { "no untied adapter" } else { "nothing" };
     format!(
-        "{written} modules of rank up to {}{whole}: off by {:.3} % of the change, and nothing of these ranks by less than {:.3} %",
+        "{written} modules of rank up to {}{whole}: off by {:.3} % of the change, and {what} of these ranks by less than {:.3} %",
         r.rank,
         100.0 * r.error,
         100.0 * r.bound

@@ -96,7 +96,8 @@ fn by_products(m: &Mat<f32>) -> Result<Option<Basis>> {
     let off = near.transpose() * &near;
     let unit = |i: usize, j: usize| if i == j { 1.0 } else { 0.0 };
     let off = Mat::from_fn(l, l, |i, j| f64::from(off[(i, j)]) - unit(i, j));
-    if !(off.norm_max() < NEAR) {
+    let most = off.norm_max();
+    if most.is_nan() || most >= NEAR {
         return Ok(None);
     }
     // The next step of Newton and Schulz, after which the square of `off` is left.

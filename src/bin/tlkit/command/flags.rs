@@ -7,6 +7,14 @@ use tlkit::Error;
 /// A hint of the library, and the same with the flags of the command.
 const HINTS: &[(&str, &str)] = &[
     (
+        "name them too, or allow that changes are left out",
+        "name them too, or pass --allow-left-out",
+    ),
+    (
+        "take the base that the model was made of, or allow that changes are left out",
+        "take the base that the model was made of, or pass --allow-left-out",
+    ),
+    (
         "choose another name, or let it be replaced",
         "choose another name, or pass --force to replace it",
     ),
