@@ -9,10 +9,10 @@
 import hashlib, json, math, os, re, struct, sys
 
 FLOATS = {"F32": ("I", 0x7F800000), "F16": ("H", 0x7C00), "BF16": ("H", 0x7F80)}  # struct code, exponent bits
-WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1}
+WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1}
 PRESETS = [("lora", "AB", False), ("vera", "uv", True), ("tl1", "A", True), ("tl2", "Auv", True),
            ("tl3", "B", True), ("tl4", "Bu", True), ("tl5", "AB", True), ("tl6", "ABuv", True)]
-FACTORS, FEATURES = "ABCuv", {"core", "experts", "i8-rows", "rows"}
+FACTORS, FEATURES = "ABCuv", {"coded", "core", "experts", "i8-rows", "rows"}
 KINDS = {"linear": False, "conv1d": False, "embedding": False, "parameter": True, "parameter_transposed": True}
 
 def need(ok, message):
@@ -58,9 +58,10 @@ def check_name(name, layered=False):
     need(len(name) <= 512 and re.fullmatch(pattern, name), f"bad name {name[:600]!r}")
 
 def check_tensor(t):
-    fields(t, ["scales", "seed"], dtype=str, scales=str, shape=[int], sha256=str, seed=dict)
+    fields(t, ["coded", "scales", "seed"], coded=int, dtype=str, scales=str, shape=[int], sha256=str, seed=dict)
     need(("scales" in t) == (t["dtype"] == "I8"), "I8 has scales, and nothing else has")
-    need(t["dtype"] in WIDTHS and all(t["shape"]) and byte_len(t) <= 4 << 30, f"{t['dtype']} {t['shape'][:9]}")
+    need(t["dtype"] in WIDTHS and all(t["shape"]) and math.prod(t["shape"]) * WIDTHS[t["dtype"]] <= 4 << 30, f"{t['dtype']} {t['shape'][:9]}")
+    need("coded" not in t or t["dtype"] == "F32" and t["shape"] and 0 < t["coded"] <= 4 << 30 and "seed" not in t, "not a coded tensor")
     need(re.fullmatch("[0-9a-f]{64}", t["sha256"]), "sha256 is not 64 lower-case hex digits")
     if "seed" in t:
         fields(t["seed"], [], generator=str, key=str, step=str)
@@ -68,8 +69,12 @@ def check_tensor(t):
              and re.fullmatch("[0-9a-f]{8}", t["seed"]["step"]) and 0 < step(t) * 2.0**23 < 2.0**128
              and math.prod(t["shape"]) <= 2**28, "bad seed")
 
+def stored(t):
+    """dtype and shape of what is stored."""
+    return ("U8", [t["coded"]]) if "coded" in t else (t["dtype"], t["shape"])
+
 def byte_len(t):
-    return math.prod(t["shape"]) * WIDTHS[t["dtype"]]
+    return t["coded"] if "coded" in t else math.prod(t["shape"]) * WIDTHS[t["dtype"]]
 
 def check_group(g, tensors):
     fields(g, ["experts", "layers", "C", "u", "v"], A=str, B=str, C=str, u=str, v=str, alpha=None, experts=int, layers=[int], rank=int, scaling=str,
@@ -116,7 +121,7 @@ def check_manifest(m):
         check_tensor(t)
     for t in (t for t in m["tensors"].values() if "scales" in t):
         scales = m["tensors"][t["scales"]]
-        need(scales["dtype"] == "F32" and scales["shape"] == t["shape"][:-1] and t["shape"], "not the scales of I8")
+        need(scales["dtype"] == "F32" and "coded" not in scales and scales["shape"] == t["shape"][:-1] and t["shape"], "not the scales of I8")
     for g in m["groups"]:
         check_group(g, m["tensors"])
     need(sum(len(g.get("layers", [0])) * g.get("experts", 1) * len(g["targets"]) for g in m["groups"]) <= 262144, "too many modules")
@@ -126,7 +131,7 @@ def check_manifest(m):
         scaled = dict(alpha=None, rank=int, scaling=str) if x.get("role") == "add_bias" else {}
         picked = dict(rows=[int]) if x.get("role") == "rows" else {}
         fields(x, [], name=str, role=str, tensor=str, **scaled, **picked)
-        need(x["role"] in ("replace", "bias", "base_layer", "add_bias", "rows") and m["tensors"][x["tensor"]]["dtype"] != "I8", f"extra {x}")
+        need(x["role"] in ("replace", "bias", "base_layer", "add_bias", "rows") and m["tensors"][x["tensor"]]["dtype"] != "I8" and "coded" not in m["tensors"][x["tensor"]], f"extra {x}")
         check_name(x["name"])
         if scaled:
             check_scaling(x)
@@ -152,7 +157,8 @@ def features(m):
     i8 = any(t["dtype"] == "I8" for t in m["tensors"].values())
     rows = any(x["role"] == "rows" for x in m["extras"])
     experts = any("experts" in g or any(KINDS[t.get("kind", "linear")] for t in g["targets"]) for g in m["groups"])
-    return ["core"] * any("C" in g for g in m["groups"]) + ["experts"] * experts + ["i8-rows"] * i8 + ["rows"] * rows
+    coded = any("coded" in t for t in m["tensors"].values())
+    return ["coded"] * coded + ["core"] * any("C" in g for g in m["groups"]) + ["experts"] * experts + ["i8-rows"] * i8 + ["rows"] * rows
 
 def encode(spec, data):
     """(canonical manifest, {name: (entry, bytes)}) of a manifest with any names and order, and its bytes."""
@@ -171,7 +177,7 @@ def encode(spec, data):
         entry["sha256"] = sha(raw)
         if not factor:
             entry.pop("seed", None)  # recipes belong to factors
-        name = contents.setdefault((entry["dtype"], *entry["shape"], entry["sha256"], entry.get("scales")), own)
+        name = contents.setdefault((entry["dtype"], *entry["shape"], entry["sha256"], entry.get("scales"), entry.get("coded")), own)
         if name == own or "seed" not in tensors[name][0]:
             tensors[name] = entry, raw
         return name
@@ -219,15 +225,137 @@ def dequantise(entries, tensors, name):
     codes = struct.iter_unpack(f"{entries[name]['shape'][-1]}b", tensors[name])
     return [struct.unpack("<f", struct.pack("<f", s * q))[0] for row, (s,) in zip(codes, scales) for q in row]
 
+# ---- chapter 6: coded tensors ----
+NEXT = (0, 2), (5, 7), (1, 3), (6, 4), (2, 0), (4, 6), (3, 1), (7, 5)
+OCTAVE = 65536, 60097, 55109, 50535, 46341, 42495, 38968, 35734
+SHAPES = [(0, 46, 0, 14), (32, 32, 0, 14), (64, 16, 0, 14), (92, 0, 0, 14), (0, 26, 6, 14), (0, 6, 13, 14), (0, 0, 19, 14), (0, 46, 0, 24),
+          (0, 46, 0, 40), (32, 32, 0, 24), (64, 16, 0, 24), (0, 26, 6, 24), (0, 26, 6, 40), (0, 6, 13, 24), (0, 6, 13, 40), (64, 16, 0, 40)]
+
+def frequencies(scale, shape, z):
+    (linear, square, fourth, zero), shift, weights = SHAPES[shape], max(0, scale - 38) >> 3, []
+    for i in range(32):
+        y = max(0, (i << shift + 1) + (1 << shift) - 1 - z)
+        t = min(4 * y * OCTAVE[scale % 8] >> 8 + (scale >> 3), 16384)
+        e = (linear * t >> 8) + (square * t * t >> 16) + (fourth * min(t**4, 2**56) >> 32)
+        g = {(0, 0): zero, (0, 1): 6, (1, 1): 28}.get((i, z), 32) if shift == 0 else 32
+        weights.append((round(2 ** (30 - e % 64 / 64)) >> (e >> 6)) * g)
+    out = [1 + 4064 * w // sum(weights) for w in weights]
+    out[weights.index(max(weights))] += 4096 - sum(out)
+    return out
+
+class Bits:
+    def __init__(self, data):
+        self.data, self.at = data, 0
+
+    def take(self, count):
+        value = 0
+        for _ in range(count):
+            value = value << 1 | self.data[self.at >> 3] >> 7 - self.at % 8 & 1  # IndexError: cut short
+            self.at += 1
+        return value
+
+    def rice(self, low):
+        ones = 0
+        while self.take(1):
+            ones += 1
+            need(ones <= 65536, "too large a number")
+        folded = ones << low | self.take(low)
+        return -(folded + 1 >> 1) if folded & 1 else folded >> 1
+
+class Words:
+    def __init__(self, words):
+        need(not words or words[-1], "the top word is zero")
+        self.words, self.state = list(words), 0
+        while self.words and self.state < 2**32:
+            self.state = self.state << 32 | self.words.pop()
+
+    def take(self, table):
+        """A symbol of a list of (symbol, start, frequency), one for each quantile."""
+        symbol, start, frequency = table(self.state % 4096)
+        self.state = (self.state >> 12) * frequency + self.state % 4096 - start
+        if self.state < 2**32 and self.words:
+            self.state = self.state << 32 | self.words.pop()
+        return symbol
+
+    def bits(self, count):
+        width = 12 - count
+        return self.take(lambda q: (q >> width, q >> width << width, 1 << width))
+
+def decode(data, shape):
+    """The binary32 values of coded bytes."""
+    rows, columns = ([1] + shape)[-2:]
+    matrices, bits = math.prod(shape) // (rows * columns), Bits(data)
+    axis, p, a, b = (bits.take(4) for _ in range(4))
+    need(axis < 2, "lines along no axis")
+    lines, length = ((rows, columns), (columns, rows))[axis]
+    need(matrices * lines <= 8 * len(data), "too few bits for the lines")
+    first, side = (127 << p, 8, 0), []
+    for _ in range(matrices):
+        near, opens = first, True
+        for _ in range(lines):
+            if not bits.take(1):
+                side.append(None)
+                continue
+            d = bits.rice(a)
+            scale = near[1] + bits.rice(b) - (16 * d >> p)
+            near = near[0] + d, scale, bits.take(4) if bits.take(1) else near[2]
+            need(1 << p <= near[0] < 255 << p and 0 <= scale < 128, "a step or scale is out of range")
+            first, opens = near if opens else first, False
+            side.append(near)
+    need(bits.take(-bits.at % 8) == 0, "bits behind those of the lines")
+    at, each, sizes = bits.at >> 3, min(matrices, max(1, -(-32768 // (rows * columns)))), []
+    for _ in range(-(-matrices // each)):
+        size, shift = 0, 0
+        while True:
+            byte = data[at]
+            at, size, shift = at + 1, size | (byte & 127) << shift, shift + 7
+            need(shift <= 35 and (byte or shift == 7), "the size of a stream")
+            if byte < 128:
+                break
+        sizes.append(size)
+    need(len(data) == at + 4 * sum(sizes), "more or less than the streams")
+    out, tables = [0.0] * math.prod(shape), {}
+
+    def table(scale, shape, z):
+        made = [(i, n) for i, n in enumerate(frequencies(scale, shape, z))]
+        starts = [sum(n for _, n in made[:i]) for i, _ in made]
+        return [(i, starts[i], n) for i, n in made for _ in range(n)].__getitem__
+
+    for stream, size in enumerate(sizes):
+        words, at = Words(struct.unpack_from(f"<{size}I", data, at)), at + 4 * size
+        for place in range(stream * each * lines, min((stream + 1) * each, matrices) * lines):
+            if side[place] is None:
+                continue
+            (step, scale, shape_), state = side[place], 0
+            step, shift = struct.unpack("<f", struct.pack("<I", step << 23 - p))[0], max(0, scale - 38) >> 3
+            start = place // lines * rows * columns + place % lines * (1, columns)[axis == 0]
+            for j in range(length):
+                z = state % 2
+                key = scale, shape_, z
+                k = words.take(tables.get(key) or tables.setdefault(key, table(*key)))
+                if k == 31:
+                    n = words.bits(5)
+                    need(n <= 21, "too long a number")
+                    m = words.bits(n - 12) << 12 if n > 12 else 0
+                    k = 30 + 2**n + (m | words.bits(min(n, 12)) if n else 0)
+                    need(k << shift < 2**23, "too large a number")
+                k = k << shift | (words.bits(shift) if shift else 0)
+                k = -k if k and words.bits(1) else k
+                x = 2 * k - z * ((k > 0) - (k < 0))
+                out[start + j * (1, columns)[axis]] = struct.unpack("<f", struct.pack("<f", step * x))[0]
+                state = NEXT[state][k & 1]
+        need(words.state == 0 and not words.words, "a stream is not one that a coder leaves")
+    return out
+
 # ---- chapters 4 and 8: the file ----
 def write(manifest, tensors):
     """The one file of a canonical manifest and the tensors {name: (entry, bytes)} that go inside."""
     text, body = canonical(manifest), b""
     header = {"__metadata__": {"tl": "1", "tl.manifest": text.decode(), "tl.root": "sha256:" + sha(text)}}
-    for name in sorted(tensors, key=lambda n: (-WIDTHS[tensors[n][0]["dtype"]], n)):
+    for name in sorted(tensors, key=lambda n: (-WIDTHS[stored(tensors[n][0])[0]], n)):
         entry, raw = tensors[name]
-        offsets = [len(body), len(body) + len(raw)]
-        header[name] = {"dtype": entry["dtype"], "shape": entry["shape"], "data_offsets": offsets}
+        offsets, (dtype, shape) = [len(body), len(body) + len(raw)], stored(entry)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
         body += raw
     head = canonical(header, sort=False)
     head += b" " * (-(8 + len(head)) % 64)
@@ -259,8 +387,10 @@ def read(data, blobs=None):
         raw = tensors.setdefault(name, made)
         need(sha(raw) == t["sha256"] and len(raw) == byte_len(t), f"{name} does not have its digest or length")
         need(made in (None, raw), f"{name} is not what its seed makes")
-        code, exponent = FLOATS.get(t["dtype"], ("B", 1 << 8))
+        code, exponent = FLOATS.get(stored(t)[0], ("B", 1 << 8))
         need(all(v & exponent != exponent for v, in struct.iter_unpack("<" + code, raw)), f"{name} is not finite")
+    for name in (name for name, t in manifest["tensors"].items() if "coded" in t):
+        decode(tensors[name], manifest["tensors"][name]["shape"])
     for name in (name for name, t in manifest["tensors"].items() if "scales" in t):
         dequantise(manifest["tensors"], tensors, name)
     again, made = encode(manifest, tensors)
@@ -289,5 +419,5 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     try:
         main(*sys.argv[1:])
-    except (OSError, KeyError, TypeError, ValueError, ArithmeticError, RecursionError, struct.error) as e:
+    except (OSError, KeyError, TypeError, ValueError, ArithmeticError, RecursionError, struct.error, IndexError) as e:
         sys.exit(f"{sys.argv[2]}: {type(e).__name__}: {e}")

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::bits::cut_short;
 use super::layout::{Axis, Extents};
+use super::leb128::{read_leb128, write_leb128};
 use super::model::Model;
 use super::side::{Line, Side};
 use super::stream::{StreamReader, StreamWriter, Tables, tables};
@@ -55,7 +56,7 @@ pub fn encode(coded: &Coded, extents: &Extents) -> Result<Vec<u8>> {
     let streams = streams.collect::<Result<Vec<_>>>()?;
     let mut bytes = side.write(extents);
     for words in &streams {
-        leb128(words.len(), &mut bytes);
+        write_leb128(words.len(), &mut bytes);
     }
     bytes.extend(streams.iter().flatten().flat_map(|w| w.to_le_bytes()));
     Ok(bytes)
@@ -193,36 +194,6 @@ fn all_tables(lines: &[Option<Line>]) -> BTreeMap<Model, Tables> {
     models.sort_unstable();
     models.dedup();
     models.into_par_iter().map(|m| (m, tables(m))).collect()
-}
-
-/// Seven bits a byte, least significant first; the last byte has its top bit clear.
-fn leb128(mut value: usize, out: &mut Vec<u8>) {
-    while value > 127 {
-        out.push(value as u8 | 128);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
-fn read_leb128(bytes: &mut &[u8]) -> Result<usize> {
-    const MOST_BYTES: usize = 5;
-    let mut value = 0;
-    for i in 0..MOST_BYTES {
-        let (byte, rest) = bytes.split_first().ok_or_else(cut_short)?;
-        *bytes = rest;
-        value |= usize::from(byte & 127) << (7 * i);
-        if *byte < 128 {
-            // One length, one spelling.
-            return match *byte == 0 && i > 0 {
-                true => Err(Error::new(
-                    Code::CodingInvalid,
-                    "a length has a zero too many",
-                )),
-                false => Ok(value),
-            };
-        }
-    }
-    Err(Error::new(Code::CodingInvalid, "a stream is too long"))
 }
 
 #[cfg(test)]

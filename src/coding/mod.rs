@@ -9,12 +9,16 @@
 mod bits;
 mod coded;
 mod layout;
+mod leb128;
 pub mod model;
+mod planes;
+mod raw_table;
 mod side;
 mod stream;
 pub mod trellis;
 
 pub use coded::{Coded, check, decode, encode};
 pub use layout::{Axis, Extents};
+pub use planes::{pack_planes, unpack_planes};
 pub use side::Line;
 pub use stream::raw_bits;

@@ -153,7 +153,7 @@ impl Model {
     }
 
     /// The frequencies of the symbols in a set of the trellis; each is at least 1, their sum 2^12.
-    pub(super) fn frequencies(self, set: usize) -> [u16; SYMBOLS] {
+    pub fn frequencies(self, set: usize) -> [u16; SYMBOLS] {
         let mut weights = [0u64; SYMBOLS];
         for (symbol, weight) in weights.iter_mut().enumerate() {
             *weight = self.weight(set, symbol as u64);

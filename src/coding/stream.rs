@@ -40,12 +40,16 @@ pub(super) fn tables(model: Model) -> Tables {
 
 /// An interval of the quantiles, for the encoder.
 #[derive(Clone, Copy)]
-struct Interval {
+pub(super) struct Interval {
     left: u16,
     width: u16,
 }
 
 impl Interval {
+    pub(super) fn new(left: u16, width: u16) -> Self {
+        Self { left, width }
+    }
+
     fn raw(value: u32, bits: u32) -> Self {
         Self {
             left: (value << (RAW - bits)) as u16,
@@ -159,13 +163,18 @@ impl StreamWriter {
 
     /// The words; none for a stream without numbers.
     pub(super) fn finish(self) -> Vec<u32> {
-        let mut coder = AnsCoder::<u32, u64>::new();
-        for interval in self.intervals.iter().rev() {
-            // Neither memory nor an interval of no width can fail here.
-            let _ = coder.encode_symbol((), *interval);
-        }
-        coder.into_compressed().unwrap_or_default()
+        words_of(self.intervals.into_iter().rev())
     }
+}
+
+/// The words of intervals, the last of which comes first.
+pub(super) fn words_of(reversed: impl Iterator<Item = Interval>) -> Vec<u32> {
+    let mut coder = AnsCoder::<u32, u64>::new();
+    for interval in reversed {
+        // Neither memory nor an interval of no width can fail here.
+        let _ = coder.encode_symbol((), interval);
+    }
+    coder.into_compressed().unwrap_or_default()
 }
 
 /// Reads the lines of a stream one after the other.

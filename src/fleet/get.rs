@@ -148,6 +148,7 @@ pub fn get(store: &Store, name: &AdapterName, output: &Path, options: &GetOption
     let write = WriteOptions {
         packing,
         zstd: options.zstd,
+        exact: false,
         existing: options.existing,
     };
     got.bytes = write_encoded(output, &encoded, &write)?.bytes;

@@ -63,6 +63,7 @@ impl Manifest {
             return not_canonical("`base` says nothing, and is there");
         }
         self.check_seeds()?;
+        self.check_coded()?;
         self.check_uses()?;
         self.check_contents()
     }
@@ -76,6 +77,20 @@ impl Manifest {
             return not_canonical(format!("tensor `{name}` has a seed, and is no factor"));
         }
         Ok(())
+    }
+
+    /// Only factors are coded: extras replace what the base has in full, and scales are few.
+    fn check_coded(&self) -> Result<()> {
+        let scales = self.tensors.values().filter_map(|t| t.scales.as_ref());
+        let mut others = scales.chain(self.extras.iter().map(|x| &x.tensor));
+        let is_coded = |name: &&String| {
+            let entry = self.tensors.get(*name);
+            entry.is_some_and(|t| t.coded.is_some())
+        };
+        match others.find(is_coded) {
+            None => Ok(()),
+            Some(name) => not_canonical(format!("tensor `{name}` is coded, and is no factor")),
+        }
     }
 
     /// Every tensor is used, and named by where it is used first.

@@ -7,7 +7,7 @@ use super::blobs::BlobSource;
 use super::described::{ManifestTensor, external_missing};
 use super::finite::not_finite;
 use super::limits::{MAX_MADE_BYTES, most_held};
-use super::pack::{packed_name, unpack_pieces};
+use super::pack::packed_name;
 use super::read::{Stored, TlFile};
 use super::sink::Sink;
 use crate::coding::{self, Extents};
@@ -81,8 +81,7 @@ impl TlFile {
             Stored::Raw => self.pieces(name, sink)?,
             Stored::Packed => {
                 let packed = self.read(&packed_name(name))?;
-                let width = entry.stored()?.0.bits() / 8;
-                unpack_pieces(width, &packed, entry.byte_len()?, sink)?;
+                self.unpack(entry.stored()?.0, &packed, entry.byte_len()?, sink)?;
             }
             Stored::Seeded => entry.made(sink)?,
             Stored::External => {

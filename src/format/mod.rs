@@ -25,6 +25,7 @@ mod blobs;
 mod canonical;
 mod chacha;
 mod check;
+mod codec;
 mod described;
 mod encode;
 mod fingerprint;

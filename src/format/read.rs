@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::blobs::BlobSource;
+use super::codec::Codec;
 use super::described::{ManifestTensor, external_missing};
 use super::header::{KEY_MANIFEST, KEY_PACK, KEY_ROOT, KEY_VERSION, check_canonical_header};
 use super::limits::{MAX_HEADER_BYTES, MAX_MADE_BYTES, most_held};
 use super::manifest::Manifest;
-use super::pack::{self, packed_name, unpacked_name};
+use super::pack::{packed_name, unpacked_name};
+use super::sink::Sink;
 use crate::adapter::Adapter;
 use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
@@ -34,6 +36,7 @@ pub struct TlFile {
     file: SafetensorsFile,
     manifest: Manifest,
     root: Digest,
+    codec: Option<Codec>,
 }
 
 impl TlFile {
@@ -80,14 +83,8 @@ impl TlFile {
             );
         }
         let manifest = Manifest::parse(text.as_bytes())?;
-        let packed = match meta(KEY_PACK) {
-            None => false,
-            Some(pack::CODEC) => true,
-            Some(other) => {
-                let message = format!("packed with `{other}`, which this build does not know");
-                return Err(Error::new(Code::UnknownFeature, message));
-            }
-        };
+        let codec = meta(KEY_PACK).map(Codec::parse).transpose()?;
+        let packed = codec.is_some();
         for info in &header.tensors {
             check_stored(info, &manifest, packed).map_err(|e| e.tensor(&info.name))?;
         }
@@ -95,6 +92,7 @@ impl TlFile {
         Ok(Self {
             manifest,
             root: actual,
+            codec,
             file,
         })
     }
@@ -218,7 +216,12 @@ impl TlFile {
             Stored::Raw => self.read(name)?.into(),
             Stored::Packed => {
                 let packed = self.read(&packed_name(name))?;
-                pack::unpack(dtype, &packed, len)?.into()
+                let mut bytes = Vec::new();
+                self.unpack(dtype, &packed, len, &mut |piece| {
+                    bytes.extend_from_slice(piece);
+                    Ok(())
+                })?;
+                bytes.into()
             }
             Stored::Seeded => entry.regenerate()?.ok_or_else(|| external_missing(entry))?,
             Stored::External => blobs
@@ -230,6 +233,18 @@ impl TlFile {
             entry.check_seed()?;
         }
         Ok(tensor)
+    }
+
+    /// The bytes of a packed tensor, piece by piece.
+    pub(super) fn unpack(
+        &self,
+        dtype: Dtype,
+        packed: &[u8],
+        len: u64,
+        sink: Sink<'_>,
+    ) -> Result<()> {
+        let codec = self.codec.unwrap_or(Codec::ZstdShuffle);
+        codec.unpack_pieces(dtype, packed, len, sink)
     }
 
     /// A stored tensor's bytes, copied out: what was verified must not change afterwards, as a

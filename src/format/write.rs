@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use super::codec::Codec;
 use super::encode::{Encoded, encode};
 use super::header::{ALIGN, KEY_MANIFEST, KEY_PACK, KEY_ROOT, KEY_VERSION};
-use super::pack::{self, packed_name};
+use super::pack::packed_name;
 use crate::adapter::Adapter;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -34,6 +35,8 @@ pub struct WriteOptions {
     pub packing: Packing,
     /// Whether tensors are byte-shuffled and packed with zstd.
     pub zstd: bool,
+    /// Whether the exponents of tensors are coded, which is smaller than zstd and as exact; before `zstd`.
+    pub exact: bool,
     /// What to do with an existing file.
     pub existing: Existing,
 }
@@ -120,6 +123,12 @@ fn check_recipe(encoded: &Encoded, name: &str) -> Result<()> {
 /// The pieces of the file, in order.
 pub(super) fn assemble(encoded: &Encoded, options: &WriteOptions) -> Result<Vec<Bytes>> {
     let mut stored: Vec<(String, Dtype, Vec<usize>, Bytes)> = Vec::new();
+    let codec = match (options.exact, options.zstd) {
+        (true, _) => Some(Codec::Planes),
+        (_, true) => Some(Codec::ZstdShuffle),
+        _ => None,
+    };
+    let mut any_packed = false;
     for (name, entry) in &encoded.tensors {
         let left_out = match &options.packing {
             Packing::Fat => false,
@@ -130,8 +139,14 @@ pub(super) fn assemble(encoded: &Encoded, options: &WriteOptions) -> Result<Vec<
         check_recipe(encoded, name).map_err(|e| e.tensor(name))?;
         if left_out {
             continue;
-        } else if options.zstd {
-            let packed = pack::pack(tensor.dtype(), tensor.data())?;
+        }
+        let packed = codec
+            .map(|c| c.pack(tensor.dtype(), tensor.data()))
+            .transpose()?;
+        // What is noise through and through stays as it is, where that is smaller.
+        let smaller = |p: &Vec<u8>| !options.exact || p.len() < tensor.data().len();
+        if let Some(packed) = packed.filter(smaller) {
+            any_packed = true;
             stored.push((
                 packed_name(name),
                 Dtype::U8,
@@ -151,8 +166,8 @@ pub(super) fn assemble(encoded: &Encoded, options: &WriteOptions) -> Result<Vec<
     let manifest = String::from_utf8(encoded.manifest.to_bytes()).unwrap_or_default();
     let root = encoded.manifest.root().to_string();
     let mut metadata = vec![(KEY_VERSION, "1"), (KEY_MANIFEST, manifest.as_str())];
-    if options.zstd && !stored.is_empty() {
-        metadata.push((KEY_PACK, pack::CODEC));
+    if let Some(codec) = codec.filter(|_| any_packed) {
+        metadata.push((KEY_PACK, codec.name()));
     }
     metadata.push((KEY_ROOT, &root));
     let entries = stored

@@ -232,6 +232,7 @@ impl TrainingRun {
         let write = WriteOptions {
             packing: Packing::Thin,
             zstd: false,
+            exact: false,
             existing: self.options.existing,
         };
         let written = write_tl(&self.config.output, &adapter, &write)?;

@@ -229,6 +229,42 @@ fn pack_in_every_type() {
     assert_transcript!(shell);
 }
 
+/// Breaks where a coded adapter is not what the other commands take for it, or a target is not kept.
+#[test]
+fn pack_codes_to_an_error_or_a_size() {
+    let shell = Shell::new();
+    let packed = |line: &str| -> serde_json::Value {
+        let run = shell.quiet(&format!("pack {line} --json"));
+        assert_eq!(run.code, 0, "{line}: {}", run.stderr);
+        serde_json::from_str(&run.stdout).unwrap()
+    };
+    let number = |report: &serde_json::Value, key: &str| report[key].as_f64().unwrap();
+    let coded = packed("lora -o coded.tl --error 0.05");
+    assert!(number(&coded, "error") <= 0.05 && number(&coded, "gap") > 0.0);
+    shell.ok("verify adapters lora coded.tl --tolerance 0.1");
+    shell.ok("verify file coded.tl");
+    shell.ok("convert tied-to-peft coded.tl -o peft-coded");
+    shell.ok("merge base coded.tl -o a-coded");
+    shell.ok("merge base peft-coded -o b-coded");
+    shell.ok("verify merged --base base --adapter coded.tl --merged b-coded");
+    // What is coded is coded again, or stored in floats.
+    let small = packed("coded.tl -o small.tl --max-bytes 2500");
+    assert!(number(&small, "bytes_after") <= 2500.0);
+    let bits = packed("lora -o bits.tl --bits 12 --zstd");
+    assert!(number(&bits, "bits") <= 12.0);
+    shell.ok("pack coded.tl -o floats.tl --dtype f32");
+    shell.ok("verify adapters coded.tl floats.tl --tolerance 0");
+    shell.ok("inspect coded.tl --tensors");
+    shell.ok("audit coded.tl small.tl lora");
+    let refused = |line: &str| assert_eq!(shell.quiet(&format!("pack {line}")).code, 2, "{line}");
+    refused("lora -o no.tl --error 2");
+    refused("lora -o no.tl --max-bytes 100");
+    refused("style.tl -o no.tl --error 0.05");
+    refused("lora -o no.tl --error 0.05 --dtype f16");
+    assert!(shell.quiet("pack lora -o no.tl").code != 0);
+    assert!(!shell.path("no.tl").exists());
+}
+
 /// Breaks where a form of packing loses something: all of them have one root.
 #[test]
 fn pack_thin_and_compressed() {

@@ -6,6 +6,7 @@ const COMMANDS: &[&str] = &[
     "convert peft-to-tied",
     "convert tied-to-peft",
     "convert tied-to-gguf",
+    "combine",
     "convert mlx-to-tied",
     "convert nemo-to-tied",
     "convert tied-to-mlx",

@@ -137,6 +137,8 @@ fn broken_manifests_are_invalid_and_do_not_parse() {
         (r#""requires":[]"#, r#""requires":["int8"]"#),
         (r#""requires":[]"#, r#""requires":["core","core"]"#),
         (r#""requires":[]"#, r#""requires":["i8-rows","core"]"#),
+        (r#""dtype":"F32""#, r#""coded":0,"dtype":"F32""#),
+        (r#""dtype":"F32""#, r#""coded":9,"dtype":"F16""#),
         (r#""dtype":"F32""#, r#""dtype":"I8""#),
         (r#""dtype":"F32""#, r#""dtype":"F32","scales":"g0.B""#),
         (r#""requires":[],"#, ""),

@@ -4,6 +4,8 @@ use std::fs;
 
 use tlkit::Code;
 use tlkit::adapter::Seed;
+use tlkit::coding::model::Model;
+use tlkit::coding::trellis;
 use tlkit::digest::Digest;
 use tlkit::format::{fingerprint, seeded_tensor};
 use tlkit::fs::Existing;
@@ -83,6 +85,75 @@ fn the_seed_vectors_are_what_the_generator_makes() {
         }
     }
     assert!(count >= 6);
+}
+
+/// The numbers of a table that the text prints.
+fn numbers(what: &str) -> Vec<u64> {
+    let blocks = blocks("coded");
+    let (_, text) = blocks
+        .iter()
+        .find(|b| b.0 == format!("coded {what}"))
+        .unwrap();
+    let words = text.split([' ', ';', '\n']).filter(|w| !w.is_empty());
+    words.map(|w| w.parse().unwrap()).collect()
+}
+
+#[test]
+fn the_tables_of_coded_tensors_are_those_of_the_code() {
+    let states = trellis::NEXT.iter().flatten().map(|s| u64::from(*s));
+    assert_eq!(numbers("states"), states.collect::<Vec<_>>());
+    // Every frequency by the formula of chapter 6, as a reader of the text would write it.
+    let (octave, shapes, power) = (numbers("octave"), numbers("shapes"), numbers("power"));
+    for (scale, shape, z) in (0..128)
+        .flat_map(|s| (0..16).map(move |h| (s, h)))
+        .flat_map(|(s, h)| [(s, h, 0), (s, h, 1)])
+    {
+        let [a, b, c, zero] = shapes[4 * shape..][..4] else {
+            panic!()
+        };
+        let h = u32::try_from(usize::saturating_sub(scale, 38) >> 3).unwrap();
+        let weight = |i: u64| {
+            let y = ((i << (h + 1)) + (1 << h) - 1).saturating_sub(z);
+            let t = 16_384.min((4 * y * octave[scale % 8]) >> (8 + (scale >> 3)));
+            let e = ((a * t) >> 8)
+                + ((b * t * t) >> 16)
+                + ((u128::from(c) * u128::from(t).pow(4).min(1 << 56)) >> 32) as u64;
+            let density = power[(e % 64) as usize].checked_shr((e >> 6) as u32);
+            let g = match (h, i, z) {
+                (0, 0, 0) => zero,
+                (0, 0, 1) => 6,
+                (0, 1, 1) => 28,
+                _ => 32,
+            };
+            density.unwrap_or(0) * g
+        };
+        let weights: Vec<u64> = (0..32).map(weight).collect();
+        let sum: u64 = weights.iter().sum();
+        let mut want: Vec<u64> = weights.iter().map(|w| 1 + 4064 * w / sum).collect();
+        let most = weights.iter().max().unwrap();
+        let first = weights.iter().position(|w| w == most).unwrap();
+        want[first] += 4096 - want.iter().sum::<u64>();
+        let model = Model::new(scale as u8, shape as u8).unwrap();
+        let made = model.frequencies(z as usize).map(u64::from);
+        assert_eq!(made[..], want[..], "scale {scale}, shape {shape}, set {z}");
+    }
+}
+
+#[test]
+fn the_coded_vectors_are_what_the_code_reads() {
+    // Lines of shape, coded bytes, values. A change here would change every coded adapter.
+    let blocks = blocks("coded");
+    let (_, text) = blocks.iter().find(|b| b.0 == "coded vectors").unwrap();
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [shape, bytes, want] = words[..] else {
+            panic!("{line}")
+        };
+        let shape = shape.split('x').map(|n| n.parse().unwrap()).collect();
+        let tensor = Tensor::coded(shape, unhex(bytes)).unwrap();
+        assert_eq!(hex(tensor.data()), want, "{line}");
+    }
+    assert!(text.lines().count() >= 3);
 }
 
 #[test]

@@ -25,6 +25,7 @@ FUNCTIONS: dict[str, list[Function]] = {
     ],
     "convert tied-to-peft": [convert.tied_to_peft],
     "convert tied-to-gguf": [convert.tied_to_gguf],
+    "combine": [tlkit.combine],
     "convert mlx-to-tied": [convert.mlx_to_tied],
     "convert nemo-to-tied": [convert.nemo_to_tied],
     "convert tied-to-mlx": [convert.tied_to_mlx],

@@ -13,3 +13,6 @@ mod trellis;
 
 pub use report::{CodedModule, CodedReport};
 pub use search::{CodeTarget, code};
+
+#[cfg(test)]
+mod tests;

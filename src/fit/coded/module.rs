@@ -29,6 +29,8 @@ pub(super) struct Module {
     pub(super) sigma: Vec<f64>,
     /// Which side is coded first: the shorter one, since the other can make up for more of its error.
     first: usize,
+    /// ‖ΔW‖² of the lines as they are, rounded to F32.
+    square: f64,
 }
 
 /// A module's terms as they are coded; `None` for those that are left out.
@@ -77,7 +79,9 @@ impl Module {
             .count();
         sigma.truncate(kept);
         sides.iter_mut().for_each(|s| s.truncate(kept));
+        let [left, right] = sides.each_ref().map(|side| gram(side, side));
         Ok(Self {
+            square: inner(&left, &right),
             sides,
             sigma,
             first: usize::from(update.out > n),
@@ -85,7 +89,7 @@ impl Module {
     }
 
     pub(super) fn square(&self) -> f64 {
-        self.sigma.iter().map(|s| s * s).sum()
+        self.square
     }
 
     pub(super) fn terms(&self) -> impl Iterator<Item = Term> {
@@ -157,16 +161,36 @@ impl Module {
 
     /// Gains refitted by least squares, the error measured, everything in its place.
     fn with_gains(&self, mut pairs: Vec<[Coded; 2]>, steps: Steps) -> CodedTerms {
-        let gains = self.gains(&pairs);
-        for (pair, gain) in pairs.iter_mut().zip(gains) {
-            let step = pair[0].step as f64 * gain;
+        let lines = |side: usize| pairs.iter().map(|p| &p[side].values).collect::<Vec<_>>();
+        let (one, two) = (lines(0), lines(1));
+        let (first, second) = (&self.sides[self.first], &self.sides[1 - self.first]);
+        let own = times(&gram(&one, &one), &gram(&two, &two));
+        let mixed = times(&gram(&one, first), &gram(&two, second));
+        let mixed = Mat::from_fn(pairs.len(), 1, |i, _| {
+            (0..mixed.ncols()).map(|j| mixed[(i, j)]).sum::<f64>()
+        });
+        let solved = own.partial_piv_lu().solve(&mixed);
+        let gain = |(i, pair): (usize, &mut [Coded; 2])| {
+            let gain = solved[(i, 0)];
+            // Far from 1 there is nothing to be gained: the system is singular.
+            let sane = (0.5..2.0).contains(&gain);
+            let before = pair[0].step;
+            let step = f64::from(before) * if sane { gain } else { 1.0 };
             if let Some(bits) = Line::step_near(step as f32, steps.fine) {
                 pair[0].set_step(bits, steps.fine);
             }
+            f64::from(pair[0].step) / f64::from(before)
+        };
+        let gains: Vec<f64> = pairs.iter_mut().enumerate().map(gain).collect();
+        let mut square = self.square;
+        for (i, x) in gains.iter().enumerate() {
+            square -= 2.0 * x * mixed[(i, 0)];
+            let row = gains.iter().enumerate();
+            square += x * row.map(|(j, y)| y * own[(i, j)]).sum::<f64>();
         }
         let mut coded = CodedTerms {
             terms: vec![None; self.sigma.len()],
-            square: self.off(&pairs),
+            square: square.max(0.0),
             bits: 0.0,
         };
         for [first, second] in pairs {
@@ -179,46 +203,6 @@ impl Module {
             coded.terms[term] = Some(sides);
         }
         coded
-    }
-
-    /// What each pair has to be multiplied with to come closest together.
-    fn gains(&self, pairs: &[[Coded; 2]]) -> Vec<f64> {
-        let n = pairs.len();
-        let (one, two) = (self.first, 1 - self.first);
-        let product = |i: &[Coded; 2], j: &[Coded; 2]| {
-            dot(&i[0].values, &j[0].values) * dot(&i[1].values, &j[1].values)
-        };
-        let own = |i: &[Coded; 2]| -> f64 {
-            let each = self.sides[one].iter().zip(&self.sides[two]);
-            each.map(|(u, v)| dot(&i[0].values, u) * dot(&i[1].values, v))
-                .sum()
-        };
-        let system = Mat::from_fn(n, n, |i, j| product(&pairs[i], &pairs[j]));
-        let right = Mat::from_fn(n, 1, |i, _| own(&pairs[i]));
-        let solved = system.partial_piv_lu().solve(&right);
-        // Far from 1 there is nothing to be gained: the system is singular.
-        let sane = |g: f64| if (0.5..2.0).contains(&g) { g } else { 1.0 };
-        (0..n).map(|i| sane(solved[(i, 0)])).collect()
-    }
-
-    /// ‖ΔW − ΔW'‖² by the products of all pairs of terms.
-    fn off(&self, pairs: &[[Coded; 2]]) -> f64 {
-        let (one, two) = (self.first, 1 - self.first);
-        let before = self.sides[one].iter().zip(&self.sides[two]);
-        let before: Vec<(&[f32], &[f32], f64)> =
-            before.map(|(u, v)| (&u[..], &v[..], 1.0)).collect();
-        let after = pairs
-            .iter()
-            .map(|p| (&p[0].values[..], &p[1].values[..], -1.0));
-        let all: Vec<(&[f32], &[f32], f64)> = before.into_iter().chain(after).collect();
-        let mut sum = 0.0;
-        for (i, x) in all.iter().enumerate() {
-            for y in &all[..=i] {
-                let twice = if std::ptr::eq(x, y) { 1.0 } else { 2.0 };
-                sum += twice * x.2 * y.2 * dot(x.0, y.0) * dot(x.1, y.1);
-            }
-        }
-        sum.max(0.0)
     }
 }
 
@@ -251,7 +235,6 @@ impl Coded {
         };
         self.bits = bits;
         self.step = line.step(mantissa);
-        self.values = values(&self.line.integers, self.step);
     }
 
     fn into_line(self) -> SideLine {
@@ -280,9 +263,10 @@ fn step_for(values: &[f32], weight: f64, price: f64) -> Option<(u32, f32)> {
 /// The second factors that bring the coded first ones closest: (F'ᵀF')⁻¹·F'ᵀF·S.
 fn best_partners(first: &[Coded], before: &[Vec<f32>], second: &[Vec<f32>]) -> Vec<Vec<f32>> {
     let r = first.len();
-    let gram = Mat::from_fn(r, r, |i, j| dot(&first[i].values, &first[j].values));
-    let mixed = Mat::from_fn(r, before.len(), |i, j| dot(&first[i].values, &before[j]));
-    let weights = gram.partial_piv_lu().solve(&mixed);
+    let coded: Vec<&Vec<f32>> = first.iter().map(|f| &f.values).collect();
+    let weights = gram(&coded, &coded)
+        .partial_piv_lu()
+        .solve(&gram(&coded, before));
     let len = second.first().map_or(0, Vec::len);
     let row = |i: usize| {
         let mut sum = vec![0.0f64; len];
@@ -297,18 +281,34 @@ fn best_partners(first: &[Coded], before: &[Vec<f32>], second: &[Vec<f32>]) -> V
     (0..r).map(row).collect()
 }
 
+/// Products of all lines with all lines.
+fn gram(a: &[impl AsRef<[f32]>], b: &[impl AsRef<[f32]>]) -> Mat<f64> {
+    Mat::from_fn(a.len(), b.len(), |i, j| dot(a[i].as_ref(), b[j].as_ref()))
+}
+
+/// Element by element.
+fn times(a: &Mat<f64>, b: &Mat<f64>) -> Mat<f64> {
+    Mat::from_fn(a.nrows(), a.ncols(), |i, j| a[(i, j)] * b[(i, j)])
+}
+
+/// The sum of the products of their elements.
+fn inner(a: &Mat<f64>, b: &Mat<f64>) -> f64 {
+    let columns = 0..a.ncols();
+    let row = |i: usize| columns.clone().map(|j| a[(i, j)] * b[(i, j)]).sum::<f64>();
+    (0..a.nrows()).map(row).sum()
+}
+
 fn dot(a: &[f32], b: &[f32]) -> f64 {
-    // Four sums at a time: one chain would wait for every addition.
-    let mut sums = [0.0f64; 4];
-    let (heads, rest) = (a.as_chunks::<4>(), b.as_chunks::<4>());
-    for (x, y) in heads.0.iter().zip(rest.0) {
+    // Eight sums at a time: one chain would wait for every addition.
+    let mut sums = [0.0f64; 8];
+    let (a, b) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    for (x, y) in a.0.iter().zip(b.0) {
         for (s, (x, y)) in sums.iter_mut().zip(x.iter().zip(y)) {
             *s += f64::from(*x) * f64::from(*y);
         }
     }
-    let tail: f64 = (heads.1.iter().zip(rest.1))
-        .map(|(x, y)| f64::from(*x) * f64::from(*y))
-        .sum();
+    let tail = a.1.iter().zip(b.1);
+    let tail: f64 = tail.map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
     sums.iter().sum::<f64>() + tail
 }
 

@@ -146,7 +146,7 @@ impl<'a> Plan<'a> {
         /// How far below the error is near enough.
         const NEAR: f64 = 0.996;
         let fine = fine_for(error);
-        let mut price = bound(&self.terms, error * error * self.square).1;
+        let mut price = self.first_price(error * (1.0 + NEAR) / 2.0, fine);
         let (mut best, mut last): (Option<Found>, Option<Found>) = (None, None);
         // ln error as a line over ln price, by the last two tries.
         let mut slope = 0.5;
@@ -178,6 +178,33 @@ impl<'a> Plan<'a> {
             let message = format!("no code reaches an error of {error}");
             Error::new(Code::Usage, message).hint("store it as int8, or in floats")
         })
+    }
+
+    /// The price by the bound, and by how far a few of the modules are from it.
+    fn first_price(&self, error: f64, fine: u8) -> f64 {
+        /// How many modules are enough to tell.
+        const SAMPLE: usize = 12;
+        let square = error * error * self.square;
+        let price = bound(&self.terms, square).1;
+        if self.places.len() < 2 * SAMPLE {
+            return price;
+        }
+        let sample: Vec<&Place> = self
+            .places
+            .iter()
+            .step_by(self.places.len() / SAMPLE)
+            .collect();
+        let found = |place: &&Place| place.module.coded(price, Steps { fine }, None).square;
+        let found: f64 = sample
+            .par_iter()
+            .map(found)
+            .collect::<Vec<_>>()
+            .iter()
+            .sum();
+        let expected = sample.iter().flat_map(|p| p.module.terms());
+        let expected: f64 = expected.map(|t| t.at(price).1).sum();
+        let ratio = (found / expected.max(f64::MIN_POSITIVE)).clamp(0.5, 2.0);
+        bound(&self.terms, square / ratio).1
     }
 
     /// The lowest price at which the file has no more bytes than asked for.

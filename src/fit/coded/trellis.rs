@@ -18,17 +18,14 @@ pub(super) struct CodedLine {
     pub(super) bits: f64,
 }
 
-/// Where a path may come from: for every state its two predecessors with the parity that leads here.
-const BEFORE: [[(u8, u8); 2]; STATES] = {
-    let mut found = [[(0, 0); 2]; STATES];
-    let mut filled = [0; STATES];
+/// Where a path may come from: for every state its two predecessors, by way of an even and of an odd number.
+const BEFORE: [[usize; 2]; STATES] = {
+    let mut found = [[0; 2]; STATES];
     let mut state = 0;
     while state < STATES {
         let mut parity = 0;
         while parity < 2 {
-            let to = NEXT[state][parity] as usize;
-            found[to][filled[to]] = (state as u8, parity as u8);
-            filled[to] += 1;
+            found[NEXT[state][parity] as usize][parity] = state;
             parity += 1;
         }
         state += 1;
@@ -76,87 +73,105 @@ fn first_model(values: &[f32], step: f32) -> Model {
     }
 }
 
-/// Bits of every magnitude up to a largest one, in both sets.
-fn bits_by_magnitude(model: Model, most: u32) -> [Vec<f32>; 2] {
-    let (shift, prices) = (model.shift(), prices(model));
-    [0, 1].map(|set: usize| {
-        let bits = |k: u32| {
-            let symbol = (k >> shift).min(SYMBOLS as u32 - 1);
-            prices[set][symbol as usize] + raw_bits(k, shift) as f32
-        };
-        (0..=most).map(bits).collect()
-    })
+/// What every magnitude costs in a set of the trellis.
+struct Costs {
+    /// Of magnitude k at k + 1; zero, and what would be below it, can not be had here.
+    by_magnitude: Vec<f32>,
+    zero: f32,
 }
 
-/// What one number may become: for each set and parity the best magnitude, and what it costs.
-type Choice = [[(f32, u32); 2]; 2];
-
-fn choices(size: f32, price: f32, bits: &[Vec<f32>; 2]) -> Choice {
-    let mut found = [[(f32::INFINITY, 0); 2]; 2];
-    for (set, found) in found.iter_mut().enumerate() {
+impl Costs {
+    fn of(model: Model, set: usize, price: f32, most: u32) -> Self {
+        let (shift, prices) = (model.shift(), prices(model));
         let cost = |k: u32| {
-            let x = (2 * k - (set as u32 & u32::from(k > 0))) as f32;
-            (size - x) * (size - x) + price * bits[set][k as usize]
+            let symbol = (k >> shift).min(SYMBOLS as u32 - 1);
+            price * (prices[set][symbol as usize] + raw_bits(k, shift) as f32)
         };
-        let half = ((size + set as f32) * 0.5) as u32;
-        for (parity, found) in found.iter_mut().enumerate() {
-            let parity = parity as u32;
-            // The two of this parity on either side.
-            let below = match half >= parity {
-                true => half - ((half - parity) & 1),
-                false => parity,
-            };
-            let mut take = |k: u32| {
-                let cost = cost(k);
-                if cost < found.0 {
-                    *found = (cost, k);
-                }
-            };
-            take(below);
-            take(below + 2);
-            if parity == 0 && below > 0 {
-                take(0);
-            }
+        let closed = [f32::INFINITY; 2];
+        Self {
+            by_magnitude: closed.into_iter().chain((1..=most).map(cost)).collect(),
+            zero: cost(0),
         }
     }
-    found
+
+    /// For a number of this many steps, the best even and the best odd magnitude, each after its cost.
+    #[inline]
+    fn best(&self, set: usize, size: f32) -> [(f32, u32); 2] {
+        let offset = set as f32;
+        let middle = ((size + offset) * 0.5) as u32;
+        let mut near = [f32::INFINITY; 4];
+        if let Some(costs) = self.by_magnitude.get(middle as usize..middle as usize + 4) {
+            // Magnitudes from one below the middle to two above it.
+            let first = 2.0 * middle as f32 - 2.0 - offset - size;
+            for (j, (near, cost)) in near.iter_mut().zip(costs).enumerate() {
+                let off = first + 2.0 * j as f32;
+                *near = off * off + cost;
+            }
+        }
+        let better = |i: usize, j: usize| match near[j] < near[i] {
+            true => (near[j], middle + j as u32 - 1),
+            false => (near[i], (middle + i as u32).saturating_sub(1)),
+        };
+        let (own, other) = (better(1, 3), better(0, 2));
+        let [mut even, odd] = match middle & 1 {
+            0 => [own, other],
+            _ => [other, own],
+        };
+        let zero = size * size + self.zero;
+        if zero < even.0 {
+            even = (zero, 0);
+        }
+        [even, odd]
+    }
+}
+
+/// What a number may have become: the even and the odd magnitudes of both sets, and for each state whether it was
+/// reached by the odd one.
+struct Step {
+    magnitudes: [[u32; 2]; 2],
+    odd: u8,
 }
 
 /// The path of least cost through the trellis.
 fn best_path(values: &[f32], step: f32, price: f32, model: Model) -> Vec<i32> {
     let largest = values.iter().fold(0.0f32, |m, x| m.max(x.abs())) / step;
-    let bits = bits_by_magnitude(model, (largest * 0.5) as u32 + 4);
+    let most = (largest * 0.5) as u32 + 4;
+    let sets = [0, 1].map(|set| Costs::of(model, set, price, most));
     let mut costs = [f32::INFINITY; STATES];
     costs[0] = 0.0;
-    let mut steps: Vec<([[u32; 2]; 2], u8)> = Vec::with_capacity(values.len());
+    let mut steps: Vec<Step> = Vec::with_capacity(values.len());
     for value in values {
-        let choice = choices(value.abs() / step, price, &bits);
-        let (mut after, mut taken) = ([0.0; STATES], 0u8);
-        for (to, after) in after.iter_mut().enumerate() {
-            let way = |(from, parity): (u8, u8)| {
-                costs[usize::from(from)] + choice[set(from.into())][usize::from(parity)].0
-            };
-            let (one, two) = (way(BEFORE[to][0]), way(BEFORE[to][1]));
-            *after = one.min(two);
-            taken |= u8::from(two < one) << to;
+        let size = value.abs() / step;
+        let choices = [sets[0].best(0, size), sets[1].best(1, size)];
+        let (mut after, mut odd) = ([0.0; STATES], 0u8);
+        for to in 0..STATES {
+            let [even_from, odd_from] = BEFORE[to];
+            let by_even = costs[even_from] + choices[set(even_from)][0].0;
+            let by_odd = costs[odd_from] + choices[set(odd_from)][1].0;
+            after[to] = by_even.min(by_odd);
+            odd |= u8::from(by_odd < by_even) << to;
         }
         // Sums stay small, so that their last bits count.
         let least = after.iter().fold(f32::INFINITY, |m, c| m.min(*c));
         costs = after.map(|c| c - least);
-        steps.push((choice.map(|s| s.map(|c| c.1)), taken));
+        steps.push(Step {
+            magnitudes: choices.map(|s| s.map(|c| c.1)),
+            odd,
+        });
     }
     let last = (0..STATES).min_by(|a, b| costs[*a].total_cmp(&costs[*b]));
     let mut state = last.unwrap_or(0);
     let mut integers = vec![0; values.len()];
-    for (i, (magnitudes, taken)) in steps.iter().enumerate().rev() {
-        let (from, parity) = BEFORE[state][usize::from(taken >> state & 1)];
-        let magnitude = magnitudes[set(from.into())][usize::from(parity)].cast_signed();
+    for (i, step) in steps.iter().enumerate().rev() {
+        let parity = usize::from(step.odd >> state & 1);
+        let from = BEFORE[state][parity];
+        let magnitude = step.magnitudes[set(from)][parity].cast_signed();
         integers[i] = if values[i] < 0.0 {
             -magnitude
         } else {
             magnitude
         };
-        state = from.into();
+        state = from;
     }
     integers
 }

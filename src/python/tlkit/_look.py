@@ -166,26 +166,34 @@ def pack(
     *,
     thin: bool = False,
     zstd: bool = False,
+    exact: bool = False,
     dtype: str | None = None,
+    error: float | None = None,
+    max_bytes: int | str | None = None,
+    bits: float | None = None,
     blobs: StrPath | None = None,
     force: bool = False,
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> convert.Packed:
-    """Rewrite a ``.tl`` fat, thin or compressed; the root stays, unless ``dtype`` rounds.
+    """Rewrite a ``.tl`` fat, thin or compressed; the root stays, unless ``dtype`` rounds or the factors are coded.
 
     Args:
-        file: The ``.tl`` to read.
+        file: The ``.tl`` to read; with ``error``, ``max_bytes`` or ``bits``, also a PEFT directory.
         output: The ``.tl`` to write.
         thin: Leave out seeded tensors, and with ``blobs`` every A and B.
         zstd: Compress tensors; the root stays the same.
+        exact: Compress tensors as exactly as ``zstd`` does, and further: their exponents are coded.
         dtype: Store the factors as ``"f32"``, ``"bf16"``, ``"f16"`` or ``"int8"``: another adapter, with another root.
+        error: Code the factors in the fewest bytes with which all updates together, as f32, have at most this relative error.
+        max_bytes: Code them at the smallest error with which the file has at most so many bytes; also ``"64k"``, ``"8M"``.
+        bits: Code them at the smallest error within so many bits for each of their numbers.
         blobs: Where left-out tensors are read from, and with ``thin`` written to.
         force: Replace an existing output; links, devices and inputs never are.
         progress: Called with ``(done, total, what)`` from this thread; what it raises stops the work.
         threads: Number of threads; results do not depend on it.
 
     Raises:
-        Error: ``.kind`` is ``"io"``, ``"malformed"``, ``"integrity"``, ``"unsupported"``.
+        Error: ``.kind`` is ``"usage"``, ``"io"``, ``"malformed"``, ``"integrity"``, ``"unsupported"``.
     """
     return call("pack", locals(), convert.Packed)

@@ -614,7 +614,55 @@ class _Restored(TypedDict, total=False):
     max_relative_error: float
 
 
-class Packed(_Restored):
+class CodedModule(TypedDict):
+    """One module of a coded adapter."""
+
+    module: str
+    """Its path in the base."""
+
+    rank_before: int
+
+    rank: int
+    """Terms that are coded; 0 for one that is left out."""
+
+    error: float
+    """Relative error of the update that a reader gets."""
+
+    norm: float
+    """Frobenius norm of the update."""
+
+
+class _Coded(TypedDict, total=False):
+    """What coding lost and saved; bits are for each number of the factors as they were."""
+
+    error: float
+    """Relative error of all coded updates together."""
+
+    numbers: int
+    """Numbers of the coded modules' factors before."""
+
+    file_bytes: int
+
+    coded_bytes: int
+
+    bits: float
+    """Bits of the whole file a number."""
+
+    bound: float
+    """Bits that no code of Gaussian components of these energies needs less than at this error."""
+
+    gap: float
+    """`bits` less `bound`."""
+
+    summary: str
+
+    modules: list[CodedModule]
+
+    kept: list[str]
+    """Modules kept as they were."""
+
+
+class Packed(_Restored, _Coded):
     """What packing did; `dtype`, `root_before` and `max_relative_error` where factors were rounded."""
 
     root: str

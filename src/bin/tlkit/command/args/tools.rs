@@ -37,6 +37,9 @@ pub(crate) struct Pack {
     /// Compress tensors with zstd
     #[arg(long)]
     pub(crate) zstd: bool,
+    /// Compress tensors as exactly as --zstd does, and further: their exponents are coded; older readers refuse it
+    #[arg(long, conflicts_with = "zstd")]
+    pub(crate) exact: bool,
     /// Store the factors as f32, bf16, f16 or int8: another adapter, with another root
     #[arg(long, value_parser = storage_dtype)]
     pub(crate) dtype: Option<Dtype>,

@@ -83,6 +83,7 @@ pub(crate) fn pack(args: &Pack, output: &Output) -> Result<Outcome> {
     let mut options = WriteOptions::default();
     options.packing = packing;
     options.zstd = args.zstd;
+    options.exact = args.exact;
     options.existing = existing(args.force);
     let written = write_tl(&args.output, &adapter, &options)?;
     let report = Report {

@@ -1,0 +1,148 @@
+use super::*;
+use crate::adapter::{Adapter, TieGroup, delta_error};
+use crate::convert::{ToTiedOptions, coalesce, import_tied};
+use crate::error::Code;
+use crate::fit::tests::{module, values};
+use crate::format::{NoBlobs, Packing, TlFile, WriteOptions, write_tl};
+use crate::testing::shared;
+
+/// A LoRA of rank 5 on two modules of three layers, terms of falling size; v of layer 2 is zero.
+fn lora() -> Adapter {
+    let (n, rank) = (140, 5);
+    let one = |name: &str, layer: u32, out: usize| {
+        let mut a = values(rank * n, layer as u16, 1);
+        for (k, row) in a.chunks_mut(n).enumerate() {
+            row.iter_mut().for_each(|x| *x *= 0.4f32.powi(k as i32));
+        }
+        let mut b = values(out * rank, layer as u16, name.len() as u8);
+        if name == "v_proj" && layer == 2 {
+            b.fill(0.0);
+        }
+        module(name, layer, &a, &b, rank)
+    };
+    let groups = (0..3).flat_map(|l| [one("q_proj", l, 160), one("v_proj", l, 40)]);
+    coalesce(&Adapter {
+        groups: groups.collect(),
+        ..Adapter::default()
+    })
+    .unwrap()
+}
+
+/// ‖ΔW − ΔW'‖ / ‖ΔW‖ over all modules, by the decomposition that verification uses.
+fn distance(before: &Adapter, after: &Adapter) -> f64 {
+    let group = |target: &str| {
+        let own = |g: &&TieGroup| g.targets[0].module == target;
+        after.groups.iter().find(own).unwrap()
+    };
+    let (mut off, mut all) = (0.0, 0.0);
+    for old in &before.groups {
+        let new = group(&old.targets[0].module);
+        for layer in 0..old.instances() {
+            let (old, new) = (
+                old.low_rank(layer, 0).unwrap(),
+                new.low_rank(layer, 0).unwrap(),
+            );
+            let error = delta_error(&old, &new).unwrap();
+            off += error.frobenius.powi(2);
+            all += error.norm.powi(2);
+        }
+    }
+    (off / all).sqrt()
+}
+
+/// Breaks where the error that is told is not that of the file, or is beyond what was asked for.
+#[test]
+fn the_error_is_that_of_the_numbers_that_are_read() {
+    let lora = lora();
+    let dir = tempfile::tempdir().unwrap();
+    for error in [0.003, 0.05, 0.4] {
+        let (coded, report) = code(&lora, CodeTarget::Error(error)).unwrap();
+        let path = dir.path().join(format!("{error}.tl"));
+        let written = write_tl(&path, &coded, &WriteOptions::default()).unwrap();
+        let read = TlFile::open(&path).unwrap().load(&NoBlobs).unwrap();
+        let off = distance(&lora, &read);
+        assert!(off <= error && off > 0.9 * error, "{off} {error}");
+        assert!(
+            (off / report.error - 1.0).abs() < 1e-4,
+            "{off} {}",
+            report.error
+        );
+        assert_eq!(written.bytes, report.file_bytes);
+        assert!(report.bound < report.bits && report.gap < 3.0, "{report:?}");
+        let zero = report.modules.iter().find(|m| m.norm == 0.0).unwrap();
+        assert_eq!((zero.rank, zero.error), (0, 0.0));
+        // What is read and written again is the same file.
+        let again = dir.path().join("again.tl");
+        let mut options = WriteOptions::default();
+        options.existing = crate::fs::Existing::Replace;
+        assert_eq!(write_tl(&again, &read, &options).unwrap(), written);
+        options.packing = Packing::Thin;
+        options.zstd = true;
+        assert_eq!(
+            write_tl(&again, &read, &options).unwrap().root,
+            written.root
+        );
+        assert_eq!(
+            TlFile::open(&again)
+                .unwrap()
+                .load(&NoBlobs)
+                .unwrap()
+                .groups
+                .len(),
+            2
+        );
+    }
+}
+
+#[test]
+fn the_bytes_are_those_asked_for() {
+    let lora = lora();
+    for bytes in [3000, 5000] {
+        let (coded, report) = code(&lora, CodeTarget::Bytes(bytes)).unwrap();
+        assert!(report.file_bytes <= bytes && report.file_bytes > bytes * 95 / 100);
+        assert!((distance(&lora, &coded) / report.error - 1.0).abs() < 1e-4);
+    }
+    let (_, report) = code(&lora, CodeTarget::Bits(8.0)).unwrap();
+    assert!(report.bits <= 8.0 && report.error < 0.05);
+    let refused = |target| code(&lora, target).unwrap_err().code();
+    assert_eq!(refused(CodeTarget::Bytes(900)), Code::Usage);
+    assert_eq!(refused(CodeTarget::Error(1.0)), Code::Usage);
+    assert_eq!(refused(CodeTarget::Bits(f64::NAN)), Code::Usage);
+}
+
+#[test]
+fn what_is_tied_stays_and_nothing_is_not_coded() {
+    let mut adapter = lora();
+    let tied = |g: &mut TieGroup| {
+        g.a.tensor = g.a.tensor.index_first(0).unwrap();
+        g.b.tensor = g.b.tensor.index_first(0).unwrap();
+    };
+    tied(&mut adapter.groups[0]);
+    let (coded, report) = code(&adapter, CodeTarget::Error(0.1)).unwrap();
+    assert_eq!(report.kept.len(), 3);
+    assert!(
+        coded.groups[0]
+            .a
+            .tensor
+            .same_bytes(&adapter.groups[0].a.tensor)
+    );
+    tied(&mut adapter.groups[1]);
+    let error = code(&adapter, CodeTarget::Error(0.1)).unwrap_err();
+    assert_eq!(error.code(), Code::Usage);
+}
+
+/// Breaks where coding loses what it is for: few bits above the bound, all bytes of the file counted.
+#[test]
+fn a_real_adapter_is_near_the_bound() {
+    let Some(dir) = shared("adapters/smollm-135m-r16-qv-medai-ckpt1000") else {
+        return;
+    };
+    let lora = import_tied(&dir, &ToTiedOptions::default()).unwrap();
+    let (_, report) = code(&lora.adapter, CodeTarget::Error(0.1)).unwrap();
+    assert!(
+        report.gap < 0.2 && report.error <= 0.1,
+        "{}",
+        report.summary
+    );
+    assert!(report.bits < 2.6, "{}", report.summary);
+}
