@@ -49,12 +49,15 @@ pub fn is_nemo_file(path: &Path) -> bool {
     matches!(read, Ok(Ok(262))) && start.ends_with(b"ustar")
 }
 
-/// Reads an archive.
+/// Looks at the config before anything larger is read, where it stands first, as NeMo writes it.
+type Check<'c> = &'c dyn Fn(&[u8]) -> Result<()>;
+
+/// Reads an archive; `check` may refuse its config.
 ///
 /// # Errors
 /// [`Code::BadArchive`] for what is no such archive, is damaged or beyond the limits; [`Code::NoAdapter`] where a
 /// member is missing; [`Code::UnsupportedMegatron`] for shards that are not joined; the errors of the file system.
-pub(super) fn read(path: &Path) -> Result<Members> {
+pub(super) fn read(path: &Path, check: Check<'_>) -> Result<Members> {
     let (mut file, len) = open_regular(path)?;
     if len > MAX_FILE {
         let message = format!("the file has {len} bytes, at most {MAX_FILE} are read");
@@ -67,21 +70,21 @@ pub(super) fn read(path: &Path) -> Result<Members> {
         .and_then(|_| file.rewind());
     rewound.map_err(|e| Error::io(path, "read", e))?;
     let members = match magic == [0x1f, 0x8b] {
-        true => unpacked(file, len),
-        false => members(BufReader::new(file), len),
+        true => unpacked(file, len, check),
+        false => members(BufReader::new(file), len, check),
     };
     let mut members = members.map_err(|e| e.file(path))?;
     members.bytes = len;
     Ok(members)
 }
 
-fn unpacked(file: File, len: u64) -> Result<Members> {
+fn unpacked(file: File, len: u64, check: Check<'_>) -> Result<Members> {
     let most = len
         .saturating_mul(MAX_RATIO)
         .saturating_add(64 << 20)
         .min(MAX_FILE);
     // What is beyond is missing then, as if the file were cut off.
-    members(GzDecoder::new(BufReader::new(file)).take(most), most)
+    members(GzDecoder::new(BufReader::new(file)).take(most), most, check)
 }
 
 fn bad(message: impl Into<String>) -> Error {
@@ -98,7 +101,7 @@ enum Place {
 }
 
 /// `room` is what all that is read may take together: entries cannot overlap, so no more than there is.
-fn members(reader: impl Read, mut room: u64) -> Result<Members> {
+fn members(reader: impl Read, mut room: u64, check: Check<'_>) -> Result<Members> {
     let broken =
         |e: std::io::Error| bad(format!("the tar archive is broken or cut off: {e}")).cause(e);
     let mut archive = Archive::new(reader);
@@ -136,6 +139,9 @@ fn members(reader: impl Read, mut room: u64) -> Result<Members> {
         entry.read_to_end(&mut bytes).map_err(broken)?;
         if bytes.len() as u64 != size {
             return Err(bad(format!("a member has {} of {size} bytes", bytes.len())));
+        }
+        if place == Place::Config {
+            check(&bytes)?;
         }
         let twice = match place {
             Place::Weights(rank) => ranks.insert(rank, bytes).is_some(),

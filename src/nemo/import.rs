@@ -27,7 +27,7 @@ use crate::tensor::{Tensor, shape_text};
 /// modules are called; [`Code::UnsupportedPositionEmbedding`], [`Code::UnsupportedPeftType`],
 /// [`Code::UnsupportedMegatron`], [`Code::UnsupportedVariant`] for what no low-rank update is.
 pub fn import_nemo(path: &Path, base: Option<&dyn BaseShapes>) -> Result<Imported> {
-    let members = archive::read(path)?;
+    let members = archive::read(path, &|config| NemoConfig::from_slice(config).map(drop))?;
     imported(&members, base).map_err(|e| e.file(path))
 }
 

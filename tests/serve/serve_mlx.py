@@ -203,7 +203,11 @@ class Checks:
     def refusals(self, base: Path, work: Path) -> None:
         tl = work / "q,v.tl"
         config = json.loads((base / "config.json").read_text())
-        for label, change, code in (("fewer layers", dict(num_hidden_layers=3), "TL0501"), ("another type", dict(model_type="bloom"), "TL0607")):
+        changes: list[tuple[str, dict[str, Any], str]] = [
+            ("fewer layers", dict(num_hidden_layers=3), "TL0501"),
+            ("another type", dict(model_type="bloom"), "TL0607"),
+        ]
+        for label, change, code in changes:
             other = work / label
             other.mkdir()
             (other / "config.json").write_text(json.dumps({**config, **change}))
@@ -240,7 +244,8 @@ def names(checks: Checks) -> None:
         for name in mlx:
             own = [p for p in prefixes if kind in ("gemma3", "gpt2") and name.startswith(p[0])]
             classes.add(own[0][1] + name.removeprefix(own[0][0]) if own else name)
-        rest = {n for n in classes - hf if "switch_mlp" not in n and ".mlp.experts." not in n and not re.search(r"\.(gate|shared_expert_gate)$", n)}
+        apart = r"switch_mlp|\.mlp\.experts\.|\.(gate|shared_expert_gate)$"
+        rest = {n for n in classes - hf if not re.search(apart, n)}
         checks.check(f"names {kind}", not rest, str(sorted(rest)[:4]))
 
 

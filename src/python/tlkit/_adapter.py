@@ -76,11 +76,13 @@ class Adapter:
         blobs: StrPath | None = None,
         rename: Mapping[str, str] | None = None,
     ) -> Adapter:
-        """Open a ``.tl`` file or a PEFT directory; every digest of a ``.tl`` is verified.
+        """Open a ``.tl``, or an adapter of PEFT, MLX or NeMo; every digest of a ``.tl`` is verified.
 
         Args:
-            path: A ``.tl``, or a folder with ``adapter_config.json`` and its weights. No pickle is executed.
-            base: The base model, where a VeRA directory leaves its shapes open; only its headers are read.
+            path: A ``.tl`` or ``.nemo``, or a folder with ``adapter_config.json`` and its weights. No pickle is
+                executed.
+            base: The base model, where a VeRA directory leaves its shapes open, or another tool its names; only its
+                headers are read.
             blobs: The folder with the tensors that a thin ``.tl`` leaves out, each named by its SHA-256.
             rename: Leading parts of module names and what they are in the base: ``{"backbone": "model"}``.
 

@@ -149,8 +149,8 @@ def mlx_to_tied(
         threads: Number of threads; results do not depend on it.
 
     Raises:
-        Error: ``.kind`` ``"unsupported"`` for what a ``.tl`` cannot say (DoRA: ``"TL0401"``); ``"usage"`` where experts need
-            ``base`` (``"TL0316"``); ``"malformed"``, ``"incompatible"``, ``"io"``.
+        Error: ``.kind`` ``"unsupported"`` for what a ``.tl`` cannot say (DoRA: ``"TL0401"``); ``"usage"`` where
+            experts need ``base`` (``"TL0316"``); ``"malformed"``, ``"incompatible"``, ``"io"``.
     """
     return call("convert mlx-to-tied", locals(), reports.PeftToTied)
 
@@ -168,7 +168,7 @@ def nemo_to_tied(
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> reports.PeftToTied:
-    """Convert a ``.nemo`` of NeMo 1.x to a ``.tl``: LoRA, tied LoRA (TL5) or the paper's own. Nothing in it is executed.
+    """Convert a ``.nemo`` of NeMo 1.x to a ``.tl``: LoRA, tied LoRA (TL5), the paper's own. Nothing in it is executed.
 
     Args:
         adapter: The ``.nemo`` file.
@@ -184,8 +184,8 @@ def nemo_to_tied(
         threads: Number of threads; results do not depend on it.
 
     Raises:
-        Error: ``.kind`` ``"unsupported"`` for what is no low-rank update (a position embedding: ``"TL0423"``); ``"usage"`` where
-            the config does not tell what modules are called without ``base`` (``"TL0316"``); ``"malformed"``, ``"io"``.
+        Error: ``.kind`` ``"unsupported"`` for what is no low-rank update (a position embedding: ``"TL0423"``);
+            ``"usage"`` where modules have no names without ``base`` (``"TL0316"``); ``"malformed"``, ``"io"``.
     """
     return call("convert nemo-to-tied", locals(), reports.PeftToTied)
 
