@@ -93,7 +93,7 @@ def truncated(before, share):
 
 
 def coded(tlkit, adapter, target):
-    command = [tlkit, "pack", adapter, "-o", OUT / "coded.tl", "--force", "--json", "--threads", "2", "--error", repr(target)]
+    command = [tlkit, "pack", adapter, "-o", OUT / "coded.tl", "--force", "--json", "--threads", "2", "--error", repr(float(target))]
     return timed([str(word) for word in command])
 
 

@@ -254,12 +254,15 @@ fn pack_codes_to_an_error_or_a_size() {
     assert!(number(&bits, "bits") <= 12.0);
     shell.ok("pack coded.tl -o floats.tl --dtype f32");
     shell.ok("verify adapters coded.tl floats.tl --tolerance 0");
+    packed("style.tl -o tied.tl --error 0.02");
+    shell.ok("verify adapters style.tl tied.tl --tolerance 0.1");
+    packed("style.tl -o exact.tl --exact");
+    shell.ok("verify adapters style.tl exact.tl --tolerance 0");
     shell.ok("inspect coded.tl --tensors");
     shell.ok("audit coded.tl small.tl lora");
     let refused = |line: &str| assert_eq!(shell.quiet(&format!("pack {line}")).code, 2, "{line}");
     refused("lora -o no.tl --error 2");
     refused("lora -o no.tl --max-bytes 100");
-    refused("style.tl -o no.tl --error 0.05");
     refused("lora -o no.tl --error 0.05 --dtype f16");
     assert!(shell.quiet("pack lora -o no.tl").code != 0);
     assert!(!shell.path("no.tl").exists());

@@ -8,22 +8,37 @@
 //! The bound of a sum of terms is the largest value of the Lagrangian dual: for any price λ of a bit,
 //! Σ min(R + D/λ) − D_max/λ bits are not too many, however the error is shared out.
 
-/// A rank-one term of an update.
+/// A rank-one term of an update, or a line of a factor that is coded as it is.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Term {
-    /// σ².
+    /// σ²; of a line, the error of leaving it out.
     pub(super) square: f64,
-    /// Numbers of u and of v.
+    /// Numbers of u and of v; of a line, its numbers and none.
     pub(super) sizes: [f64; 2],
 }
 
 impl Term {
+    /// A line of `size` numbers without which the updates are off by `square`.
+    pub(super) fn line(square: f64, size: usize) -> Self {
+        Self {
+            square,
+            sizes: [size as f64, 0.0],
+        }
+    }
+
     /// Bits and squared error of the best code where a bit is worth an error of `price`.
     pub(super) fn at(&self, price: f64) -> (f64, f64) {
         const STEPS: usize = 50;
         let dropped = (0.0, self.square);
         if self.square <= 0.0 {
             return dropped;
+        }
+        if self.sizes[1] == 0.0 {
+            let d = self.sizes[0] * price / (2.0 * self.square * std::f64::consts::LN_2);
+            return match d < 1.0 {
+                true => (-0.5 * self.sizes[0] * d.log2(), self.square * d),
+                false => dropped,
+            };
         }
         // At the optimum d_u·(1 − d_v) and d_v·(1 − d_u) are these shares.
         let shares = self

@@ -248,6 +248,28 @@ impl Coded {
     }
 }
 
+/// A line by itself, whose squared error counts `weight` times, and its numbers as they are read.
+pub(super) fn code_side(numbers: &[f32], weight: f64, price: f64) -> (Option<SideLine>, Vec<f32>) {
+    let zeros = || (None, vec![0.0; numbers.len()]);
+    let usable = weight.is_finite() && weight > 0.0;
+    let Some((bits, step)) = usable.then(|| step_for(numbers, weight, price)).flatten() else {
+        return zeros();
+    };
+    let line = code_line(
+        numbers,
+        step,
+        price / (weight * f64::from(step).powi(2)),
+        None,
+    );
+    match Coded::of(0, ((bits, step), line)) {
+        Some(coded) => {
+            let values = coded.values.clone();
+            (Some(coded.into_line()), values)
+        }
+        None => zeros(),
+    }
+}
+
 /// The step, coarsely rounded, of values whose squared error counts `weight` times.
 fn step_for(values: &[f32], weight: f64, price: f64) -> Option<(u32, f32)> {
     let largest = values.iter().fold(0.0f32, |m, x| m.max(x.abs()));
@@ -282,7 +304,7 @@ fn best_partners(first: &[Coded], before: &[Vec<f32>], second: &[Vec<f32>]) -> V
 }
 
 /// Products of all lines with all lines.
-fn gram(a: &[impl AsRef<[f32]>], b: &[impl AsRef<[f32]>]) -> Mat<f64> {
+pub(super) fn gram(a: &[impl AsRef<[f32]>], b: &[impl AsRef<[f32]>]) -> Mat<f64> {
     Mat::from_fn(a.len(), b.len(), |i, j| dot(a[i].as_ref(), b[j].as_ref()))
 }
 
@@ -292,7 +314,7 @@ fn times(a: &Mat<f64>, b: &Mat<f64>) -> Mat<f64> {
 }
 
 /// The sum of the products of their elements.
-fn inner(a: &Mat<f64>, b: &Mat<f64>) -> f64 {
+pub(super) fn inner(a: &Mat<f64>, b: &Mat<f64>) -> f64 {
     let columns = 0..a.ncols();
     let row = |i: usize| columns.clone().map(|j| a[(i, j)] * b[(i, j)]).sum::<f64>();
     (0..a.nrows()).map(row).sum()

@@ -1,10 +1,13 @@
 //! The price of a bit at which an adapter has the error or the bytes that were asked for.
 
+use std::collections::BTreeMap;
+
 use rayon::prelude::*;
 
 use super::bound::{Term, bound};
 use super::module::{CodedTerms, Module, Steps};
 use super::report::{CodedModule, CodedReport};
+use super::tied::{CodedTied, Tied};
 use crate::adapter::{Adapter, Factor, LowRank, Scaling, TieGroup};
 use crate::coding::{Axis, Coded};
 use crate::error::{Code, Error, Result};
@@ -40,8 +43,9 @@ impl CodeTarget {
 
 /// The adapter with its updates coded (spec §6), another one with another root.
 ///
-/// Coded are the plain, untied LoRAs in it, module by module or, where targets share an A, these together. What
-/// is tied, or has vectors or cores, stays, and so do extras.
+/// Coded are the plain, untied LoRAs in it, module by module or, where targets share an A, these together; and the
+/// factors of tied groups, but those that a seed makes. What is neither stays, such as projections that groups of
+/// several shapes share, and so do extras.
 /// The numbers are the same bytes for any number of threads.
 ///
 /// # Errors
@@ -71,6 +75,8 @@ struct Plan<'a> {
     /// Which groups are coded.
     chosen: Vec<bool>,
     places: Vec<Place>,
+    /// Tied groups, by their numbers.
+    tied: Vec<(usize, Tied)>,
     terms: Vec<Term>,
     square: f64,
     numbers: u64,
@@ -79,6 +85,7 @@ struct Plan<'a> {
 /// All modules at one price.
 struct Found {
     coded: Vec<CodedTerms>,
+    tied: Vec<CodedTied>,
     steps: Steps,
     price: f64,
     error: f64,
@@ -107,18 +114,23 @@ impl<'a> Plan<'a> {
             .par_iter()
             .map(place)
             .collect::<Result<Vec<_>>>()?;
-        let terms: Vec<Term> = places.iter().flat_map(|p| p.module.terms()).collect();
-        let square = terms.iter().map(|t| t.square).sum();
+        let tied = tied_groups(adapter, &chosen)?;
+        let terms = places.iter().flat_map(|p| p.module.terms());
+        let terms: Vec<Term> = terms.chain(tied.iter().flat_map(|t| t.1.terms())).collect();
+        let square = places.iter().map(|p| p.module.square()).sum::<f64>()
+            + tied.iter().map(|t| t.1.square).sum::<f64>();
         if square == 0.0 {
-            let message = "nothing to code: no plain LoRA with an update is in the adapter";
+            let message = "nothing to code: no LoRA with an update is in the adapter";
             return Err(Error::new(Code::Usage, message));
         }
         let size = |g: &TieGroup| g.instances() * g.rank * (g.in_features + g.total_out());
         Ok(Self {
-            numbers: groups.map(|(_, g)| size(g) as u64).sum(),
+            numbers: groups.map(|(_, g)| size(g) as u64).sum::<u64>()
+                + tied.iter().map(|t| t.1.numbers()).sum::<u64>(),
             adapter,
             chosen,
             places,
+            tied,
             terms,
             square,
         })
@@ -131,8 +143,11 @@ impl<'a> Plan<'a> {
             place.module.coded(price, steps, near.map(|n| &n.coded[i]))
         };
         let coded: Vec<CodedTerms> = self.places.par_iter().enumerate().map(one).collect();
-        let off: f64 = coded.iter().map(|c| c.square).sum();
+        let tied: Vec<CodedTied> = self.tied.par_iter().map(|t| t.1.coded(price)).collect();
+        let off = coded.iter().map(|c| c.square).sum::<f64>()
+            + tied.iter().map(|c| c.square).sum::<f64>();
         Found {
+            tied,
             error: (off / self.square).sqrt(),
             coded,
             steps,
@@ -246,6 +261,9 @@ impl<'a> Plan<'a> {
     /// The adapter, and the bytes of its file.
     fn assemble(&self, found: &Found) -> Result<(Adapter, u64)> {
         let mut adapter = self.adapter.clone();
+        for ((g, _), coded) in self.tied.iter().zip(&found.tied) {
+            adapter.groups[*g] = coded.group(&adapter.groups[*g])?;
+        }
         let mut places = self.places.iter().zip(&found.coded).peekable();
         for (g, group) in adapter.groups.iter_mut().enumerate() {
             if !self.chosen[g] {
@@ -305,16 +323,26 @@ impl<'a> Plan<'a> {
                 norm: square.sqrt(),
             }
         };
-        self.places
-            .iter()
-            .zip(&found.coded)
-            .map(&mut module)
-            .collect()
+        let plain = self.places.iter().zip(&found.coded).map(&mut module);
+        let mut modules: Vec<CodedModule> = plain.collect();
+        for ((g, tied), coded) in self.tied.iter().zip(&found.tied) {
+            let group = &self.adapter.groups[*g];
+            let targets = group.targets.iter().map(|t| t.module.as_str());
+            modules.push(CodedModule {
+                module: targets.collect::<Vec<_>>().join("+"),
+                rank_before: group.rank,
+                rank: group.rank,
+                error: (coded.square / tied.square).sqrt(),
+                norm: tied.square.sqrt(),
+            });
+        }
+        modules
     }
 
     fn kept(&self) -> Vec<String> {
         let modules = self.adapter.modules().into_iter();
-        let kept = modules.filter(|m| !self.chosen[m.group]);
+        let coded = |g: usize| self.chosen[g] || self.tied.iter().any(|t| t.0 == g);
+        let kept = modules.filter(|m| !coded(m.group));
         kept.map(|m| m.path).collect()
     }
 }
@@ -326,6 +354,31 @@ fn is_plain(group: &TieGroup) -> bool {
         _ => group.instances() == 1,
     };
     group.factors().count() == 2 && own(&group.a) && own(&group.b)
+}
+
+/// The tied groups that have tensors of their own, with one at least that is to be coded.
+fn tied_groups(adapter: &Adapter, chosen: &[bool]) -> Result<Vec<(usize, Tied)>> {
+    let tensors = adapter.groups.iter().flat_map(TieGroup::factors);
+    let mut uses: BTreeMap<_, usize> = BTreeMap::new();
+    for (_, factor) in tensors.filter(|(_, f)| f.seed.is_none()) {
+        *uses.entry(factor.tensor.data().id()).or_default() += 1;
+    }
+    let own = |g: &TieGroup| {
+        let mut factors = g.factors();
+        factors.all(|(_, f)| f.seed.is_some() || uses.get(&f.tensor.data().id()) == Some(&1))
+    };
+    let groups = adapter.groups.iter().enumerate();
+    let groups: Vec<_> = groups
+        .filter(|(g, group)| !chosen[*g] && own(group))
+        .collect();
+    let tied = groups
+        .par_iter()
+        .map(|(g, group)| Ok(Tied::of(group)?.map(|t| (*g, t))));
+    Ok(tied
+        .collect::<Result<Vec<_>>>()?
+        .into_iter()
+        .flatten()
+        .collect())
 }
 
 /// The update of all targets of an instance together.

@@ -1,9 +1,10 @@
 use super::*;
-use crate::adapter::{Adapter, TieGroup, delta_error};
+use crate::adapter::{Adapter, Factor, Seed, TieGroup, delta_error};
 use crate::convert::{ToTiedOptions, coalesce, import_tied};
 use crate::error::Code;
 use crate::fit::tests::{module, values};
-use crate::format::{NoBlobs, Packing, TlFile, WriteOptions, write_tl};
+use crate::format::{NoBlobs, Packing, TlFile, WriteOptions, generate, write_tl};
+use crate::tensor::Tensor;
 use crate::testing::shared;
 
 /// A LoRA of rank 5 on two modules of three layers, terms of falling size; v of layer 2 is zero.
@@ -110,25 +111,76 @@ fn the_bytes_are_those_asked_for() {
     assert_eq!(refused(CodeTarget::Bits(f64::NAN)), Code::Usage);
 }
 
-#[test]
-fn what_is_tied_stays_and_nothing_is_not_coded() {
+/// The adapter with both groups tied, over three layers; each with what it has on the rank side, and v or not.
+fn tied(core: bool, v: bool) -> Adapter {
     let mut adapter = lora();
-    let tied = |g: &mut TieGroup| {
-        g.a.tensor = g.a.tensor.index_first(0).unwrap();
-        g.b.tensor = g.b.tensor.index_first(0).unwrap();
-    };
-    tied(&mut adapter.groups[0]);
-    let (coded, report) = code(&adapter, CodeTarget::Error(0.1)).unwrap();
-    assert_eq!(report.kept.len(), 3);
-    assert!(
-        coded.groups[0]
-            .a
-            .tensor
-            .same_bytes(&adapter.groups[0].a.tensor)
-    );
-    tied(&mut adapter.groups[1]);
+    for group in &mut adapter.groups {
+        let (r, m) = (group.rank, group.total_out());
+        group.a.tensor = group.a.tensor.index_first(0).unwrap();
+        group.b.tensor = group.b.tensor.index_first(0).unwrap();
+        let factor = |shape: Vec<usize>, salt| {
+            let values = values(shape.iter().product(), 9, salt);
+            Some(Factor::trained(Tensor::from_f32(shape, &values).unwrap()))
+        };
+        match core {
+            true => group.core = factor(vec![3, r, r], 5),
+            false => group.u = factor(vec![3, r], 6),
+        }
+        group.v = v.then(|| factor(vec![3, m], 7)).flatten();
+    }
+    adapter
+}
+
+/// Breaks where a tied group's errors are not those of its updates, or a factor's line has the place of another.
+#[test]
+fn tied_groups_are_coded_as_they_are() {
+    for (core, v) in [(false, false), (false, true), (true, false), (true, true)] {
+        let before = tied(core, v);
+        for error in [0.01, 0.1] {
+            let (coded, report) = code(&before, CodeTarget::Error(error)).unwrap();
+            let off = distance(&before, &coded);
+            assert!(
+                (off / report.error - 1.0).abs() < 1e-3,
+                "{core} {v} {off} {report:?}"
+            );
+            assert!(
+                off <= error && off > 0.9 * error,
+                "{core} {v} {off} {error}"
+            );
+            let factors = coded.groups.iter().flat_map(TieGroup::factors);
+            assert!(
+                factors
+                    .map(|(_, f)| f)
+                    .all(|f| f.tensor.coded_bytes().is_some())
+            );
+            assert_eq!(coded.method(), before.method());
+            assert!(report.kept.is_empty());
+        }
+    }
+}
+
+#[test]
+fn what_groups_share_and_what_seeds_make_stays() {
+    let mut adapter = tied(false, false);
+    adapter.groups[0].a.tensor = adapter.groups[1].a.tensor.clone();
     let error = code(&adapter, CodeTarget::Error(0.1)).unwrap_err();
     assert_eq!(error.code(), Code::Usage);
+    let mut adapter = tied(false, false);
+    let seed = Seed {
+        key: [3; 32],
+        step: f32::powi(2.0, -23),
+    };
+    let group = &mut adapter.groups[0];
+    let shape = group.a.tensor.shape().to_vec();
+    let values = generate(&seed, shape.iter().product()).unwrap();
+    group.a = Factor {
+        tensor: Tensor::from_f32(shape, &values).unwrap(),
+        trained: false,
+        seed: Some(seed),
+    };
+    let (coded, _) = code(&adapter, CodeTarget::Error(0.05)).unwrap();
+    assert!(coded.groups[0].a.seed.is_some());
+    assert!(coded.groups[0].b.tensor.coded_bytes().is_some());
 }
 
 /// Breaks where coding loses what it is for: few bits above the bound, all bytes of the file counted.

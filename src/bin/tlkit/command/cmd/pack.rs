@@ -156,7 +156,7 @@ fn text(report: &Report) -> String {
         rows.push(("bits", bits));
         if !coded.kept.is_empty() {
             let kept = format!(
-                "{} modules, which are tied or have vectors",
+                "{} modules, of factors that are shared or seeded",
                 coded.kept.len()
             );
             rows.push(("kept", kept));
