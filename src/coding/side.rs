@@ -10,6 +10,9 @@ pub(super) const MAX_MANTISSA: u8 = 15;
 /// Most lower bits of a Rice code.
 const MAX_LOW: u8 = 15;
 
+/// What a line's step and scale are above their guesses, whether its shape is its neighbour's, and the shape.
+type Residual = (i32, i32, bool, u8);
+
 /// A line that is not zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Line {
@@ -81,7 +84,7 @@ fn scale_guess(guess: &Line, step: i32, mantissa: u8) -> i32 {
 }
 
 impl Side {
-    fn residuals(&self, extents: &Extents) -> Vec<Option<(i32, i32, bool, u8)>> {
+    fn residuals(&self, extents: &Extents) -> Vec<Option<Residual>> {
         let mut guess = Guess::new(self.mantissa);
         let per_slice = extents.lines(self.axis);
         let mut found = Vec::with_capacity(self.lines.len());
@@ -105,7 +108,7 @@ impl Side {
 
     pub(super) fn write(&self, extents: &Extents) -> Vec<u8> {
         let residuals = self.residuals(extents);
-        let least = |of: &dyn Fn(&(i32, i32, bool, u8)) -> i32| {
+        let least = |of: &dyn Fn(&Residual) -> i32| {
             let len = |low: &u8| -> u64 {
                 let each = residuals.iter().flatten();
                 each.map(|r| rice_len(of(r), (*low).into())).sum()
