@@ -74,6 +74,7 @@ def main():
     parser.add_argument("--peft", metavar="PYTHON", required=True)
     parser.add_argument("--tlkit", type=Path, default=ROOT / "target/release/tlkit")
     parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--whole", type=int, default=run.LAYERS, help="layers of the adapters that tlkit combines alone")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", default="")
@@ -94,12 +95,12 @@ def main():
             f"| {seconds:.2f} | {peer['seconds'] / seconds:.1f} | {peer['peak']:.0f} | {peak:.0f} |",
             flush=True,
         )
-    adapters = pair(run.LAYERS)
+    adapters = pair(args.whole)
     for _, way in WAYS:
         if way.endswith("-svd") or not re.search(args.only, way):
             continue
         seconds, _, peak, report = ours(tlkit, adapters, way, args)
-        print(f"| {way} | {run.LAYERS} | | {report['error']:.4g} | | {seconds:.2f} | | | {peak:.0f} |", flush=True)
+        print(f"| {way} | {args.whole} | | {report['error']:.4g} | | {seconds:.2f} | | | {peak:.0f} |", flush=True)
 
 
 if __name__ == "__main__":
