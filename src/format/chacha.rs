@@ -51,9 +51,13 @@ fn quarter<const N: usize>(x: &mut [[u32; N]; 16], a: usize, b: usize, c: usize,
 
 #[inline(always)]
 fn half<const N: usize>(x: &mut [[u32; N]; 16], (a, b, d): (usize, usize, usize), by: u32) {
-    for n in 0..N {
-        x[a][n] = x[a][n].wrapping_add(x[b][n]);
-        x[d][n] = (x[d][n] ^ x[a][n]).rotate_left(by);
+    let added = x[b];
+    for (a, b) in x[a].iter_mut().zip(added) {
+        *a = a.wrapping_add(b);
+    }
+    let mixed = x[a];
+    for (d, a) in x[d].iter_mut().zip(mixed) {
+        *d = (*d ^ a).rotate_left(by);
     }
 }
 
