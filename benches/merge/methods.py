@@ -71,7 +71,9 @@ def main():
             seconds["tlkit"].append(s)
             peak["tlkit"] = max(peak["tlkit"], rss)
             shutil.rmtree(out, ignore_errors=True)
-            done = subprocess.run([sys.executable, "-c", MERGEKIT, json.dumps(config), str(out)], check=True, capture_output=True, text=True)
+            done = subprocess.run([sys.executable, "-c", MERGEKIT, json.dumps(config), str(out)], capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(done.stderr)
             s, rss = json.loads(done.stdout.strip().splitlines()[-1])
             seconds["mergekit"].append(s)
             peak["mergekit"] = max(peak["mergekit"], rss)

@@ -34,8 +34,8 @@ pub(crate) fn chacha20_blocks<const N: usize>(
         quarter(&mut x, 3, 4, 9, 14);
     }
     for (a, b) in x.iter_mut().zip(state) {
-        for (a, b) in a.iter_mut().zip(b) {
-            *a = a.wrapping_add(b);
+        for n in 0..N {
+            a[n] = a[n].wrapping_add(b[n]);
         }
     }
     x
@@ -51,12 +51,14 @@ fn quarter<const N: usize>(x: &mut [[u32; N]; 16], a: usize, b: usize, c: usize,
 
 #[inline(always)]
 fn half<const N: usize>(x: &mut [[u32; N]; 16], (a, b, d): (usize, usize, usize), by: u32) {
-    let (mut of_a, of_b, mut of_d) = (x[a], x[b], x[d]);
-    for ((a, b), d) in of_a.iter_mut().zip(&of_b).zip(&mut of_d) {
-        *a = a.wrapping_add(*b);
-        *d = (*d ^ *a).rotate_left(by);
+    let added = x[b];
+    for (a, b) in x[a].iter_mut().zip(added) {
+        *a = a.wrapping_add(b);
     }
-    (x[a], x[d]) = (of_a, of_d);
+    let mixed = x[a];
+    for (d, a) in x[d].iter_mut().zip(mixed) {
+        *d = (*d ^ a).rotate_left(by);
+    }
 }
 
 #[cfg(test)]
