@@ -54,8 +54,8 @@ def extract(
         threads: Number of threads; results do not depend on it.
 
     Raises:
-        Error: ``.kind`` ``"usage"`` without exactly one of ``rank``, ``error``, ``max_bytes``, where nothing changed, and
-            where something changed that would be left out; ``"incompatible"`` for tensors that are not of one model;
-            ``"io"``, ``"malformed"``.
+        Error: ``.kind`` ``"usage"`` without exactly one of ``rank``, ``error``, ``max_bytes``, where nothing changed,
+            and where something changed that would be left out; ``"incompatible"`` for tensors that are not of one
+            model; ``"io"``, ``"malformed"``.
     """
     return call("extract", locals(), reports.Extracted)
