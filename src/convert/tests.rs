@@ -358,6 +358,7 @@ fn every_interop_adapter_converts_or_is_refused_by_name() {
         let out = dir.path().join(format!("{name}.tl"));
         let options = ToTiedOptions {
             base: Some(&base),
+            keep_equal: true,
             ..Default::default()
         };
         match peft_to_tied(&adapter, &out, &options) {

@@ -283,6 +283,12 @@ impl Importer<'_> {
                 paths.filter(|p| !have.contains(p) && base.has_tensor(&format!("{p}.weight"))),
             );
         }
+        if let [first, ..] = &missing[..] {
+            let all = missing.len();
+            self.imported.notes.push(format!(
+                "config and base say that {all} more modules are adapted, and the file has no tensors of them: `{first}`"
+            ));
+        }
         self.imported.missing = missing;
     }
 }
