@@ -29,6 +29,7 @@
 //! | [`model`] | the decoder over frozen weights, with adapters on it: loss, gradients, generation; candle begins here |
 //! | [`eval`] | scores of answers; a merge against its base, by logits |
 //! | [`train`] | settings, optimiser, loop, checkpoints, distillation |
+//! | [`combine`] | several adapters as one, exactly, cut to a rank, or as PEFT |
 //! | [`fit`] | the closest tied adapter or smaller LoRA, with its error and a bound |
 //! | [`mod@extract`] | the adapter between two checkpoints |
 //! | [`sweep`] | grids of runs, their table and figure |

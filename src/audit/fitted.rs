@@ -10,10 +10,11 @@ use crate::convert::{Found, Tied, ToTiedOptions, import_tied};
 use crate::fit::{Budget, FitOptions, fit_adapter};
 use crate::format::{WriteOptions, encoded_len};
 
-/// Fits an adapter at its own rank; `None` where it is no PEFT LoRA in order.
+/// Fits an adapter at its own rank; `None` where it is no LoRA in order, or a `.tl` already.
 pub(super) fn measure(path: &Path, parts: &Parts) -> Option<Fits> {
     let lora = parts.description.lora.as_ref();
-    if parts.format != Format::Peft || parts.error.is_some() || lora?.targets.is_empty() {
+    let is_read = [Format::Peft, Format::Mlx, Format::Nemo].contains(&parts.format);
+    if !is_read || parts.error.is_some() || lora?.targets.is_empty() {
         return None;
     }
     let rank = parts.description.rank?;

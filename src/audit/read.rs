@@ -21,7 +21,10 @@ use crate::adapter::Method;
 use crate::error::{Code, Error, Result};
 use crate::format::{Stored, TlFile, packed_name};
 use crate::fs::read_limited;
+use crate::mlx::{MLX_WEIGHTS_FILE, is_mlx_dir};
+use crate::open::import_any;
 use crate::peft::config::MAX_CONFIG_BYTES;
+use crate::peft::projection::Fma;
 use crate::peft::{CONFIG_FILE, PICKLE_FILE, PeftConfig, WEIGHTS_FILE, tl_beside};
 use crate::safetensors::SafetensorsFile;
 
@@ -36,15 +39,18 @@ pub(super) struct Depth {
 
 /// The parts of an adapter. What cannot be read is said in their `error`.
 pub(super) fn read(found: &Found, depth: Depth) -> Parts {
-    let format = match found.is_tl {
+    let format = match found.is_file {
+        true if found.path.extension().is_some_and(|e| e == "nemo") => Format::Nemo,
         true => Format::Tl,
+        false if is_mlx_dir(&found.path) => Format::Mlx,
         false => Format::Peft,
     };
     let empty = Parts::new(found.path.display().to_string(), format, sum_files(found));
-    let mut parts = match found.is_tl {
-        true => read_tl(&found.path, depth, empty),
+    let mut parts = match format {
+        Format::Mlx | Format::Nemo => read_foreign(&found.path, depth, empty),
+        Format::Tl => read_tl(&found.path, depth, empty),
         // A broken or missing `.tl` leaves what the config says, and the row to be told so by whoever opens it.
-        false => match tl_beside(&found.path) {
+        _ => match tl_beside(&found.path) {
             Ok(Some(tl)) => read_tl(&tl, depth, empty),
             _ => read_peft(found, depth, empty),
         },
@@ -75,7 +81,7 @@ fn sum_files(found: &Found) -> FileSums {
         add(&mut sums.disk_bytes, file.disk);
         let inner = file.path.strip_prefix(&found.path).unwrap_or(&file.path);
         match leftover(inner) {
-            _ if found.is_tl || weights.is_some_and(|w| w.path == file.path) => {}
+            _ if found.is_file || weights.is_some_and(|w| w.path == file.path) => {}
             Some(Leftover::FullWeights) => add(&mut sums.full_weights, file.len),
             Some(Leftover::Optimizer) => add(&mut sums.optimizer, file.len),
             None if inner == Path::new(CONFIG_FILE) => {}
@@ -87,13 +93,15 @@ fn sum_files(found: &Found) -> FileSums {
 
 /// The file that holds the weights; PEFT prefers safetensors where both forms exist.
 fn weights(found: &Found) -> Option<&File> {
-    if found.is_tl {
+    if found.is_file {
         return found.files.first();
     }
-    [WEIGHTS_FILE, PICKLE_FILE].iter().find_map(|name| {
-        let path = found.path.join(name);
-        found.files.iter().find(|f| f.path == path)
-    })
+    [WEIGHTS_FILE, PICKLE_FILE, MLX_WEIGHTS_FILE]
+        .iter()
+        .find_map(|name| {
+            let path = found.path.join(name);
+            found.files.iter().find(|f| f.path == path)
+        })
 }
 
 fn read_tl(path: &Path, depth: Depth, empty: Parts) -> Parts {
@@ -151,6 +159,21 @@ fn stored_tensors(file: &TlFile) -> Result<(Vec<StoredTensor>, BTreeSet<String>)
         tensors.push(StoredTensor::of_manifest(name, tensor, info.byte_len())?);
     }
     Ok((tensors, seeded))
+}
+
+/// An adapter of another tool than PEFT, by what it is read as.
+fn read_foreign(path: &Path, depth: Depth, empty: Parts) -> Parts {
+    let (imported, _) = match import_any(path, None, Fma::Fused, None) {
+        Ok(read) => read,
+        Err(error) => return failed(empty, &error.file(path)),
+    };
+    let tensors = StoredTensor::of_adapter(&imported.adapter, depth.hash);
+    Parts {
+        description: Description::of_tl(&imported.adapter),
+        sums: Some(TensorSums::of(&tensors)),
+        contents: Contents::of(tensors.iter().map(|t| (t, t.wide(), None))),
+        ..empty
+    }
 }
 
 fn failed(parts: Parts, error: &Error) -> Parts {

@@ -15,6 +15,10 @@ use crate::adapter::Method;
 pub enum Format {
     /// A PEFT directory, or what looks like one.
     Peft,
+    /// An MLX adapter's folder.
+    Mlx,
+    /// A `.nemo` file.
+    Nemo,
     /// A `.tl` file.
     Tl,
     /// An adapter in a store.
@@ -22,10 +26,12 @@ pub enum Format {
 }
 
 impl Format {
-    /// `peft`, `tl` or `store`.
+    /// `peft`, `mlx`, `nemo`, `tl` or `store`.
     pub fn name(self) -> &'static str {
         match self {
             Format::Peft => "peft",
+            Format::Mlx => "mlx",
+            Format::Nemo => "nemo",
             Format::Tl => "tl",
             Format::Store => "store",
         }

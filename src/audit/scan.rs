@@ -11,6 +11,7 @@ use super::problem::Problem;
 use super::sum::add;
 use crate::error::{Code, Error, Result};
 use crate::fs::check_inside;
+use crate::mlx::MLX_WEIGHTS_FILE;
 use crate::peft::{CONFIG_FILE, PICKLE_FILE, TL_FILE, WEIGHTS_FILE, tl_beside};
 use crate::store::Store;
 
@@ -27,15 +28,15 @@ pub(super) struct File {
     pub(super) counted: bool,
 }
 
-/// An adapter that was found: a PEFT folder or a `.tl` file.
+/// An adapter that was found: a folder of PEFT or MLX, a `.tl` or a `.nemo` file.
 #[derive(Debug, Clone)]
 pub(super) struct Found {
     /// The folder or file.
     pub(super) path: PathBuf,
     /// The same, relative to the root it was found under, with `/`.
     pub(super) relative: String,
-    /// Whether it is a `.tl`.
-    pub(super) is_tl: bool,
+    /// Whether it is a file, and no folder.
+    pub(super) is_file: bool,
     /// All files that belong to it, by path.
     pub(super) files: Vec<File>,
 }
@@ -196,20 +197,21 @@ fn entry(root: usize, path: PathBuf, meta: &Metadata) -> Option<Entry> {
 
 /// Whether a file makes its folder an adapter.
 fn is_marker(path: &Path) -> bool {
-    [CONFIG_FILE, WEIGHTS_FILE, PICKLE_FILE]
+    [CONFIG_FILE, WEIGHTS_FILE, PICKLE_FILE, MLX_WEIGHTS_FILE]
         .iter()
         .any(|name| path.file_name().is_some_and(|n| n == *name))
 }
 
-fn is_tl(path: &Path) -> bool {
-    path.extension().is_some_and(|e| e == "tl")
+/// Whether a file is called as an adapter in one file is.
+fn is_whole(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "tl" || e == "nemo")
 }
 
-/// Whether a file is an adapter by itself: a `.tl`, but for the one that a folder of PEFT's Tied-LoRA is opened as.
+/// Whether a file is an adapter by itself, but for the one that a folder of PEFT's Tied-LoRA is opened as.
 fn is_alone(path: &Path) -> bool {
     let folder = path.parent().filter(|_| path.ends_with(TL_FILE));
     let beside = folder.map(tl_beside);
-    is_tl(path) && !matches!(beside, Some(Ok(Some(_))))
+    is_whole(path) && !matches!(beside, Some(Ok(Some(_))))
 }
 
 /// Gives each file to the nearest adapter around it, and each inode to one file.
@@ -268,7 +270,7 @@ fn assign(entries: &[Entry], roots: &[PathBuf], scan: &mut Scan) {
         let root = homes.get(path.as_path()).and_then(|r| roots.get(*r));
         scan.found.push(Found {
             relative: relative(&path, root),
-            is_tl: files.first().is_some_and(|f| f.path == path),
+            is_file: files.first().is_some_and(|f| f.path == path),
             path,
             files,
         });
@@ -279,7 +281,9 @@ fn assign(entries: &[Entry], roots: &[PathBuf], scan: &mut Scan) {
 fn relative(path: &Path, root: Option<&PathBuf>) -> String {
     let rest = root.and_then(|r| path.strip_prefix(r).ok());
     let rest = match rest {
-        Some(rest) if rest.as_os_str().is_empty() && is_tl(path) => path.file_name().map(Path::new),
+        Some(rest) if rest.as_os_str().is_empty() && is_whole(path) => {
+            path.file_name().map(Path::new)
+        }
         rest => rest,
     };
     rest.unwrap_or(path).to_string_lossy().into_owned()

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::facts::{HashedTensor, Projection, Recipe};
 use super::sum::add;
+use crate::adapter::{Adapter, Factor, FactorName};
 use crate::digest::{Digest, Hasher};
 use crate::error::Result;
 use crate::format::{MAX_TENSOR_BYTES, ManifestTensor, pack_tensor};
@@ -31,6 +32,27 @@ impl StoredTensor {
             bytes,
             digest: Some(tensor.sha256),
         })
+    }
+
+    /// The factors and whole tensors of an adapter in memory, each once.
+    pub(super) fn of_adapter(adapter: &Adapter, hash: bool) -> Vec<Self> {
+        let groups = adapter.groups.iter().enumerate();
+        let factors = groups.flat_map(|(g, group)| {
+            let named = move |(name, factor): (FactorName, &Factor)| {
+                (format!("g{g}.{}", name.name()), factor.tensor.clone())
+            };
+            group.factors().map(named).collect::<Vec<_>>()
+        });
+        let extras = adapter.extras.iter();
+        let extras = extras.map(|e| (e.name.clone(), e.tensor.clone()));
+        let all = factors.chain(extras).map(|(name, tensor)| Self {
+            name,
+            dtype: tensor.dtype(),
+            shape: tensor.shape().to_vec(),
+            bytes: tensor.byte_len(),
+            digest: hash.then(|| Digest::of(tensor.data())),
+        });
+        all.collect()
     }
 
     pub(super) fn elements(&self) -> u64 {

@@ -557,7 +557,7 @@ fn real_adapters_are_right_to_the_byte() {
     let (Some(adapters), Some(interop)) = (shared("adapters"), shared("peft-interop")) else {
         return;
     };
-    for (dir, broken) in [(&adapters, 1), (&interop, 0)] {
+    for (dir, broken) in [(&adapters, 0), (&interop, 0)] {
         let report = run(dir, &AuditOptions::default());
         assert_every_byte_once(&report, dir);
         assert_eq!(report.total.broken, broken, "{}", dir.display());
@@ -567,14 +567,8 @@ fn real_adapters_are_right_to_the_byte() {
     let file = adapters.join("bloom-560m-r8-bin/adapter_model.bin");
     assert_eq!(bin.adapter_bytes, fs::metadata(file).unwrap().len());
     assert_eq!((bin.parameters, bin.rank), (Some(786_432), Some(8)));
-    assert_eq!(
-        row(&report, "mlx-qwen2.5-0.5b-wyek1n")
-            .error
-            .as_ref()
-            .unwrap()
-            .code,
-        "TL0314"
-    );
+    let mlx = row(&report, "mlx-qwen2.5-0.5b-wyek1n");
+    assert_eq!((mlx.format, mlx.parameters), (Format::Mlx, Some(90_112)));
     // PEFT's stored projections are what the seed makes.
     let waste = run(&interop, &hashing()).total.waste;
     assert_eq!(waste.presumed, 0);

@@ -206,7 +206,9 @@ fn check_alike(inputs: &[CombineInput], members: &[Member]) -> Result<()> {
             let message = format!("its update is {} and {}", text(first), text(other));
             Err(Error::new(Code::AdaptersConflict, message)
                 .tensor(first.group.module_path(target, 0))
-                .hint("the adapters are of different bases; where only the layout differs, give the base model (only its headers are read)"))
+                .hint(
+                    "the adapters are of different bases, or say otherwise how one base is stored",
+                ))
         }
     }
 }

@@ -16,6 +16,7 @@ use super::method::CombineMethod;
 use super::options::CombineOptions;
 use super::report::{CombineReport, CombinedPart};
 use super::truncated::{Truncated, default_rank, truncated};
+use crate::adapter::error::ratio;
 use crate::adapter::{Adapter, TieGroup};
 use crate::convert::coalesce;
 use crate::error::{Code, Error, Result};
@@ -165,7 +166,8 @@ fn report(
 ) -> Result<CombineReport> {
     let all = measured(inputs, result)?;
     let sum = |of: fn(&Measured) -> f64| all.iter().map(of).sum::<f64>();
-    let error = crate::adapter::error::ratio(sum(|m| m.off).sqrt(), sum(|m| m.square).sqrt());
+    let norm = sum(|m| m.square).sqrt();
+    let error = ratio(sum(|m| m.off).sqrt(), norm);
     let highest = |a: &Adapter| a.groups.iter().map(|g| g.rank).max().unwrap_or(0);
     let part = |i: &CombineInput| CombinedPart {
         adapter: i.label.clone(),
@@ -189,7 +191,7 @@ fn report(
         method,
         adapters: inputs.iter().map(part).collect(),
         error,
-        bound,
+        bound: bound.map(|b| ratio(b, norm)),
         cut,
         rank: highest(result),
         common,

@@ -6,6 +6,7 @@ use super::classes::{Class, Member};
 use super::elementwise::{Elementwise, Update};
 use super::leading::{Leading, leading, singular_squares};
 use super::truncated::Truncated;
+use crate::adapter::error::ratio;
 use crate::adapter::{Adapter, Factor, Scaling, TieGroup};
 use crate::convert::coalesce;
 use crate::error::{Code, Error, Result};
@@ -58,7 +59,7 @@ pub(super) fn of_deltas(
     Ok(Truncated {
         groups: coalesce(&alone)?.groups,
         bound: None,
-        cut: Some(crate::adapter::error::ratio(off.sqrt(), square.sqrt())),
+        cut: Some(ratio(off.sqrt(), square.sqrt())),
     })
 }
 

@@ -49,8 +49,8 @@ pub struct CombineReport {
     /// ‖ΔW − Σ w_i ΔW_i‖_F / ‖Σ w_i ΔW_i‖_F of what is written, in the type it is written in: rounding with `cat`, the
     /// truncation too with `svd`. The other methods mean to give something else than that sum.
     pub error: f64,
-    /// What a truncation to these ranks cannot be below: the singular values that are left out, relative to those of
-    /// what is truncated. `None` where nothing is.
+    /// What no LoRA of these ranks is below: the singular values that are left out, relative to ‖Σ w_i ΔW_i‖_F. `None`
+    /// where nothing is cut, or something else than that sum.
     pub bound: Option<f64>,
     /// ‖ΔW − D‖_F / ‖D‖_F of what is written, with D what a method on ΔW makes before it is cut; `None` of others.
     pub cut: Option<f64>,

@@ -7,16 +7,20 @@ use super::exact::exact;
 use super::input::CombineInput;
 use super::join::Numbers;
 use super::split::by_module;
+use crate::adapter::error::{left_columns, product_norm, right_columns};
 use crate::adapter::{Adapter, TieGroup};
 use crate::convert::{Found, Tied};
 use crate::error::Result;
 use crate::fit::{Budget, shrink};
 use crate::tensor::Dtype;
 
+/// A fit takes errors below 1.
+const LARGEST_ERROR: f64 = 0.999_999;
+
 /// Groups, and what cutting to their ranks lost.
 pub(super) struct Truncated {
     pub(super) groups: Vec<TieGroup>,
-    /// What no others of their ranks are below, where that is known.
+    /// ‖ΔW − ΔW'‖_F that no others of their ranks are below, where that is known.
     pub(super) bound: Option<f64>,
     /// What was lost, relative to what was cut, where it is not the whole error.
     pub(super) cut: Option<f64>,
@@ -60,7 +64,8 @@ pub(super) fn truncated(
     let plain = |class: Class| exact(class.members, Numbers::Plain);
     let sources: Vec<Option<TieGroup>> = apart.into_par_iter().map(plain).collect::<Result<_>>()?;
     let sources: Vec<TieGroup> = sources.into_iter().flatten().collect();
-    if sources.is_empty() {
+    let (fixed, cut) = (squared_norm(&kept)?, squared_norm(&sources)?);
+    if cut == 0.0 {
         return Ok(Truncated {
             groups: kept,
             bound: Some(0.0),
@@ -69,14 +74,41 @@ pub(super) fn truncated(
     }
     let (adapter, report) = shrink(
         &as_found(kept, sources, rest),
-        budget.unwrap_or(Budget::Rank(default)),
+        match budget {
+            None => Budget::Rank(default),
+            // Of all modules, of which some are not cut.
+            Some(Budget::Tolerance(error)) => {
+                Budget::Tolerance((error * ((fixed + cut) / cut).sqrt()).min(LARGEST_ERROR))
+            }
+            Some(budget) => budget,
+        },
         dtype,
     )?;
     Ok(Truncated {
         groups: adapter.groups,
-        bound: Some(report.bound),
+        bound: Some(report.bound * cut.sqrt()),
         cut: None,
     })
+}
+
+/// ‖ΔW‖²_F over all modules.
+fn squared_norm(groups: &[TieGroup]) -> Result<f64> {
+    let of_module = |group: &TieGroup, instance, target| -> Result<f64> {
+        let update = group.low_rank(instance, target)?;
+        let norm = product_norm(&left_columns(&[(&update, 1.0)]), &right_columns(&[&update]));
+        Ok(norm * norm)
+    };
+    let of_group = |group: &TieGroup| -> Result<f64> {
+        let mut sum = 0.0;
+        for instance in 0..group.instances() {
+            for target in 0..group.targets.len() {
+                sum += of_module(group, instance, target)?;
+            }
+        }
+        Ok(sum)
+    };
+    let squares: Vec<f64> = groups.par_iter().map(of_group).collect::<Result<_>>()?;
+    Ok(squares.iter().sum())
 }
 
 /// What a fit takes: groups that stay, and those of one layer that are cut.

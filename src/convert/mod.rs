@@ -25,6 +25,7 @@
 //! ```
 
 mod coalesce;
+mod equal;
 mod fingerprint;
 mod foreign;
 mod method_name;
@@ -38,6 +39,7 @@ mod to_tied;
 
 pub use coalesce::coalesce;
 pub(crate) use coalesce::with_layer_axis;
+pub use equal::LeftOut;
 pub use fingerprint::check_fingerprint;
 pub(crate) use fingerprint::{fingerprinted, touched_tensors};
 pub use foreign::{mlx_to_tied, nemo_to_tied};

@@ -1,3 +1,5 @@
+mod foreign;
+
 use std::path::Path;
 
 use super::tied::largest_error;

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::coalesce::coalesce;
+use super::equal::{LeftOut, leave_out_equal, told};
 use super::fingerprint::fingerprinted;
 use super::ties::recover_ties;
 use crate::adapter::{Adapter, DeltaError, Module, TieGroup, delta_error};
@@ -50,6 +51,9 @@ pub struct ToTiedOptions<'a> {
     pub projection_dtype: Option<Dtype>,
     /// Refuse an adapter that lacks tensors of modules which config and base say are adapted.
     pub strict: bool,
+    /// Keep whole tensors that are the base's own. By default they are left out where the base is at hand:
+    /// mergekit writes embeddings, head and norms that nobody changed.
+    pub keep_equal: bool,
 }
 
 /// A PEFT adapter in tie groups, as [`peft_to_tied`](crate::convert::peft_to_tied) writes it.
@@ -68,6 +72,8 @@ pub struct Tied {
     pub worst: DeltaError,
     /// The module that has it.
     pub worst_module: String,
+    /// Whole tensors that are the base's own, and are not in the adapter.
+    pub left_out: Vec<LeftOut>,
     /// Bytes of the PEFT files.
     pub bytes: u64,
     /// What was ignored, guessed or approximated on the way, for people.
@@ -84,6 +90,7 @@ impl Tied {
             source,
             worst: DeltaError::NONE,
             worst_module: String::new(),
+            left_out: Vec::new(),
             bytes: 0,
             notes: Vec::new(),
         }
@@ -131,12 +138,17 @@ pub(crate) fn import_unbound(dir: &Path, options: &ToTiedOptions<'_>) -> Result<
         .hint("merge it directly, without converting"));
     }
     let Imported {
-        adapter: source,
+        adapter: mut source,
         kind,
         mut notes,
         bytes,
         ..
     } = imported;
+    let left_out = match options.base.filter(|_| !options.keep_equal) {
+        Some(base) => leave_out_equal(&mut source, base).map_err(|e| e.file(dir))?,
+        None => Vec::new(),
+    };
+    notes.extend(told(&left_out));
     let of_experts = source
         .modules()
         .iter()
@@ -156,6 +168,7 @@ pub(crate) fn import_unbound(dir: &Path, options: &ToTiedOptions<'_>) -> Result<
         source,
         worst,
         worst_module,
+        left_out,
         bytes,
         notes,
     })
@@ -172,6 +185,7 @@ fn already_tied(dir: &Path) -> Result<Tied> {
         found: Found::Tied,
         worst,
         worst_module,
+        left_out: Vec::new(),
         bytes: opened.bytes,
         notes: opened.notes,
     })

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::equal::LeftOut;
 use super::tied::{Found, ToTiedOptions, import_or_open};
 use crate::adapter::Method;
 use crate::error::Result;
@@ -30,6 +31,9 @@ pub struct ToTied {
     pub parameters_before: u64,
     /// Numbers in the `.tl`.
     pub parameters_after: u64,
+    /// Whole tensors that are the base's own, and are not in the `.tl`; none without the base.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
     /// Bytes of the PEFT files.
     pub bytes_before: u64,
     /// Bytes of the `.tl`.
@@ -58,6 +62,7 @@ pub fn peft_to_tied(dir: &Path, output: &Path, options: &ToTiedOptions<'_>) -> R
         worst_module: tied.worst_module,
         parameters_before: tied.source.parameters(),
         parameters_after: tied.adapter.parameters(),
+        left_out: tied.left_out,
         bytes_before: tied.bytes,
         bytes_after: written.bytes,
         root: written.root.to_string(),

@@ -78,6 +78,7 @@ pub(super) fn tied(groups: Vec<TieGroup>) -> Tied {
             max_abs: 0.0,
         },
         worst_module: String::new(),
+        left_out: Vec::new(),
         bytes: 0,
         notes: Vec::new(),
     }

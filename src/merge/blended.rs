@@ -50,9 +50,9 @@ fn piece_rows(cols: usize, updates: usize) -> usize {
 
 /// Estimated bytes that the updates of a tensor take beside its blocks.
 pub(super) fn blending_bytes(tensor: &TensorPlan, adapters: usize) -> u64 {
-    let (_, cols) = tensor.extents();
+    let (rows, cols) = tensor.extents();
     let threads = rayon::current_num_threads();
-    let piece = piece_rows(cols, adapters) * cols;
+    let piece = piece_rows(cols, adapters).min(rows) * cols;
     // Of each update, what comes of them, an update as it is made, and the base's values; counts of a selection.
     (threads * (4 * piece * (adapters + 3) + (1 << 19))) as u64
 }

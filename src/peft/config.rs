@@ -218,7 +218,7 @@ fn no_type(fields: &Fields) -> Error {
             Code::NotPeft,
             "this is an adapter config of MLX, not of PEFT",
         )
-        .hint("fuse the adapter with mlx_lm.fuse, or convert it to PEFT's layout first");
+        .hint("open the folder that it is in, which is read as MLX's");
     }
     if ["lora_alpha", "target_modules", "projection_prng_key"]
         .iter()
@@ -346,7 +346,7 @@ impl LoraConfig {
             r: fields.rank("r", 8)?,
             lora_alpha: fields.number("lora_alpha")?,
             use_rslora: fields.flag("use_rslora")?,
-            rank_pattern: fields.pattern("rank_pattern", json::rank)?,
+            rank_pattern: fields.pattern("rank_pattern", json::rank_or_none)?,
             alpha_pattern: fields.pattern("alpha_pattern", json::number)?,
             bias: read_bias(&mut fields, "lora_only")?,
             lora_bias: fields.flag("lora_bias")?,

@@ -351,6 +351,14 @@ pub(super) fn rank(key: &str, value: &Json) -> Result<u32> {
     }
 }
 
+/// As [`rank`]; 0 too, which mergekit gives modules that nothing changed.
+pub(super) fn rank_or_none(key: &str, value: &Json) -> Result<u32> {
+    match value {
+        Json::Int(0) => Ok(0),
+        value => rank(key, value),
+    }
+}
+
 pub(crate) fn unsigned(key: &str, value: &Json) -> Result<u64> {
     let Json::Int(i) = value else {
         return Err(wrong(key, value, "a non-negative integer"));

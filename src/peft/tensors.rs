@@ -143,7 +143,9 @@ pub(super) fn sort_tensors(files: &AdapterFiles) -> Result<Sorted> {
     }
     let (mut copies, adapter) = (BTreeMap::new(), adapter.to_owned());
     for (key, tensor) in tensors {
-        check_tensor(&tensor).map_err(|e| e.tensor(&key))?;
+        if !is_of_rank_zero(&key, &tensor) {
+            check_tensor(&tensor).map_err(|e| e.tensor(&key))?;
+        }
         let own = key.strip_suffix(&format!(".{adapter}")).unwrap_or(&key);
         let place = match own {
             "base_model.vera_A" => &mut vera_a,
@@ -202,6 +204,16 @@ fn adapter_name<'k>(keys: impl Iterator<Item = &'k String>) -> Result<&'k str> {
             Err(Error::new(Code::UnknownAdapterTensor, message)
                 .hint("save each with save_pretrained, which gives it a folder of its own"))
         }
+    }
+}
+
+/// Whether a tensor is a factor of rank 0, which mergekit writes where no singular value is left.
+fn is_of_rank_zero(key: &str, tensor: &Tensor) -> bool {
+    let slot = Slot::split(strip_prefix(key)).map(|named| named.slot);
+    match (slot, tensor.shape()) {
+        (Some(Slot::A | Slot::EmbeddingA), [0, n]) => *n > 0,
+        (Some(Slot::B | Slot::EmbeddingB), [n, 0]) => *n > 0,
+        _ => false,
     }
 }
 
@@ -411,7 +423,7 @@ fn refuse_variants(key: &str, name: &str) -> Result<()> {
         return Err(
             Error::new(Code::NotPeft, "is named as MLX names it, not PEFT")
                 .tensor(key)
-                .hint("convert the adapter to PEFT's layout first"),
+                .hint("an MLX adapter's config has `lora_parameters`, and no `peft_type`"),
         );
     }
     Ok(())

@@ -175,3 +175,47 @@ fn embedding_adapter(shell: &Shell) {
         ],
     );
 }
+
+/// Breaks where a merge method, what it was asked for or its refusals are said otherwise, its bytes depend on
+/// threads, or `verify merged` does not know them again.
+#[test]
+fn adapters_made_one_by_a_method() {
+    let mut shell = Shell::new();
+    let by = "--method dare-ties --density 0.5,0.8 --seed 3 --sign-method frequency --lambda 1.5";
+    shell.run(&format!("merge base lora=0.5 style.tl=-1 -o merged {by}"));
+    shell.ok(&format!(
+        "merge base lora=0.5 style.tl=-1 -o one {by} --threads 1"
+    ));
+    shell.ok(&format!(
+        "merge base lora=0.5 style.tl=-1 -o five {by} --threads 5"
+    ));
+    let adapters = "--adapter lora=0.5 --adapter style.tl=-1";
+    shell.run(&format!(
+        "verify merged --base base {adapters} --merged merged {by}"
+    ));
+    shell.run(&format!(
+        "verify merged --base base {adapters} --merged one --method linear"
+    ));
+    for name in [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    ] {
+        let read = |folder: &str| fs::read(shell.path(folder).join(name)).unwrap();
+        assert!(
+            read("one") == read("merged") && read("five") == read("merged"),
+            "{name}"
+        );
+    }
+    shell.run(
+        "merge base lora style.tl -o ties --method ties --density 0.3 --json --dry-run --threads 2",
+    );
+    shell.run("merge base lora style.tl -o ties --method ties");
+    shell.run("merge base lora style.tl -o ties --method ties --density 0");
+    shell.run("merge base lora style.tl -o ties --method ties --density 0.1,0.2,0.3");
+    shell.run("merge base lora style.tl -o ties --method linear --density 0.5");
+    shell.run("merge base lora style.tl -o ties --method ties --density 0.5 --device cuda");
+    shell.run("merge base lora style.tl -o ties --density 0.5");
+    shell.run("merge base lora style.tl -o ties --method slerp");
+    assert!(!shell.path("ties").exists());
+    assert_transcript!(shell);
+}

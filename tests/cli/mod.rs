@@ -5,6 +5,7 @@
 
 mod audit;
 mod audit_page;
+mod combine;
 mod contract;
 mod convert;
 mod ending;

@@ -29,6 +29,34 @@ fn tied_to_gguf() {
     assert_transcript!(shell);
 }
 
+/// Breaks where an adapter of another tool is told otherwise, is not opened where adapters are, or leaves files where it is
+/// refused.
+#[test]
+fn adapters_of_other_tools() {
+    let mut shell = Shell::new();
+    let nemo = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/nemo");
+    for name in ["tied", "tied-add", "vera-megatron"] {
+        let file = format!("{name}.nemo");
+        std::fs::copy(nemo.join(&file), shell.path(&file)).unwrap();
+    }
+    shell.run("convert nemo-to-tied tied.nemo -o tied.tl --base base");
+    shell.run("inspect tied.nemo --base base");
+    shell.run("convert nemo-to-tied tied-add.nemo -o none.tl");
+    shell.run("convert nemo-to-tied vera-megatron.nemo -o none.tl");
+    shell.run("convert tied-to-mlx style.tl -o mlx --base base --json");
+    shell.run("convert mlx-to-tied mlx -o style-again.tl --base base");
+    shell.run("verify adapters style.tl mlx");
+    shell.run("convert mlx-to-tied lora -o none.tl");
+    shell.run("convert nemo-to-tied lora -o none.tl");
+    shell.ok("merge base tied.nemo mlx -o merged");
+    shell.ok("store init store");
+    shell.ok("store put store alice/mlx mlx");
+    shell.ok("store put store alice/nemo tied.nemo");
+    shell.ok("audit mlx tied.nemo");
+    assert!(!shell.path("none.tl").exists());
+    assert_transcript!(shell);
+}
+
 /// Breaks where an adapter that does not fit is called one that does, or the programs that misread it are not named.
 #[test]
 fn check_says_whether_an_adapter_fits() {

@@ -16,7 +16,7 @@ cd "$(dirname "$0")/../.."
 fuzz=tests/fuzz
 seconds=${1:-60}
 [ $# -eq 0 ] || shift
-[ $# -gt 0 ] || set -- safetensors_header manifest packed_tensor adapter_config torch_pickle tl_file store_object merge_staging undo_file tokenizer chat_template store_json coded_tensor
+[ $# -gt 0 ] || set -- safetensors_header manifest packed_tensor adapter_config torch_pickle tl_file store_object merge_staging undo_file tokenizer chat_template store_json quantised_base nemo_archive mlx_adapter coded_tensor
 
 export RUSTC_BOOTSTRAP=1
 PATH="$PWD/$fuzz/target/tools/bin:$PATH"
@@ -36,6 +36,7 @@ for target in "$@"; do
     seeds=$fuzz/seeds/$target
     case $target in
     safetensors_header | tl_file) seeds="fixtures/v1 fixtures/v1/malformed" ;;
+    nemo_archive) seeds="$seeds fixtures/nemo" ;;
     esac
     # shellcheck disable=SC2086 # a list of folders
     if cargo fuzz build --fuzz-dir "$fuzz" "$target" >"$log" 2>&1 &&

@@ -7,7 +7,8 @@
 For small models with routed experts, each saved as transformers saves it (for most of them a tensor for each expert) and under the
 names of its class (fused), and for adapters of fused parameters (`target_parameters`) and of single experts:
 
-    merge     the merged model has the weights that PEFT merged, once transformers has loaded it, bit by bit
+    merge     the merged model has the weights that PEFT merged, once transformers has loaded it, bit by bit; in f32 also by
+              the method `linear`
     tl        so has the merge of the .tl that the adapter becomes
     back      the .tl becomes the adapter's tensors again, byte for byte, and PEFT merges that to the same weights
     undo      a merge in place is taken back to the base's bytes
@@ -152,6 +153,9 @@ def check(program, folder, source, expected, dtype, work, steps):
     if "merge" in steps:
         tlkit(program, "merge", folder, source, "-o", work / "merged")
         same("merge", differences(expected, work / "merged", dtype))
+        if dtype == torch.float32:
+            tlkit(program, "merge", folder, source, "-o", work / "method", "--method", "linear")
+            same("merge by a method", differences(expected, work / "method", dtype))
     if "tl" in steps:
         tlkit(program, "convert", "peft-to-tied", source, "-o", work / "a.tl", "--base", folder)
         tlkit(program, "verify", "file", work / "a.tl")

@@ -302,7 +302,8 @@ def compare(args, kind, label, row):
     total = sum(mine[n].numel() for n in differing)
     if kind == "zero":
         return share <= 8 * 2.0**-24, f"{share * 2**24:.1f} × 2⁻²⁴ of what is summed"
-    return wrong == 0, f"{worst:.2f} of the bound; {hang} of {total} hang on a rounding" + (f"; {wrong} WRONG" if wrong else "")
+    text = f"{worst:.2f} of the bound" + (f"; {hang} of {total} hang on a rounding" if hang else "")
+    return wrong == 0, text + (f"; {wrong} WRONG" if wrong else "")
 
 
 def against_peft(args, method, density=0.35):

@@ -12,6 +12,19 @@ from shapes import returned
 import tlkit
 
 
+def test_combine(fixtures: Path, tmp_path: Path) -> None:
+    """Breaks where a combination is another one than the command's, or its report of another type."""
+    adapters = {fixtures / "adapters" / "lora": 0.7, fixtures / "adapters" / "style-peft": -0.3}
+    exact = returned(tlkit.combine, tlkit.combine(adapters, tmp_path / "cat.tl"))
+    assert (exact["rank"], exact["bound"], exact["error"] < 1e-6) == (8, None, True)
+    cut = returned(tlkit.combine, tlkit.combine(adapters, tmp_path / "svd.tl", method="svd", rank=3))
+    assert cut["rank"] == 3 and cut["bound"] is not None and cut["error"] >= cut["bound"]
+    drawn = tlkit.combine(adapters, tmp_path / "dare.tl", method="dare-svd", density=0.5, seed=3)
+    assert returned(tlkit.combine, drawn)["cut"] is not None
+    with pytest.raises(tlkit.Error):
+        tlkit.combine(adapters, tmp_path / "ties.tl", method="ties")
+
+
 def test_convert_both_ways(fixtures: Path, tmp_path: Path) -> None:
     """Breaks where a conversion is another one than the command's."""
     there = returned(
@@ -42,6 +55,25 @@ def test_fits(lora: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "shared").glob("*.tl"))) == 2, shared
     onto = returned(tlkit.fit_onto, tlkit.fit_onto(lora, tmp_path / "onto.tl", tmp_path / "fit.tl"))
     assert onto["output"] == str(tmp_path / "onto.tl")
+
+
+def test_merge_by_a_method(base: Path, tied: Path, lora: Path, tmp_path: Path) -> None:
+    """Breaks where a method's parameters are not those of the command, or a proof does not know its result again."""
+    both, out = {tied: 0.5, lora: -1}, tmp_path / "out"
+    by = returned(
+        tlkit.merge,
+        tlkit.merge(base, both, out, method="dare-ties", density=[0.5, 0.8], seed=3, normalize=True, lambda_=1.5),
+    )
+    assert [a["density"] for a in by["adapters"]] == [0.5, 0.8]
+    assert by["method"]["name"] == "dare-ties" and by["method"]["lambda"] == 1.5 and by["method"]["normalize"]
+    same = tlkit.verify_merged(
+        base, both, out, method="dare-ties", density=[0.5, 0.8], seed=3, normalize=True, lambda_=1.5
+    )
+    assert returned(tlkit.verify_merged, same)["equal"]
+    other = tlkit.verify_merged(base, both, out, method="della", density=0.5, epsilon=0.1, rescale="l1")
+    assert not other["equal"]
+    with pytest.raises(tlkit.Error, match="density"):
+        tlkit.plan_merge(base, both, method="ties")
 
 
 def test_merge_verify_and_back(base: Path, tied: Path, lora: Path, tmp_path: Path) -> None:

@@ -129,13 +129,13 @@ fn check_blend(bench: &Bench, base: &Tensor, want: &[f64], what: &str) {
     let unit = match base.dtype() {
         Dtype::BF16 => 2f64.powi(-8),
         Dtype::F16 => 2f64.powi(-11),
-        _ => 2f64.powi(-22),
+        _ => 2f64.powi(-20),
     };
     for (i, ((got, old), want)) in got.iter().zip(&old).zip(want).enumerate() {
         let exact = f64::from(*old) + want;
         let size = exact.abs().max(want.abs()).max(f64::from(old.abs()) * 0.01);
         let apart = (f64::from(*got) - exact).abs();
-        assert!(apart <= unit * size + 1e-9, "{what} {i}: {got} {exact}");
+        assert!(apart <= unit * size + 1e-7, "{what} {i}: {got} {exact}");
     }
     fs::remove_file(bench.out()).unwrap();
 }
@@ -467,4 +467,36 @@ fn an_adapter_that_leaves_a_tensor_counts_as_zeros() {
     bench.merge_with(&[one, other], &options).unwrap();
     let half: Vec<f64> = dense(&group).iter().map(|x| f64::from(*x) / 2.0).collect();
     check_blend(&bench, &base[0].1, &half, "zeros");
+}
+
+/// Breaks where the numbers of a quantised weight are not those that differences are taken from and updates
+/// added to.
+#[test]
+fn a_quantised_base_is_what_it_is_dequantised() {
+    let quant = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/quant");
+    let (name, out, n) = ("layers.0.q_proj", 16, 64);
+    let base = Checkpoint::open(quant.join("bnb-nf4-nested")).unwrap();
+    let weight = format!("{name}.weight");
+    let mut dora = input(vec![lora(name, out, n, ModuleKind::Linear, 7)]);
+    let magnitudes = tensor(Dtype::F32, &[out], 7, 2.0);
+    dora.magnitudes.insert(name.into(), magnitudes);
+    let whole = tensor(Dtype::F32, &[out, n], 6, 1.0);
+    let inputs = [
+        dora,
+        extra(&weight, ExtraRole::Replace, whole),
+        input(vec![lora(name, out, n, ModuleKind::Linear, 9)]),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let path = |what: &str| dir.path().join(what);
+    let write = |plan: &MergePlan<'_>, to: &Path| {
+        execute(plan, to, &ExecOptions::default(), &Control::default()).unwrap();
+    };
+    let options = by(Method::Ties, 0.5);
+    write(&plan_dequantised(&base, &options).unwrap(), &path("plain"));
+    write(&plan(&base, &inputs, &options).unwrap(), &path("direct"));
+    let plain = Checkpoint::open(path("plain")).unwrap();
+    write(&plan(&plain, &inputs, &options).unwrap(), &path("after"));
+    let (direct, after) = (read(&path("direct")), read(&path("after")));
+    assert!(direct[&weight].same_bytes(&after[&weight]));
+    assert!(!direct[&weight].same_bytes(&read(&path("plain"))[&weight]));
 }

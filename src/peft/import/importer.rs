@@ -14,6 +14,8 @@ pub(super) struct Importer<'a> {
     pub(super) options: &'a ImportOptions<'a>,
     pub(super) adapter: Adapter,
     pub(super) notes: Vec<String>,
+    /// Modules of rank 0.
+    pub(super) rank_zero: Vec<String>,
     pub(super) magnitudes: BTreeMap<String, Tensor>,
     /// Parameters by the paths of their wrappers.
     pub(super) parameters: BTreeMap<String, String>,

@@ -5,6 +5,7 @@ use super::importer::{Importer, Update, check_target};
 use crate::adapter::{Extra, ExtraRole, Factor, ModuleKind, Scaling, ScalingRule};
 use crate::error::{Code, Error, Result};
 use crate::peft::config::LoraConfig;
+use crate::peft::json::cut;
 use crate::peft::names::LoraRules;
 use crate::peft::parameters::{TargetParameters, by_expert};
 use crate::peft::tensors::{LoraModule, Sorted};
@@ -28,11 +29,15 @@ impl Importer<'_> {
                 base.map(|b| b.has_tensor(name))
             })?;
         for (path, module) in &sorted.lora {
+            if self.is_of_rank_zero(path, module, &rules)? {
+                continue;
+            }
             match parameters.get(path.as_str()) {
                 Some(name) => self.parameter(name, module, config, &rules)?,
                 None => self.module(path, module, config, &rules)?,
             }
         }
+        self.note_rank_zero();
         let dora = config.is_dora();
         let expected = if dora { sorted.lora.len() } else { 0 };
         if self.magnitudes.len() != expected {
@@ -47,6 +52,42 @@ impl Importer<'_> {
         self.parameters
             .extend(own.map(|(path, name)| (path.to_owned(), name)));
         Ok(if dora { PeftKind::Dora } else { PeftKind::Lora })
+    }
+
+    /// Whether config and tensors give a module rank 0, so that nothing is added to its weight.
+    fn is_of_rank_zero(
+        &mut self,
+        path: &str,
+        module: &LoraModule,
+        rules: &LoraRules<'_>,
+    ) -> Result<bool> {
+        let (a, b) = module.pair().map_err(|e| e.tensor(path))?;
+        if !a.is_empty() && !b.is_empty() {
+            return Ok(false);
+        }
+        let rank = module.check_shapes().map_err(|e| e.tensor(path))?;
+        let configured = rules.rank(path)? as usize;
+        if configured != rank {
+            return Err(other_rank(path, rank, configured));
+        }
+        check_target(rules.targets(), path)?;
+        if module.bias.is_some() || module.magnitude.is_some() {
+            let message =
+                "has rank 0, and a bias or a magnitude that changes the module all the same";
+            return Err(Error::new(Code::UnsupportedVariant, message).tensor(path));
+        }
+        self.rank_zero.push(path.to_owned());
+        Ok(true)
+    }
+
+    fn note_rank_zero(&mut self) {
+        if let [first, ..] = &self.rank_zero[..] {
+            let all = self.rank_zero.len();
+            self.notes.push(format!(
+                "{all} modules have rank 0, change nothing and were left out, `{}` first",
+                cut(first)
+            ));
+        }
     }
 
     fn module(

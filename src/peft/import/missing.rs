@@ -315,6 +315,7 @@ mod tests {
             options: &options,
             adapter: Adapter::default(),
             notes: Vec::new(),
+            rank_zero: Vec::new(),
             magnitudes: BTreeMap::new(),
             parameters: wrapped.iter().map(owned).collect(),
             missing: Vec::new(),

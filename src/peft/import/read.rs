@@ -33,6 +33,7 @@ pub fn import(dir: &Path, options: &ImportOptions<'_>) -> Result<Imported> {
             ..Adapter::default()
         },
         notes: Vec::new(),
+        rank_zero: Vec::new(),
         magnitudes: BTreeMap::new(),
         parameters: BTreeMap::new(),
         missing: Vec::new(),

@@ -7,6 +7,7 @@ it, and leaves nothing half-written. ``import tlkit`` imports NumPy alone; :mod:
 
 from tlkit import convert
 from tlkit._adapter import Adapter, seeded
+from tlkit._combine import combine
 from tlkit._error import Error, Warning
 from tlkit._extract import extract
 from tlkit._fit import fit, fit_curve, fit_onto, fit_shared, fit_untied
@@ -25,6 +26,7 @@ __all__ = [
     "__version__",
     "audit",
     "check",
+    "combine",
     "convert",
     "dequantise",
     "evaluate",

@@ -1,4 +1,4 @@
-"""Between PEFT directories and ``.tl``, without loss; :func:`tlkit.fit` loses as little as it can."""
+"""Between the adapters of PEFT, MLX and NeMo and ``.tl``, without loss; :func:`tlkit.fit` loses as little as it can."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 from tlkit._call import Progress, StrPath, call
 from tlkit.reports import convert as reports
 
-__all__ = ["peft_to_tied", "tied_to_gguf", "tied_to_peft"]
+__all__ = ["mlx_to_tied", "nemo_to_tied", "peft_to_tied", "tied_to_gguf", "tied_to_mlx", "tied_to_peft"]
 
 
 def peft_to_tied(
@@ -18,6 +18,7 @@ def peft_to_tied(
     base: StrPath | None = None,
     rename: Mapping[str, str] | None = None,
     strict: bool = False,
+    keep_equal: bool = False,
     zstd: bool = False,
     projection_rounding: Literal["fused", "separate"] = "fused",
     projection_dtype: str | None = None,
@@ -34,6 +35,7 @@ def peft_to_tied(
             weights are read.
         rename: Leading parts of module names, and what they are in the base.
         strict: Refuse an adapter that lacks tensors of modules which config and base say are adapted.
+        keep_equal: Keep whole tensors that are the base's own, which are left out with ``base``.
         zstd: Compress the tensors; the root stays the same.
         projection_rounding: How torch rounded VeRA projections that are not stored.
         projection_dtype: The base's dtype in training, for them: ``"f32"``, ``"f16"``, ``"bf16"``.
@@ -116,3 +118,105 @@ def tied_to_gguf(
             ``"incompatible"`` where adapter and base do not fit; ``"malformed"``, ``"io"``.
     """
     return call("convert tied-to-gguf", locals(), reports.TiedToGguf)
+
+
+def mlx_to_tied(
+    adapter: StrPath,
+    output: StrPath,
+    *,
+    base: StrPath | None = None,
+    rename: Mapping[str, str] | None = None,
+    strict: bool = False,
+    keep_equal: bool = False,
+    zstd: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> reports.PeftToTied:
+    """Convert an MLX adapter, as ``mlx_lm.lora`` writes it, to a ``.tl``: LoRA, or layers that were trained whole.
+
+    Args:
+        adapter: The folder with ``adapter_config.json`` and ``adapters.safetensors``.
+        output: The ``.tl`` to write, whole or not at all.
+        base: The base model: records its fingerprint, and tells what its modules are called. Only headers and targeted
+            weights are read.
+        rename: Leading parts of module names, and what they are in the base.
+        strict: Refuse an adapter that lacks tensors of modules which config and base say are adapted.
+        keep_equal: Keep whole tensors that are the base's own, which are left out with ``base``.
+        zstd: Compress the tensors; the root stays the same.
+        force: Replace an existing file.
+        progress: Called with ``(done, total, what)`` from this thread.
+        threads: Number of threads; results do not depend on it.
+
+    Raises:
+        Error: ``.kind`` ``"unsupported"`` for what a ``.tl`` cannot say (DoRA: ``"TL0401"``); ``"usage"`` where experts need
+            ``base`` (``"TL0316"``); ``"malformed"``, ``"incompatible"``, ``"io"``.
+    """
+    return call("convert mlx-to-tied", locals(), reports.PeftToTied)
+
+
+def nemo_to_tied(
+    adapter: StrPath,
+    output: StrPath,
+    *,
+    base: StrPath | None = None,
+    rename: Mapping[str, str] | None = None,
+    strict: bool = False,
+    keep_equal: bool = False,
+    zstd: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> reports.PeftToTied:
+    """Convert a ``.nemo`` of NeMo 1.x to a ``.tl``: LoRA, tied LoRA (TL5) or the paper's own. Nothing in it is executed.
+
+    Args:
+        adapter: The ``.nemo`` file.
+        output: The ``.tl`` to write, whole or not at all.
+        base: The base model: records its fingerprint, and tells what its modules are called. Only headers and targeted
+            weights are read.
+        rename: Leading parts of module names, and what they are in the base.
+        strict: Refuse an adapter that lacks tensors of modules which config and base say are adapted.
+        keep_equal: Keep whole tensors that are the base's own, which are left out with ``base``.
+        zstd: Compress the tensors; the root stays the same.
+        force: Replace an existing file.
+        progress: Called with ``(done, total, what)`` from this thread.
+        threads: Number of threads; results do not depend on it.
+
+    Raises:
+        Error: ``.kind`` ``"unsupported"`` for what is no low-rank update (a position embedding: ``"TL0423"``); ``"usage"`` where
+            the config does not tell what modules are called without ``base`` (``"TL0316"``); ``"malformed"``, ``"io"``.
+    """
+    return call("convert nemo-to-tied", locals(), reports.PeftToTied)
+
+
+def tied_to_mlx(
+    adapter: StrPath,
+    output: StrPath,
+    *,
+    base: StrPath,
+    dtype: str = "f32",
+    blobs: StrPath | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> reports.TiedToMlx:
+    """Convert a ``.tl``, or another tool's adapter, to a folder that mlx-lm loads with ``adapter_path``.
+
+    ``lora_a`` is (in, r) and ``lora_b`` (r, out), at the largest rank of any module.
+
+    Args:
+        adapter: The ``.tl``, folder or file.
+        output: The folder to write.
+        base: The base model's folder; of its files only ``config.json`` is needed.
+        dtype: Of the factors: ``"f32"``, ``"f16"``, ``"bf16"``.
+        blobs: Folder with the tensors that a thin ``.tl`` leaves out.
+        force: Replace an adapter's folder without other files.
+        progress: Called with ``(done, total, what)`` from this thread.
+        threads: Number of threads; results do not depend on it.
+
+    Raises:
+        Error: ``.kind`` ``"unsupported"`` for what mlx-lm does not hold, and for models whose names it is not known to
+            share; ``"incompatible"`` where adapter and base do not fit; ``"malformed"``, ``"io"``.
+    """
+    return call("convert tied-to-mlx", locals(), reports.TiedToMlx)

@@ -22,7 +22,19 @@ const HINTS: &[(&str, &str)] = &[
         "export in the faithful form, or merge",
         "export without --portable, or merge",
     ),
+    (
+        "if they are one, give the base model; names are not compared then",
+        "if they are one, pass --base; names are not compared then",
+    ),
+    (
+        "use `cat` or `svd`, or the method of the same name that ends in `-svd`",
+        "use --method cat or svd, or the method of the same name that ends in -svd",
+    ),
     ("convert without a fit", "convert without --fit"),
+    (
+        "give a density above 0 and at most 1, which keeps all",
+        "pass --density with a share above 0 and at most 1, which keeps all",
+    ),
     (
         "raise the rank, or the error at which one is left out",
         "raise --rank or --apart",

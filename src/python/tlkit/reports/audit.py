@@ -110,7 +110,7 @@ class AuditRow(TypedDict):
     path: str
     """Where it is, as reached from the path that was audited."""
 
-    format: Literal["peft", "tl", "store"]
+    format: Literal["peft", "mlx", "nemo", "tl", "store"]
     """In which form."""
 
     kind: str | None

@@ -30,8 +30,11 @@ class PeftToTied(TypedDict):
     parameters_after: int
     """Numbers in the `.tl`."""
 
+    left_out: NotRequired[list["LeftOut"]]
+    """Whole tensors that are the base's own, and are not in the `.tl`."""
+
     bytes_before: int
-    """Bytes of the PEFT files."""
+    """Bytes of the adapter's files."""
 
     bytes_after: int
     """Bytes of the `.tl`."""
@@ -44,6 +47,50 @@ class PeftToTied(TypedDict):
 
     output: str
     """The file written."""
+
+
+class LeftOut(TypedDict):
+    """A tensor that was left out."""
+
+    name: str
+    """What the adapter called it."""
+
+    bytes: int
+    """Its bytes."""
+
+
+class TiedToMlx(TypedDict):
+    """Report of tied_to_mlx."""
+
+    fine_tune_type: Literal["lora", "dora", "full"]
+    """What mlx-lm calls it."""
+
+    method: str
+    """The preset that the adapter follows."""
+
+    modules: int
+    """Number of adapted modules."""
+
+    num_layers: int
+    """How many of the last layers mlx-lm adapts."""
+
+    tensors: int
+    """Number of tensors written."""
+
+    bytes_before: int
+    """Bytes of the adapter."""
+
+    bytes_after: int
+    """Bytes of the folder's files."""
+
+    root: str
+    """The adapter's identity."""
+
+    notes: list[str]
+    """What was noticed about the adapter."""
+
+    output: str
+    """The folder written."""
 
 
 class TiedToPeft(TypedDict):

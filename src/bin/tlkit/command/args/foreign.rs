@@ -44,6 +44,9 @@ pub(crate) struct ToTied {
     /// Refuse an adapter that lacks tensors of modules which its config and the base say are adapted
     #[arg(long, requires = "base")]
     pub(crate) strict: bool,
+    /// Keep whole tensors that are the base's own, which are left out with --base
+    #[arg(long, requires = "base")]
+    pub(crate) keep_equal: bool,
     /// Compress tensors with zstd; the root stays the same
     #[arg(long)]
     pub(crate) zstd: bool,

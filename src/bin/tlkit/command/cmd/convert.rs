@@ -22,6 +22,7 @@ pub(crate) fn peft_to_tied(args: &PeftToTied, output: &Output) -> Result<Outcome
     let mut options = ToTiedOptions::default();
     options.base = base.as_ref();
     options.strict = args.strict;
+    options.keep_equal = args.keep_equal;
     options.write = write;
     options.fma = match args.projection_rounding {
         ProjectionRounding::Fused => Fma::Fused,

@@ -39,6 +39,7 @@ fn from_tool(
     let mut options = ToTiedOptions::default();
     options.base = base.as_ref();
     options.strict = to.strict;
+    options.keep_equal = to.keep_equal;
     options.write = write;
     let report = convert(adapter, &to.output, &options).map_err(|e| e.file(adapter))?;
     for note in &report.notes {

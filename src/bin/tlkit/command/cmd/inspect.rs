@@ -342,6 +342,7 @@ fn peft(path: &Path, args: &Inspect, output: &Output) -> Result<Outcome> {
         Source::Peft(PeftKind::Vera) => "PEFT VeRA",
         Source::Peft(PeftKind::VeraRegenerated) => "PEFT VeRA, projections regenerated",
         Source::Nemo => "NeMo",
+        Source::Mlx(_) if opened.adapter.groups.is_empty() => "MLX, whole tensors",
         Source::Mlx(PeftKind::Dora) => "MLX DoRA",
         Source::Mlx(_) => "MLX LoRA",
         Source::Tl => ".tl",
