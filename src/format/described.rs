@@ -136,6 +136,17 @@ impl ManifestTensor {
         Ok(tensor)
     }
 
+    /// The values of this tensor, whose `stored` bytes were verified; of one that is not coded, the bytes themselves.
+    ///
+    /// # Errors
+    /// Those of [`Tensor::coded`].
+    pub fn values(&self, stored: &Tensor) -> Result<Tensor> {
+        match self.coded {
+            Some(_) => Tensor::coded(self.shape.clone(), stored.data().clone()),
+            None => Ok(stored.clone()),
+        }
+    }
+
     /// Refuses bytes of another digest than this one's.
     pub(super) fn compare(&self, actual: Digest) -> Result<()> {
         if actual == self.sha256 {

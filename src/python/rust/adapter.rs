@@ -203,13 +203,19 @@ impl Adapter {
         Ok(String::from_utf8_lossy(&encoded.manifest.to_bytes()).into_owned())
     }
 
-    /// The distinct tensors by the manifest's names.
+    /// The distinct tensors by the manifest's names; of coded ones, their F32 values.
     fn tensors(&self, py: Python<'_>) -> PyResult<Vec<(String, Array)>> {
         let encoded = raised(py, py.detach(|| self.encoded()))?;
-        let arrays = encoded.tensors.iter();
-        Ok(arrays
-            .map(|(name, t)| (name.clone(), Array::of(&t.tensor)))
-            .collect())
+        let described = encoded.manifest.tensors();
+        let array = |(name, t): (&String, &tlkit::format::EncodedTensor)| {
+            let values = described.get(name).map(|d| d.values(&t.tensor)).transpose();
+            let values = raised(py, values)?;
+            Ok((
+                name.clone(),
+                Array::of(values.as_ref().unwrap_or(&t.tensor)),
+            ))
+        };
+        encoded.tensors.iter().map(array).collect()
     }
 
     /// ΔW of a module in f32, (out, in).
