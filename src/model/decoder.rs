@@ -156,9 +156,7 @@ impl BranchGradients {
 impl Model {
     /// Opens the model in `dir`: `config.json` and safetensors weights, one file or sharded.
     /// Computes in f32 or bf16 as `dtype` says; without it in bf16 where the embedding is bf16 and the device
-    /// multiplies such numbers (a GPU; a processor with AMX or AVX-512-BF16), and else in f32.
-    ///
-    /// In bf16 a GPU has weights and activations in that type. A processor rounds to bf16 what it multiplies with frozen
+    /// multiplies such numbers (a GPU; a processor with AMX or AVX-512-BF16), and else in f32. In bf16 a GPU has weights and activations in that type. A processor rounds to bf16 what it multiplies with frozen
     /// weights, with f32 sums, and has all else in f32.
     ///
     /// # Errors

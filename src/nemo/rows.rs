@@ -100,7 +100,7 @@ mod tests {
             (&[3, 1][..], vec![2.0, 3.0, 0.0])
         );
         assert_eq!(
-            take(&t, [3..5].iter()).unwrap_err().code(),
+            take(&t, std::iter::once(&(3..5))).unwrap_err().code(),
             Code::FactorShape
         );
     }

@@ -74,8 +74,10 @@ fn the_error_is_that_of_the_numbers_that_are_read() {
         assert_eq!((zero.rank, zero.error), (0, 0.0));
         // What is read and written again is the same file.
         let again = dir.path().join("again.tl");
-        let mut options = WriteOptions::default();
-        options.existing = crate::fs::Existing::Replace;
+        let mut options = WriteOptions {
+            existing: crate::fs::Existing::Replace,
+            ..WriteOptions::default()
+        };
         assert_eq!(write_tl(&again, &read, &options).unwrap(), written);
         options.packing = Packing::Thin;
         options.zstd = true;

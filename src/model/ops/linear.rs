@@ -9,7 +9,7 @@ use faer::reborrow::ReborrowMut as _;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-use super::bf16::{Block, Kernel, Panel, Rows, Weight, across, along, few, multiply};
+use super::bf16::{self, Kernel, Rows, Weight};
 use super::slices::ROWS;
 use super::{f32s, fuses, is_fused, tensor};
 use crate::error::{Code, Error, Result};
@@ -297,19 +297,14 @@ pub fn linear_backward(dy: &Tensor, pieces: &[Piece<'_>]) -> Result<Tensor> {
 pub(super) fn product(x: &[f32], in_features: usize, pieces: &[Piece<'_>], out: &mut [f32]) {
     let width: usize = pieces.iter().map(|p| p.rows).sum();
     let tokens = x.len() / in_features.max(1);
-    let narrow = narrow(pieces);
-    if tokens < FEW {
-        return match narrow {
-            Some((_, weights)) => {
-                let rows = pieces.iter().map(Piece::range);
-                let pieces: Vec<_> = weights.into_iter().zip(rows).collect();
-                few(x, in_features, &pieces, out);
-            }
-            None => product_few(x, in_features, pieces, width, out),
+    if let Some((kernel, rows)) = narrow(pieces) {
+        return match tokens < FEW {
+            true => bf16::few(x, in_features, &rows, out),
+            false => bf16::product(kernel, x, in_features, &rows, out),
         };
     }
-    if let Some((kernel, weights)) = narrow {
-        return product_bf16(kernel, x, in_features, pieces, &weights, out);
+    if tokens < FEW {
+        return product_few(x, in_features, pieces, width, out);
     }
     out.par_chunks_mut(ROWS * width)
         .zip(x.par_chunks(ROWS * in_features))
@@ -331,101 +326,11 @@ pub(super) fn product(x: &[f32], in_features: usize, pieces: &[Piece<'_>], out: 
         });
 }
 
-/// What multiplies bf16 numbers, and the weights of the pieces, where all are for it.
-fn narrow<'a>(pieces: &[Piece<'a>]) -> Option<(Kernel, Vec<Weight<'a>>)> {
+/// What multiplies bf16 numbers, and the rows of weights that the pieces are, where all are for it.
+fn narrow<'a>(pieces: &[Piece<'a>]) -> Option<(Kernel, Vec<Rows<'a>>)> {
     let kernel = pieces.first()?.matrix.kernel?;
-    let weights = pieces
-        .iter()
-        .map(|p| p.matrix.weight())
-        .collect::<Option<_>>()?;
-    Some((kernel, weights))
-}
-
-fn product_bf16(
-    kernel: Kernel,
-    x: &[f32],
-    in_features: usize,
-    pieces: &[Piece<'_>],
-    weights: &[Weight<'_>],
-    out: &mut [f32],
-) {
-    let (mut panels, mut column) = (Vec::new(), 0);
-    for (number, piece) in pieces.iter().enumerate() {
-        for row in piece.range().step_by(Panel::WIDEST) {
-            let rows = (piece.range().end - row).min(Panel::WIDEST);
-            panels.push(Panel {
-                columns: column..column + rows,
-                source: (number, row),
-            });
-            column += rows;
-        }
-    }
-    let blocks: Vec<Block> = Block::cut(0..in_features, 0).collect();
-    let pack = |panel: &Panel, block: &Block, packed: &mut [u32]| {
-        let (number, row) = panel.source;
-        let k = block.columns.clone();
-        along(
-            &weights[number],
-            row,
-            panel.columns.len(),
-            k.start,
-            k.len(),
-            packed,
-        );
-    };
-    multiply(
-        kernel,
-        &Rows::of(x, in_features),
-        &panels,
-        &blocks,
-        &pack,
-        out,
-        column,
-    );
-}
-
-fn backward_bf16(
-    kernel: Kernel,
-    dy: &[f32],
-    width: usize,
-    pieces: &[Piece<'_>],
-    weights: &[Weight<'_>],
-    dx: &mut [f32],
-) {
-    let in_features = weights.first().map_or(0, |w| w.columns);
-    let columns = (0..in_features).step_by(Panel::WIDEST);
-    let panels: Vec<Panel> = columns
-        .map(|start| Panel {
-            columns: start..(start + Panel::WIDEST).min(in_features),
-            source: (0, start),
-        })
-        .collect();
-    let (mut blocks, mut column) = (Vec::new(), 0);
-    for (number, piece) in pieces.iter().enumerate() {
-        blocks.extend(Block::cut(column..column + piece.rows, number));
-        column += piece.rows;
-    }
-    let pack = |panel: &Panel, block: &Block, packed: &mut [u32]| {
-        let (number, row) = block.source;
-        let (row, j) = (pieces[number].row + row, panel.columns.clone());
-        across(
-            &weights[number],
-            row,
-            block.columns.len(),
-            j.start,
-            j.len(),
-            packed,
-        );
-    };
-    multiply(
-        kernel,
-        &Rows::of(dy, width),
-        &panels,
-        &blocks,
-        &pack,
-        dx,
-        in_features,
-    );
+    let rows = pieces.iter().map(|p| Some((p.matrix.weight()?, p.range())));
+    Some((kernel, rows.collect::<Option<_>>()?))
 }
 
 fn product_few(x: &[f32], in_features: usize, pieces: &[Piece<'_>], width: usize, out: &mut [f32]) {
@@ -466,8 +371,8 @@ pub(super) fn product_backward(dy: &[f32], width: usize, pieces: &[Piece<'_>], d
     if in_features == 0 || width == 0 {
         return;
     }
-    if let Some((kernel, weights)) = narrow(pieces) {
-        return backward_bf16(kernel, dy, width, pieces, &weights, dx);
+    if let Some((kernel, rows)) = narrow(pieces) {
+        return bf16::backward(kernel, dy, width, &rows, dx);
     }
     dx.par_chunks_mut(ROWS * in_features)
         .zip(dy.par_chunks(ROWS * width))

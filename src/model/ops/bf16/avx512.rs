@@ -1,7 +1,7 @@
 //! AVX-512-BF16: a dot product of pairs in each of sixteen lanes.
 #![allow(unsafe_code)]
 
-use super::kernel::{STEP, Target};
+use super::tile::{STEP, Target};
 
 #[cfg(target_arch = "x86_64")]
 pub(super) fn is_there() -> bool {

@@ -1,24 +1,17 @@
 //! Products with few rows on the left, as in generation: each number of a weight is read once, and the memory's speed is the limit.
 
-use std::ops::Range;
-
 use half::bf16;
 use rayon::prelude::*;
 
 use super::super::vector::{fold, vectorised};
-use super::pack::Weight;
+use super::product::Rows;
 
 /// Bytes of a weight that one task reads.
 const TASK: usize = 128 << 10;
 
 /// x·Wᵀ over `pieces`, the rows of weights whose columns stand side by side in `out`: tokens × Σ rows, overwritten. `x` is
 /// rounded to bf16, as the products with many rows round it.
-pub(in super::super) fn few(
-    x: &[f32],
-    in_features: usize,
-    pieces: &[(Weight<'_>, Range<usize>)],
-    out: &mut [f32],
-) {
+pub(in super::super) fn few(x: &[f32], in_features: usize, pieces: &[Rows<'_>], out: &mut [f32]) {
     let tokens = x.len() / in_features.max(1);
     let width: usize = pieces.iter().map(|(_, rows)| rows.len()).sum();
     let x: Vec<f32> = x.iter().map(|x| bf16::from_f32(*x).to_f32()).collect();

@@ -1,15 +1,6 @@
-//! Which instructions there are, and the one step that all else is made of.
+//! Which instructions there are.
 
 use super::{amx, avx512};
-
-/// Rows and columns of an accumulating tile.
-pub(super) const TILE: usize = 16;
-/// How many numbers of K a step takes: 16 pairs.
-pub(super) const PAIRED: usize = 2 * TILE;
-/// Columns of a panel: two tiles.
-pub(super) const WIDE: usize = 2 * TILE;
-/// 32-bit pairs of a panel for one step: two tiles, each 16 pairs × 16 columns.
-pub(super) const STEP: usize = 2 * TILE * TILE;
 
 /// The instructions that multiply bf16 numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,16 +9,6 @@ pub(in super::super) enum Kernel {
     Amx,
     /// Dot products of pairs (AVX-512-BF16).
     Avx512,
-}
-
-/// 32 rows × 32 columns of a product, where they go, and what is in it already.
-pub(super) struct Target {
-    /// The first number. 32 rows of 32 numbers from here on may be read and written.
-    pub(super) start: *mut f32,
-    /// Numbers from one row to the next.
-    pub(super) stride: usize,
-    /// Whether what is there is added to.
-    pub(super) add: bool,
 }
 
 impl Kernel {

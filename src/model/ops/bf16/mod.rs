@@ -10,13 +10,14 @@ mod amx;
 mod avx512;
 mod few;
 mod kernel;
+mod left;
 mod multiply;
 mod pack;
-mod rows;
+mod product;
+mod tile;
 mod transpose;
 
 pub(super) use few::few;
 pub(super) use kernel::Kernel;
-pub(super) use multiply::{Block, Panel, multiply};
-pub(super) use pack::{Weight, across, along};
-pub(super) use rows::Rows;
+pub(super) use pack::Weight;
+pub(super) use product::{Rows, backward, product};

@@ -5,8 +5,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::kernel::{Kernel, PAIRED, STEP, Target, WIDE};
-use super::rows::Rows;
+use super::kernel::Kernel;
+use super::left::Left;
+use super::tile::{PAIRED, STEP, Target, WIDE};
 use super::{amx, avx512};
 
 /// Numbers of K that are packed at a time: 64 KiB of a panel.
@@ -59,7 +60,7 @@ unsafe impl Sync for Out {}
 /// given columns and the given part of K, with zeros behind them.
 pub(in super::super) fn multiply(
     kernel: Kernel,
-    left: &Rows,
+    left: &Left,
     panels: &[Panel],
     blocks: &[Block],
     pack: &(dyn Fn(&Panel, &Block, &mut [u32]) + Sync),

@@ -1,6 +1,6 @@
 //! The right side of a product: weights as panels of 32 columns, 16 pairs of K at a time.
 
-use super::kernel::{PAIRED, STEP, TILE, WIDE};
+use super::tile::{PAIRED, STEP, TILE, WIDE};
 use super::transpose::transpose;
 use crate::tensor::{Dtype, widen_into};
 

@@ -1,7 +1,7 @@
 //! Sixteen rows of sixteen pairs, turned.
 #![allow(unsafe_code)]
 
-use super::kernel::{PAIRED, TILE};
+use super::tile::{PAIRED, TILE};
 
 /// `to[16 p + j]` is pair p of row j.
 pub(super) fn transpose(rows: &[[u16; PAIRED]; TILE], to: &mut [u32]) {

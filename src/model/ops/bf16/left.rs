@@ -3,16 +3,16 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use super::kernel::{PAIRED, TILE};
+use super::tile::{PAIRED, TILE};
 
 /// Rows of bf16 numbers (their bits), each with zeros behind it, and rows of zeros behind the last: tiles may reach beyond the end.
-pub(in super::super) struct Rows {
+pub(in super::super) struct Left {
     values: Vec<u16>,
     rows: usize,
     stride: usize,
 }
 
-impl Rows {
+impl Left {
     /// `x`, row-major with `columns` columns, rounded to nearest even.
     pub(in super::super) fn of(x: &[f32], columns: usize) -> Self {
         let rows = x.len() / columns.max(1);
@@ -73,7 +73,7 @@ mod tests {
             .map(|i| (i as f32 - 90.0) * 1.003_7f32.powi(i))
             .chain([f32::INFINITY, -0.0, f32::MAX, 1e-40])
             .collect();
-        let rows = Rows::of(&x[..210], 70);
+        let rows = Left::of(&x[..210], 70);
         assert_eq!((rows.rows(), rows.stride() % PAIRED), (3, 0));
         for (i, x) in x[..210].iter().enumerate() {
             let at = rows.from(0, i % 70, 1)[i / 70 * rows.stride()];

@@ -1,0 +1,99 @@
+//! Products with frozen weights, forward and backward, over rows of them.
+
+use std::ops::Range;
+
+use super::kernel::Kernel;
+use super::left::Left;
+use super::multiply::{Block, Panel, multiply};
+use super::pack::{Weight, across, along};
+
+/// Rows of a weight: as many columns of a product.
+pub(in super::super) type Rows<'a> = (Weight<'a>, Range<usize>);
+
+/// x·Wᵀ into `out`, tokens × Σ rows, overwritten; x is tokens × in, row-major.
+pub(in super::super) fn product(
+    kernel: Kernel,
+    x: &[f32],
+    in_features: usize,
+    pieces: &[Rows<'_>],
+    out: &mut [f32],
+) {
+    let (mut panels, mut column) = (Vec::new(), 0);
+    for (number, (_, rows)) in pieces.iter().enumerate() {
+        for row in rows.clone().step_by(Panel::WIDEST) {
+            let len = (rows.end - row).min(Panel::WIDEST);
+            panels.push(Panel {
+                columns: column..column + len,
+                source: (number, row),
+            });
+            column += len;
+        }
+    }
+    let blocks: Vec<Block> = Block::cut(0..in_features, 0).collect();
+    let pack = |panel: &Panel, block: &Block, packed: &mut [u32]| {
+        let (number, row) = panel.source;
+        let k = block.columns.clone();
+        along(
+            &pieces[number].0,
+            row,
+            panel.columns.len(),
+            k.start,
+            k.len(),
+            packed,
+        );
+    };
+    multiply(
+        kernel,
+        &Left::of(x, in_features),
+        &panels,
+        &blocks,
+        &pack,
+        out,
+        column,
+    );
+}
+
+/// dy·W into `dx`, tokens × in, overwritten; dy is tokens × `width`, the rows of all pieces.
+pub(in super::super) fn backward(
+    kernel: Kernel,
+    dy: &[f32],
+    width: usize,
+    pieces: &[Rows<'_>],
+    dx: &mut [f32],
+) {
+    let in_features = pieces.first().map_or(0, |(weight, _)| weight.columns);
+    let columns = (0..in_features).step_by(Panel::WIDEST);
+    let panels: Vec<Panel> = columns
+        .map(|start| Panel {
+            columns: start..(start + Panel::WIDEST).min(in_features),
+            source: (0, start),
+        })
+        .collect();
+    let (mut blocks, mut column) = (Vec::new(), 0);
+    for (number, (_, rows)) in pieces.iter().enumerate() {
+        blocks.extend(Block::cut(column..column + rows.len(), number));
+        column += rows.len();
+    }
+    let pack = |panel: &Panel, block: &Block, packed: &mut [u32]| {
+        let (number, row) = block.source;
+        let (weight, rows) = &pieces[number];
+        let j = panel.columns.clone();
+        across(
+            weight,
+            rows.start + row,
+            block.columns.len(),
+            j.start,
+            j.len(),
+            packed,
+        );
+    };
+    multiply(
+        kernel,
+        &Left::of(dy, width),
+        &panels,
+        &blocks,
+        &pack,
+        dx,
+        in_features,
+    );
+}
