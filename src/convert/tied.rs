@@ -100,7 +100,7 @@ impl Tied {
 /// Reads a PEFT adapter directory and brings it into tie groups, in memory.
 ///
 /// # Errors
-/// Those of [`import_with_base`]; [`Code::UnsupportedDora`].
+/// Those of [`import_any`]; [`Code::UnsupportedDora`].
 pub fn import_tied(dir: &Path, options: &ToTiedOptions<'_>) -> Result<Tied> {
     with_fingerprint(import_unbound(dir, options)?, options)
 }

@@ -185,8 +185,8 @@ def pack(
         zstd: Compress tensors; the root stays the same.
         exact: Compress tensors as exactly as ``zstd`` does, and further: their exponents are coded.
         dtype: Store the factors as ``"f32"``, ``"bf16"``, ``"f16"`` or ``"int8"``: another adapter, with another root.
-        error: Code the factors in the fewest bytes with which all updates together, as f32, have at most this relative error.
-        max_bytes: Code them at the smallest error with which the file has at most so many bytes; also ``"64k"``, ``"8M"``.
+        error: Code the factors in the fewest bytes with which all updates together have at most this relative error.
+        max_bytes: Code them at the smallest error with a file of at most so many bytes; also ``"64k"``, ``"8M"``.
         bits: Code them at the smallest error within so many bits for each of their numbers.
         blobs: Where left-out tensors are read from, and with ``thin`` written to.
         force: Replace an existing output; links, devices and inputs never are.

@@ -96,7 +96,7 @@ def train(
         checkpoint_every: Steps between checkpoints; where it is None: 100.
         recompute: Compute activations again in the backward pass, to save memory.
         device: cpu, auto, or cuda[:N]; where it is None: cpu.
-        compute_dtype: Type of products with the weights: f32 or bf16; where it is None: bf16 where base and device have it.
+        compute_dtype: Type of products with the weights: f32 or bf16; if None, bf16 where base and device have it.
         progress: Called with ``(done, total, what)`` from this thread; what it raises stops the work.
         threads: Number of threads; results do not depend on it.
 
