@@ -18,7 +18,7 @@ def test_combine(fixtures: Path, tmp_path: Path) -> None:
     exact = returned(tlkit.combine, tlkit.combine(adapters, tmp_path / "cat.tl"))
     assert (exact["rank"], exact["bound"], exact["error"] < 1e-6) == (8, None, True)
     cut = returned(tlkit.combine, tlkit.combine(adapters, tmp_path / "svd.tl", method="svd", rank=3))
-    assert cut["rank"] == 3 and cut["bound"] is not None and cut["error"] >= cut["bound"]
+    assert cut["rank"] == 3 and cut["bound"] is not None and cut["error"] >= cut["bound"] * (1 - 1e-6)
     drawn = tlkit.combine(adapters, tmp_path / "dare.tl", method="dare-svd", density=0.5, seed=3)
     assert returned(tlkit.combine, drawn)["cut"] is not None
     with pytest.raises(tlkit.Error):

@@ -100,7 +100,8 @@ class Adapter:
                 may be any; ``alpha`` any number. ``tensors`` of it is needed only for a ``seed`` or ``scales``; a
                 tensor that has ``seed``, ``dtype`` and ``shape`` there need not be given. Digests, method, order and
                 canonical names are made anew.
-            tensors: float32, float16, bfloat16 (of ml_dtypes, or its bits as uint16), or int8 with scales.
+            tensors: float32, float16, bfloat16 (of ml_dtypes, or its bits as uint16), or int8 with scales. What was
+                coded is given as the float32 numbers that it stands for: the updates are the same, the root is not.
 
         Raises:
             Error: ``"TL0201"`` and its like for what the format does not allow; ``"TL0209"`` for an array that nothing
