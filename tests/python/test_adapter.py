@@ -108,11 +108,10 @@ def test_parts_make_the_same_adapter(fixtures: Path) -> None:
         blobs = fixtures / "v1" / "blobs" if "thin" in file.name else None
         adapter = tlkit.Adapter.open(file, blobs=blobs)
         again = tlkit.Adapter.from_parts(adapter.manifest, adapter.tensors())
-        for module in adapter.modules:
-            assert np.array_equal(again.delta(module), adapter.delta(module)), file.name
-        # Coded tensors are given, and taken, as the numbers that they stand for.
         if any("coded" in tensor for tensor in adapter.manifest["tensors"].values()):
-            assert again.root != adapter.root, file.name
+            # They are given, and taken, as the numbers that they stand for.
+            for module in adapter.modules:
+                assert np.array_equal(again.delta(module), adapter.delta(module)), file.name
             continue
         assert again.root == adapter.root, file.name
         roots += 1
