@@ -32,6 +32,9 @@ impl Yaml {
     /// [`Code::NemoConfig`] for what is no such YAML; [`Code::DuplicateKey`].
     pub(super) fn parse(bytes: &[u8]) -> Result<Self> {
         let text = std::str::from_utf8(bytes).map_err(|e| invalid("is no UTF-8").cause(e))?;
+        if text.contains(|c: char| c.is_control() && !"\t\n\r".contains(c)) {
+            return Err(invalid("has a control character"));
+        }
         let mut open: Vec<Open> = Vec::new();
         for event in Parser::new_from_str(text) {
             let (event, _) = event.map_err(|e| invalid(format!("is no YAML: {e}")))?;

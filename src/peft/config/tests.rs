@@ -75,7 +75,7 @@ fn wrong_types_name_the_key_and_the_value() {
         ("use_rslora", "1"),
         ("use_dora", "\"yes\""),
         ("rank_pattern", "[]"),
-        ("rank_pattern", "{\"a\":0}"),
+        ("rank_pattern", "{\"a\":-1}"),
         ("alpha_pattern", "{\"a\":null}"),
         ("target_modules", "[1]"),
         ("target_modules", "{}"),
