@@ -14,6 +14,7 @@ use crate::fit::report::FitReport;
 use crate::fit::stored::measure_again;
 use crate::model::{Branches, Model, attach, find};
 use crate::progress::Progress;
+use crate::tensor::Dtype;
 use crate::text::{DataOptions, DataStats, Dataset, Example, Vocabulary};
 use crate::train::Data;
 use crate::train::distil::{DistilOptions, Nearness, distil, nearness};
@@ -37,7 +38,9 @@ impl Calibration {
     /// Those of [`Model::open`], [`Vocabulary::open`] and [`Dataset::load`]; [`Code::NoExamples`] where
     /// nothing is left to hold out.
     pub fn open(options: &CalibrateOptions<'_>) -> Result<Self> {
-        let model = Model::open(options.model, options.device, None)?
+        // A fit is the same file whichever processor made it.
+        let exact = options.device.is_cpu().then_some(Dtype::F32);
+        let model = Model::open(options.model, options.device, exact)?
             .with_renames(options.renames.to_vec());
         let vocabulary = Vocabulary::open(options.model)?;
         let wanted = DataOptions {
