@@ -3,8 +3,8 @@
 use rayon::prelude::*;
 
 use super::method::CombineMethod;
-use super::options::{CombineOptions, SignElection};
-use crate::blend::{Average, Election, Mask, Recipe, Rescale, Rule, Sparsify, blend, sparsify};
+use super::options::CombineOptions;
+use crate::blend::{Average, Mask, Recipe, Rescale, Rule, Sparsify, blend, sparsify};
 use crate::error::Result;
 
 /// Elements that one task works on at a time.
@@ -37,16 +37,12 @@ impl Elementwise {
             _ if method.elects_signs() => (Sparsify::Magnitude, Rescale::None),
             _ => (Sparsify::None, Rescale::None),
         };
-        let election = match options.signs {
-            SignElection::Total => Election::Total,
-            SignElection::Frequency => Election::Frequency,
-        };
         let elects = method.elects_signs();
         Self {
             recipe: Recipe {
                 sparsify,
                 rescale,
-                election: elects.then_some(election),
+                election: elects.then_some(options.signs),
                 elects_weighted: false,
                 average: if elects { Average::Count } else { Average::Sum },
                 lambda: 1.0,

@@ -44,7 +44,7 @@ mod write;
 pub use combined::combine;
 pub use input::CombineInput;
 pub use method::CombineMethod;
-pub use options::{CombineOptions, SignElection};
+pub use options::CombineOptions;
 pub use report::{CombineReport, CombinedModule, CombinedPart};
 pub use write::{ToCombined, combine_to};
 

@@ -1,52 +1,12 @@
 //! What a combination is asked for.
 
-use std::fmt;
-use std::str::FromStr;
-
 use super::method::CombineMethod;
+use crate::blend::Election;
 use crate::error::{Code, Error, Result};
 use crate::fit::Budget;
 use crate::format::WriteOptions;
 use crate::safetensors::Checkpoint;
 use crate::tensor::Dtype;
-
-/// How the sign of an element is elected, as PEFT's `majority_sign_method`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum SignElection {
-    /// The sign of the sum.
-    #[default]
-    Total,
-    /// The sign that more adapters have.
-    Frequency,
-}
-
-impl SignElection {
-    /// Every way there is.
-    pub const ALL: [Self; 2] = [Self::Total, Self::Frequency];
-
-    /// `total` or `frequency`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Total => "total",
-            Self::Frequency => "frequency",
-        }
-    }
-}
-
-impl fmt::Display for SignElection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-impl FromStr for SignElection {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        let known = Self::ALL.into_iter().find(|s| s.as_str() == name);
-        known.ok_or_else(|| Error::new(Code::Usage, format!("no signs are elected by `{name}`")))
-    }
-}
 
 /// How to combine.
 #[derive(Debug, Clone)]
@@ -60,8 +20,8 @@ pub struct CombineOptions<'a> {
     pub density: Option<f64>,
     /// Which elements are dropped at random.
     pub seed: u64,
-    /// How signs are elected.
-    pub signs: SignElection,
+    /// How the sign of an element is elected, as PEFT's `majority_sign_method`.
+    pub signs: Election,
     /// What the result is stored in: F32, BF16, F16, or I8 with a scale for each row. `None`: F32, but for
     /// [`CombineMethod::Cat`], which keeps the numbers of A and B as they are.
     pub dtype: Option<Dtype>,
@@ -79,7 +39,7 @@ impl CombineOptions<'_> {
             budget: None,
             density: None,
             seed: 0,
-            signs: SignElection::default(),
+            signs: Election::Total,
             dtype: None,
             base: None,
             write: WriteOptions::default(),

@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
-use tlkit::combine::{CombineMethod, SignElection};
+use tlkit::blend::Election;
+use tlkit::combine::CombineMethod;
 use tlkit::tensor::Dtype;
 
 use super::base::BaseNames;
 use super::merge::Blobs;
-use super::values::{byte_count, combine_method, positive, sign_election, storage_dtype};
+use super::values::{byte_count, combine_method, election, positive, storage_dtype};
 
 #[derive(Debug, Args)]
 pub(crate) struct Combine {
@@ -40,8 +41,8 @@ pub(crate) struct Combine {
     #[arg(long, value_name = "N", default_value = "0")]
     pub(crate) seed: u64,
     /// With ties, how the sign of an element is elected: by the sum of all, or by their number
-    #[arg(long, value_name = "total|frequency", default_value = "total", value_parser = sign_election)]
-    pub(crate) sign_method: SignElection,
+    #[arg(long, value_name = "total|frequency", default_value = "total", value_parser = election)]
+    pub(crate) sign_method: Election,
     /// How factors are stored: f32, bf16, f16, or int8 with a scale for each row [default: f32; with cat
     /// as they are]
     #[arg(long, value_name = "TYPE", value_parser = storage_dtype)]

@@ -1,7 +1,7 @@
 //! Values as they are written on the command line.
 
 use tlkit::blend::{Election, Method, Rescale};
-use tlkit::combine::{CombineMethod, SignElection};
+use tlkit::combine::CombineMethod;
 use tlkit::compute::DeviceChoice;
 use tlkit::merge::{Rounding, TiedPolicy, TokenizerFrom};
 use tlkit::tensor::Dtype;
@@ -32,11 +32,6 @@ pub(super) fn rounding(text: &str) -> Result<Rounding, String> {
 
 pub(super) fn combine_method(text: &str) -> Result<CombineMethod, String> {
     let names = CombineMethod::ALL.map(CombineMethod::as_str);
-    text.parse().map_err(|_| not_one_of(&names))
-}
-
-pub(super) fn sign_election(text: &str) -> Result<SignElection, String> {
-    let names = SignElection::ALL.map(SignElection::as_str);
     text.parse().map_err(|_| not_one_of(&names))
 }
 
