@@ -91,6 +91,8 @@ pub mod open;
 pub mod peft;
 pub mod progress;
 pub mod quant;
+#[cfg(feature = "cloud")]
+pub mod registry;
 pub mod safetensors;
 mod sheet;
 pub mod store;

@@ -51,7 +51,22 @@ FUNCTIONS: dict[str, list[Function]] = {
 }
 FUNCTIONS |= {
     f"store {name}": [getattr(tlkit.Store, name)]
-    for name in ["put", "get", "list", "history", "tag", "rm", "stat", "fsck", "gc", "publish", "quota", "export"]
+    for name in [
+        "put",
+        "get",
+        "list",
+        "history",
+        "tag",
+        "rm",
+        "stat",
+        "fsck",
+        "gc",
+        "publish",
+        "quota",
+        "export",
+        "push",
+        "pull",
+    ]
 }
 # For people at a terminal.
 LEFT_OUT = {"completions", "demo", "devices"}
@@ -84,7 +99,9 @@ def test_names_and_defaults_are_those_of_the_command(command: str) -> None:
             if name in OWN:
                 continue
             known = name if name in arguments else ALIASES.get(name, name)
-            assert known in arguments, f"{function.__name__} has {name}, {command} does not"
+            assert known in arguments, (
+                f"{function.__name__} has {name}, {command} does not"
+            )
             missing.discard(known)
             argument, default = arguments[known], parameter.default
             if default is inspect.Parameter.empty:
@@ -109,7 +126,9 @@ def test_every_parameter_is_documented() -> None:
             text = inspect.getdoc(function) or ""
             assert "Raises:" in text, function.__name__
             for name in inspect.signature(function).parameters:
-                assert name in ("self", "cls") or f"    {name}: " in text, f"{function.__name__}: {name}"
+                assert name in ("self", "cls") or f"    {name}: " in text, (
+                    f"{function.__name__}: {name}"
+                )
 
 
 def test_the_tree_is_json() -> None:

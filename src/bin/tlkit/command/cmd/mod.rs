@@ -25,6 +25,7 @@ pub(crate) mod pack;
 pub(crate) mod params;
 pub(crate) mod plan;
 mod refused;
+pub(crate) mod registry;
 mod serving;
 mod share;
 pub(crate) mod store;
