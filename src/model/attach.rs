@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use candle_core::{DType, Tensor};
 
 use super::ops::{Branch, Span};
-use crate::adapter::{Adapter, ModuleKind, Target, TieGroup};
+use crate::adapter::{Adapter, Target, TieGroup};
 use crate::base::architecture::Architecture;
 use crate::base::names::{Names, whole_places};
 use crate::error::{Code, Error, Result};
@@ -102,7 +102,7 @@ impl<'m> Places<'m> {
         let path = group.module_path(target, i);
         let place = *self.0.get(&path).ok_or_else(|| absent(&path))?;
         if (place.out, place.in_features) != (target.out, group.in_features)
-            || target.kind != ModuleKind::Linear
+            || target.kind != place.kind
         {
             let message = format!(
                 "the model's weight is {}×{}, the adapter's update {}×{}",
@@ -154,6 +154,7 @@ fn absent(path: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adapter::ModuleKind;
     use crate::model::Slot;
 
     fn at(path: &str, layer: usize) -> ModulePlace {
@@ -163,6 +164,7 @@ mod tests {
             path: path.to_owned(),
             out: 4,
             in_features: 4,
+            kind: ModuleKind::Linear,
             spans: Vec::new(),
         }
     }
