@@ -277,3 +277,66 @@ fn shown(text: &str) -> String {
 pub(super) fn invalid(message: String) -> Error {
     Error::new(Code::ArtifactInvalid, message)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn artifact(layers: impl IntoIterator<Item = (String, u64)>) -> Artifact {
+        let layers = layers.into_iter().map(|(path, bytes)| Layer {
+            digest: Digest::of(path.as_bytes()),
+            kind: LayerKind::Weights,
+            path,
+            bytes,
+        });
+        Artifact {
+            layers: layers.collect(),
+            annotations: BTreeMap::from([("a".into(), "b".into())]),
+            ..Artifact::default()
+        }
+    }
+
+    proptest! {
+        /// Breaks where what is pushed cannot be pulled, or paths lead out of their folder.
+        #[test]
+        fn what_is_encoded_is_parsed(
+            paths in proptest::collection::btree_map("[a-z./\\\\]{0,6}|blobs/[0-9a-f]{4}", 0_u64..1 << 30, 0..4),
+        ) {
+            let artifact = artifact(paths.clone());
+            let below = |p: &String| {
+                let stays = p.split('/').all(|part| !part.is_empty() && !part.starts_with('.'));
+                stays && !p.contains('\\')
+            };
+            match artifact.encode() {
+                Ok((_, manifest)) => prop_assert_eq!(Artifact::parse(&manifest).unwrap(), artifact),
+                Err(_) => prop_assert!(paths.is_empty() || !paths.keys().all(below)),
+            }
+        }
+
+        /// Breaks where a changed manifest makes the reader panic.
+        #[test]
+        fn changed_manifests_are_refused_or_read(at in 0_usize..600, byte: u8, cut in 0_usize..600) {
+            let (_, mut manifest) = artifact([("a.tl".to_owned(), 5)]).encode().unwrap();
+            let place = at % manifest.len();
+            manifest[place] = byte;
+            let _ = Artifact::parse(&manifest);
+            manifest.truncate(cut % manifest.len());
+            prop_assert!(Artifact::parse(&manifest).is_err());
+        }
+    }
+
+    #[test]
+    fn limits_hold_before_anything_is_fetched() {
+        let many = (0..=MAX_LAYERS).map(|n| (n.to_string(), 1));
+        for wrong in [
+            artifact(many),
+            artifact([("a".to_owned(), u64::MAX), ("b".to_owned(), 2)]),
+            artifact([("a/".repeat(MAX_PATH_PARTS) + "b", 1)]),
+            artifact([("a".repeat(MAX_PATH_BYTES + 1), 1)]),
+        ] {
+            assert_eq!(wrong.encode().unwrap_err().code(), Code::ArtifactInvalid);
+        }
+    }
+}
