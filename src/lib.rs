@@ -91,8 +91,11 @@ pub mod open;
 pub mod peft;
 pub mod progress;
 pub mod quant;
+#[cfg(feature = "cloud")]
+pub mod registry;
 pub mod safetensors;
 mod sheet;
+pub mod signing;
 pub mod store;
 #[cfg(feature = "train")]
 pub mod sweep;

@@ -10,5 +10,6 @@ mod format;
 mod hostile;
 mod house;
 mod interop;
+mod registry;
 mod s3;
 mod shared;

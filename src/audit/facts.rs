@@ -1,6 +1,7 @@
 //! What of an adapter its waste and its scenarios are computed from.
 
 use super::problem::Problem;
+use super::scenario::Form;
 use crate::digest::Digest;
 use crate::tensor::Dtype;
 
@@ -90,10 +91,27 @@ pub struct Facts {
     pub hashed: Vec<HashedTensor>,
     /// Bytes of the weights' tensors, and what they take packed with zstd, where measured.
     pub packed: Option<(u64, u64)>,
+    /// Whether other forms were made of it in memory, or it could have none.
+    pub is_measured: bool,
+    /// Other forms that were made of it in memory.
+    pub measured: Vec<Measured>,
     /// The closest tied adapters, where they were looked for.
     pub fits: Vec<Fit>,
-    /// Why none could be found.
+    /// Why some could not be made.
     pub unfitted: Option<Problem>,
+}
+
+/// A form that was made in memory.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Measured {
+    /// Which.
+    pub form: Form,
+    /// Bytes of the `.tl`, to the byte.
+    pub bytes: u64,
+    /// ‖ΔW − ΔW'‖_F / ‖ΔW‖_F over all modules that it changes.
+    pub error: f64,
+    /// Bytes that no code of Gaussian components needs less than at this error; of coded forms.
+    pub bound: Option<u64>,
 }
 
 /// A measured conversion.

@@ -26,10 +26,10 @@ mod cells;
 mod charts;
 mod describe;
 mod facts;
-mod fitted;
 #[cfg(feature = "plots")]
 mod html;
 mod leftover;
+mod measured;
 mod money;
 mod owner;
 #[cfg(feature = "plots")]
@@ -57,7 +57,7 @@ mod tests;
 
 #[cfg(feature = "parquet")]
 pub use self::parquet::{parquet, write_parquet};
-pub use facts::{Facts, Fit, HashedTensor, Projection, Recipe, TargetModule};
+pub use facts::{Facts, Fit, HashedTensor, Measured, Projection, Recipe, TargetModule};
 #[cfg(feature = "plots")]
 pub use html::{html, write_html};
 pub use money::{Bill, Prices, usd};

@@ -357,6 +357,10 @@ fn quality(scenario: &FleetScenario) -> (&'static str, String) {
                 format!("Rounded: a number’s relative error up to {bound}{provided}"),
             )
         }
+        Quality::Measured { error } => (
+            "rounded",
+            format!("Measured: updates off by up to {}", relative(error)),
+        ),
         Quality::Fitted { error } => (
             "retrain",
             format!("Fitted: updates off by up to {}", relative(error)),
@@ -402,7 +406,9 @@ fn quality_cell(at: usize, scenario: &FleetScenario) -> Value {
     let (field, value) = match scenario.quality {
         Quality::Exact => (at + "/kind", serde_json::to_string("exact")),
         Quality::Rounded { bound } => (at + "/bound", serde_json::to_string(&bound)),
-        Quality::Fitted { error } => (at.clone() + "/error", serde_json::to_string(&error)),
+        Quality::Measured { error } | Quality::Fitted { error } => {
+            (at.clone() + "/error", serde_json::to_string(&error))
+        }
         Quality::Retrain { error } => (at + "/error", serde_json::to_string(&error)),
     };
     context! { swatch, text, field, value => value.unwrap_or_default(), wide => true }

@@ -1,12 +1,13 @@
 //! What was found out about one adapter, part by part, and the row that it makes.
 
 use super::describe::Description;
-use super::facts::{Facts, Fit};
+use super::facts::{Facts, Fit, Measured};
 use super::owner::Owner;
 use super::problem::Problem;
 use super::row::{Format, Row};
 use super::tensors::{Contents, TensorSums};
 use crate::adapter::quantisation_of_name;
+use crate::error::Error;
 
 /// Sums over the files of an adapter. Those counted elsewhere hold nothing here.
 #[derive(Debug, Clone, Copy, Default)]
@@ -22,8 +23,23 @@ pub(super) struct FileSums {
     pub(super) kept: u64,
 }
 
-/// What fits an adapter has: those that were found, or why none could be.
-pub(super) type Fits = Result<Vec<Fit>, Problem>;
+/// The forms that were made of an adapter in memory.
+#[derive(Debug, Default)]
+pub(super) struct Made {
+    pub(super) fits: Vec<Fit>,
+    pub(super) measured: Vec<Measured>,
+    /// Why some could not be.
+    pub(super) problem: Option<Error>,
+}
+
+impl Made {
+    pub(super) fn failed(error: Error) -> Self {
+        Self {
+            problem: Some(error),
+            ..Self::default()
+        }
+    }
+}
 
 /// Everything that was read of one adapter.
 #[derive(Debug)]
@@ -56,7 +72,7 @@ impl Parts {
     }
 
     /// The row of the adapter, which has this owner.
-    pub(super) fn into_row(self, owner: Owner, fits: Option<Fits>) -> Row {
+    pub(super) fn into_row(self, owner: Owner, made: Option<Made>) -> Row {
         let Self {
             files,
             description: known,
@@ -65,10 +81,8 @@ impl Parts {
             ..
         } = self;
         let lora = known.lora.unwrap_or_default();
-        let (fits, unfitted) = match fits.transpose() {
-            Ok(fits) => (fits.unwrap_or_default(), None),
-            Err(problem) => (Vec::new(), Some(problem)),
-        };
+        let is_measured = made.is_some() || sums.as_ref().is_some_and(|s| s.is_coded);
+        let made = made.unwrap_or_default();
         Row {
             kind: known.kind,
             user: owner.user,
@@ -100,8 +114,10 @@ impl Parts {
                 projections: contents.projections,
                 hashed: contents.hashed,
                 packed: self.packed,
-                fits,
-                unfitted,
+                is_measured,
+                measured: made.measured,
+                fits: made.fits,
+                unfitted: made.problem.as_ref().map(Problem::from),
             },
             ..Row::new(self.path, self.format)
         }

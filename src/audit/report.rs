@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::money::{Bill, Prices};
 use super::problem::Problem;
-use super::row::{Row, Waste};
+use super::row::{Kind, Row, Waste};
 use super::scan::Other;
 use super::scenario::{Form, Quality, Scenario};
 use super::sum::add;
@@ -106,6 +106,8 @@ pub struct FleetScenario {
     pub presumed: u64,
     /// Numbers trained (retraining only).
     pub parameters: Option<u64>,
+    /// As in [`Scenario::bound_bytes`], of these adapters.
+    pub bound_bytes: Option<u64>,
     /// What it does to the adapters' quality.
     pub quality: Quality,
     /// Bytes of everything that was audited, with these adapters in this form.
@@ -150,7 +152,10 @@ pub struct Report {
     pub marginal: Marginal,
     /// Other forms.
     pub scenarios: Vec<FleetScenario>,
-    /// LoRAs that were to be fitted and could not be: the form `fit` leaves them as they are.
+    /// Adapters of which the forms that have to be made in memory (coded, int8, truncated, fit) were not asked for:
+    /// these forms leave them as they are.
+    pub unmeasured: u64,
+    /// Adapters of which such a form was asked for and could not be made: it leaves them as they are.
     pub unfitted: Vec<Problem>,
     /// What could not be listed.
     pub problems: Vec<Problem>,
@@ -208,6 +213,7 @@ impl Report {
             other: context.other,
             folder_links: context.folder_links,
             prices,
+            unmeasured: rows.iter().filter(|r| is_unmeasured(r)).count() as u64,
             unfitted: rows
                 .iter()
                 .filter_map(|r| r.facts.unfitted.clone())
@@ -221,6 +227,12 @@ impl Report {
     pub fn broken(&self) -> u64 {
         self.total.broken + self.problems.len() as u64
     }
+}
+
+/// Whether an adapter could have other forms, and nobody made them.
+fn is_unmeasured(row: &Row) -> bool {
+    let known = matches!(row.kind, Some(Kind::Method(_)));
+    known && row.error.is_none() && row.parameters.is_some() && !row.facts.is_measured
 }
 
 fn grouped(rows: &[Row], key: impl Fn(&Row) -> Option<String>) -> Vec<Group> {
@@ -299,6 +311,9 @@ fn fleet(rows: &[Row], all: u64, users: &Users, prices: &Prices) -> Vec<FleetSce
             parameters: first
                 .parameters
                 .map(|_| sum(&of, |_, s| s.parameters.unwrap_or(0))),
+            bound_bytes: first
+                .bound_bytes
+                .map(|_| sum(&of, |_, s| s.bound_bytes.unwrap_or(0))),
             quality: of
                 .iter()
                 .fold(first.quality, |q, (_, s)| q.worst(s.quality)),

@@ -9,7 +9,7 @@ use super::owner::Owners;
 use super::problem::Problem;
 use super::report::{Context, Report};
 use super::row::Row;
-use super::{fitted, read, scan, stored};
+use super::{measured, read, scan, stored};
 use crate::error::{Code, Error, Result};
 use crate::progress::Progress;
 
@@ -23,8 +23,9 @@ pub struct AuditOptions<'a> {
     pub hash: bool,
     /// Read the weights of the first so many adapters and compress them with zstd.
     pub measure: Option<usize>,
-    /// Read the weights of the first so many adapters, and fit the closest tied adapter to each LoRA
-    /// in a PEFT directory, at its own rank.
+    /// Read the weights of the first so many adapters, those of stores last, and make other forms of each in memory:
+    /// coded at the errors [`Form::PERCENT`](super::Form::PERCENT), as int8, truncated, and of each LoRA in a folder
+    /// the closest tied adapter at its own rank.
     pub fit: Option<usize>,
     /// What bytes and requests cost.
     pub prices: Prices,
@@ -46,9 +47,11 @@ pub fn audit(paths: &[PathBuf], options: &AuditOptions<'_>) -> Result<Report> {
         paths.iter().cloned().partition(|p| stored::is_remote(p));
     let mut scan = scan::scan(&folders)?;
     stores.append(&mut scan.stores);
+    let fitted = options.fit.unwrap_or(0);
     let mut stored = Vec::new();
     for store in &stores {
-        match stored::rows(&store.to_string_lossy()) {
+        let made = fitted.saturating_sub(scan.found.len() + stored.len());
+        match stored::rows(&store.to_string_lossy(), made, &options.progress) {
             Ok((rows, other)) => {
                 stored.extend(rows);
                 scan.other.add(&other);
@@ -63,21 +66,20 @@ pub fn audit(paths: &[PathBuf], options: &AuditOptions<'_>) -> Result<Report> {
         return Err(Error::new(Code::NothingToAudit, message)
             .hint("an adapter is a folder with adapter_config.json, or a .tl file"));
     }
-    let measured = options.measure.unwrap_or(0);
-    let fitted = options.fit.unwrap_or(0);
+    let packed = options.measure.unwrap_or(0);
     let row = |(at, found): (usize, &scan::Found)| {
         let depth = read::Depth {
             hash: options.hash,
-            measure: at < measured,
+            measure: at < packed,
         };
         let parts = read::read(found, depth);
-        let fits = match at < fitted {
-            true => fitted::measure(&found.path, &parts),
+        let made = match at < fitted {
+            true => measured::measure(&found.path, &parts),
             false => None,
         };
         let owner = options.owners.find(&found.relative, &parts.path);
         options.progress.advance(1)?;
-        Ok(parts.into_row(owner.unwrap_or_default(), fits))
+        Ok(parts.into_row(owner.unwrap_or_default(), made))
     };
     let rows = scan.found.par_iter().enumerate().map(row);
     let mut rows: Vec<Row> = rows.collect::<Result<_>>()?;

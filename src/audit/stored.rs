@@ -2,17 +2,21 @@
 
 use std::path::Path;
 
+use rayon::prelude::*;
+
 use super::describe::Description;
 use super::facts::HashedTensor;
+use super::measured::of_adapter;
 use super::owner::Owner;
-use super::parts::{FileSums, Parts};
+use super::parts::{FileSums, Made, Parts};
 use super::problem::Problem;
 use super::row::{Format, Row};
 use super::scan::Other;
 use super::tensors::{Contents, StoredTensor, TensorSums};
 use crate::error::{Error, Result};
 use crate::format::Manifest;
-use crate::store::{Name, Store, StoredAdapter};
+use crate::progress::Progress;
+use crate::store::{AdapterName, Name, Store, StoredAdapter, Which};
 
 /// Whether a path is the address of a store elsewhere; stores in folders are found by the walk.
 pub(super) fn is_remote(path: &Path) -> bool {
@@ -20,11 +24,16 @@ pub(super) fn is_remote(path: &Path) -> bool {
 }
 
 /// The rows of a store, and what belongs to none: older versions, published blobs, garbage. The
-/// objects of the rows and the others are all objects of the store.
+/// objects of the rows and the others are all objects of the store. Of the first `made` adapters the numbers are
+/// read, and other forms made.
 ///
 /// # Errors
-/// Those of [`Store::open`]; [`crate::Code::StoreBackend`].
-pub(super) fn rows(address: &str) -> Result<(Vec<Row>, Other)> {
+/// Those of [`Store::open`]; [`crate::Code::StoreBackend`]; [`crate::Code::Interrupted`] by `progress`.
+pub(super) fn rows(
+    address: &str,
+    made: usize,
+    progress: &Progress<'_>,
+) -> Result<(Vec<Row>, Other)> {
     let store = Store::open(address)?;
     let (files, bytes) = store.common_objects()?;
     let mut other = Other {
@@ -49,14 +58,22 @@ pub(super) fn rows(address: &str) -> Result<(Vec<Row>, Other)> {
         other.files += inventory.other_objects;
         other.bytes += inventory.other_bytes;
         other.disk_bytes += inventory.other_bytes;
-        let row = |stored: StoredAdapter| {
+        let before = rows.len();
+        let row = |(at, stored): (usize, &StoredAdapter)| {
+            progress.advance(0)?;
             let owner = Owner {
                 user: Some(user.to_string()),
                 task: Some(stored.task.to_string()),
             };
-            parts(address, &user, &stored).into_row(owner, None)
+            let parts = parts(address, &user, stored);
+            let made = match before + at < made && parts.error.is_none() {
+                true => forms(&store, &user, stored, &parts),
+                false => None,
+            };
+            Ok(parts.into_row(owner, made))
         };
-        rows.extend(inventory.adapters.into_iter().map(row));
+        let found = inventory.adapters.par_iter().enumerate().map(row);
+        rows.extend(found.collect::<Result<Vec<_>>>()?);
     }
     Ok((rows, other))
 }
@@ -97,6 +114,23 @@ fn parts(address: &str, user: &Name, stored: &StoredAdapter) -> Parts {
         },
         Err(e) => failed(described, &e),
     }
+}
+
+/// The forms of a version, every tensor verified.
+fn forms(store: &Store, user: &Name, stored: &StoredAdapter, parts: &Parts) -> Option<Made> {
+    if parts.sums.as_ref()?.is_coded {
+        return None;
+    }
+    let name = AdapterName {
+        user: user.clone(),
+        task: stored.task.clone(),
+        which: Which::Number(stored.number),
+    };
+    let adapter = Manifest::parse(&stored.manifest).and_then(|m| m.load(&store.get(&name)?));
+    Some(match adapter {
+        Ok(adapter) => of_adapter(adapter),
+        Err(error) => Made::failed(error.file(&parts.path)),
+    })
 }
 
 /// The tensors that a version has in the store, packed as they are there.

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::row::Row;
+use super::scenario::{Form, Quality, Scenario};
 use crate::error::{Error, Result};
 use crate::fs::{AtomicFile, Existing};
 use crate::sheet;
@@ -23,6 +24,22 @@ pub type Column = (&'static str, fn(&Row) -> Cell<'_>);
 
 fn text(value: &Option<String>) -> Cell<'_> {
     Cell::Text(value.as_deref().map(Into::into))
+}
+
+/// The form of a row that is coded at an error of so many percent.
+fn coded(row: &Row, percent: u8) -> Option<&Scenario> {
+    row.what_if.iter().find(|s| s.form == Form::Coded(percent))
+}
+
+fn coded_bytes(row: &Row, percent: u8) -> Cell<'_> {
+    Cell::Count(coded(row, percent).map(|s| s.bytes))
+}
+
+fn coded_error(row: &Row, percent: u8) -> Cell<'_> {
+    Cell::Number(coded(row, percent).and_then(|s| match s.quality {
+        Quality::Measured { error } => Some(error),
+        _ => None,
+    }))
 }
 
 /// Every column, in order. New ones are added at the end.
@@ -65,6 +82,12 @@ pub const COLUMNS: &[Column] = &[
     ("error", |r| {
         Cell::Text(r.error.as_ref().map(|e| e.message.as_str().into()))
     }),
+    ("coded_1_bytes", |r| coded_bytes(r, 1)),
+    ("coded_1_error", |r| coded_error(r, 1)),
+    ("coded_5_bytes", |r| coded_bytes(r, 5)),
+    ("coded_5_error", |r| coded_error(r, 5)),
+    ("coded_10_bytes", |r| coded_bytes(r, 10)),
+    ("coded_10_error", |r| coded_error(r, 10)),
 ];
 
 /// Writes the rows as CSV with a header, atomically; what is unknown is empty, and text that a

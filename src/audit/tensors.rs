@@ -17,6 +17,8 @@ use crate::tensor::Dtype;
 pub(super) struct StoredTensor {
     pub(super) name: String,
     pub(super) dtype: Dtype,
+    /// Whether it is stored as the codes of its numbers.
+    pub(super) is_coded: bool,
     pub(super) shape: Vec<usize>,
     pub(super) bytes: u64,
     pub(super) digest: Option<Digest>,
@@ -28,6 +30,7 @@ impl StoredTensor {
         Ok(Self {
             name: name.to_owned(),
             dtype: tensor.stored()?.0,
+            is_coded: tensor.is_coded(),
             shape: tensor.shape.clone(),
             bytes,
             digest: Some(tensor.sha256),
@@ -48,6 +51,7 @@ impl StoredTensor {
         let all = factors.chain(extras).map(|(name, tensor)| Self {
             name,
             dtype: tensor.dtype(),
+            is_coded: tensor.coded_bytes().is_some(),
             shape: tensor.shape().to_vec(),
             bytes: tensor.byte_len(),
             digest: hash.then(|| Digest::of(tensor.data())),
@@ -64,6 +68,7 @@ impl StoredTensor {
     /// What a 16-bit form would save.
     pub(super) fn wide(&self) -> u64 {
         match self.dtype {
+            _ if self.is_coded => 0,
             Dtype::F32 => self.bytes / 2,
             Dtype::F64 => self.bytes / 4 * 3,
             _ => 0,
@@ -77,6 +82,7 @@ pub(super) fn read_safetensors(file: &SafetensorsFile, hash: bool) -> Result<Vec
         Ok(StoredTensor {
             name: info.name.clone(),
             dtype: info.dtype,
+            is_coded: false,
             shape: info.shape.clone(),
             bytes: info.byte_len(),
             digest: match hash {
@@ -101,6 +107,7 @@ pub(super) fn read_pickle(path: &Path, hash: bool) -> Result<Vec<StoredTensor>> 
             digest: tensor.map(|t| Digest::of(t.data())),
             name,
             dtype,
+            is_coded: false,
             shape,
         })
     };
@@ -150,13 +157,19 @@ pub(super) struct TensorSums {
     pub(super) dtype: Option<String>,
     /// Numbers stored.
     pub(super) parameters: u64,
+    /// Whether any tensor is coded.
+    pub(super) is_coded: bool,
 }
 
 impl TensorSums {
     pub(super) fn of(tensors: &[StoredTensor]) -> Self {
         let mut dtypes: BTreeMap<&str, u64> = BTreeMap::new();
         for tensor in tensors {
-            *dtypes.entry(tensor.dtype.as_str()).or_default() += tensor.bytes;
+            let name = match tensor.is_coded {
+                true => "coded",
+                false => tensor.dtype.as_str(),
+            };
+            *dtypes.entry(name).or_default() += tensor.bytes;
         }
         let mut dtypes: Vec<(&str, u64)> = dtypes.into_iter().collect();
         dtypes.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
@@ -165,6 +178,7 @@ impl TensorSums {
         Self {
             dtype: (!names.is_empty()).then(|| names.join("+")),
             parameters: counts.fold(0, u64::saturating_add),
+            is_coded: tensors.iter().any(|t| t.is_coded),
         }
     }
 }

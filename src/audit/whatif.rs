@@ -20,6 +20,15 @@ pub(super) fn scenarios(row: &Row) -> Vec<Scenario> {
         return Vec::new();
     }
     let mut found = exact_and_rounded(row);
+    for other in &row.facts.measured {
+        let kept = row.facts.kept;
+        let quality = Quality::Measured { error: other.error };
+        let bytes = other.bytes.saturating_add(kept);
+        found.push(Scenario {
+            bound_bytes: other.bound.map(|b| b.saturating_add(kept)),
+            ..scenario(row, other.form, false, bytes, quality)
+        });
+    }
     for fit in &row.facts.fits {
         let bytes = fit.bytes.saturating_add(row.facts.kept);
         let quality = Quality::Fitted { error: fit.error };
@@ -38,6 +47,7 @@ fn scenario(row: &Row, form: Form, joint: bool, bytes: u64, quality: Quality) ->
         saving: signed(row.bytes, bytes),
         presumed: 0,
         parameters: None,
+        bound_bytes: None,
         quality,
     }
 }

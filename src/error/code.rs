@@ -330,6 +330,18 @@ codes! {
     QuotaUnknown = "TL0716", Integrity;
     /// Records of a sequence do not follow one another as they were written.
     StoreSequence = "TL0717", Integrity;
+    /// The address is not one of an artefact in a registry: `oci://HOST/REPOSITORY:TAG`.
+    RegistryAddress = "TL0718", Usage;
+    /// The registry refused or failed a request, or its credentials cannot be used.
+    RegistryFailed = "TL0719", Io;
+    /// The artefact in the registry is not an adapter's, or of another form than is read.
+    ArtifactInvalid = "TL0720", Malformed;
+    /// The registry gave other bytes than the digest that it was asked for.
+    ArtifactDamaged = "TL0721", Integrity;
+    /// The file is not a signature of the form that OpenSSF Model Signing has, or has more than is read.
+    BundleInvalid = "TL0722", Malformed;
+    /// Files are others than were signed.
+    SignedFilesDiffer = "TL0723", Integrity;
 
     /// The template that finds user and task in a path is not valid.
     PathTemplate = "TL0801", Usage;

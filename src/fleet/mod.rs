@@ -5,10 +5,14 @@ mod blobs;
 mod export;
 mod get;
 mod package;
+#[cfg(feature = "cloud")]
+mod registry;
 mod serving;
 
 pub use blobs::Chain;
 pub use export::{ExportOptions, Exported, NotExported, export};
 pub use get::{Form, GetOptions, Got, adapter, get};
 pub use package::{package, package_adapter, package_any};
+#[cfg(feature = "cloud")]
+pub use registry::{Pulled, PushReport, pull, push};
 pub use serving::{Pass, Served, ServingOptions, serve_folder};

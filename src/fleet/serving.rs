@@ -16,7 +16,7 @@ use super::get::{Form, GetOptions, get};
 use crate::digest::Hasher;
 use crate::error::{Code, Error, ErrorKind, Result};
 use crate::fs::{Existing, rename_new};
-use crate::peft::{CONFIG_FILE, WEIGHTS_FILE};
+use crate::peft::{CARD_FILE, CONFIG_FILE, WEIGHTS_FILE};
 use crate::progress::Progress;
 use crate::safetensors::Checkpoint;
 use crate::store::{AdapterName, Listed, Name, Store, Trust, Which};
@@ -358,7 +358,7 @@ fn collect(dir: &Path) -> Result<()> {
         let age = meta.and_then(|m| m.modified()).map(|t| t.elapsed());
         let old = matches!(age, Ok(Ok(age)) if age > GRACE);
         if old && !used.contains(&name) && is_whole(&folder) {
-            for file in [WEIGHTS_FILE, CONFIG_FILE] {
+            for file in [CARD_FILE, WEIGHTS_FILE, CONFIG_FILE] {
                 let _ = fs::remove_file(folder.join(file));
             }
             let _ = fs::remove_dir(&folder);

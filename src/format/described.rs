@@ -90,6 +90,11 @@ impl ManifestTensor {
         }
     }
 
+    /// Whether it is stored as the codes of its numbers.
+    pub fn is_coded(&self) -> bool {
+        self.coded.is_some()
+    }
+
     /// Bytes of the raw tensor: of a coded one, its coded bytes.
     ///
     /// # Errors

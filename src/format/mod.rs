@@ -56,7 +56,9 @@ pub(crate) use pack::{pack_elements, packed_name, unpack_elements};
 pub use read::{Stored, TlFile};
 pub use seeded::{GENERATOR, MAX_SEEDED_ELEMENTS, generate, seeded_tensor};
 pub(crate) use write::encoded_len;
-pub use write::{Packing, WriteOptions, Written, write_blobs, write_encoded, write_tl};
+pub use write::{
+    Packing, WriteOptions, Written, encoded_bytes, write_blobs, write_encoded, write_tl,
+};
 
 #[cfg(test)]
 mod tests;

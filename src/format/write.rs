@@ -87,6 +87,19 @@ pub fn write_encoded(path: &Path, encoded: &Encoded, options: &WriteOptions) -> 
     })
 }
 
+/// The bytes of the file that [`write_encoded`] would write, whatever exists.
+///
+/// # Errors
+/// [`crate::Code::SeedInvalid`] where a tensor is not what its seed makes.
+pub fn encoded_bytes(encoded: &Encoded, options: &WriteOptions) -> Result<Vec<u8>> {
+    let pieces = assemble(encoded, options)?;
+    let mut bytes = Vec::with_capacity(pieces.iter().map(|p| p.len()).sum());
+    for piece in &pieces {
+        bytes.extend_from_slice(piece);
+    }
+    Ok(bytes)
+}
+
 /// Writes tensors of an adapter into a folder, each under the hex digits of its digest, as
 /// [`DirBlobs`](super::DirBlobs) reads them. A good one that is there stays. Gives how many were
 /// written.

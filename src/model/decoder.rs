@@ -11,10 +11,12 @@ use super::family::Slot;
 use super::layer::{LayerBranches, Rows, Tape};
 use super::loss_sum::LossSum;
 use super::weights::{self, Weights};
+use crate::adapter::{LAYER_PLACE, ModuleKind};
+use crate::base::architecture::Architecture;
 use crate::error::{Code, Error, Result};
 use crate::model::ops::{
-    Branch, BranchGrads, HeadScratch, Masks, Past, Piece, Products, Rotation, head_divergence,
-    head_loss, head_loss_backward, linear,
+    Branch, BranchGrads, Head, HeadScratch, Masks, Past, Products, Rotation, add_in_place,
+    head_divergence, head_loss, head_loss_backward,
 };
 use crate::safetensors::Checkpoint;
 use crate::tensor::Dtype;
@@ -25,6 +27,9 @@ use crate::text::{Batch, IGNORE};
 pub struct Model {
     config: ModelConfig,
     checkpoint: Checkpoint,
+    architecture: Architecture,
+    /// Path of a layer as the model's class has it, with `{}` for its number.
+    layer_name: String,
     weights: Weights,
     device: Device,
     dtype: DType,
@@ -57,6 +62,8 @@ pub struct ModulePlace {
     pub out: usize,
     /// Columns of its weight.
     pub in_features: usize,
+    /// Whether its weight is stored so, or (in, out).
+    pub kind: ModuleKind,
     /// Its rows among the product's columns.
     pub spans: Vec<super::ops::Span>,
 }
@@ -167,8 +174,7 @@ impl Model {
         let checkpoint = Checkpoint::open(dir)?;
         let narrow = match dtype {
             None => {
-                let name = format!("{}.weight", config.family.embedding);
-                let stored = checkpoint.locate(&name).map(|at| checkpoint.at(at).1.dtype);
+                let stored = weights::embedding_dtype(&checkpoint, &config);
                 stored == Some(Dtype::BF16) && (!device.is_cpu() || Products::bf16().is_some())
             }
             Some(Dtype::F32) => false,
@@ -208,7 +214,10 @@ impl Model {
         products: Products,
     ) -> Result<Self> {
         let weights = weights::load(&checkpoint, &config, device, dtype, products)?;
+        let architecture = Architecture::of(&checkpoint)?;
         Ok(Self {
+            layer_name: layer_name(&architecture, &config, &weights.layer_prefix),
+            architecture,
             config,
             checkpoint,
             weights,
@@ -257,6 +266,20 @@ impl Model {
         }
     }
 
+    /// Path of a layer in the checkpoint, with `{}` for its number.
+    pub fn layer_prefix(&self) -> &str {
+        &self.weights.layer_prefix
+    }
+
+    /// The same in the model's class, which is what adapters name.
+    pub fn layer_name(&self) -> &str {
+        &self.layer_name
+    }
+
+    pub(super) fn architecture(&self) -> &Architecture {
+        &self.architecture
+    }
+
     /// Every linear module, layer by layer.
     pub fn modules(&self) -> Vec<ModulePlace> {
         let layers = self.weights.layers.iter().enumerate();
@@ -269,6 +292,7 @@ impl Model {
                         path: m.path.clone(),
                         out: m.matrix.out(),
                         in_features: m.matrix.in_features(),
+                        kind: m.kind,
                         spans: m.spans.clone(),
                     })
                 })
@@ -283,9 +307,7 @@ impl Model {
     /// [`Code::Usage`] for a name that this family does not have.
     pub fn choose_targets(&self, names: &[String]) -> Result<Vec<String>> {
         let family = self.config.family;
-        let prefix = family
-            .layer_prefix()
-            .replacen(crate::adapter::LAYER_PLACE, "0", 1);
+        let prefix = self.layer_prefix().replacen(LAYER_PLACE, "0", 1);
         let mut chosen = Vec::new();
         for name in names {
             let paths = family.modules_called(name);
@@ -371,15 +393,16 @@ impl Model {
     ) -> Result<()> {
         let rows = Rows {
             sequences: &batch.sequences,
-            rotation: &self.rotation(batch)?,
+            rotations: &self.rotations(batch)?,
             masks: &Masks::default(),
         };
-        let mut x = self.embed(&batch.tokens)?;
+        let mut x = self.embed(&batch.tokens, &from_zero(batch))?;
         let nothing = LayerBranches::default();
         for (number, layer) in self.weights.layers.iter().enumerate() {
             let own = branches.layers.get(number).unwrap_or(&nothing);
             let (y, tape) = layer.forward(&x, &rows, own, None)?;
-            for slot in Slot::ALL {
+            let has = |slot: &Slot| !layer.slot(*slot).modules.is_empty();
+            for slot in Slot::ALL.into_iter().filter(has) {
                 visit(number, slot, &layer.input(slot, &x, &tape)?)?;
             }
             x = y;
@@ -396,10 +419,10 @@ impl Model {
         keep: Keep,
         head: impl FnOnce(&Tensor) -> Result<(LossSum, Tensor)>,
     ) -> Result<(LossSum, BranchGradients)> {
-        let rotation = self.rotation(batch)?;
+        let rotations = self.rotations(batch)?;
         let rows = Rows {
             sequences: &batch.sequences,
-            rotation: &rotation,
+            rotations: &rotations,
             masks: &Masks::default(),
         };
         let (last, mut inputs, mut tapes) = self.hidden(branches, batch, &rows, keep)?;
@@ -472,14 +495,13 @@ impl Model {
             .zip(tokens)
             .map(|(n, new)| *n..n + new.len())
             .collect();
-        let rotary = &self.config.rotary;
-        let rotation = rotary.rotation(&positions, &self.device, self.dtype)?;
+        let rotations = self.rotations_at(&positions)?;
         let rows = Rows {
             sequences: &sequences,
-            rotation: &rotation,
+            rotations: &rotations,
             masks: &Masks::default(),
         };
-        let mut x = self.embed(&flat)?;
+        let mut x = self.embed(&flat, &positions)?;
         let nothing = LayerBranches::default();
         for (number, layer) in self.weights.layers.iter().enumerate() {
             let own = branches.layers.get(number).unwrap_or(&nothing);
@@ -500,7 +522,7 @@ impl Model {
 
     fn head_of(&self, hidden: &Tensor) -> Result<Tensor> {
         let normed = self.weights.norm.forward(hidden)?;
-        linear(&normed, &[Piece::whole(self.head())])
+        self.head().logits(&normed)
     }
 
     fn scratch(&self) -> MutexGuard<'_, HeadScratch> {
@@ -508,23 +530,42 @@ impl Model {
         self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn head(&self) -> &super::ops::Matrix {
-        self.weights
-            .head
-            .as_ref()
-            .unwrap_or(&self.weights.embedding)
+    fn head(&self) -> Head<'_> {
+        let (own, embedding) = (self.weights.head.as_ref(), &self.weights.embedding);
+        Head {
+            matrix: own.unwrap_or(embedding),
+            cap: self.config.logit_cap,
+        }
     }
 
-    fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
+    /// The embeddings of tokens whose sequences have these positions.
+    fn embed(&self, tokens: &[u32], positions: &[Range<usize>]) -> Result<Tensor> {
         if let Some(token) = tokens
             .iter()
             .find(|t| **t as usize >= self.config.vocabulary)
         {
             return Err(self.beyond(*token));
         }
-        self.weights
-            .embedding
-            .select(tokens, &self.device, self.dtype)
+        let (weights, device) = (&self.weights, &self.device);
+        let x = weights.embedding.select(tokens, device, self.dtype)?;
+        let x = match self.config.embedding_scale == 1.0 {
+            true => x,
+            false => (x * self.config.embedding_scale)?,
+        };
+        let Some(learned) = &weights.positions else {
+            return Ok(x);
+        };
+        if let Some(end) = (positions.iter().map(|p| p.end)).find(|end| *end > learned.out()) {
+            let message = format!(
+                "{end} tokens, and the model has {} positions",
+                learned.out()
+            );
+            return Err(Error::new(Code::ModelConfig, message));
+        }
+        let rows: Vec<u32> = (positions.iter().cloned())
+            .flat_map(|p| p.start as u32..p.end as u32)
+            .collect();
+        add_in_place(x, &learned.select(&rows, device, self.dtype)?)
     }
 
     fn check_targets(&self, batch: &Batch) -> Result<()> {
@@ -542,11 +583,16 @@ impl Model {
             .hint("the tokenizer is not this model's, or the model's embedding was not grown")
     }
 
-    /// The angles of a batch whose sequences all begin at position 0.
-    fn rotation(&self, batch: &Batch) -> Result<Rotation> {
-        let positions: Vec<_> = batch.sequences.iter().map(|s| 0..s.len()).collect();
-        let rotary = &self.config.rotary;
-        rotary.rotation(&positions, &self.device, self.dtype)
+    /// The angles of a batch whose sequences all begin at position 0, by each rotary embedding.
+    fn rotations(&self, batch: &Batch) -> Result<Vec<Rotation>> {
+        self.rotations_at(&from_zero(batch))
+    }
+
+    fn rotations_at(&self, positions: &[Range<usize>]) -> Result<Vec<Rotation>> {
+        let rotaries = self.config.rotaries.iter();
+        rotaries
+            .map(|r| r.rotation(positions, &self.device, self.dtype))
+            .collect()
     }
 
     /// What the head reads, where no backward follows.
@@ -558,7 +604,7 @@ impl Model {
     fn last_hidden(&self, branches: &Branches, batch: &Batch) -> Result<Tensor> {
         let rows = Rows {
             sequences: &batch.sequences,
-            rotation: &self.rotation(batch)?,
+            rotations: &self.rotations(batch)?,
             masks: &Masks::default(),
         };
         Ok(self.hidden(branches, batch, &rows, Keep::Nothing)?.0)
@@ -574,7 +620,7 @@ impl Model {
     ) -> Result<(Tensor, Vec<Tensor>, Vec<Tape>)> {
         let lowest = branches.lowest().map_or(usize::MAX, |(layer, _)| layer);
         let (mut inputs, mut tapes) = (Vec::new(), Vec::new());
-        let mut x = self.embed(&batch.tokens)?;
+        let mut x = self.embed(&batch.tokens, &from_zero(batch))?;
         let nothing = LayerBranches::default();
         for (number, layer) in self.weights.layers.iter().enumerate() {
             let own = branches.layers.get(number).unwrap_or(&nothing);
@@ -589,6 +635,30 @@ impl Model {
         }
         Ok((x, inputs, tapes))
     }
+}
+
+/// What the model's class calls a layer that the checkpoint has at `stored`; the same where nothing is
+/// known of the class.
+fn layer_name(architecture: &Architecture, config: &ModelConfig, stored: &str) -> String {
+    let known = || {
+        let module = config.family.modules_called("all").into_iter().next()?;
+        let path = stored.replacen(LAYER_PLACE, "0", 1);
+        let links = architecture.links(&format!("{path}.{module}.weight"));
+        let class = &links.first()?.class;
+        let layer = class.strip_suffix(&format!("0.{module}.weight"))?;
+        let prefix = match architecture.prefix() {
+            "" => String::new(),
+            prefix if layer.starts_with(&format!("{prefix}.")) => String::new(),
+            prefix => format!("{prefix}."),
+        };
+        Some(format!("{prefix}{layer}{LAYER_PLACE}"))
+    };
+    known().unwrap_or_else(|| stored.to_owned())
+}
+
+/// The positions of a batch whose sequences all begin at 0.
+fn from_zero(batch: &Batch) -> Vec<Range<usize>> {
+    batch.sequences.iter().map(|s| 0..s.len()).collect()
 }
 
 fn no_tape() -> Error {

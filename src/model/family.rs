@@ -1,5 +1,6 @@
-//! Which decoders there are, as data: names of weights, norms, what is fused.
+//! What tells one family of decoders from another: names of weights, norms, what is fused.
 
+use crate::adapter::ModuleKind;
 use crate::model::ops::{NormKind, Span};
 
 /// One product of a layer; modules that read the same input make one.
@@ -28,7 +29,10 @@ pub(super) enum Rows {
     Value,
     /// For each key head: its query heads, the key, the value (Megatron's order).
     InterleavedQkv,
+    /// All query heads, all key heads, all value heads.
+    Qkv,
     Hidden,
+    /// The gate; all that the MLP's activation reads where it has none.
     Gate,
     Up,
     /// Gate, then up.
@@ -44,16 +48,114 @@ pub(super) struct ModuleName {
     pub(super) aliases: &'static [&'static str],
     pub(super) slot: Slot,
     pub(super) rows: Rows,
+    /// Linear, or GPT-2's Conv1D, whose weight is (in, out).
+    pub(super) kind: ModuleKind,
 }
 
-/// When a layer's attention is windowed.
+/// When a layer's attention is windowed, where `layer_types` does not say so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum WindowRule {
     Never,
     /// `sliding_window` for all layers; 4096 where the key is absent, none where it is null.
     Mistral,
+    /// `sliding_window` for all layers, none where the key is absent or null.
+    Given,
     /// `sliding_window` from layer `max_window_layers` on, where `use_sliding_window` is set.
     Qwen,
+    /// The same for all layers.
+    QwenAll,
+    /// `sliding_window` for layers without rotary embedding, where `use_sliding_window` is set.
+    WithoutRotary,
+    /// `sliding_window` (4096 where the key is absent) for all layers but every so many, counted from
+    /// the first; `sliding_window_pattern` changes the number where `given` says so.
+    AllBut {
+        each: usize,
+        given: bool,
+    },
+}
+
+/// Which layers rotate queries and keys, and how.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum RotaryRule {
+    /// All, with this base where the config has none.
+    All(f64),
+    /// All; windowed layers have their own base, and the scaling is that of the others.
+    ByWindow { full: f64, windowed: f64 },
+    /// Those that `no_rope_layers` has a 1 for, or else all but every `no_rope_layer_interval`th (4).
+    But(f64),
+    /// None: positions are learned.
+    Never,
+}
+
+/// What queries, embeddings, residuals and logits are multiplied by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ScaleRule {
+    /// Scores by 1/√head.
+    Plain,
+    /// Scores by 1/√`query_pre_attn_scalar` where `query` says so, embeddings by √hidden.
+    Gemma { query: bool },
+    /// By `attention_multiplier`, `embedding_multiplier`, `residual_multiplier`; logits divided by
+    /// `logits_scaling`.
+    Granite,
+    /// Scores by 1/√head unless `scale_attn_weights` is false, divided by the layer's number plus one
+    /// where `scale_attn_by_inverse_layer_idx` is set.
+    Gpt2,
+}
+
+/// Which caps the config can ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CapRule {
+    None,
+    /// `attn_logit_softcapping` (50) and `final_logit_softcapping` (30).
+    ScoresAndLogits,
+    /// `final_logit_softcapping`, none where the key is absent.
+    Logits,
+}
+
+/// Where a checkpoint may keep its decoder.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Root {
+    /// Before the names of the embedding, the layers and the last norm.
+    pub(super) body: &'static str,
+    /// The output head.
+    pub(super) head: &'static str,
+}
+
+/// The experts of a family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ExpertRule {
+    /// Below the layer.
+    pub(super) router: &'static str,
+    /// Below the layer, with `{}` for the expert's number.
+    pub(super) expert: &'static str,
+    /// Gate, up and down below the expert.
+    pub(super) parts: [&'static str; 3],
+    /// Whether `norm_topk_prob` (false where it is absent) says that the probabilities of the chosen are
+    /// divided by their sum; else they are.
+    pub(super) asks: bool,
+    /// Whether `moe_intermediate_size` is an expert's width, and not `intermediate_size`.
+    pub(super) own_width: bool,
+}
+
+/// The activations that a family's config may name, in the words of transformers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MlpRule {
+    /// silu and its names, gated.
+    SwiGlu,
+    /// gelu by tanh, gated; `gelu` too means that where `legacy` is set.
+    GeGlu { legacy: bool },
+    /// gelu by tanh, without a gate.
+    Gelu,
+}
+
+/// Sizes that published configs leave out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Defaults {
+    pub(super) head_dim: usize,
+    pub(super) q_heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) vocabulary: usize,
+    pub(super) max_positions: usize,
 }
 
 /// One family of decoders.
@@ -62,147 +164,49 @@ pub struct Family {
     /// `model_type` in `config.json`.
     pub model_type: &'static str,
     pub(super) architecture: &'static str,
+    /// Those that are looked for, in this order.
+    pub(super) roots: &'static [Root],
     pub(super) norm: NormKind,
-    /// Added to the stored gain: LayerNorm1p stores gain − 1.
+    /// Added to the stored gain: LayerNorm1p and Gemma store gain − 1.
     pub(super) gain_offset: f32,
+    /// ε of the norms where the config has none.
+    pub(super) eps: f64,
     /// Norms of the query and key heads, below the layer.
     pub(super) head_norms: Option<[&'static str; 2]>,
     pub(super) embedding: &'static str,
+    /// Learned positions.
+    pub(super) positions: Option<&'static str>,
     /// `{}` stands for the layer's number.
     pub(super) layer: &'static str,
     /// Before attention and before the MLP.
     pub(super) norms: [&'static str; 2],
+    /// After attention and after the MLP, before either is added.
+    pub(super) post_norms: Option<[&'static str; 2]>,
     pub(super) final_norm: &'static str,
-    pub(super) head: &'static str,
+    /// Whether the embedding is the output head where the config does not say.
+    pub(super) tied_head: bool,
+    /// Where the config leaves them out; else heads are hidden / heads wide.
+    pub(super) defaults: Option<Defaults>,
     pub(super) window: WindowRule,
+    pub(super) rotary: RotaryRule,
+    pub(super) scales: ScaleRule,
+    pub(super) caps: CapRule,
+    pub(super) mlp: MlpRule,
+    /// Those of the MLP are only in layers without experts, where there are any.
     pub(super) modules: &'static [ModuleName],
+    pub(super) experts: Option<ExpertRule>,
+    /// Ends of the names of tensors that follow from the config, and are not read.
+    pub(super) derived: &'static [&'static str],
 }
-
-const fn module(
-    path: &'static str,
-    aliases: &'static [&'static str],
-    slot: Slot,
-    rows: Rows,
-) -> ModuleName {
-    ModuleName {
-        path,
-        aliases,
-        slot,
-        rows,
-    }
-}
-
-const LLAMA_MODULES: &[ModuleName] = &[
-    module("self_attn.q_proj", &["q", "q_proj"], Slot::Qkv, Rows::Query),
-    module("self_attn.k_proj", &["k", "k_proj"], Slot::Qkv, Rows::Key),
-    module("self_attn.v_proj", &["v", "v_proj"], Slot::Qkv, Rows::Value),
-    module(
-        "self_attn.o_proj",
-        &["o", "o_proj"],
-        Slot::Output,
-        Rows::Hidden,
-    ),
-    module(
-        "mlp.gate_proj",
-        &["gate", "gate_proj"],
-        Slot::GateUp,
-        Rows::Gate,
-    ),
-    module("mlp.up_proj", &["up", "up_proj"], Slot::GateUp, Rows::Up),
-    module(
-        "mlp.down_proj",
-        &["down", "down_proj"],
-        Slot::Down,
-        Rows::Hidden,
-    ),
-];
-
-const LLAMA: Family = Family {
-    model_type: "llama",
-    architecture: "LlamaForCausalLM",
-    norm: NormKind::Rms,
-    gain_offset: 0.0,
-    head_norms: None,
-    embedding: "model.embed_tokens",
-    layer: "model.layers.{}",
-    norms: ["input_layernorm", "post_attention_layernorm"],
-    final_norm: "model.norm",
-    head: "lm_head",
-    window: WindowRule::Never,
-    modules: LLAMA_MODULES,
-};
-
-/// Every family, LLaMA first.
-pub(super) const FAMILIES: &[Family] = &[
-    LLAMA,
-    Family {
-        model_type: "mistral",
-        architecture: "MistralForCausalLM",
-        window: WindowRule::Mistral,
-        ..LLAMA
-    },
-    Family {
-        model_type: "qwen2",
-        architecture: "Qwen2ForCausalLM",
-        window: WindowRule::Qwen,
-        ..LLAMA
-    },
-    Family {
-        model_type: "qwen3",
-        architecture: "Qwen3ForCausalLM",
-        window: WindowRule::Qwen,
-        head_norms: Some(["self_attn.q_norm", "self_attn.k_norm"]),
-        ..LLAMA
-    },
-    // GPT-2B-001 and its kin, with the names of NeMo's checkpoints.
-    Family {
-        model_type: "megatron_gpt",
-        architecture: "MegatronGPTModel",
-        norm: NormKind::Layer,
-        gain_offset: 1.0,
-        embedding: "model.language_model.embedding.word_embeddings",
-        layer: "model.language_model.encoder.layers.{}",
-        final_norm: "model.language_model.encoder.final_layernorm",
-        head: "model.language_model.output_layer",
-        modules: &[
-            module(
-                "self_attention.query_key_value",
-                &["q", "k", "v", "qkv", "query_key_value"],
-                Slot::Qkv,
-                Rows::InterleavedQkv,
-            ),
-            module(
-                "self_attention.dense",
-                &["o", "dense"],
-                Slot::Output,
-                Rows::Hidden,
-            ),
-            module(
-                "mlp.dense_h_to_4h",
-                &["gate", "up", "dense_h_to_4h"],
-                Slot::GateUp,
-                Rows::GateUp,
-            ),
-            module(
-                "mlp.dense_4h_to_h",
-                &["down", "dense_4h_to_h"],
-                Slot::Down,
-                Rows::Hidden,
-            ),
-        ],
-        ..LLAMA
-    },
-];
 
 impl Family {
-    /// Path of a layer, with `{}` for its number.
-    pub fn layer_prefix(&self) -> &'static str {
-        self.layer
-    }
-
-    /// Paths below the layer of the modules that people call `name`; `all` is all of them.
+    /// Paths below the layer of the modules that people call `name`; `all` is all of them. With experts,
+    /// only attention has modules.
     pub(super) fn modules_called(&self, name: &str) -> Vec<&'static str> {
+        let whole =
+            |m: &&ModuleName| self.experts.is_none() || matches!(m.slot, Slot::Qkv | Slot::Output);
         (self.modules.iter())
+            .filter(whole)
             .filter(|m| name == "all" || m.path == name || m.aliases.contains(&name))
             .map(|m| m.path)
             .collect()
@@ -217,6 +221,8 @@ pub(super) struct Sizes {
     pub(super) kv_heads: usize,
     pub(super) head: usize,
     pub(super) intermediate: usize,
+    /// Whether the MLP has a gate.
+    pub(super) gated: bool,
 }
 
 impl Rows {
@@ -228,6 +234,7 @@ impl Rows {
             kv_heads,
             head,
             intermediate,
+            ..
         } = *sizes;
         let (q, kv) = (q_heads * head, kv_heads * head);
         let whole = |column, len| {
@@ -241,6 +248,7 @@ impl Rows {
             Rows::Query => whole(0, q),
             Rows::Key => whole(q, kv),
             Rows::Value => whole(q + kv, kv),
+            Rows::Qkv => whole(0, q + 2 * kv),
             Rows::Hidden => whole(0, hidden),
             Rows::Gate => whole(0, intermediate),
             Rows::Up => whole(intermediate, intermediate),
@@ -274,50 +282,9 @@ impl Slot {
         match self {
             Slot::Qkv => [sizes.hidden, q + 2 * sizes.kv_heads * sizes.head],
             Slot::Output => [q, sizes.hidden],
-            Slot::GateUp => [sizes.hidden, 2 * sizes.intermediate],
+            Slot::GateUp if sizes.gated => [sizes.hidden, 2 * sizes.intermediate],
+            Slot::GateUp => [sizes.hidden, sizes.intermediate],
             Slot::Down => [sizes.intermediate, sizes.hidden],
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_modules_of_every_family_cover_every_column_once() {
-        let sizes = Sizes {
-            hidden: 10,
-            q_heads: 6,
-            kv_heads: 2,
-            head: 3,
-            intermediate: 7,
-        };
-        for family in FAMILIES {
-            for slot in Slot::ALL {
-                let mut seen = vec![0; slot.shape(&sizes)[1]];
-                for module in family.modules.iter().filter(|m| m.slot == slot) {
-                    let spans = module.rows.spans(&sizes);
-                    let mut rows: Vec<usize> =
-                        spans.iter().flat_map(|s| s.row..s.row + s.len).collect();
-                    rows.sort_unstable();
-                    assert!(
-                        rows.iter().enumerate().all(|(i, r)| i == *r),
-                        "{}",
-                        module.path
-                    );
-                    for span in spans {
-                        seen[span.column..span.column + span.len]
-                            .iter_mut()
-                            .for_each(|n| *n += 1);
-                    }
-                }
-                assert!(
-                    seen.iter().all(|n| *n == 1),
-                    "{} {slot:?}",
-                    family.model_type
-                );
-            }
         }
     }
 }

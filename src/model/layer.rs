@@ -4,6 +4,8 @@
 //! m = x + Wo·attention(rope(norm(Wqkv·norm₁(x))))        y = m + Wd·gate(Wgu·norm₂(m))
 //! ```
 //!
+//! What is added to x and to m may be normed or multiplied first.
+//!
 //! The backward visits only what leads from the output to something adapted, and computes again
 //! what is cheaper to compute than to keep: norms and gates.
 
@@ -13,10 +15,10 @@ use candle_core::Tensor;
 
 use super::family::Slot;
 use super::weights::{Layer, Projection};
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::model::ops::{
     Branch, BranchGrads, Masks, Norm, Past, Rotation, add_branch, add_in_place, attention,
-    attention_backward, branch_backward, gate, gate_backward, linear, linear_backward, rotate,
+    attention_backward, branch_backward, linear, linear_backward, rotate,
 };
 
 /// The branches of one layer: slot by slot, in the order of [`Slot::ALL`].
@@ -32,15 +34,27 @@ pub(super) struct Tape {
     sums: Vec<f32>,
     attended: Tensor,
     middle: Tensor,
-    gate_up: Tensor,
+    /// None where experts make it again.
+    gate_up: Option<Tensor>,
+    /// What the norms before the residual stream read, where there are any.
+    added: Option<[Tensor; 2]>,
     /// x·Aᵀ of each branch.
     products: [Vec<Tensor>; 4],
+}
+
+impl Tape {
+    fn gate_up(&self) -> Result<&Tensor> {
+        self.gate_up
+            .as_ref()
+            .ok_or_else(|| Error::new(Code::Usage, "a layer of experts has no product of an MLP"))
+    }
 }
 
 /// The batch as a layer sees it.
 pub(super) struct Rows<'a> {
     pub(super) sequences: &'a [Range<usize>],
-    pub(super) rotation: &'a Rotation,
+    /// Of each of the model's rotary embeddings.
+    pub(super) rotations: &'a [Rotation],
     pub(super) masks: &'a Masks,
 }
 
@@ -69,7 +83,7 @@ impl Layer {
                 (Some(raw), qkv)
             }
         };
-        let qkv = rotate(qkv, heads.q + heads.kv, heads.dim, rows.rotation, false)?;
+        let qkv = self.turn(qkv, rows, false)?;
         let past = match cache.as_mut() {
             None => None,
             Some(past) => {
@@ -78,9 +92,19 @@ impl Layer {
             }
         };
         let (attended, sums) = attention(&qkv, heads, rows.sequences, past, rows.masks)?;
-        let middle = add_in_place(project(Slot::Output, &attended)?, x)?;
-        let gate_up = project(Slot::GateUp, &self.norms[1].forward(&middle)?)?;
-        let out = add_in_place(project(Slot::Down, &gate(&gate_up)?)?, &middle)?;
+        let (middle, attention_out) = self.add(0, project(Slot::Output, &attended)?, x)?;
+        let normed = self.norms[1].forward(&middle)?;
+        let (down, gate_up) = match &self.experts {
+            Some(experts) => (experts.forward(&normed)?, None),
+            None => {
+                let gate_up = project(Slot::GateUp, &normed)?;
+                drop(normed);
+                let down = project(Slot::Down, &self.activation.forward(&gate_up)?)?;
+                (down, Some(gate_up))
+            }
+        };
+        let (out, mlp_out) = self.add(1, down, &middle)?;
+        let added = attention_out.zip(mlp_out).map(<[Tensor; 2]>::from);
         Ok((
             out,
             Tape {
@@ -90,6 +114,7 @@ impl Layer {
                 attended,
                 middle,
                 gate_up,
+                added,
                 products,
             },
         ))
@@ -102,7 +127,7 @@ impl Layer {
             Slot::Qkv => self.norms[0].forward(x),
             Slot::Output => Ok(tape.attended.clone()),
             Slot::GateUp => self.norms[1].forward(&tape.middle),
-            Slot::Down => gate(&tape.gate_up),
+            Slot::Down => self.activation.forward(tape.gate_up()?),
         }
     }
 
@@ -130,18 +155,26 @@ impl Layer {
             grads[slot as usize] = own;
             Ok::<_, crate::Error>(dx)
         };
-        let Some(dgate) = back(Slot::Down, &dy)? else {
-            return Ok((None, grads));
+        let dadded = self.add_backward(1, &dy, tape)?;
+        let dnorm = match &self.experts {
+            Some(experts) => experts.backward(&dadded, &self.norms[1].forward(&tape.middle)?)?,
+            None => {
+                let Some(dgate) = back(Slot::Down, &dadded)? else {
+                    return Ok((None, grads));
+                };
+                let dgate_up = self.activation.backward(&dgate, tape.gate_up()?)?;
+                drop(dgate);
+                let Some(dnorm) = back(Slot::GateUp, &dgate_up)? else {
+                    return Ok((None, grads));
+                };
+                dnorm
+            }
         };
-        let dgate_up = gate_backward(&dgate, &tape.gate_up)?;
-        drop(dgate);
-        let Some(dnorm) = back(Slot::GateUp, &dgate_up)? else {
-            return Ok((None, grads));
-        };
-        drop(dgate_up);
+        drop(dadded);
         let dmiddle = add_in_place(self.norms[1].backward(&dnorm, &tape.middle)?, &dy)?;
         drop((dnorm, dy));
-        let Some(dattended) = back(Slot::Output, &dmiddle)? else {
+        let dadded = self.add_backward(0, &dmiddle, tape)?;
+        let Some(dattended) = back(Slot::Output, &dadded)? else {
             return Ok((None, grads));
         };
         let heads = &self.heads;
@@ -154,7 +187,7 @@ impl Layer {
             rows.sequences,
             rows.masks,
         )?;
-        let dqkv = rotate(dqkv, heads.q + heads.kv, heads.dim, rows.rotation, true)?;
+        let dqkv = self.turn(dqkv, rows, true)?;
         let dqkv = match (&self.head_norms, &tape.raw) {
             (Some(norms), Some(raw)) => self.each_head(&dqkv, norms, |norm, dy, columns| {
                 let raw = raw.narrow(1, columns.start, columns.len())?.contiguous()?;
@@ -167,6 +200,42 @@ impl Layer {
         };
         let dx = add_in_place(self.norms[0].backward(&dnorm, x)?, &dmiddle)?;
         Ok((Some(dx), grads))
+    }
+
+    /// [q k v] with the heads of q and k turned by their positions, or turned back.
+    fn turn(&self, qkv: Tensor, rows: &Rows<'_>, back: bool) -> Result<Tensor> {
+        let heads = &self.heads;
+        match self.rotary.and_then(|r| rows.rotations.get(r)) {
+            None => Ok(qkv),
+            Some(rotation) => rotate(qkv, heads.q + heads.kv, heads.dim, rotation, back),
+        }
+    }
+
+    /// The residual stream with `part` of attention (0) or the MLP (1) added; and `part` where a norm
+    /// reads it first.
+    fn add(&self, which: usize, part: Tensor, to: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+        let (normed, raw) = match &self.post_norms {
+            None => (part, None),
+            Some(norms) => (norms[which].forward(&part)?, Some(part)),
+        };
+        let normed = self.scaled(normed)?;
+        Ok((add_in_place(normed, to)?, raw))
+    }
+
+    /// The gradient of what [`add`](Self::add) was given, from that of the residual stream.
+    fn add_backward(&self, which: usize, dy: &Tensor, tape: &Tape) -> Result<Tensor> {
+        let dy = self.scaled(dy.clone())?;
+        match (&self.post_norms, &tape.added) {
+            (Some(norms), Some(added)) => norms[which].backward(&dy, &added[which]),
+            _ => Ok(dy),
+        }
+    }
+
+    fn scaled(&self, x: Tensor) -> Result<Tensor> {
+        match self.residual_scale == 1.0 {
+            true => Ok(x),
+            false => Ok((x * self.residual_scale)?),
+        }
     }
 
     /// [q k v] with `change` applied to the columns of q and to those of k.

@@ -4,14 +4,18 @@
 //! checkpoint's files are mapped, in their own dtype.
 
 mod attach;
+mod composites;
 mod config;
 mod decoder;
 pub mod device;
+mod families;
 mod family;
 pub mod generate;
+mod keys;
 mod layer;
 mod loss_sum;
 pub mod ops;
+mod plan;
 mod rotary;
 mod session;
 mod weights;
@@ -29,5 +33,6 @@ pub use decoder::{BranchGradients, Branches, Cache, Keep, Model, ModulePlace};
 pub use device::{device, device_name};
 pub use family::{Family, Slot};
 pub use loss_sum::LossSum;
+pub use plan::{ExpertPlan, LayerPlan};
 pub use rotary::Rotary;
 pub use session::{Attached, Session, branches_of};

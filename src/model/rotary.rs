@@ -28,6 +28,9 @@ pub(super) struct RopeConfig {
     truncate: Option<bool>,
     short_factor: Option<Vec<f32>>,
     long_factor: Option<Vec<f32>>,
+    /// Of the layers of either kind, where they differ.
+    pub(super) full_attention: Option<Box<RopeConfig>>,
+    pub(super) sliding_attention: Option<Box<RopeConfig>>,
 }
 
 /// The frequencies of a model.
@@ -92,8 +95,12 @@ impl Rotary {
             .original_max_position_embeddings
             .unwrap_or(max_positions);
         let plain = frequencies(theta, half);
+        // The first configs of Phi-3 called it so.
+        let long = config.short_factor.is_some();
         let (kind, attention) = match config.rope_type.as_deref().unwrap_or("default") {
-            "default" => (Kind::Fixed(plain), 1.0),
+            "su" | "yarn" if long => longrope(config, &plain, max_positions, original)?,
+            // On texts alone the three positions of Qwen's VL models are one.
+            "default" | "mrope" => (Kind::Fixed(plain), 1.0),
             "linear" => {
                 let factor = need("factor", config.factor)? as f32;
                 (Kind::Fixed(plain.iter().map(|f| f / factor).collect()), 1.0)

@@ -11,6 +11,8 @@ use crate::fs::{check_inside, meant_by, read_limited};
 use crate::safetensors::SafetensorsFile;
 use crate::tensor::Tensor;
 
+/// The model card of an adapter directory.
+pub const CARD_FILE: &str = "README.md";
 /// The config of an adapter directory.
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// The weights of an adapter directory.

@@ -39,7 +39,7 @@ pub(crate) mod tokens;
 pub use config::{LoraConfig, PeftConfig, TIED_LORA, VeraConfig};
 pub use features::Feature;
 pub(crate) use files::read_weights;
-pub use files::{CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE, is_peft_dir};
+pub use files::{CARD_FILE, CONFIG_FILE, PICKLE_FILE, WEIGHTS_FILE, is_peft_dir};
 pub use look::{Contents, StoredTensor, look, stored_tensors};
 pub use tied_lora::{TL_FILE, tl_beside};
 pub use tokens::TrainedTokens;

@@ -57,6 +57,7 @@ fn a_sharded_merge_resumes() {
             break;
         }
         site.signal_after(line, wait, Signal::Kill);
+        site.unfinish("out", &out);
         if !out.exists() {
             let (_, report) = site.ok(line);
             let report: serde_json::Value = serde_json::from_str(&report).unwrap();
@@ -187,6 +188,12 @@ fn outputs_of_many_adapters_are_finished_by_the_next_run() {
                     }
                 }
             }
+            let each = site.path("each");
+            if each.is_dir()
+                && let Some(last) = names(&each).pop()
+            {
+                site.unfinish("each", &each.join(last));
+            }
             let there = |n: &&String| !n.starts_with('.');
             let named = match site.path("each").is_dir() {
                 true => names(&site.path("each")).iter().filter(there).count(),
@@ -283,6 +290,7 @@ fn a_training_goes_on_to_the_same_bytes() {
                 "killed after {wait:?}"
             );
         }
+        site.unfinish("p", &site.path("p"));
         if !site.path("p").exists() {
             let state = site.path("run/state.safetensors").exists();
             resumed += usize::from(state);

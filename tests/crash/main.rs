@@ -151,6 +151,18 @@ impl Site {
     fn names(&self) -> Vec<String> {
         names(self.dir.path())
     }
+
+    /// Removes `part` of the output `name` where the folder it was made in is still beside it: a
+    /// kill met the moment after the output had its name, and only a run that makes the output
+    /// again clears the folder.
+    fn unfinish(&self, name: &str, part: &Path) {
+        let staging = format!(".{name}.tlkit-");
+        if self.names().iter().any(|n| n.starts_with(&staging)) && part.exists() {
+            fs::remove_dir_all(part)
+                .or_else(|_| fs::remove_file(part))
+                .unwrap();
+        }
+    }
 }
 
 #[derive(Clone, Copy)]

@@ -16,7 +16,7 @@ cd "$(dirname "$0")/../.."
 fuzz=tests/fuzz
 seconds=${1:-60}
 [ $# -eq 0 ] || shift
-[ $# -gt 0 ] || set -- safetensors_header manifest packed_tensor adapter_config torch_pickle tl_file store_object merge_staging undo_file tokenizer chat_template store_json quantised_base nemo_archive mlx_adapter coded_tensor
+[ $# -gt 0 ] || set -- safetensors_header manifest packed_tensor adapter_config torch_pickle tl_file store_object merge_staging undo_file tokenizer chat_template store_json quantised_base nemo_archive mlx_adapter coded_tensor registry_manifest
 
 export RUSTC_BOOTSTRAP=1
 PATH="$PWD/$fuzz/target/tools/bin:$PATH"

@@ -9,7 +9,7 @@ configs, and has to give the stored logits. The exit status is 1 where one does 
 
 The logits are transformers' own model in float64. transformers casts to float32 in three places even then (RMSNorm,
 the angles of the rotary embedding, the softmax of its eager attention); the first two are widened here and the third
-is left out with torch's fused attention, so that the logits are exact to about 1e-12 given the float32 inverse
+is left out of `exact_attention`, so that the logits are exact to about 1e-12 given the float32 inverse
 frequencies. The unchanged model in float32 has to agree with them within STOCK: the oracle is transformers, not this
 file. transformers does not have NeMo's GPT: `Megatron` below is its reference, and what has to agree with it is
 transformers' StableLM, which computes the same once the norms and the fused rows are rewritten.
@@ -27,7 +27,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 try:
     import torch
     from safetensors.torch import load_file, save_file
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.utils.logging import disable_progress_bar
 except ImportError as e:
     print(f"{e}: run tests/peft/setup.sh, then this with tests/peft/venv/bin/python", file=sys.stderr)
@@ -43,6 +44,12 @@ SIZES = dict(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_lay
              num_key_value_heads=2, max_position_embeddings=256, bos_token_id=1, eos_token_id=2)
 LLAMA = dict(SIZES, model_type="llama", head_dim=8, rms_norm_eps=1e-5, tie_word_embeddings=True)
 PLAIN = dict(rope_type="default", rope_theta=10000.0)
+PHI = dict(SIZES, model_type="phi3", pad_token_id=0, tie_word_embeddings=False)
+GEMMA = dict(SIZES, head_dim=8, pad_token_id=0, tie_word_embeddings=True)
+MOE = dict(SIZES, num_experts_per_tok=2, tie_word_embeddings=True)
+GPT2 = dict(model_type="gpt2", vocab_size=32, n_embd=16, n_layer=2, n_head=4, n_positions=64, bos_token_id=1,
+            eos_token_id=2, tie_word_embeddings=True)
+LESS_ONE = ("gemma", "gemma2", "gemma3", "gemma3_text", "megatron_gpt")  # gains of norms are stored less one
 
 
 def rope(kind, **more):
@@ -77,6 +84,44 @@ MODELS = {
                           max_window_layers=1, tie_word_embeddings=False), "float32", (8, 9)),
     "qwen3": (dict(SIZES, model_type="qwen3", head_dim=8, rope_parameters=dict(PLAIN, rope_theta=1000000.0),
                    tie_word_embeddings=True), "float32", ()),
+    "phi3": (dict(PHI, rope_parameters=PLAIN), "float32", ()),
+    "phi3-longrope": (dict(PHI, num_attention_heads=2, num_key_value_heads=1, sliding_window=12, rope_parameters=dict(
+        rope_type="longrope", rope_theta=10000.0, short_factor=[1.0, 1.2], long_factor=[1.1, 4.0],
+        original_max_position_embeddings=16, partial_rotary_factor=0.5), max_position_embeddings=128,
+        original_max_position_embeddings=16), "float32", (16, 17)),
+    "smollm3": (dict(SIZES, model_type="smollm3", no_rope_layers=[1, 0], use_sliding_window=True, sliding_window=8,
+                     rope_parameters=dict(PLAIN, rope_theta=5000.0), pad_token_id=0, tie_word_embeddings=True),
+                "float32", (8, 9)),
+    "granite": (dict(SIZES, model_type="granite", rope_parameters=PLAIN, embedding_multiplier=1.5,
+                     attention_multiplier=0.3, residual_multiplier=0.7, logits_scaling=2.5, tie_word_embeddings=True),
+                "float32", ()),
+    "gemma": (dict(GEMMA, model_type="gemma", hidden_act="gelu", rope_parameters=PLAIN), "float32", ()),
+    "gemma2": (dict(GEMMA, model_type="gemma2", query_pre_attn_scalar=12, sliding_window=8, attn_logit_softcapping=3.0,
+                    final_logit_softcapping=12.0, rope_parameters=PLAIN), "float32", (8, 9)),
+    "gemma3": (dict(GEMMA, model_type="gemma3_text", query_pre_attn_scalar=12, sliding_window=8,
+                    sliding_window_pattern=2, rope_parameters=dict(
+                        full_attention=dict(rope_type="linear", factor=8.0, rope_theta=1000000.0),
+                        sliding_attention=PLAIN)), "float32", (8, 9)),
+    "gpt2": (dict(GPT2), "float32", ()),
+    "gpt2-bare": (dict(GPT2, n_inner=24, scale_attn_by_inverse_layer_idx=True), "float32", ()),
+    "qwen3-moe": (dict(MOE, model_type="qwen3_moe", head_dim=8, num_experts=4, moe_intermediate_size=12,
+                       mlp_only_layers=[1], rope_parameters=PLAIN), "float32", ()),
+    "mixtral": (dict(MOE, model_type="mixtral", num_local_experts=3, rope_parameters=PLAIN), "float32", ()),
+    "gemma3-vlm": (dict(
+        model_type="gemma3", vocab_size=32, tie_word_embeddings=True, image_token_index=31, boi_token_index=30,
+        eoi_token_index=29, mm_tokens_per_image=4,
+        text_config=dict(GEMMA, model_type="gemma3_text", query_pre_attn_scalar=12, sliding_window=8,
+                         layer_types=["sliding_attention", "full_attention"], rope_parameters=dict(
+                             full_attention=dict(PLAIN, rope_theta=1000000.0), sliding_attention=PLAIN)),
+        vision_config=dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+                           image_size=4, patch_size=2)), "float32", (8, 9)),
+    "qwen2.5-vl": (dict(
+        model_type="qwen2_5_vl", vocab_size=32, tie_word_embeddings=False, image_token_id=31, video_token_id=30,
+        vision_start_token_id=29, vision_end_token_id=28,
+        text_config=dict(SIZES, model_type="qwen2_5_vl_text", pad_token_id=0,
+                         rope_parameters=dict(PLAIN, mrope_section=[1, 1])),
+        vision_config=dict(depth=1, hidden_size=8, intermediate_size=8, num_heads=1, patch_size=2, out_hidden_size=16,
+                           spatial_merge_size=2, fullatt_block_indexes=[0])), "float32", ()),
     "megatron-gpt": (dict(model_type="megatron_gpt", num_key_value_heads=4, rotary_percentage=1.0), "float32", ()),
     "megatron-gpt-gqa": (dict(model_type="megatron_gpt", num_key_value_heads=2, rotary_percentage=0.5), "bfloat16", ()),
 }
@@ -174,13 +219,44 @@ def as_stablelm(config, weights):
     return lambda tokens: model(tokens[None], use_cache=False).logits[0]
 
 
+# What transformers 5 calls the towers of a model, and what published files call them.
+PUBLISHED = {
+    "gemma3": {"model.language_model.": "language_model.model.", "model.vision_tower.": "vision_tower.vision_model.",
+               "model.multi_modal_projector.": "multi_modal_projector."},
+    "qwen2_5_vl": {"model.language_model.": "model.", "model.visual.": "visual."},
+}
+
+
+def class_of(config):
+    return AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
+
+
+def as_published(name, shape, model_type):
+    """Tensors as files have them: transformers 5 joins those of experts when it reads them."""
+    if model_type == "mixtral":
+        name = name.replace(".mlp.", ".block_sparse_moe.")
+    for new, old in PUBLISHED.get(model_type, {}).items():
+        if name.startswith(new):
+            name = old + name.removeprefix(new)
+            break
+    parts = dict(mixtral=("w1", "w3", "w2")).get(model_type, ("gate_proj", "up_proj", "down_proj"))
+    if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+        yield name, shape
+        return
+    root, kind = name.rsplit(".", 1)
+    for expert in range(shape[0]):
+        for part in parts[:2] if kind == "gate_up_proj" else parts[2:]:
+            rows = shape[1] // 2 if kind == "gate_up_proj" else shape[1]
+            yield f"{root}.{expert}.{part}.weight", (rows, shape[2])
+
+
 def random_weights(shapes, plus_one, dtype):
     """Norms 0.3 around one (around zero where stored so), biases 0.3 around zero, embeddings of 1, matrices of 0.3."""
     generator, weights = torch.Generator().manual_seed(20260), {}
     for name, shape in shapes:
-        scale = 1.0 if "embed" in name else 0.3
+        scale = 1.0 if "embed" in name or "wte" in name else 0.3
         tensor = scale * torch.randn(shape, generator=generator)
-        if name.endswith("norm.weight") and not plus_one:
+        if (name.endswith("norm.weight") or ".ln_" in name and name.endswith("weight")) and not plus_one:
             tensor += 1
         weights[name] = tensor.to(getattr(torch, dtype)).contiguous()
     return weights
@@ -190,12 +266,17 @@ def old_form(config):
     """The same config with the keys of transformers 4."""
     config = dict(config)
     scaling = dict(config.pop("rope_parameters"))
+    if "full_attention" in scaling:
+        config["rope_local_base_freq"] = scaling.pop("sliding_attention")["rope_theta"]
+        scaling = dict(scaling.pop("full_attention"))
     config["rope_theta"] = scaling.pop("rope_theta")
     kind = scaling["rope_type"]
-    if kind in ("linear", "dynamic", "longrope"):  # older than the key `rope_type`
+    if kind in ("linear", "dynamic", "longrope") and "rope_local_base_freq" not in config:  # older than `rope_type`
         scaling = dict(type=scaling.pop("rope_type"), **scaling)
     if kind == "longrope":  # as in the configs of Phi-3
         scaling.pop("original_max_position_embeddings", None)
+    if "partial_rotary_factor" in scaling:
+        config["partial_rotary_factor"] = scaling.pop("partial_rotary_factor")
     config["rope_scaling"] = None if kind == "default" else scaling
     config["torch_dtype"] = config.pop("dtype")
     config.pop("layer_types", None)
@@ -211,12 +292,17 @@ def write_model(folder, config, dtype):
                       rope_theta=10000.0, tie_word_embeddings=False, torch_dtype=dtype, **config)
         weights = random_weights(Megatron.names(config), True, dtype)
     else:
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+        config = json.loads(json.dumps(config))  # for_model empties what is nested
+        model = class_of(config).from_config(AutoConfig.for_model(**json.loads(json.dumps(config))))
         tied = "lm_head.weight" if config["tie_word_embeddings"] else None
-        shapes = [(name, t.shape) for name, t in model.state_dict().items() if name != tied]
-        weights = random_weights(shapes, False, dtype)
+        shapes = [pair for name, t in model.state_dict().items() if name != tied
+                  for pair in as_published(name, t.shape, config["model_type"])]
+        weights = random_weights(shapes, config["model_type"] in LESS_ONE, dtype)
+        if folder.name.startswith("gpt2-bare"):
+            weights = {name.removeprefix("transformer."): t for name, t in weights.items()}
         config = model.config.to_diff_dict() | dict(
-            architectures=[type(model).__name__], dtype=dtype, vocab_size=config["vocab_size"])
+            architectures=[type(model).__name__], dtype=dtype)
+        config.setdefault("vocab_size", 32)
     folder.mkdir(parents=True)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     texts = {"config.json": config}
@@ -232,10 +318,11 @@ def load(folder, config_name, exact):
     if config["model_type"] == "megatron_gpt":
         return (Megatron if exact else as_stablelm)(config, load_file(folder / "model.safetensors"))
     # from_dict of the file's text: what transformers reads from this file in a folder of its own.
+    kind = class_of(config)
     config = AutoConfig.for_model(config.pop("model_type"), **config)
-    model, info = AutoModelForCausalLM.from_pretrained(
-        folder, config=config, dtype=torch.float32, attn_implementation="sdpa" if exact else "eager",
-        output_loading_info=True)
+    model, info = kind.from_pretrained(
+        folder, config=config, dtype=torch.float32, attn_implementation="exact" if exact else "eager",
+        experts_implementation="eager", output_loading_info=True)
     assert not any(info.values()), info
     if exact:
         model = model.double().eval()
@@ -243,6 +330,8 @@ def load(folder, config_name, exact):
             kind = type(module).__name__
             if kind.endswith("RMSNorm"):
                 module.forward = MethodType(exact_norm, module)
+            elif kind.endswith("TopKRouter"):
+                module.forward = MethodType(exact_choice, module)
             elif kind.endswith("RotaryEmbedding"):
                 module.forward = MethodType(exact_angles, module)
 
@@ -250,14 +339,44 @@ def load(folder, config_name, exact):
 
 
 def exact_norm(self, x):
-    return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+    stored_less_one = type(self).__name__.startswith("Gemma")
+    eps = self.eps if stored_less_one else self.variance_epsilon
+    return (self.weight + stored_less_one) * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
 
 
-def exact_angles(self, x, position_ids):
-    type(self).forward(self, x, position_ids)  # chooses the frequencies for this length
-    angle = position_ids[..., None].double() * self.inv_freq.double()
+def exact_choice(self, x):
+    logits = torch.nn.functional.linear(x.reshape(-1, self.hidden_dim), self.weight)
+    weights, chosen = logits.softmax(-1).topk(self.top_k, -1)
+    if getattr(self, "norm_topk_prob", True):  # Mixtral has no such key
+        weights = weights / weights.sum(-1, keepdim=True)
+    return logits, weights, chosen
+
+
+def exact_angles(self, x, position_ids, layer_type=None):
+    type(self).forward(self, x, position_ids, *([layer_type] if layer_type else []))  # frequencies for this length
+    if position_ids.ndim == 3:  # one for each axis of an image; on texts they are the same
+        position_ids = position_ids[0]
+    prefix = f"{layer_type}_" if layer_type else ""
+    angle = position_ids[..., None].double() * getattr(self, prefix + "inv_freq").double()
     angle = torch.cat((angle, angle), -1)
-    return angle.cos() * self.attention_scaling, angle.sin() * self.attention_scaling
+    scaling = getattr(self, prefix + "attention_scaling")
+    return angle.cos() * scaling, angle.sin() * scaling
+
+
+def exact_attention(module, query, key, value, attention_mask, scaling=None, softcap=None, **_):
+    """transformers' eager attention without its float32."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (t.repeat_interleave(groups, 1) for t in (key, value))
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    return (scores.softmax(-1) @ value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("exact", exact_attention)
+AttentionMaskInterface.register("exact", ALL_MASK_ATTENTION_FUNCTIONS["eager"])
 
 
 def tokens_of(length):

@@ -40,6 +40,8 @@ FUNCTIONS: dict[str, list[Function]] = {
     "verify adapters": [tlkit.verify_adapters],
     "verify merged": [tlkit.verify_merged],
     "verify logits": [tlkit.verify_logits],
+    "verify signature": [tlkit.verify_signature],
+    "sign": [tlkit.sign],
     "inspect": [tlkit.inspect],
     "pack": [tlkit.pack],
     "store init": [tlkit.Store.init],
@@ -51,7 +53,22 @@ FUNCTIONS: dict[str, list[Function]] = {
 }
 FUNCTIONS |= {
     f"store {name}": [getattr(tlkit.Store, name)]
-    for name in ["put", "get", "list", "history", "tag", "rm", "stat", "fsck", "gc", "publish", "quota", "export"]
+    for name in [
+        "put",
+        "get",
+        "list",
+        "history",
+        "tag",
+        "rm",
+        "stat",
+        "fsck",
+        "gc",
+        "publish",
+        "quota",
+        "export",
+        "push",
+        "pull",
+    ]
 }
 # For people at a terminal.
 LEFT_OUT = {"completions", "demo", "devices"}

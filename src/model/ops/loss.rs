@@ -6,11 +6,12 @@
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
+use super::head::{Head, cap_all, cap_slope, capped};
 use super::kernels::{self, Call};
 use super::linear::{Piece, product, product_backward};
 use super::slices::wide;
 use super::vector::{exp, fold, max, vectorised};
-use super::{Matrix, f32s, is_fused, linear, linear_backward, tensor};
+use super::{f32s, is_fused, linear, linear_backward, tensor};
 use crate::error::Result;
 use crate::model::LossSum;
 use crate::text::IGNORE;
@@ -26,14 +27,14 @@ pub struct HeadScratch {
     back: Vec<f32>,
 }
 
-/// Σ −ln softmax(x·Wᵀ)\[target\] over the tokens that have one; x is tokens × hidden, W vocabulary
-/// × hidden, every target below the vocabulary or [`IGNORE`].
+/// Σ −ln softmax(logits)\[target\] over the tokens that have one; x is tokens ×
+/// hidden, every target below the vocabulary or [`IGNORE`].
 ///
 /// # Errors
 /// [`crate::Code::Backend`]
 pub fn head_loss(
     x: &Tensor,
-    head: &Matrix,
+    head: Head<'_>,
     targets: &[u32],
     scratch: &mut HeadScratch,
 ) -> Result<LossSum> {
@@ -46,7 +47,7 @@ pub fn head_loss(
 /// [`crate::Code::Backend`]
 pub fn head_loss_backward(
     x: &Tensor,
-    head: &Matrix,
+    head: Head<'_>,
     targets: &[u32],
     scratch: &mut HeadScratch,
 ) -> Result<(LossSum, Tensor)> {
@@ -60,7 +61,7 @@ pub fn head_loss_backward(
 
 fn run(
     x: &Tensor,
-    head: &Matrix,
+    head: Head<'_>,
     targets: &[u32],
     gradient: bool,
     scratch: &mut HeadScratch,
@@ -82,7 +83,7 @@ fn run(
         return Ok((loss, dx));
     }
     let x = f32s(x)?;
-    let vocabulary = head.out();
+    let vocabulary = head.matrix.out();
     let step = (TILE / vocabulary.max(1)).clamp(32, rows.len().max(32));
     let mut dx = vec![0.0; if gradient { tokens * hidden } else { 0 }];
     let HeadScratch {
@@ -96,10 +97,16 @@ fn run(
             inputs.extend_from_slice(&x[row * hidden..(row + 1) * hidden]);
         }
         logits.resize(rows.len() * vocabulary, 0.0);
-        let whole = [Piece::whole(head)];
+        let whole = head.pieces();
         product(inputs, hidden, &whole, logits);
         let nats: Vec<f64> = (logits.par_chunks_mut(vocabulary).zip(rows.par_iter()))
-            .map(|(logits, row)| cross_entropy(logits, targets[*row] as usize, gradient))
+            .map(|(logits, row)| {
+                let target = targets[*row] as usize;
+                match head.cap {
+                    None => cross_entropy(logits, target, gradient),
+                    Some(cap) => capped_entropy(logits, target, gradient, cap),
+                }
+            })
             .collect();
         loss.nats += nats.iter().sum::<f64>();
         if gradient {
@@ -142,10 +149,29 @@ vectorised! {
     }
 }
 
+vectorised! {
+    /// As [`cross_entropy`] of the logits under a cap; the gradient is that of the logits before it.
+    fn capped_entropy(logits: &mut [f32], target: usize, gradient: bool, cap: f32) -> f64 {
+        cap_all(logits, cap);
+        let top = max(logits);
+        let own = logits[target];
+        let total = fold(logits.len(), |acc, i| acc + exp(logits[i] - top), 0.0, |a, b| a + b);
+        if gradient {
+            let (scale, rate) = (1.0 / total, 1.0 / cap);
+            let slope = |y: f32| 1.0 - (y * rate) * (y * rate);
+            for x in logits.iter_mut() {
+                *x = exp(*x - top) * scale * slope(*x);
+            }
+            logits[target] -= slope(own);
+        }
+        f64::from(total).ln() - f64::from(own - top)
+    }
+}
+
 /// The one place of a batch's forward where the host waits for the device.
 fn composed(
     x: &Tensor,
-    head: &Matrix,
+    head: Head<'_>,
     targets: &[u32],
     rows: &[usize],
     gradient: bool,
@@ -161,7 +187,7 @@ fn composed(
             x.index_select(&Tensor::from_vec(numbers, rows.len(), device)?, 0)?
         }
     };
-    let step = (TILE / head.out().max(1)).clamp(32, rows.len().max(32));
+    let step = (TILE / head.matrix.out().max(1)).clamp(32, rows.len().max(32));
     let (mut nats, mut back) = (Vec::new(), Vec::new());
     for start in (0..rows.len()).step_by(step) {
         let n = step.min(rows.len() - start);
@@ -192,16 +218,23 @@ fn composed(
 /// The loss of each token of a tile, in f64, and the gradient of their sum.
 fn composed_tile(
     x: &Tensor,
-    head: &Matrix,
+    head: Head<'_>,
     own: &Tensor,
     gradient: bool,
 ) -> Result<(Tensor, Option<Tensor>)> {
-    let pieces = [Piece::whole(head)];
+    let pieces = head.pieces();
     let logits = linear(x, &pieces)?;
-    if kernels::serve(&logits) {
+    if kernels::serve(&logits) && head.cap.is_none() {
         return kernel_tile(&logits, &pieces, own, gradient);
     }
-    let logits = logits.to_dtype(wide(logits.dtype()))?;
+    let logits = match head.cap {
+        None => logits.to_dtype(wide(logits.dtype()))?,
+        Some(cap) => capped(&logits, cap)?,
+    };
+    let slope = match head.cap {
+        None => None,
+        Some(cap) => Some(cap_slope(&logits, cap)?),
+    };
     let logits = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
     let p = logits.exp()?;
     let sums = p.sum_keepdim(D::Minus1)?;
@@ -213,6 +246,10 @@ fn composed_tile(
     let p = p.broadcast_div(&sums)?;
     let one = Tensor::ones(own.shape(), p.dtype(), p.device())?;
     let p = p.scatter_add(own, &one.neg()?, 1)?;
+    let p = match slope {
+        None => p,
+        Some(slope) => (p * slope)?,
+    };
     let dx = linear_backward(&p.to_dtype(x.dtype())?, &pieces)?;
     Ok((loss, Some(dx)))
 }
@@ -240,58 +277,68 @@ fn kernel_tile(
 
 #[cfg(test)]
 mod tests {
+    use super::super::Matrix;
     use super::super::slices::tests::{close, is_slope, random};
     use super::*;
     use crate::tensor::Tensor as Bytes;
     use candle_core::Device;
 
+    /// Breaks where the loss or its gradient leaves out the cap on the logits.
     #[test]
     fn the_fused_loss_equals_the_composed_one_and_that_its_differences() {
         let values = f32s(&random(70, 12, 1)).unwrap().to_vec();
         let weight = || Bytes::from_f32(vec![70, 12], &values).unwrap();
-        let head = Matrix::new(weight(), &Device::Cpu, DType::F32).unwrap();
-        let wide = Matrix::new(weight(), &Device::Cpu, DType::F64).unwrap();
+        let matrix = Matrix::new(weight(), &Device::Cpu, DType::F32).unwrap();
+        let matrix64 = Matrix::new(weight(), &Device::Cpu, DType::F64).unwrap();
         let x = (random(40, 12, 2) * 3.0).unwrap();
         let x64 = x.to_dtype(DType::F64).unwrap();
         let targets: Vec<u32> = (0..40)
             .map(|i| if i % 3 == 0 { IGNORE } else { i * 7 % 70 })
             .collect();
-        let (loss, dx) =
-            head_loss_backward(&x, &head, &targets, &mut HeadScratch::default()).unwrap();
-        let (right, dx64) =
-            head_loss_backward(&x64, &wide, &targets, &mut HeadScratch::default()).unwrap();
-        assert!(
-            (loss.nats - right.nats).abs() < 1e-5 * right.nats,
-            "{loss:?} {right:?}"
-        );
-        assert_eq!(
-            loss.tokens,
-            targets.iter().filter(|t| **t != IGNORE).count()
-        );
-        assert_eq!(
-            head_loss(&x, &head, &targets, &mut HeadScratch::default())
-                .unwrap()
-                .tokens,
-            loss.tokens
-        );
-        close(&dx, &dx64, 1e-5);
-        let direction = random(40, 12, 5).to_dtype(DType::F64).unwrap();
-        let at = |step: f64| {
-            let x = (&x64 + (&direction * step).unwrap()).unwrap();
-            head_loss(&x, &wide, &targets, &mut HeadScratch::default())
-                .unwrap()
-                .nats
-        };
-        is_slope(&dx64, &direction, at, 1.0);
+        let scratch = &mut HeadScratch::default();
+        for cap in [None, Some(2.0)] {
+            let head = Head {
+                matrix: &matrix,
+                cap,
+            };
+            let wide = Head {
+                matrix: &matrix64,
+                cap,
+            };
+            let (loss, dx) = head_loss_backward(&x, head, &targets, scratch).unwrap();
+            let (right, dx64) = head_loss_backward(&x64, wide, &targets, scratch).unwrap();
+            assert!(
+                (loss.nats - right.nats).abs() < 1e-5 * right.nats,
+                "{loss:?} {right:?}"
+            );
+            assert_eq!(
+                loss.tokens,
+                targets.iter().filter(|t| **t != IGNORE).count()
+            );
+            let plain = head_loss(&x, head, &targets, scratch).unwrap();
+            assert_eq!(plain.tokens, loss.tokens);
+            close(&dx, &dx64, 1e-5);
+            let direction = random(40, 12, 5).to_dtype(DType::F64).unwrap();
+            let at = |step: f64| {
+                let x = (&x64 + (&direction * step).unwrap()).unwrap();
+                let scratch = &mut HeadScratch::default();
+                head_loss(&x, wide, &targets, scratch).unwrap().nats
+            };
+            is_slope(&dx64, &direction, at, 1.0);
+        }
     }
 
     #[test]
     fn no_targets_is_no_loss() {
         let head = Bytes::from_f32(vec![3, 2], &[0.0; 6]).unwrap();
-        let head = Matrix::new(head, &Device::Cpu, DType::F32).unwrap();
+        let matrix = Matrix::new(head, &Device::Cpu, DType::F32).unwrap();
+        let head = Head {
+            matrix: &matrix,
+            cap: None,
+        };
         let (loss, dx) = head_loss_backward(
             &random(4, 2, 1),
-            &head,
+            head,
             &[IGNORE; 4],
             &mut HeadScratch::default(),
         )

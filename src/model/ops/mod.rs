@@ -13,11 +13,14 @@
 //! Matrices are row-major, rows are tokens. Work is cut into pieces whose size does not depend on
 //! the number of threads, so results do not either.
 
+mod activation;
 mod attention;
 mod backend;
 mod bf16;
 mod divergence;
+mod experts;
 mod gate;
+mod head;
 mod kernels;
 mod linear;
 mod loss;
@@ -27,9 +30,12 @@ mod rope;
 mod slices;
 mod vector;
 
+pub use activation::Activation;
 pub use attention::{Heads, Masks, Past, attention, attention_backward};
 pub use divergence::head_divergence;
+pub use experts::{Choice, Expert, Experts};
 pub use gate::{gate, gate_backward};
+pub use head::Head;
 #[cfg(test)]
 pub(crate) use kernels::host;
 pub use linear::{Matrix, Piece, Products, linear, linear_backward};

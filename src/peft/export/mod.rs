@@ -6,6 +6,7 @@
 //! llama.cpp load alike: alpha = r, the scale folded into B, one rank, list of names, no extras.
 //! So does SGLang, which besides gets zeros for what it stacks with adapted modules, where the base tells their sizes.
 
+mod card;
 mod companions;
 mod content;
 mod extras;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::card::{Told, card};
 use super::content::{Entry, Values, impossible};
 use super::form::{ExportOptions, Exported, Form};
 use super::lora::plan_lora;
@@ -9,13 +10,14 @@ use super::rows::plan_rows;
 use super::vera::plan_vera;
 use crate::adapter::{Adapter, LowRank, Module};
 use crate::error::{Code, Error, Result};
+use crate::format::encode;
 use crate::fs::{AtomicFile, Existing, Output, write_dir};
-use crate::peft::files::{CONFIG_FILE, WEIGHTS_FILE};
+use crate::peft::files::{CARD_FILE, CONFIG_FILE, WEIGHTS_FILE};
 use crate::peft::parameters::by_rank;
 use crate::safetensors::encode_header;
 use crate::tensor::{Tensor, byte_len};
 
-/// Writes a PEFT adapter directory, which appears under its name only when it is complete.
+/// Writes a PEFT adapter directory with its model card, which appears under its name only when it is complete.
 ///
 /// # Errors
 /// [`Code::ExportImpossible`] where the form cannot say the adapter exactly, with the reason;
@@ -36,6 +38,7 @@ pub fn export(adapter: &Adapter, dir: &Path, options: &ExportOptions<'_>) -> Res
     };
     let (tensors, notes) = (plan.entries.len(), plan.notes);
     let mut bytes = plan.config.len() as u64;
+    let root = encode(adapter)?.manifest.root();
     write_dir(dir, Output::Adapter, options.existing, |folder| {
         let mut config = AtomicFile::create(folder.join(CONFIG_FILE), Existing::Refuse)?;
         config.write_all(plan.config.as_bytes())?;
@@ -47,7 +50,16 @@ pub fn export(adapter: &Adapter, dir: &Path, options: &ExportOptions<'_>) -> Res
             &folder.join(WEIGHTS_FILE),
             options.form,
         )?;
-        Ok(())
+        let card = card(&Told {
+            adapter,
+            root,
+            options,
+            bytes,
+            notes: &notes,
+        });
+        let mut out = AtomicFile::create(folder.join(CARD_FILE), Existing::Refuse)?;
+        out.write_all(card.as_bytes())?;
+        out.commit(true)
     })?;
     Ok(Exported {
         bytes,

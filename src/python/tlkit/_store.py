@@ -318,3 +318,50 @@ class Store:
         if peft or portable or base_name is not None or base is not None:
             return call("store export", locals(), reports.Served, url=self.url)
         return call("store export", locals(), reports.Exported, url=self.url)
+
+    def push(
+        self,
+        name: str,
+        artifact: str,
+        *,
+        require_signature: Sequence[StrPath] = (),
+        allow_root_signature: bool = False,
+    ) -> reports.Pushed:
+        """Push an adapter to a registry, as a ModelPack artefact; credentials are those of ``docker login``.
+
+        Args:
+            name: ``USER/TASK``; ``USER/TASK@N`` or ``USER/TASK:TAG`` for another version than the last.
+            artifact: ``oci://HOST[:PORT]/REPOSITORY[:TAG]``.
+            require_signature: Refuse a version that none of these Ed25519 public keys signed.
+            allow_root_signature: Take signatures of the root alone too.
+
+        Raises:
+            Error: ``.kind`` ``"io"`` where the registry refuses, ``"usage"``, ``"integrity"``.
+        """
+        return call("store push", locals(), reports.Pushed, url=self.url)
+
+    def pull(
+        self,
+        name: str,
+        artifact: str,
+        *,
+        base: StrPath | None = None,
+        rename: Mapping[str, str] | None = None,
+        strict: bool = False,
+        sign: StrPath | None = None,
+    ) -> reports.Pulled:
+        """Pull an adapter from a registry, as a new version.
+
+        Args:
+            name: ``USER/TASK``.
+            artifact: ``oci://HOST[:PORT]/REPOSITORY``, with ``:TAG`` or ``@sha256:DIGEST``.
+            base: The base model of a PEFT directory.
+            rename: Leading parts of module names, and what they are in the base: ``{"backbone": "model"}``.
+            strict: Refuse an adapter that lacks tensors of modules which config and base say are adapted; needs
+                ``base``.
+            sign: Sign adapter, name and version with this Ed25519 key (PKCS#8 PEM).
+
+        Raises:
+            Error: ``.kind`` ``"io"``, ``"malformed"`` where it is no adapter, ``"integrity"``, ``"limit"``.
+        """
+        return call("store pull", locals(), reports.Pulled, url=self.url)

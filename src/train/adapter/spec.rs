@@ -4,8 +4,7 @@
 use super::group::Group;
 use super::layout::TrainingAdapter;
 use crate::adapter::{
-    Adapter, Factor, FactorName, LAYER_PLACE, ModuleKind, Scaling, ScalingRule, Seed, Target,
-    TieGroup,
+    Adapter, Factor, FactorName, LAYER_PLACE, Scaling, ScalingRule, Seed, Target, TieGroup,
 };
 use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
@@ -96,7 +95,7 @@ impl AdapterSpec {
             .map(|p| Target {
                 module: module_pattern(model, p),
                 out: p.out,
-                kind: ModuleKind::Linear,
+                kind: p.kind,
             })
             .collect();
         let (r, n) = (self.rank, first.in_features);
@@ -191,12 +190,12 @@ impl TrainingAdapter {
     }
 }
 
-/// A module's path with `{}` for the layer's number.
+/// A module's path in the model's class, with `{}` for the layer's number.
 fn module_pattern(model: &Model, place: &ModulePlace) -> String {
-    let prefix = model.config().family.layer_prefix();
+    let prefix = model.layer_prefix();
     let number = prefix.replacen(LAYER_PLACE, &place.layer.to_string(), 1);
     match place.path.strip_prefix(&number) {
-        Some(rest) => format!("{prefix}{rest}"),
+        Some(rest) => format!("{}{rest}", model.layer_name()),
         None => place.path.clone(),
     }
 }

@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use candle_core::{D, DType, Device, Tensor};
 
+use super::super::head::{cap_slope, capped};
 use super::super::kernels::{Call, run, serve};
 use super::super::slices::wide;
 use super::heads::{Heads, Past};
@@ -112,23 +113,32 @@ fn mask(keys: usize, window: Option<usize>, device: &Device, dtype: DType) -> Re
     Ok(hidden.where_cond(&infinite, &shown)?)
 }
 
-/// The softmax of scale · q·kᵀ, made in f32 at least: q is b · kv × group · rows × dim with all rows of
+/// The softmax of scale · q·kᵀ, and where there is a cap on that its slope; made in f32 at least: q is b · kv × group · rows × dim with all rows of
 /// a query head together, k is b · kv × keys × dim, and the result b · kv × group · rows × keys.
 fn probabilities(
     [q, k]: [&Tensor; 2],
     heads: &Heads,
     rows: usize,
     masks: &Masks,
-) -> Result<Tensor> {
+) -> Result<(Tensor, Option<Tensor>)> {
     let scores = q.matmul(&k.t()?)?;
     let (batch, all, keys) = scores.dims3()?;
-    if serve(&scores) {
+    if serve(&scores) && heads.cap.is_none() {
         let window = heads.window.filter(|w| *w < keys).unwrap_or(0);
         let call = Call::new("softmax", batch * all, &[&scores])?;
-        return run(call.ints(&[rows, keys, window]).floats(&[heads.scale]));
+        let p = run(call.ints(&[rows, keys, window]).floats(&[heads.scale]))?;
+        return Ok((p, None));
     }
     let dtype = wide(q.dtype());
     let scores = (scores.to_dtype(dtype)? * f64::from(heads.scale))?;
+    let (scores, bend) = match heads.cap {
+        None => (scores, None),
+        Some(cap) => {
+            let scores = capped(&scores, cap)?;
+            let bend = cap_slope(&scores, cap)?;
+            (scores, Some(bend))
+        }
+    };
     let scores = match masks.get(heads, [rows, keys], (q.device(), dtype))? {
         None => scores,
         Some(mask) => {
@@ -138,7 +148,8 @@ fn probabilities(
     };
     let top = scores.max_keepdim(D::Minus1)?;
     let scores = scores.broadcast_sub(&top)?.exp()?;
-    Ok(scores.broadcast_div(&scores.sum_keepdim(D::Minus1)?)?)
+    let p = scores.broadcast_div(&scores.sum_keepdim(D::Minus1)?)?;
+    Ok((p, bend))
 }
 
 impl Group {
@@ -214,7 +225,7 @@ fn attend(
     masks: &Masks,
 ) -> Result<Tensor> {
     let q = group.queries(qkv, heads)?;
-    let p = probabilities([&q, k], heads, group.rows, masks)?;
+    let (p, _) = probabilities([&q, k], heads, group.rows, masks)?;
     let out = p.to_dtype(v.dtype())?.matmul(v)?;
     join(&out, group.shape(), heads.q, heads.dim)
 }
@@ -247,13 +258,17 @@ pub(super) fn backward(
                 group.queries(&group.of(dout)?, heads)?,
                 group.queries(&group.of(out)?, heads)?,
             ];
-            let p = probabilities([&q, &k], heads, group.rows, masks)?;
+            let (p, bend) = probabilities([&q, &k], heads, group.rows, masks)?;
             let dtype = wide(q.dtype());
             let dv = p.to_dtype(q.dtype())?.t()?.matmul(&dout)?;
             // Σ dP·P over the keys is Σ dO·O over the columns of a head.
             let along = (dout.to_dtype(dtype)? * out.to_dtype(dtype)?)?;
             let along = along.sum_keepdim(D::Minus1)?;
             let ds = slope(&p, &dout.matmul(&v.t()?)?, &along, heads)?;
+            let ds = match bend {
+                None => ds,
+                Some(bend) => (ds.to_dtype(dtype)? * bend)?.to_dtype(ds.dtype())?,
+            };
             let (dq, dk) = (ds.matmul(&k)?, ds.t()?.matmul(&q)?);
             let side = |x: &Tensor, count| join(x, group.shape(), count, heads.dim);
             let parts = [

@@ -65,12 +65,20 @@ mod tests {
 
     #[test]
     fn fused_attention_equals_the_composed_one_and_that_its_differences() {
-        for (kv, window) in [(4, None), (2, None), (1, Some(5)), (2, Some(70))] {
+        let cases = [
+            (4, None, None),
+            (2, None, None),
+            (1, Some(5), None),
+            (2, Some(70), None),
+            (2, Some(70), Some(0.8)),
+        ];
+        for (kv, window, cap) in cases {
             let heads = Heads {
                 q: 4,
                 kv,
                 dim: 6,
                 scale: 0.4,
+                cap,
                 window,
             };
             // The last three are of one length, and go through the composed form together.
@@ -113,6 +121,7 @@ mod tests {
             kv: 2,
             dim: 6,
             scale: 0.4,
+            cap: Some(0.9),
             window: Some(9),
         };
         let qkv = random(30, heads.width(), 1);

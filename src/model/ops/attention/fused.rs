@@ -8,6 +8,7 @@ use faer::reborrow::ReborrowMut as _;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
+use super::super::head::cap_all;
 use super::super::vector::{exp, fold, max, vectorised};
 use super::super::{f32s, tensor};
 use super::heads::{Heads, Past};
@@ -195,6 +196,9 @@ vectorised! {
             row[..seen.start].fill(0.0);
             row[seen.end..].fill(0.0);
             let row = &mut row[seen];
+            if let Some(cap) = heads.cap {
+                cap_all(row, cap);
+            }
             let top = max(row);
             for x in row.iter_mut() {
                 *x = exp(*x - top);
@@ -296,7 +300,18 @@ vectorised! {
                 row[..seen.start].fill(0.0);
                 row[seen.end..].fill(0.0);
             }
-            for (p, d) in p[seen.clone()].iter_mut().zip(&mut d[seen]) {
+            let (p, d) = (&mut p[seen.clone()], &mut d[seen]);
+            if let Some(cap) = heads.cap {
+                cap_all(p, cap);
+                let rate = 1.0 / cap;
+                for (y, d) in p.iter_mut().zip(d) {
+                    let slope = 1.0 - (*y * rate) * (*y * rate);
+                    *y = exp(*y - sum);
+                    *d = *y * (*d - along) * slope;
+                }
+                continue;
+            }
+            for (p, d) in p.iter_mut().zip(d) {
                 *p = exp(*p - sum);
                 *d = *p * (*d - along);
             }

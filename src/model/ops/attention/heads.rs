@@ -15,6 +15,8 @@ pub struct Heads {
     pub dim: usize,
     /// Scores are multiplied by it before the softmax.
     pub scale: f32,
+    /// Scores are then cap · tanh(scores / cap), where there is a cap.
+    pub cap: Option<f32>,
     /// A query sees so many keys: its own and those just before. None for all.
     pub window: Option<usize>,
 }

@@ -41,6 +41,44 @@ class Put(TypedDict):
     """Blobs that were damaged or missing, and are good again."""
 
 
+class Pulled(Put):
+    """What came of a pull."""
+
+    artifact: str
+    """The artefact's address, by the digest of its manifest."""
+
+
+class Pushed(TypedDict):
+    """What was pushed."""
+
+    adapter: str
+    """``USER/TASK``."""
+
+    version: int
+    """The number of the version."""
+
+    root: str
+    """The adapter's root."""
+
+    artifact: str
+    """The artefact's address."""
+
+    digest: str
+    """SHA-256 of its manifest."""
+
+    layers: int
+    """Its layers."""
+
+    sent: int
+    """Blobs that were sent, the artefact's config among them."""
+
+    known: int
+    """Blobs that the registry had."""
+
+    bytes_sent: int
+    """Bytes that were sent."""
+
+
 class Got(TypedDict):
     """What was written."""
 

@@ -40,6 +40,10 @@ pub(crate) enum Store {
     Quota(Quota),
     /// Write the last version of every adapter into a folder
     Export(Export),
+    /// Push an adapter to a registry, as a ModelPack artefact
+    Push(Push),
+    /// Pull an adapter from a registry, as a new version of USER/TASK
+    Pull(Pull),
 }
 
 #[derive(Debug, Args)]
@@ -113,6 +117,53 @@ pub(crate) struct Get {
     /// never are
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+const REGISTRIES: &str = "\
+Credentials are those that `docker login` keeps. A registry on this machine (localhost, 127.0.0.1) is spoken to \
+without TLS, any other with it.";
+
+/// The .tl is one layer, and each tensor of more than 16 KiB another one: what adapters have in common is kept once.
+#[derive(Debug, Args)]
+#[command(after_help = REGISTRIES)]
+pub(crate) struct Push {
+    /// The store
+    pub(crate) url: String,
+    /// Which adapter: its last version, version N, or the one that a tag names
+    #[arg(value_name = "USER/TASK[@N|:TAG]")]
+    pub(crate) name: String,
+    /// Where to: oci://HOST[:PORT]/REPOSITORY[:TAG]
+    pub(crate) artifact: String,
+    /// Refuse a version that none of these Ed25519 keys signed; may be given several times
+    #[arg(long, value_name = "PUBLIC.pem", value_hint = ValueHint::FilePath)]
+    pub(crate) require_signature: Vec<PathBuf>,
+    /// Take signatures of the root alone too, as older builds made them: they bind neither name nor version
+    #[arg(long, requires = "require_signature")]
+    pub(crate) allow_root_signature: bool,
+}
+
+/// Also one that another client of ModelPack pushed: a .tl, or the files of a PEFT directory.
+#[derive(Debug, Args)]
+#[command(after_help = REGISTRIES)]
+pub(crate) struct Pull {
+    /// The store
+    pub(crate) url: String,
+    /// Under which name
+    #[arg(value_name = "USER/TASK")]
+    pub(crate) name: String,
+    /// Where from: oci://HOST[:PORT]/REPOSITORY[:TAG|@sha256:DIGEST]
+    pub(crate) artifact: String,
+    /// The base model of a PEFT directory, as in convert peft-to-tied
+    #[arg(long, value_hint = ValueHint::AnyPath)]
+    pub(crate) base: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) names: BaseNames,
+    /// Refuse an adapter that lacks tensors of modules which its config and the base say are adapted
+    #[arg(long, requires = "base")]
+    pub(crate) strict: bool,
+    /// Sign adapter, name and version with this Ed25519 key (PKCS#8 PEM)
+    #[arg(long, value_name = "KEY.pem", value_hint = ValueHint::FilePath)]
+    pub(crate) sign: Option<PathBuf>,
 }
 
 /// How a PEFT directory is written for a server.

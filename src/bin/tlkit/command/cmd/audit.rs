@@ -108,8 +108,11 @@ fn text(report: &Report) -> String {
     if !report.scenarios.is_empty() {
         parts.push(scenarios(report));
     }
+    if report.unmeasured > 0 {
+        parts.push(unmeasured(report));
+    }
     if !report.unfitted.is_empty() {
-        parts.push(problems("not fitted", report.unfitted.iter()));
+        parts.push(problems("not made", report.unfitted.iter()));
     }
     if report.broken() > 0 {
         let rows = report.rows.iter().filter_map(|r| r.error.as_ref());
@@ -345,9 +348,12 @@ fn scenarios(report: &Report) -> String {
         "fleet USD",
     ];
     let table = table(&header, &[1, 2, 3, 4, 6, 7, 8], rows);
-    let fit = match report.scenarios.iter().any(|s| s.form == Form::Fit) {
+    let measured = |s: &FleetScenario| matches!(s.form, Form::Coded(_) | Form::Fit);
+    let fit = match report.scenarios.iter().any(measured) {
         true => {
-            "\nfit: the closest tied adapter at each LoRA's rank, off by so much of its updates (convert peft-to-tied --fit)."
+            "\ncoded, int8, truncated, fit: made in memory, off by so much of the updates. coded-5 is pack --error 0.05,\n\
+             int8 pack --dtype i8, truncated-5 convert peft-to-tied --fit --untied --tolerance 0.05 --dtype f16, fit\n\
+             the closest tied adapter at each LoRA's rank (convert peft-to-tied --fit)."
         }
         false => "",
     };
@@ -355,6 +361,16 @@ fn scenarios(report: &Report) -> String {
         "{table}\n\nnow, then: the adapters that the form applies to; fleet USD: everything, a month. All forms but zstd\n\
          leave out what thin does. vera to tl6 (and lora joint) are trained anew at each adapter's rank; joint: q, k\n\
          and v share one A.{fit}"
+    )
+}
+
+/// What could have been the first lines of the scenarios.
+fn unmeasured(report: &Report) -> String {
+    let percent: Vec<String> = Form::PERCENT.iter().map(u8::to_string).collect();
+    format!(
+        "coded at an error of {} %, int8, truncated, tied: not measured on {} (--fit does, --fit=N on the first N)",
+        percent.join(", "),
+        plural(report.unmeasured as usize, "adapter")
     )
 }
 
@@ -375,6 +391,7 @@ fn quality(s: &FleetScenario) -> String {
         Quality::Exact if s.presumed > 0 => "exact, if projections are their seed's".to_owned(),
         Quality::Exact => "exact".to_owned(),
         Quality::Rounded { bound } => format!("rounded, relative error up to {}", number(bound)),
+        Quality::Measured { error } => format!("measured, off by up to {}", percent(error)),
         Quality::Fitted { error } => format!("fitted, off by up to {}", percent(error)),
         Quality::Retrain { error: Some(error) } => format!("retrain, error {}", number(error)),
         Quality::Retrain { error: None } => "retrain, error not measured".to_owned(),

@@ -57,11 +57,11 @@ pub(crate) fn put(args: &args::Put, output: &Output) -> Result<Outcome> {
         output.note(note);
     }
     let report = store.put(&name, &package, signer.as_ref())?;
-    store.report(&report, || put_text(&report))?;
+    store.report(&report, || fields(&put_rows(&report)))?;
     Ok(Outcome::Success)
 }
 
-fn put_text(r: &PutReport) -> String {
+pub(super) fn put_rows(r: &PutReport) -> Vec<(&'static str, String)> {
     let what = match r.unchanged {
         true => "was the last version already",
         false => "is new",
@@ -70,7 +70,7 @@ fn put_text(r: &PutReport) -> String {
     if r.mended > 0 {
         blobs.push_str(&format!(", {} mended", r.mended));
     }
-    fields(&[
+    vec![
         ("version", format!("{}@{} {what}", r.adapter, r.version)),
         ("root", r.root.clone()),
         (
@@ -78,7 +78,7 @@ fn put_text(r: &PutReport) -> String {
             format!("{}, {} written", bytes(r.bytes), bytes(r.written)),
         ),
         ("blobs", blobs),
-    ])
+    ]
 }
 
 pub(crate) fn get(args: &args::Get, output: &Output) -> Result<Outcome> {

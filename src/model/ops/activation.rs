@@ -1,0 +1,178 @@
+//! What stands between the two products of an MLP.
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::slices::{ROWS, wide};
+use super::vector::{exp, vectorised};
+use super::{f32s, gate, gate_backward, is_fused, tensor};
+use crate::error::Result;
+
+/// √(2/π)
+const RATE: f32 = 0.797_884_6;
+const CUBE: f32 = 0.044_715;
+
+/// The activation of an MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// silu(g)·u of rows [g u].
+    SwiGlu,
+    /// gelu(g)·u of rows [g u], with tanh's approximation of gelu.
+    GeGlu,
+    /// gelu(x), with tanh's approximation.
+    Gelu,
+}
+
+impl Activation {
+    /// Whether the rows are [gate up].
+    pub fn is_gated(self) -> bool {
+        self != Self::Gelu
+    }
+
+    /// tokens × f, of tokens × 2f where there is a gate, else of tokens × f.
+    ///
+    /// # Errors
+    /// [`crate::Code::Backend`]
+    pub fn forward(self, x: &Tensor) -> Result<Tensor> {
+        if self == Self::SwiGlu {
+            return gate(x);
+        }
+        let (rows, cols) = x.dims2()?;
+        let width = self.width(cols);
+        if !is_fused(x) {
+            let (g, up) = self.composed(x, width)?;
+            let y = gelu(&g)?.0;
+            let y = match up {
+                Some(up) => (y * up)?,
+                None => y,
+            };
+            return Ok(y.to_dtype(x.dtype())?);
+        }
+        let mut out = vec![0.0; rows * width];
+        (out.par_chunks_mut(ROWS * width))
+            .zip(f32s(x)?.par_chunks(ROWS * cols))
+            .for_each(|(out, x)| forward(width, cols, x, out));
+        tensor(out, rows, width)
+    }
+
+    /// The gradient with respect to the input of [`forward`](Self::forward), of its shape.
+    ///
+    /// # Errors
+    /// [`crate::Code::Backend`]
+    pub fn backward(self, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
+        if self == Self::SwiGlu {
+            return gate_backward(dy, x);
+        }
+        let (rows, cols) = x.dims2()?;
+        let width = self.width(cols);
+        if !is_fused(x) {
+            let (g, up) = self.composed(x, width)?;
+            let (y, slope) = gelu(&g)?;
+            let dy = dy.to_dtype(g.dtype())?;
+            let dx = match up {
+                Some(up) => Tensor::cat(&[((&dy * up)? * slope)?, (dy * y)?], 1)?,
+                None => (dy * slope)?,
+            };
+            return Ok(dx.to_dtype(x.dtype())?);
+        }
+        let mut dx = vec![0.0; rows * cols];
+        (dx.par_chunks_mut(ROWS * cols))
+            .zip(f32s(x)?.par_chunks(ROWS * cols))
+            .zip(f32s(dy)?.par_chunks(ROWS * width))
+            .for_each(|((dx, x), dy)| backward([width, cols], dy, x, dx));
+        tensor(dx, rows, cols)
+    }
+
+    fn width(self, cols: usize) -> usize {
+        if self.is_gated() { cols / 2 } else { cols }
+    }
+
+    /// What gelu reads, and what it gates.
+    fn composed(self, x: &Tensor, width: usize) -> Result<(Tensor, Option<Tensor>)> {
+        let x = x.to_dtype(wide(x.dtype()))?;
+        match self.is_gated() {
+            true => Ok((x.narrow(1, 0, width)?, Some(x.narrow(1, width, width)?))),
+            false => Ok((x, None)),
+        }
+    }
+}
+
+/// gelu(x) and its slope.
+fn gelu(x: &Tensor) -> Result<(Tensor, Tensor)> {
+    let rate = (2.0 / std::f64::consts::PI).sqrt();
+    let square = x.sqr()?;
+    let t = ((x * rate)? * square.affine(0.044_715, 1.0)?)?.tanh()?;
+    let half = t.affine(0.5, 0.5)?;
+    let bend = (t.sqr()?.affine(-1.0, 1.0)? * square.affine(3.0 * 0.044_715, 1.0)?)?;
+    let slope = (&half + ((x * bend)? * (0.5 * rate))?)?;
+    Ok(((x * half)?, slope))
+}
+
+/// gelu(x) / x: (1 + tanh v) / 2 as the sigmoid of 2v, which keeps its digits where it is small.
+#[inline(always)]
+fn share(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-2.0 * RATE * x * (1.0 + CUBE * x * x)))
+}
+
+vectorised! {
+    fn forward(width: usize, cols: usize, x: &[f32], out: &mut [f32]) -> () {
+        for (x, out) in x.chunks_exact(cols).zip(out.chunks_exact_mut(width)) {
+            let (g, u) = x.split_at(width);
+            for (o, g) in out.iter_mut().zip(g) {
+                *o = g * share(*g);
+            }
+            for (o, u) in out.iter_mut().zip(u) {
+                *o *= u;
+            }
+        }
+    }
+}
+
+vectorised! {
+    fn backward(widths: [usize; 2], dy: &[f32], x: &[f32], dx: &mut [f32]) -> () {
+        let [width, cols] = widths;
+        let rows = x.chunks_exact(cols).zip(dx.chunks_exact_mut(cols));
+        for ((x, dx), dy) in rows.zip(dy.chunks_exact(width)) {
+            let (g, u) = x.split_at(width);
+            let (dg, du) = dx.split_at_mut(width);
+            for ((dg, g), dy) in dg.iter_mut().zip(g).zip(dy) {
+                let s = share(*g);
+                let bend = 2.0 * g * s * (1.0 - s) * RATE * (1.0 + 3.0 * CUBE * g * g);
+                *dg = dy * (s + bend);
+            }
+            for ((dg, du), ((g, u), dy)) in dg.iter_mut().zip(du).zip(g.iter().zip(u).zip(dy)) {
+                *du = dy * g * share(*g);
+                *dg *= u;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType;
+
+    use super::super::slices::tests::{close, is_slope, random};
+    use super::*;
+
+    /// Breaks where a gate is taken for what it gates, or gelu's slope misses a term.
+    #[test]
+    fn fused_activations_equal_composed_ones_and_those_their_differences() {
+        for activation in [Activation::GeGlu, Activation::Gelu] {
+            let width = if activation.is_gated() { 45 } else { 90 };
+            let (x, dy) = ((random(150, 90, 1) * 6.0).unwrap(), random(150, width, 2));
+            let wide = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
+            let right = activation.forward(&wide(&x)).unwrap();
+            close(&activation.forward(&x).unwrap(), &right, 3e-6);
+            let dx = activation.backward(&wide(&dy), &wide(&x)).unwrap();
+            close(&activation.backward(&dy, &x).unwrap(), &dx, 3e-6);
+            let direction = wide(&random(150, 90, 5));
+            let loss = |step: f64| {
+                let x = (wide(&x) + (&direction * step).unwrap()).unwrap();
+                let y = (activation.forward(&x).unwrap() * wide(&dy)).unwrap();
+                y.sum_all().unwrap().to_scalar::<f64>().unwrap()
+            };
+            is_slope(&dx, &direction, loss, 1.0);
+        }
+    }
+}
