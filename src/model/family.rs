@@ -66,7 +66,10 @@ pub(super) enum WindowRule {
     WithoutRotary,
     /// `sliding_window` (4096 where the key is absent) for all layers but every so many, counted from
     /// the first; `sliding_window_pattern` changes the number where `given` says so.
-    AllBut { each: usize, given: bool },
+    AllBut {
+        each: usize,
+        given: bool,
+    },
 }
 
 /// Which layers rotate queries and keys, and how.
