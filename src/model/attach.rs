@@ -50,10 +50,27 @@ pub fn attach(adapter: &Adapter, model: &Model) -> Result<Branches> {
 
 pub(crate) fn refuse_extras(adapter: &Adapter) -> Result<()> {
     let Some(extra) = adapter.extras.first() else {
-        return Ok(());
+        return refuse_experts(adapter);
     };
     let message = format!("the adapter also changes `{}` outright", extra.name);
     Err(Error::new(Code::UnsupportedAdapter, message).hint("merge it, and run the result"))
+}
+
+/// Experts run as parts of the base.
+fn refuse_experts(adapter: &Adapter) -> Result<()> {
+    let targets = adapter.groups.iter().flat_map(|g| {
+        let of_experts = |t: &&Target| g.experts.is_some() || t.module.contains(".experts.");
+        g.targets.iter().filter(of_experts)
+    });
+    match targets.into_iter().next() {
+        None => Ok(()),
+        Some(target) => Err(Error::new(
+            Code::UnsupportedAdapter,
+            "adapters on experts are not run: experts run as parts of the base",
+        )
+        .tensor(&target.module)
+        .hint("merge it, and run the result")),
+    }
 }
 
 /// Where the rows of modules, one after the other, go; neighbours made one.
@@ -88,7 +105,7 @@ impl<'m> Places<'m> {
     /// `modules` are those of `model`.
     pub(crate) fn of(adapter: &Adapter, modules: &'m [ModulePlace], model: &Model) -> Result<Self> {
         let paths: Vec<String> = adapter.modules().into_iter().map(|m| m.path).collect();
-        let found = find(modules, &paths, model.checkpoint().renames())?;
+        let found = find(modules, &paths, model)?;
         Ok(Self(paths.into_iter().zip(found).collect()))
     }
 
@@ -121,12 +138,21 @@ impl<'m> Places<'m> {
 pub(crate) fn find<'m>(
     modules: &'m [ModulePlace],
     paths: &[String],
+    model: &Model,
+) -> Result<Vec<&'m ModulePlace>> {
+    let renames = model.checkpoint().renames();
+    find_by(modules, paths, model.architecture(), renames)
+}
+
+fn find_by<'m>(
+    modules: &'m [ModulePlace],
+    paths: &[String],
+    architecture: &Architecture,
     renames: &[(String, String)],
 ) -> Result<Vec<&'m ModulePlace>> {
     let paths_there = modules.iter().map(|m| m.path.as_str());
     let known: HashMap<&str, usize> = paths_there.zip(0..).collect();
-    let architecture = Architecture::default();
-    let found = Names::new(&known, &architecture).resolve(paths, renames, |_| false);
+    let found = Names::new(&known, architecture).resolve(paths, renames, |_| false);
     let found = found.and_then(|f| whole_places(paths, f)).map_err(|e| {
         match (e.code(), e.tensor_name()) {
             (Code::UnmatchedModule, Some(path)) => absent(path),
@@ -177,20 +203,24 @@ mod tests {
             at("model.layers.1.q_proj", 1),
         ];
         let paths = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+        let none = Architecture::default();
         for prefix in ["model.", "", "base.model."] {
             let wanted = [1, 0].map(|l| format!("{prefix}layers.{l}.q_proj"));
-            let found = find(&modules, &wanted, &[]).unwrap();
+            let found = find_by(&modules, &wanted, &none, &[]).unwrap();
             assert_eq!(found.iter().map(|m| m.layer).collect::<Vec<_>>(), [1, 0]);
         }
         let wanted = paths(&["backbone.0.q_proj"]);
-        assert!(find(&modules, &wanted, &[]).is_err());
+        assert!(find_by(&modules, &wanted, &none, &[]).is_err());
         let renames = [("backbone".to_owned(), "model.layers".to_owned())];
-        assert_eq!(find(&modules, &wanted, &renames).unwrap()[0].layer, 0);
+        assert_eq!(
+            find_by(&modules, &wanted, &none, &renames).unwrap()[0].layer,
+            0
+        );
         let wanted = paths(&["layers.0.q_proj", "layers.2.q_proj"]);
-        let e = find(&modules, &wanted, &[]).unwrap_err();
+        let e = find_by(&modules, &wanted, &none, &[]).unwrap_err();
         assert_eq!(e.code(), Code::UnmatchedModule);
         let wanted = paths(&["layers.0.q_proj", "model.layers.0.q_proj"]);
-        let e = find(&modules, &wanted, &[]).unwrap_err();
+        let e = find_by(&modules, &wanted, &none, &[]).unwrap_err();
         assert_eq!(e.code(), Code::AmbiguousModule);
     }
 }

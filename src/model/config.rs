@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
+use super::composites::{COMPOSITES, TEXT_TYPES};
 use super::families::FAMILIES;
-use super::family::{Family, Sizes};
+use super::family::{Family, Root, Sizes};
 use super::keys::Keys;
-use super::plan::LayerPlan;
+use super::plan::{ExpertPlan, LayerPlan};
 use super::rotary::Rotary;
 use crate::base::strict_json;
 use crate::error::{Code, Error, Result};
@@ -23,6 +24,10 @@ const MAX_DIMENSION: usize = 1 << 24;
 pub struct ModelConfig {
     /// The family.
     pub family: &'static Family,
+    /// Where the checkpoint may have the decoder.
+    pub(super) roots: &'static [Root],
+    /// What the names of other towers' tensors begin with.
+    pub(super) others: &'static [&'static str],
     /// Width of the residual stream.
     pub hidden: usize,
     /// Number of layers.
@@ -59,6 +64,8 @@ pub struct ModelConfig {
     pub plan: Vec<LayerPlan>,
     /// Rotary frequencies.
     pub rotaries: Vec<Rotary>,
+    /// What sparse layers have in the place of an MLP.
+    pub experts: Option<ExpertPlan>,
 }
 
 impl ModelConfig {
@@ -78,7 +85,17 @@ impl ModelConfig {
         check_disguise(bytes)?;
         let keys: Keys = serde_json::from_slice(&strict_json(bytes))
             .map_err(|e| Error::new(Code::ModelConfig, e.to_string()))?;
-        let family = family(&keys)?;
+        keys.refuse()?;
+        let Kind {
+            family,
+            roots,
+            others,
+        } = Kind::of(&keys)?;
+        let told = keys.tie_word_embeddings;
+        let keys = match keys.text_config {
+            Some(text) if !others.is_empty() => *text,
+            _ => keys,
+        };
         keys.refuse()?;
         let activation = keys.activation(family.mlp)?;
         let hidden = size("hidden_size", keys.hidden(), MAX_DIMENSION)?;
@@ -100,6 +117,8 @@ impl ModelConfig {
         let scales = keys.scales(family, hidden)?;
         Ok(Self {
             family,
+            roots,
+            others,
             hidden,
             layers,
             q_heads,
@@ -113,7 +132,9 @@ impl ModelConfig {
             vocabulary: size("vocab_size", keys.vocabulary(family), MAX_DIMENSION)?,
             max_positions,
             eps,
-            tied_head: keys.tie_word_embeddings.unwrap_or(family.tied_head),
+            tied_head: told
+                .or(keys.tie_word_embeddings)
+                .unwrap_or(family.tied_head),
             activation,
             embedding_scale: scales.embedding,
             residual_scale: scales.residual,
@@ -122,6 +143,7 @@ impl ModelConfig {
             logit_cap: scales.logit_cap,
             plan: keys.plan(family, layers, head_dim)?,
             rotaries: keys.rotaries(family.rotary, head_dim, max_positions)?,
+            experts: keys.experts(family)?,
         })
     }
 
@@ -148,23 +170,63 @@ fn size(name: &str, value: Option<usize>, max: usize) -> Result<usize> {
     }
 }
 
-fn family(keys: &Keys) -> Result<&'static Family> {
-    let architecture = keys.architectures.iter().flatten().next();
-    let known = FAMILIES
-        .iter()
-        .find(|f| match (&keys.model_type, architecture) {
-            (_, Some(name)) => f.architecture == name,
-            (Some(name), None) => f.model_type == name,
-            (None, None) => false,
-        });
-    known.ok_or_else(|| {
-        let name = architecture.or(keys.model_type.as_ref());
-        let name = name.map_or("unnamed", String::as_str);
-        let known: Vec<_> = FAMILIES.iter().map(|f| f.architecture).collect();
-        let message = format!("architecture `{name}` is not one that tlkit runs");
-        Error::new(Code::UnsupportedModel, message).hint(format!(
-            "tlkit runs {}; merge and convert work on others too",
-            known.join(", ")
-        ))
-    })
+/// What a config's architecture stands for.
+struct Kind {
+    family: &'static Family,
+    roots: &'static [Root],
+    others: &'static [&'static str],
+}
+
+impl Kind {
+    fn of(keys: &Keys) -> Result<Self> {
+        let architecture = keys.architectures.iter().flatten().next();
+        let composite = COMPOSITES
+            .iter()
+            .find(|c| architecture.is_some_and(|name| c.architecture == name));
+        if let Some(composite) = composite {
+            let text = keys
+                .text_config
+                .as_ref()
+                .and_then(|t| t.model_type.as_deref());
+            let Some(name) = text.or(composite.text) else {
+                let message = "the text decoder of the model has no `model_type`";
+                return Err(Error::new(Code::ModelConfig, message));
+            };
+            let alone = TEXT_TYPES.iter().find(|(own, _)| *own == name);
+            let alone = alone.map_or(name, |(_, alone)| alone);
+            let family = FAMILIES.iter().find(|f| f.model_type == alone);
+            return Ok(Self {
+                family: family.ok_or_else(|| unknown(name))?,
+                roots: composite.roots,
+                others: composite.others,
+            });
+        }
+        let known = FAMILIES
+            .iter()
+            .find(|f| match (&keys.model_type, architecture) {
+                (_, Some(name)) => f.architecture == name,
+                (Some(name), None) => f.model_type == name,
+                (None, None) => false,
+            });
+        let family = known.ok_or_else(|| {
+            let name = architecture.or(keys.model_type.as_ref());
+            unknown(name.map_or("unnamed", String::as_str))
+        })?;
+        Ok(Self {
+            family,
+            roots: family.roots,
+            others: &[],
+        })
+    }
+}
+
+fn unknown(name: &str) -> Error {
+    let known: Vec<_> = FAMILIES.iter().map(|f| f.architecture).collect();
+    let towers: Vec<_> = COMPOSITES.iter().map(|c| c.architecture).collect();
+    let message = format!("architecture `{name}` is not one that tlkit runs");
+    Error::new(Code::UnsupportedModel, message).hint(format!(
+        "tlkit runs {}, and the text decoders of {}; merge and convert work on others too",
+        known.join(", "),
+        towers.join(", ")
+    ))
 }

@@ -11,7 +11,8 @@ use super::family::Slot;
 use super::layer::{LayerBranches, Rows, Tape};
 use super::loss_sum::LossSum;
 use super::weights::{self, Weights};
-use crate::adapter::ModuleKind;
+use crate::adapter::{LAYER_PLACE, ModuleKind};
+use crate::base::architecture::Architecture;
 use crate::error::{Code, Error, Result};
 use crate::model::ops::{
     Branch, BranchGrads, Head, HeadScratch, Masks, Past, Products, Rotation, add_in_place,
@@ -26,6 +27,9 @@ use crate::text::{Batch, IGNORE};
 pub struct Model {
     config: ModelConfig,
     checkpoint: Checkpoint,
+    architecture: Architecture,
+    /// Path of a layer as the model's class has it, with `{}` for its number.
+    layer_name: String,
     weights: Weights,
     device: Device,
     dtype: DType,
@@ -170,7 +174,7 @@ impl Model {
         let checkpoint = Checkpoint::open(dir)?;
         let narrow = match dtype {
             None => {
-                let stored = weights::embedding_dtype(&checkpoint, config.family);
+                let stored = weights::embedding_dtype(&checkpoint, &config);
                 stored == Some(Dtype::BF16) && (!device.is_cpu() || Products::bf16().is_some())
             }
             Some(Dtype::F32) => false,
@@ -210,7 +214,10 @@ impl Model {
         products: Products,
     ) -> Result<Self> {
         let weights = weights::load(&checkpoint, &config, device, dtype, products)?;
+        let architecture = Architecture::of(&checkpoint)?;
         Ok(Self {
+            layer_name: layer_name(&architecture, &config, &weights.layer_prefix),
+            architecture,
             config,
             checkpoint,
             weights,
@@ -259,9 +266,18 @@ impl Model {
         }
     }
 
-    /// Path of a layer, with `{}` for its number.
+    /// Path of a layer in the checkpoint, with `{}` for its number.
     pub fn layer_prefix(&self) -> &str {
         &self.weights.layer_prefix
+    }
+
+    /// The same in the model's class, which is what adapters name.
+    pub fn layer_name(&self) -> &str {
+        &self.layer_name
+    }
+
+    pub(super) fn architecture(&self) -> &Architecture {
+        &self.architecture
     }
 
     /// Every linear module, layer by layer.
@@ -291,9 +307,7 @@ impl Model {
     /// [`Code::Usage`] for a name that this family does not have.
     pub fn choose_targets(&self, names: &[String]) -> Result<Vec<String>> {
         let family = self.config.family;
-        let prefix = self
-            .layer_prefix()
-            .replacen(crate::adapter::LAYER_PLACE, "0", 1);
+        let prefix = self.layer_prefix().replacen(LAYER_PLACE, "0", 1);
         let mut chosen = Vec::new();
         for name in names {
             let paths = family.modules_called(name);
@@ -387,7 +401,8 @@ impl Model {
         for (number, layer) in self.weights.layers.iter().enumerate() {
             let own = branches.layers.get(number).unwrap_or(&nothing);
             let (y, tape) = layer.forward(&x, &rows, own, None)?;
-            for slot in Slot::ALL {
+            let has = |slot: &Slot| !layer.slot(*slot).modules.is_empty();
+            for slot in Slot::ALL.into_iter().filter(has) {
                 visit(number, slot, &layer.input(slot, &x, &tape)?)?;
             }
             x = y;
@@ -620,6 +635,25 @@ impl Model {
         }
         Ok((x, inputs, tapes))
     }
+}
+
+/// What the model's class calls a layer that the checkpoint has at `stored`; the same where nothing is
+/// known of the class.
+fn layer_name(architecture: &Architecture, config: &ModelConfig, stored: &str) -> String {
+    let known = || {
+        let module = config.family.modules_called("all").into_iter().next()?;
+        let path = stored.replacen(LAYER_PLACE, "0", 1);
+        let links = architecture.links(&format!("{path}.{module}.weight"));
+        let class = &links.first()?.class;
+        let layer = class.strip_suffix(&format!("0.{module}.weight"))?;
+        let prefix = match architecture.prefix() {
+            "" => String::new(),
+            prefix if layer.starts_with(&format!("{prefix}.")) => String::new(),
+            prefix => format!("{prefix}."),
+        };
+        Some(format!("{prefix}{layer}{LAYER_PLACE}"))
+    };
+    known().unwrap_or_else(|| stored.to_owned())
 }
 
 /// The positions of a batch whose sequences all begin at 0.

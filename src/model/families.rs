@@ -1,8 +1,8 @@
 //! Every family of decoders that runs, as data.
 
 use super::family::{
-    CapRule, Defaults, Family, MlpRule, ModuleName, Root, RotaryRule, Rows, ScaleRule, Slot,
-    WindowRule,
+    CapRule, Defaults, ExpertRule, Family, MlpRule, ModuleName, Root, RotaryRule, Rows, ScaleRule,
+    Slot, WindowRule,
 };
 use crate::adapter::ModuleKind;
 use crate::model::ops::NormKind;
@@ -123,8 +123,17 @@ const LLAMA: Family = Family {
     caps: CapRule::None,
     mlp: MlpRule::SwiGlu,
     modules: LLAMA_MODULES,
+    experts: None,
     // Old checkpoints store the frequencies.
     derived: &["rotary_emb.inv_freq"],
+};
+
+const QWEN3: Family = Family {
+    model_type: "qwen3",
+    architecture: "Qwen3ForCausalLM",
+    window: WindowRule::Qwen,
+    head_norms: Some(["self_attn.q_norm", "self_attn.k_norm"]),
+    ..LLAMA
 };
 
 const GEMMA: Family = Family {
@@ -181,11 +190,33 @@ pub(super) const FAMILIES: &[Family] = &[
         window: WindowRule::Qwen,
         ..LLAMA
     },
+    QWEN3,
     Family {
-        model_type: "qwen3",
-        architecture: "Qwen3ForCausalLM",
-        window: WindowRule::Qwen,
-        head_norms: Some(["self_attn.q_norm", "self_attn.k_norm"]),
+        model_type: "qwen3_moe",
+        architecture: "Qwen3MoeForCausalLM",
+        experts: Some(ExpertRule {
+            router: "mlp.gate",
+            expert: "mlp.experts.{}",
+            parts: ["gate_proj", "up_proj", "down_proj"],
+            asks: true,
+            own_width: true,
+        }),
+        window: WindowRule::QwenAll,
+        ..QWEN3
+    },
+    Family {
+        model_type: "mixtral",
+        architecture: "MixtralForCausalLM",
+        eps: 1e-5,
+        window: WindowRule::Given,
+        rotary: RotaryRule::All(1_000_000.0),
+        experts: Some(ExpertRule {
+            router: "block_sparse_moe.gate",
+            expert: "block_sparse_moe.experts.{}",
+            parts: ["w1", "w3", "w2"],
+            asks: false,
+            own_width: false,
+        }),
         ..LLAMA
     },
     // Phi-4 too, but for its multimodal kin.

@@ -62,6 +62,8 @@ pub(super) enum WindowRule {
     Given,
     /// `sliding_window` from layer `max_window_layers` on, where `use_sliding_window` is set.
     Qwen,
+    /// The same for all layers.
+    QwenAll,
     /// `sliding_window` for layers without rotary embedding, where `use_sliding_window` is set.
     WithoutRotary,
     /// `sliding_window` (4096 where the key is absent) for all layers but every so many, counted from
@@ -119,6 +121,22 @@ pub(super) struct Root {
     pub(super) head: &'static str,
 }
 
+/// The experts of a family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ExpertRule {
+    /// Below the layer.
+    pub(super) router: &'static str,
+    /// Below the layer, with `{}` for the expert's number.
+    pub(super) expert: &'static str,
+    /// Gate, up and down below the expert.
+    pub(super) parts: [&'static str; 3],
+    /// Whether `norm_topk_prob` (false where it is absent) says that the probabilities of the chosen are
+    /// divided by their sum; else they are.
+    pub(super) asks: bool,
+    /// Whether `moe_intermediate_size` is an expert's width, and not `intermediate_size`.
+    pub(super) own_width: bool,
+}
+
 /// The activations that a family's config may name, in the words of transformers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MlpRule {
@@ -174,15 +192,21 @@ pub struct Family {
     pub(super) scales: ScaleRule,
     pub(super) caps: CapRule,
     pub(super) mlp: MlpRule,
+    /// Those of the MLP are only in layers without experts, where there are any.
     pub(super) modules: &'static [ModuleName],
+    pub(super) experts: Option<ExpertRule>,
     /// Ends of the names of tensors that follow from the config, and are not read.
     pub(super) derived: &'static [&'static str],
 }
 
 impl Family {
-    /// Paths below the layer of the modules that people call `name`; `all` is all of them.
+    /// Paths below the layer of the modules that people call `name`; `all` is all of them. With experts,
+    /// only attention has modules.
     pub(super) fn modules_called(&self, name: &str) -> Vec<&'static str> {
+        let whole =
+            |m: &&ModuleName| self.experts.is_none() || matches!(m.slot, Slot::Qkv | Slot::Output);
         (self.modules.iter())
+            .filter(whole)
             .filter(|m| name == "all" || m.path == name || m.aliases.contains(&name))
             .map(|m| m.path)
             .collect()

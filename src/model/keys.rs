@@ -3,16 +3,21 @@
 use serde::Deserialize;
 
 use super::family::{CapRule, Family, MlpRule, RotaryRule, ScaleRule, WindowRule};
-use super::plan::LayerPlan;
+use super::plan::{ExpertPlan, LayerPlan};
 use super::rotary::{RopeConfig, Rotary};
 use crate::error::{Code, Error, Result};
 use crate::model::ops::Activation;
+
+/// No published model has more in a layer.
+const MAX_EXPERTS: usize = 4096;
 
 /// Keys as they are written; several names of one thing where families differ.
 #[derive(Debug, Deserialize)]
 pub(super) struct Keys {
     pub(super) model_type: Option<String>,
     pub(super) architectures: Option<Vec<String>>,
+    /// The decoder of a model of several towers.
+    pub(super) text_config: Option<Box<Keys>>,
     hidden_size: Option<usize>,
     n_embd: Option<usize>,
     num_hidden_layers: Option<usize>,
@@ -62,6 +67,13 @@ pub(super) struct Keys {
     scale_attn_weights: Option<bool>,
     scale_attn_by_inverse_layer_idx: Option<bool>,
     add_cross_attention: Option<bool>,
+    num_experts: Option<usize>,
+    num_local_experts: Option<usize>,
+    num_experts_per_tok: Option<usize>,
+    moe_intermediate_size: Option<usize>,
+    norm_topk_prob: Option<bool>,
+    decoder_sparse_step: Option<usize>,
+    mlp_only_layers: Option<Vec<usize>>,
     use_bidirectional_attention: Option<serde_json::Value>,
     quantization_config: Option<serde_json::Value>,
 }
@@ -231,9 +243,41 @@ impl Keys {
                     window: window.filter(|_| windowed[l]),
                     rotary: rotates[l].then_some(usize::from(own)),
                     scale: self.score_scale(family.scales, head_dim, l)?,
+                    sparse: family.experts.is_some() && self.is_sparse(l),
                 })
             })
             .collect()
+    }
+
+    fn is_sparse(&self, layer: usize) -> bool {
+        let only = self.mlp_only_layers.as_ref();
+        let step = self.decoder_sparse_step.unwrap_or(1);
+        only.is_none_or(|only| !only.contains(&layer)) && (layer + 1).is_multiple_of(step)
+    }
+
+    /// What the config says of the experts of a family that has them.
+    pub(super) fn experts(&self, family: &Family) -> Result<Option<ExpertPlan>> {
+        let Some(rule) = family.experts else {
+            return Ok(None);
+        };
+        let size = |name: &str, value: Option<usize>, most: usize| {
+            value.filter(|n| (1..=most).contains(n)).ok_or_else(|| {
+                let message = format!("no `{name}` in 1..={most}");
+                Error::new(Code::ModelConfig, message)
+            })
+        };
+        let count = self.num_experts.or(self.num_local_experts);
+        let count = size("num_experts", count, MAX_EXPERTS)?;
+        let width = match rule.own_width {
+            true => size("moe_intermediate_size", self.moe_intermediate_size, 1 << 24)?,
+            false => size("intermediate_size", self.intermediate_size, 1 << 24)?,
+        };
+        Ok(Some(ExpertPlan {
+            count,
+            chosen: size("num_experts_per_tok", self.num_experts_per_tok, count)?,
+            width,
+            normalised: !rule.asks || self.norm_topk_prob == Some(true),
+        }))
     }
 
     fn score_scale(&self, rule: ScaleRule, head_dim: usize, layer: usize) -> Result<f64> {
@@ -263,8 +307,10 @@ impl Keys {
         let window = match (rule, self.sliding_window) {
             (WindowRule::Never, _) => None,
             (WindowRule::Mistral | WindowRule::AllBut { .. }, None) => Some(4096),
-            (WindowRule::Qwen | WindowRule::WithoutRotary, _) if !used => None,
-            (WindowRule::Qwen, window) => window.unwrap_or(Some(4096)),
+            (WindowRule::Qwen | WindowRule::QwenAll | WindowRule::WithoutRotary, _) if !used => {
+                None
+            }
+            (WindowRule::Qwen | WindowRule::QwenAll, window) => window.unwrap_or(Some(4096)),
             (_, window) => window.flatten(),
         };
         match window {
@@ -290,7 +336,7 @@ impl Keys {
         }
         let windowed = |l: usize| match family.window {
             WindowRule::Never => false,
-            WindowRule::Mistral | WindowRule::Given => true,
+            WindowRule::Mistral | WindowRule::Given | WindowRule::QwenAll => true,
             WindowRule::Qwen => l >= self.max_window_layers.unwrap_or(28),
             WindowRule::WithoutRotary => !rotates[l],
             WindowRule::AllBut { each, given } => {

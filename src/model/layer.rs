@@ -15,7 +15,7 @@ use candle_core::Tensor;
 
 use super::family::Slot;
 use super::weights::{Layer, Projection};
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::model::ops::{
     Branch, BranchGrads, Masks, Norm, Past, Rotation, add_branch, add_in_place, attention,
     attention_backward, branch_backward, linear, linear_backward, rotate,
@@ -34,11 +34,20 @@ pub(super) struct Tape {
     sums: Vec<f32>,
     attended: Tensor,
     middle: Tensor,
-    gate_up: Tensor,
+    /// None where experts make it again.
+    gate_up: Option<Tensor>,
     /// What the norms before the residual stream read, where there are any.
     added: Option<[Tensor; 2]>,
     /// x·Aᵀ of each branch.
     products: [Vec<Tensor>; 4],
+}
+
+impl Tape {
+    fn gate_up(&self) -> Result<&Tensor> {
+        self.gate_up
+            .as_ref()
+            .ok_or_else(|| Error::new(Code::Usage, "a layer of experts has no product of an MLP"))
+    }
 }
 
 /// The batch as a layer sees it.
@@ -84,8 +93,16 @@ impl Layer {
         };
         let (attended, sums) = attention(&qkv, heads, rows.sequences, past, rows.masks)?;
         let (middle, attention_out) = self.add(0, project(Slot::Output, &attended)?, x)?;
-        let gate_up = project(Slot::GateUp, &self.norms[1].forward(&middle)?)?;
-        let down = project(Slot::Down, &self.activation.forward(&gate_up)?)?;
+        let normed = self.norms[1].forward(&middle)?;
+        let (down, gate_up) = match &self.experts {
+            Some(experts) => (experts.forward(&normed)?, None),
+            None => {
+                let gate_up = project(Slot::GateUp, &normed)?;
+                drop(normed);
+                let down = project(Slot::Down, &self.activation.forward(&gate_up)?)?;
+                (down, Some(gate_up))
+            }
+        };
         let (out, mlp_out) = self.add(1, down, &middle)?;
         let added = attention_out.zip(mlp_out).map(<[Tensor; 2]>::from);
         Ok((
@@ -110,7 +127,7 @@ impl Layer {
             Slot::Qkv => self.norms[0].forward(x),
             Slot::Output => Ok(tape.attended.clone()),
             Slot::GateUp => self.norms[1].forward(&tape.middle),
-            Slot::Down => self.activation.forward(&tape.gate_up),
+            Slot::Down => self.activation.forward(tape.gate_up()?),
         }
     }
 
@@ -138,15 +155,22 @@ impl Layer {
             grads[slot as usize] = own;
             Ok::<_, crate::Error>(dx)
         };
-        let Some(dgate) = back(Slot::Down, &self.add_backward(1, &dy, tape)?)? else {
-            return Ok((None, grads));
+        let dadded = self.add_backward(1, &dy, tape)?;
+        let dnorm = match &self.experts {
+            Some(experts) => experts.backward(&dadded, &self.norms[1].forward(&tape.middle)?)?,
+            None => {
+                let Some(dgate) = back(Slot::Down, &dadded)? else {
+                    return Ok((None, grads));
+                };
+                let dgate_up = self.activation.backward(&dgate, tape.gate_up()?)?;
+                drop(dgate);
+                let Some(dnorm) = back(Slot::GateUp, &dgate_up)? else {
+                    return Ok((None, grads));
+                };
+                dnorm
+            }
         };
-        let dgate_up = self.activation.backward(&dgate, &tape.gate_up)?;
-        drop(dgate);
-        let Some(dnorm) = back(Slot::GateUp, &dgate_up)? else {
-            return Ok((None, grads));
-        };
-        drop(dgate_up);
+        drop(dadded);
         let dmiddle = add_in_place(self.norms[1].backward(&dnorm, &tape.middle)?, &dy)?;
         drop((dnorm, dy));
         let dadded = self.add_backward(0, &dmiddle, tape)?;

@@ -4,6 +4,7 @@
 //! checkpoint's files are mapped, in their own dtype.
 
 mod attach;
+mod composites;
 mod config;
 mod decoder;
 pub mod device;
@@ -32,6 +33,6 @@ pub use decoder::{BranchGradients, Branches, Cache, Keep, Model, ModulePlace};
 pub use device::{device, device_name};
 pub use family::{Family, Slot};
 pub use loss_sum::LossSum;
-pub use plan::LayerPlan;
+pub use plan::{ExpertPlan, LayerPlan};
 pub use rotary::Rotary;
 pub use session::{Attached, Session, branches_of};

@@ -99,7 +99,8 @@ impl Rotary {
         let long = config.short_factor.is_some();
         let (kind, attention) = match config.rope_type.as_deref().unwrap_or("default") {
             "su" | "yarn" if long => longrope(config, &plain, max_positions, original)?,
-            "default" => (Kind::Fixed(plain), 1.0),
+            // On texts alone the three positions of Qwen's VL models are one.
+            "default" | "mrope" => (Kind::Fixed(plain), 1.0),
             "linear" => {
                 let factor = need("factor", config.factor)? as f32;
                 (Kind::Fixed(plain.iter().map(|f| f / factor).collect()), 1.0)

@@ -1,3 +1,5 @@
+mod families;
+
 use candle_core::{DType, Device, Tensor};
 
 use super::*;

@@ -5,10 +5,12 @@ use std::collections::BTreeSet;
 use candle_core::{DType, Device, Tensor};
 
 use super::ModelConfig;
-use super::family::{Family, Root, Slot};
+use super::family::{Root, Slot};
 use crate::adapter::{LAYER_PLACE, ModuleKind};
 use crate::error::{Code, Error, Result};
-use crate::model::ops::{Activation, Heads, Matrix, Norm, Piece, Products, Span, fuses};
+use crate::model::ops::{
+    Activation, Choice, Expert, Experts, Heads, Matrix, Norm, Piece, Products, Span, fuses,
+};
 use crate::safetensors::Checkpoint;
 use crate::tensor::{self, Dtype, shape_text};
 
@@ -23,8 +25,8 @@ pub(super) struct Module {
     pub(super) spans: Vec<Span>,
 }
 
-/// The modules that read one input, and their product.
-#[derive(Debug)]
+/// The modules that read one input, and their product; no modules where experts take its place.
+#[derive(Debug, Default)]
 pub(super) struct Projection {
     pub(super) modules: Vec<Module>,
     /// The weights in the order of the columns, where the composed form reads them; those of the
@@ -72,6 +74,8 @@ pub(super) struct Layer {
     /// Which of the model's rotary embeddings turns queries and keys.
     pub(super) rotary: Option<usize>,
     pub(super) activation: Activation,
+    /// In the place of the MLP.
+    pub(super) experts: Option<Experts>,
     /// What is added to the residual stream is multiplied by it.
     pub(super) residual_scale: f64,
     /// In the order of [`Slot::ALL`].
@@ -126,30 +130,30 @@ pub(super) fn load(
         device,
         dtype,
         products,
-        root: root(checkpoint, config.family),
+        root: root(checkpoint, config),
         used: BTreeSet::new(),
     };
     loader.all().map_err(|e| e.file(checkpoint.path()))
 }
 
 /// The dtype of the embedding, where the checkpoint has it.
-pub(super) fn embedding_dtype(checkpoint: &Checkpoint, family: &Family) -> Option<Dtype> {
+pub(super) fn embedding_dtype(checkpoint: &Checkpoint, config: &ModelConfig) -> Option<Dtype> {
     let name = format!(
         "{}{}.weight",
-        root(checkpoint, family).body,
-        family.embedding
+        root(checkpoint, config).body,
+        config.family.embedding
     );
     let place = checkpoint.locate(&name)?;
     Some(checkpoint.at(place).1.dtype)
 }
 
 /// Where the checkpoint has its decoder; the family's usual place where it has none.
-fn root(checkpoint: &Checkpoint, family: &Family) -> &'static Root {
+fn root(checkpoint: &Checkpoint, config: &ModelConfig) -> &'static Root {
     let has = |root: &&Root| {
-        let embedding = format!("{}{}.weight", root.body, family.embedding);
+        let embedding = format!("{}{}.weight", root.body, config.family.embedding);
         checkpoint.locate(&embedding).is_some()
     };
-    let roots = family.roots;
+    let roots = config.roots;
     roots.iter().find(has).unwrap_or(&roots[0])
 }
 
@@ -205,7 +209,14 @@ impl Loader<'_> {
             None => None,
             Some(names) => Some(pair(names, config.head_dim)?),
         };
-        let mut slot = |slot| self.projection(&prefix, slot);
+        let experts = match plan.sparse {
+            false => None,
+            true => self.experts(&prefix)?,
+        };
+        let mut slot = |slot| match (slot, &experts) {
+            (Slot::GateUp | Slot::Down, Some(_)) => Ok(Projection::default()),
+            _ => self.projection(&prefix, slot),
+        };
         Ok(Layer {
             norms,
             post_norms,
@@ -227,7 +238,41 @@ impl Loader<'_> {
                 slot(Slot::GateUp)?,
                 slot(Slot::Down)?,
             ],
+            experts,
         })
+    }
+
+    fn experts(&mut self, prefix: &str) -> Result<Option<Experts>> {
+        let config = self.config;
+        let (Some(rule), Some(plan)) = (config.family.experts, config.experts) else {
+            return Ok(None);
+        };
+        let [gate, up, down] = rule.parts;
+        let (wide, narrow) = ([plan.width, config.hidden], [config.hidden, plan.width]);
+        let mut experts = Vec::new();
+        for number in 0..plan.count {
+            let at = rule.expert.replacen(LAYER_PLACE, &number.to_string(), 1);
+            let at = format!("{prefix}.{at}");
+            experts.push(Expert {
+                gate_up: vec![
+                    self.matrix(&format!("{at}.{gate}"), wide)?,
+                    self.matrix(&format!("{at}.{up}"), wide)?,
+                ],
+                down: self.matrix(&format!("{at}.{down}"), narrow)?,
+            });
+        }
+        // Scores that are nearly equal must not be swapped by rounded products.
+        let router = format!("{prefix}.{}", rule.router);
+        let router = self.matrix(&router, [plan.count, config.hidden])?;
+        Ok(Some(Experts {
+            router: router.with_products(Products::F32),
+            experts,
+            choice: Choice {
+                chosen: plan.chosen,
+                normalised: plan.normalised,
+            },
+            activation: config.activation,
+        }))
     }
 
     fn projection(&mut self, prefix: &str, slot: Slot) -> Result<Projection> {
@@ -341,9 +386,11 @@ impl Loader<'_> {
 
     /// A weight that the decoder does not read would change what the model computes.
     fn check_unused(&self) -> Result<()> {
-        let derived = self.config.family.derived;
+        let (derived, others) = (self.config.family.derived, self.config.others);
         let left = (self.checkpoint.tensors().keys()).find(|name| {
-            !self.used.contains(*name) && !derived.iter().any(|end| name.ends_with(end))
+            !self.used.contains(*name)
+                && !derived.iter().any(|end| name.ends_with(end))
+                && !others.iter().any(|start| name.starts_with(start))
         });
         match left {
             None => Ok(()),

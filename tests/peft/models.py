@@ -27,7 +27,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 try:
     import torch
     from safetensors.torch import load_file, save_file
-    from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
+    from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.utils.logging import disable_progress_bar
 except ImportError as e:
@@ -46,9 +46,10 @@ LLAMA = dict(SIZES, model_type="llama", head_dim=8, rms_norm_eps=1e-5, tie_word_
 PLAIN = dict(rope_type="default", rope_theta=10000.0)
 PHI = dict(SIZES, model_type="phi3", pad_token_id=0, tie_word_embeddings=False)
 GEMMA = dict(SIZES, head_dim=8, pad_token_id=0, tie_word_embeddings=True)
+MOE = dict(SIZES, num_experts_per_tok=2, tie_word_embeddings=True)
 GPT2 = dict(model_type="gpt2", vocab_size=32, n_embd=16, n_layer=2, n_head=4, n_positions=64, bos_token_id=1,
             eos_token_id=2, tie_word_embeddings=True)
-LESS_ONE = ("gemma", "gemma2", "gemma3_text", "megatron_gpt")  # gains of norms are stored less one
+LESS_ONE = ("gemma", "gemma2", "gemma3", "gemma3_text", "megatron_gpt")  # gains of norms are stored less one
 
 
 def rope(kind, **more):
@@ -103,6 +104,24 @@ MODELS = {
                         sliding_attention=PLAIN)), "float32", (8, 9)),
     "gpt2": (dict(GPT2), "float32", ()),
     "gpt2-bare": (dict(GPT2, n_inner=24, scale_attn_by_inverse_layer_idx=True), "float32", ()),
+    "qwen3-moe": (dict(MOE, model_type="qwen3_moe", head_dim=8, num_experts=4, moe_intermediate_size=12,
+                       mlp_only_layers=[1], rope_parameters=PLAIN), "float32", ()),
+    "mixtral": (dict(MOE, model_type="mixtral", num_local_experts=3, rope_parameters=PLAIN), "float32", ()),
+    "gemma3-vlm": (dict(
+        model_type="gemma3", vocab_size=32, tie_word_embeddings=True, image_token_index=31, boi_token_index=30,
+        eoi_token_index=29, mm_tokens_per_image=4,
+        text_config=dict(GEMMA, model_type="gemma3_text", query_pre_attn_scalar=12, sliding_window=8,
+                         layer_types=["sliding_attention", "full_attention"], rope_parameters=dict(
+                             full_attention=dict(PLAIN, rope_theta=1000000.0), sliding_attention=PLAIN)),
+        vision_config=dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+                           image_size=4, patch_size=2)), "float32", (8, 9)),
+    "qwen2.5-vl": (dict(
+        model_type="qwen2_5_vl", vocab_size=32, tie_word_embeddings=False, image_token_id=31, video_token_id=30,
+        vision_start_token_id=29, vision_end_token_id=28,
+        text_config=dict(SIZES, model_type="qwen2_5_vl_text", pad_token_id=0,
+                         rope_parameters=dict(PLAIN, mrope_section=[1, 1])),
+        vision_config=dict(depth=1, hidden_size=8, intermediate_size=8, num_heads=1, patch_size=2, out_hidden_size=16,
+                           spatial_merge_size=2, fullatt_block_indexes=[0])), "float32", ()),
     "megatron-gpt": (dict(model_type="megatron_gpt", num_key_value_heads=4, rotary_percentage=1.0), "float32", ()),
     "megatron-gpt-gqa": (dict(model_type="megatron_gpt", num_key_value_heads=2, rotary_percentage=0.5), "bfloat16", ()),
 }
@@ -200,6 +219,37 @@ def as_stablelm(config, weights):
     return lambda tokens: model(tokens[None], use_cache=False).logits[0]
 
 
+# What transformers 5 calls the towers of a model, and what published files call them.
+PUBLISHED = {
+    "gemma3": {"model.language_model.": "language_model.model.", "model.vision_tower.": "vision_tower.vision_model.",
+               "model.multi_modal_projector.": "multi_modal_projector."},
+    "qwen2_5_vl": {"model.language_model.": "model.", "model.visual.": "visual."},
+}
+
+
+def class_of(config):
+    return AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
+
+
+def as_published(name, shape, model_type):
+    """Tensors as files have them: transformers 5 joins those of experts when it reads them."""
+    if model_type == "mixtral":
+        name = name.replace(".mlp.", ".block_sparse_moe.")
+    for new, old in PUBLISHED.get(model_type, {}).items():
+        if name.startswith(new):
+            name = old + name.removeprefix(new)
+            break
+    parts = dict(mixtral=("w1", "w3", "w2")).get(model_type, ("gate_proj", "up_proj", "down_proj"))
+    if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+        yield name, shape
+        return
+    root, kind = name.rsplit(".", 1)
+    for expert in range(shape[0]):
+        for part in parts[:2] if kind == "gate_up_proj" else parts[2:]:
+            rows = shape[1] // 2 if kind == "gate_up_proj" else shape[1]
+            yield f"{root}.{expert}.{part}.weight", (rows, shape[2])
+
+
 def random_weights(shapes, plus_one, dtype):
     """Norms 0.3 around one (around zero where stored so), biases 0.3 around zero, embeddings of 1, matrices of 0.3."""
     generator, weights = torch.Generator().manual_seed(20260), {}
@@ -242,14 +292,17 @@ def write_model(folder, config, dtype):
                       rope_theta=10000.0, tie_word_embeddings=False, torch_dtype=dtype, **config)
         weights = random_weights(Megatron.names(config), True, dtype)
     else:
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+        config = json.loads(json.dumps(config))  # for_model empties what is nested
+        model = class_of(config).from_config(AutoConfig.for_model(**json.loads(json.dumps(config))))
         tied = "lm_head.weight" if config["tie_word_embeddings"] else None
-        shapes = [(name, t.shape) for name, t in model.state_dict().items() if name != tied]
+        shapes = [pair for name, t in model.state_dict().items() if name != tied
+                  for pair in as_published(name, t.shape, config["model_type"])]
         weights = random_weights(shapes, config["model_type"] in LESS_ONE, dtype)
         if folder.name.startswith("gpt2-bare"):
             weights = {name.removeprefix("transformer."): t for name, t in weights.items()}
         config = model.config.to_diff_dict() | dict(
-            architectures=[type(model).__name__], dtype=dtype, vocab_size=config["vocab_size"])
+            architectures=[type(model).__name__], dtype=dtype)
+        config.setdefault("vocab_size", 32)
     folder.mkdir(parents=True)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     texts = {"config.json": config}
@@ -265,10 +318,11 @@ def load(folder, config_name, exact):
     if config["model_type"] == "megatron_gpt":
         return (Megatron if exact else as_stablelm)(config, load_file(folder / "model.safetensors"))
     # from_dict of the file's text: what transformers reads from this file in a folder of its own.
+    kind = class_of(config)
     config = AutoConfig.for_model(config.pop("model_type"), **config)
-    model, info = AutoModelForCausalLM.from_pretrained(
+    model, info = kind.from_pretrained(
         folder, config=config, dtype=torch.float32, attn_implementation="exact" if exact else "eager",
-        output_loading_info=True)
+        experts_implementation="eager", output_loading_info=True)
     assert not any(info.values()), info
     if exact:
         model = model.double().eval()
@@ -276,6 +330,8 @@ def load(folder, config_name, exact):
             kind = type(module).__name__
             if kind.endswith("RMSNorm"):
                 module.forward = MethodType(exact_norm, module)
+            elif kind.endswith("TopKRouter"):
+                module.forward = MethodType(exact_choice, module)
             elif kind.endswith("RotaryEmbedding"):
                 module.forward = MethodType(exact_angles, module)
 
@@ -288,8 +344,18 @@ def exact_norm(self, x):
     return (self.weight + stored_less_one) * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
 
 
+def exact_choice(self, x):
+    logits = torch.nn.functional.linear(x.reshape(-1, self.hidden_dim), self.weight)
+    weights, chosen = logits.softmax(-1).topk(self.top_k, -1)
+    if getattr(self, "norm_topk_prob", True):  # Mixtral has no such key
+        weights = weights / weights.sum(-1, keepdim=True)
+    return logits, weights, chosen
+
+
 def exact_angles(self, x, position_ids, layer_type=None):
     type(self).forward(self, x, position_ids, *([layer_type] if layer_type else []))  # frequencies for this length
+    if position_ids.ndim == 3:  # one for each axis of an image; on texts they are the same
+        position_ids = position_ids[0]
     prefix = f"{layer_type}_" if layer_type else ""
     angle = position_ids[..., None].double() * getattr(self, prefix + "inv_freq").double()
     angle = torch.cat((angle, angle), -1)

@@ -173,7 +173,7 @@ impl Calibration {
     fn moments(&self, wanted: &[LayerInputs<'_>], progress: Progress<'_>) -> Result<Vec<Mat<f64>>> {
         let modules = self.model.modules();
         let paths: Vec<String> = wanted.iter().map(|w| w.module.clone()).collect();
-        let places = find(&modules, &paths, self.model.checkpoint().renames())?;
+        let places = find(&modules, &paths, &self.model)?;
         let pairs = wanted.iter().zip(places);
         let wanted: Vec<Wanted<'_>> = pairs
             .map(|(inputs, place)| Wanted {

@@ -18,6 +18,7 @@ mod attention;
 mod backend;
 mod bf16;
 mod divergence;
+mod experts;
 mod gate;
 mod head;
 mod kernels;
@@ -32,6 +33,7 @@ mod vector;
 pub use activation::Activation;
 pub use attention::{Heads, Masks, Past, attention, attention_backward};
 pub use divergence::head_divergence;
+pub use experts::{Choice, Expert, Experts};
 pub use gate::{gate, gate_backward};
 pub use head::Head;
 #[cfg(test)]

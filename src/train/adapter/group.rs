@@ -63,9 +63,12 @@ impl Group {
         }
     }
 
-    /// The last parts of the targets' names: `q_proj+k_proj+v_proj`.
-    pub(super) fn name(&self) -> String {
-        let short = |t: &Target| t.module.rsplit('.').next().unwrap_or_default().to_owned();
+    /// The last `parts` parts of the targets' names: `q_proj+k_proj+v_proj` of one.
+    pub(super) fn name(&self, parts: usize) -> String {
+        let short = |t: &Target| {
+            let dots = t.module.rmatch_indices('.').nth(parts - 1);
+            t.module[dots.map_or(0, |(at, _)| at + 1)..].to_owned()
+        };
         let names = self.shape.targets.iter().map(short);
         names.collect::<Vec<_>>().join("+")
     }

@@ -1,6 +1,6 @@
 //! An adapter in training: its trained tensors, the branches they make, and the way back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Device, Tensor, WithDType};
 
@@ -47,12 +47,20 @@ impl TrainingAdapter {
     /// # Errors
     /// None in practice: the tensors are f32.
     pub fn start(&self) -> Result<Vec<Param>> {
+        // GPT-2 calls two modules of a layer `c_proj`.
+        let names = |parts| self.groups.iter().map(move |g| g.name(parts));
+        let distinct: BTreeSet<String> = names(1).collect();
+        let parts = if distinct.len() == self.groups.len() {
+            1
+        } else {
+            2
+        };
         (self.params.iter())
             .map(|(g, name)| {
                 let group = &self.groups[*g];
                 let factor = group.factor(*name).ok_or_else(mismatch)?;
                 Ok(Param {
-                    name: format!("{}.{}", group.name(), name.name()),
+                    name: format!("{}.{}", group.name(parts), name.name()),
                     shape: factor.tensor.shape().to_vec(),
                     values: factor.tensor.to_f32()?,
                 })

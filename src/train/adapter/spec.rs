@@ -190,12 +190,12 @@ impl TrainingAdapter {
     }
 }
 
-/// A module's path with `{}` for the layer's number.
+/// A module's path in the model's class, with `{}` for the layer's number.
 fn module_pattern(model: &Model, place: &ModulePlace) -> String {
     let prefix = model.layer_prefix();
     let number = prefix.replacen(LAYER_PLACE, &place.layer.to_string(), 1);
     match place.path.strip_prefix(&number) {
-        Some(rest) => format!("{prefix}{rest}"),
+        Some(rest) => format!("{}{rest}", model.layer_name()),
         None => place.path.clone(),
     }
 }
