@@ -23,7 +23,9 @@ pub enum CodeTarget {
 }
 
 impl CodeTarget {
-    fn check(self) -> Result<()> {
+    /// # Errors
+    /// [`Code::Usage`] for one out of range.
+    pub fn check(self) -> Result<()> {
         let message = match self {
             Self::Error(e) if !(1e-4..=0.9).contains(&e) => {
                 format!("error {e}, the limits are 0.0001 and 0.9")
