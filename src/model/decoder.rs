@@ -15,7 +15,7 @@ use crate::adapter::{LAYER_PLACE, ModuleKind};
 use crate::base::architecture::Architecture;
 use crate::error::{Code, Error, Result};
 use crate::model::ops::{
-    Branch, BranchGrads, Head, HeadScratch, Masks, Past, Products, Rotation, add_in_place,
+    Branch, BranchGrads, Dropout, Head, HeadScratch, Masks, Past, Products, Rotation, add_in_place,
     head_divergence, head_loss, head_loss_backward,
 };
 use crate::safetensors::Checkpoint;
@@ -41,6 +41,8 @@ pub struct Model {
 #[derive(Debug, Default)]
 pub struct Branches {
     layers: Vec<LayerBranches>,
+    /// Of what they read, where a backward follows.
+    dropout: Option<Dropout>,
 }
 
 /// Gradients in the places of the [`Branches`] they belong to.
@@ -114,6 +116,7 @@ impl Branches {
     pub fn none(layers: usize) -> Self {
         Self {
             layers: (0..layers).map(|_| LayerBranches::default()).collect(),
+            dropout: None,
         }
     }
 
@@ -125,6 +128,11 @@ impl Branches {
         let branches = &mut self.layers[layer][slot as usize];
         branches.push(branch);
         branches.len() - 1
+    }
+
+    /// Drops elements of what the branches read wherever a backward follows, or none.
+    pub fn drop_inputs(&mut self, dropout: Option<Dropout>) {
+        self.dropout = dropout;
     }
 
     /// Adds all branches of `others` behind those that are there.
@@ -393,6 +401,7 @@ impl Model {
     ) -> Result<()> {
         let rows = Rows {
             sequences: &batch.sequences,
+            dropout: None,
             rotations: &self.rotations(batch)?,
             masks: &Masks::default(),
         };
@@ -422,6 +431,7 @@ impl Model {
         let rotations = self.rotations(batch)?;
         let rows = Rows {
             sequences: &batch.sequences,
+            dropout: branches.dropout,
             rotations: &rotations,
             masks: &Masks::default(),
         };
@@ -498,6 +508,7 @@ impl Model {
         let rotations = self.rotations_at(&positions)?;
         let rows = Rows {
             sequences: &sequences,
+            dropout: None,
             rotations: &rotations,
             masks: &Masks::default(),
         };
@@ -604,6 +615,7 @@ impl Model {
     fn last_hidden(&self, branches: &Branches, batch: &Batch) -> Result<Tensor> {
         let rows = Rows {
             sequences: &batch.sequences,
+            dropout: None,
             rotations: &self.rotations(batch)?,
             masks: &Masks::default(),
         };

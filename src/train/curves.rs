@@ -72,6 +72,8 @@ fn curve_of(
         joint: true,
         rank: 4,
         alpha: 4.0,
+        rule: crate::adapter::ScalingRule::AlphaOverRank,
+        init: crate::train::Init::Default,
         seed: 3,
     };
     let in_training = TrainingAdapter::new(&template, &model).unwrap();
