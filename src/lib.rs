@@ -95,6 +95,7 @@ pub mod quant;
 pub mod registry;
 pub mod safetensors;
 mod sheet;
+pub mod signing;
 pub mod store;
 #[cfg(feature = "train")]
 pub mod sweep;

@@ -338,6 +338,10 @@ codes! {
     ArtifactInvalid = "TL0720", Malformed;
     /// The registry gave other bytes than the digest that it was asked for.
     ArtifactDamaged = "TL0721", Integrity;
+    /// The file is not a signature of the form that OpenSSF Model Signing has, or has more than is read.
+    BundleInvalid = "TL0722", Malformed;
+    /// Files are others than were signed.
+    SignedFilesDiffer = "TL0723", Integrity;
 
     /// The template that finds user and task in a path is not valid.
     PathTemplate = "TL0801", Usage;

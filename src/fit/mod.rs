@@ -48,7 +48,9 @@ mod stored;
 mod updates;
 mod with_factors;
 
-pub use self::coded::{CodeTarget, CodedModule, CodedReport, code};
+pub use self::coded::{
+    CodeTarget, CodedAdapter, CodedFleet, CodedModule, CodedReport, code, code_all,
+};
 pub use self::curve::{Curve, CurveOptions, CurvePoint, fit_curve};
 #[cfg(feature = "plots")]
 pub use self::figure::figure;

@@ -20,6 +20,7 @@ const COMMANDS: &[&str] = &[
     "verify adapters",
     "verify merged",
     "verify logits",
+    "verify signature",
     "check",
     "inspect",
     "pack",

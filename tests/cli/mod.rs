@@ -19,6 +19,7 @@ mod outputs;
 mod params;
 mod run;
 mod serve;
+mod sign;
 mod store;
 mod store_faults;
 mod sweep;

@@ -40,6 +40,8 @@ FUNCTIONS: dict[str, list[Function]] = {
     "verify adapters": [tlkit.verify_adapters],
     "verify merged": [tlkit.verify_merged],
     "verify logits": [tlkit.verify_logits],
+    "verify signature": [tlkit.verify_signature],
+    "sign": [tlkit.sign],
     "inspect": [tlkit.inspect],
     "pack": [tlkit.pack],
     "store init": [tlkit.Store.init],
@@ -99,9 +101,7 @@ def test_names_and_defaults_are_those_of_the_command(command: str) -> None:
             if name in OWN:
                 continue
             known = name if name in arguments else ALIASES.get(name, name)
-            assert known in arguments, (
-                f"{function.__name__} has {name}, {command} does not"
-            )
+            assert known in arguments, f"{function.__name__} has {name}, {command} does not"
             missing.discard(known)
             argument, default = arguments[known], parameter.default
             if default is inspect.Parameter.empty:
@@ -126,9 +126,7 @@ def test_every_parameter_is_documented() -> None:
             text = inspect.getdoc(function) or ""
             assert "Raises:" in text, function.__name__
             for name in inspect.signature(function).parameters:
-                assert name in ("self", "cls") or f"    {name}: " in text, (
-                    f"{function.__name__}: {name}"
-                )
+                assert name in ("self", "cls") or f"    {name}: " in text, f"{function.__name__}: {name}"
 
 
 def test_the_tree_is_json() -> None:

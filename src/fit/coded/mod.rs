@@ -2,18 +2,22 @@
 //!
 //! A module's update is a sum of rank-one terms, its singular triplets. All terms of all modules are coded at
 //! one price of a bit: what a bit more of any of them takes off the error is the same everywhere, which is
-//! reverse water-filling. Of a tied group, which is small already, the factors are coded as they are (`tied`). `bound` says how few bits no code of Gaussian terms needs less than,
-//! `trellis` finds the integers of a line, `module` those of an update, `search` the price.
+//! reverse water-filling. Of a tied group, which is small already, the factors are coded as they are (`tied`).
+//! Several adapters are coded as one, what they share once (`plan`). `bound` says how few bits no code of Gaussian terms
+//! needs less than, `trellis` finds the integers of a line, `module` those of an update, `search` the price, `assemble`
+//! makes adapters of them.
 
+mod assemble;
 mod bound;
 mod module;
+mod plan;
 mod report;
 mod search;
 mod tied;
 mod trellis;
 
-pub use report::{CodedModule, CodedReport};
-pub use search::{CodeTarget, code};
+pub use report::{CodedAdapter, CodedFleet, CodedModule, CodedReport};
+pub use search::{CodeTarget, code, code_all};
 
 #[cfg(test)]
 mod tests;

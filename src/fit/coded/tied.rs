@@ -3,6 +3,8 @@
 //! Each line is worth what an error in it does to the updates of all layers: a row of A what B and all cores make
 //! of it, and so on. What is fitted per layer, u or the cores, is solved anew for A and B as they are coded.
 
+use std::ops::Range;
+
 use faer::Mat;
 use faer::linalg::solvers::Solve;
 
@@ -14,13 +16,15 @@ use crate::coding::{Axis, Coded};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
-/// A tied group's numbers.
+/// The numbers of tied groups with one A and one B: mostly one, else the same of several adapters.
 pub(super) struct Tied {
     /// s².
     scale: f64,
     /// Rows of A, and columns of B.
     a: Vec<Vec<f32>>,
     b: Vec<Vec<f32>>,
+    /// The layers of each group.
+    layers: Vec<Range<usize>>,
     /// What each layer has on the rank side: diag(u), a core, or 1.
     cores: Vec<Mat<f64>>,
     /// Whether the cores are diagonal.
@@ -32,54 +36,78 @@ pub(super) struct Tied {
     /// A·Aᵀ, and Bᵀ·diag(v²)·B of each layer.
     gram_a: Mat<f64>,
     gram_b: Vec<Mat<f64>>,
-    /// ‖ΔW‖² of all layers.
-    pub(super) square: f64,
+    /// ‖ΔW‖² of each group, all its layers together.
+    pub(super) squares: Vec<f64>,
 }
 
 /// The lines of a tied group's factors as they are coded.
 pub(super) struct CodedTied {
     /// Of A, B, the rank side and v, those that are coded.
     lines: Vec<(FactorName, Vec<Option<SideLine>>)>,
-    /// ‖ΔW − ΔW'‖² of all layers.
-    pub(super) square: f64,
+    /// ‖ΔW − ΔW'‖² of each group.
+    pub(super) squares: Vec<f64>,
 }
 
 /// What coding a factor gave: its lines, and the numbers of them.
 type Side = (Vec<Option<SideLine>>, Vec<Vec<f32>>);
 
 impl Tied {
-    /// The group, where it has the form that is coded: A and B once for all layers, as large as they are used.
+    /// The groups, which have the same A and B, where they have the form that is coded: A and B once for all layers, as
+    /// large as they are used.
     ///
     /// # Errors
     /// Those of [`Tensor::to_f32`].
-    pub(super) fn of(group: &TieGroup) -> Result<Option<Self>> {
+    pub(super) fn of(groups: &[&TieGroup]) -> Result<Option<Self>> {
+        let group = groups[0];
         let (r, n, m) = (group.rank, group.in_features, group.total_out());
-        let exact = group.a.tensor.shape() == [r, n] && group.b.tensor.shape() == [m, r];
-        let Some(layers) = group.layers.as_ref().map(Vec::len) else {
-            return Ok(None);
+        let has = |g: &TieGroup| {
+            g.factors()
+                .map(|(name, f)| (name, f.seed))
+                .collect::<Vec<_>>()
         };
-        if !exact || group.experts.is_some() {
+        let alike = |g: &&TieGroup| {
+            g.a.tensor.shape() == [r, n]
+                && g.b.tensor.shape() == [m, r]
+                && g.layers.is_some()
+                && g.experts.is_none()
+                && g.scaling.factor(r) == group.scaling.factor(r)
+                && has(g) == has(group)
+        };
+        if !groups.iter().all(alike) {
             return Ok(None);
         }
-        let rows = |f: &Factor, width: usize| -> Result<Vec<Vec<f32>>> {
-            let values = f.tensor.to_f32()?;
-            Ok(values.chunks(width).map(<[f32]>::to_vec).collect())
-        };
+        let counts = groups.iter().map(|g| g.instances());
+        let layers = counts.scan(0, |end, n| {
+            let start = *end;
+            *end += n;
+            Some(start..*end)
+        });
+        let layers: Vec<Range<usize>> = layers.collect();
+        let count = layers.last().map_or(0, |l| l.end);
         let a = rows(&group.a, n)?;
         let b = transposed(&rows(&group.b, r)?);
         let of_u =
             |u: &Vec<f32>| Mat::from_fn(r, r, |i, k| if i == k { f64::from(u[k]) } else { 0.0 });
         let of_core = |c: &Vec<f32>| Mat::from_fn(r, r, |i, k| f64::from(c[i * r + k]));
         let cores: Vec<Mat<f64>> = match (&group.u, &group.core) {
-            (Some(u), _) => rows(u, r)?.iter().map(of_u).collect(),
-            (_, Some(core)) => rows(core, r * r)?.iter().map(of_core).collect(),
-            _ => vec![Mat::identity(r, r); layers],
+            (Some(_), _) => every(groups, |g| g.u.as_ref(), r)?
+                .iter()
+                .map(of_u)
+                .collect(),
+            (_, Some(_)) => every(groups, |g| g.core.as_ref(), r * r)?
+                .iter()
+                .map(of_core)
+                .collect(),
+            _ => vec![Mat::identity(r, r); count],
         };
-        let v = group.v.as_ref().map(|v| rows(v, m)).transpose()?;
+        let v = match group.v {
+            Some(_) => Some(every(groups, |g| g.v.as_ref(), m)?),
+            None => None,
+        };
         let scaled = |l: usize| scaled_by(&b, v.as_ref().map(|v| &v[l]));
         let gram_b: Vec<Mat<f64>> = match &v {
-            None => vec![gram(&b, &b); layers],
-            Some(_) => (0..layers).map(|l| gram(&scaled(l), &scaled(l))).collect(),
+            None => vec![gram(&b, &b); count],
+            Some(_) => (0..count).map(|l| gram(&scaled(l), &scaled(l))).collect(),
         };
         let gram_a = gram(&a, &a);
         let unseeded = group.factors().filter(|(_, f)| f.seed.is_none());
@@ -87,7 +115,8 @@ impl Tied {
             scale: group.scaling.factor(r).powi(2),
             coded: unseeded.map(|(name, _)| name).collect(),
             diagonal: group.core.is_none(),
-            square: 0.0,
+            squares: Vec::new(),
+            layers,
             a,
             b,
             cores,
@@ -95,9 +124,18 @@ impl Tied {
             gram_a,
             gram_b,
         };
-        let own = |(c, p): (&Mat<f64>, &Mat<f64>)| inner(p, &(c * &tied.gram_a * c.transpose()));
-        tied.square = tied.scale * tied.cores.iter().zip(&tied.gram_b).map(own).sum::<f64>();
-        Ok((tied.square > 0.0 && !tied.coded.is_empty()).then_some(tied))
+        let own = |l: usize| {
+            let c = &tied.cores[l];
+            tied.scale * inner(&tied.gram_b[l], &(c * &tied.gram_a * c.transpose()))
+        };
+        let squares = tied.layers.iter().map(|l| l.clone().map(own).sum());
+        tied.squares = squares.collect();
+        Ok((tied.square() > 0.0 && !tied.coded.is_empty()).then_some(tied))
+    }
+
+    /// ‖ΔW‖² of all of them.
+    pub(super) fn square(&self) -> f64 {
+        self.squares.iter().sum()
     }
 
     /// Numbers of the coded factors.
@@ -189,15 +227,17 @@ impl Tied {
             ));
         }
         let (own, mixed) = self.grams_b(&b, v.as_deref());
-        let mut off = self.square;
-        for (l, core) in cores.iter().enumerate() {
-            let cross = core * &mixed_a * self.cores[l].transpose();
+        let off = |l: usize| {
+            let (core, before) = (&cores[l], &self.cores[l]);
+            let cross = core * &mixed_a * before.transpose();
             let after = core * &gram_a * core.transpose();
-            off += self.scale * (inner(&own[l], &after) - 2.0 * inner(&mixed[l], &cross));
-        }
+            self.scale * (inner(&own[l], &after) - 2.0 * inner(&mixed[l], &cross))
+        };
+        let each = self.layers.iter().zip(&self.squares);
+        let off = each.map(|(l, square)| (square + l.clone().map(off).sum::<f64>()).max(0.0));
         CodedTied {
+            squares: off.collect(),
             lines,
-            square: off.max(0.0),
         }
     }
 
@@ -249,8 +289,11 @@ impl Tied {
     fn rank_lines(&self, cores: &[Mat<f64>]) -> Vec<Vec<f32>> {
         let r = self.a.len();
         if self.diagonal {
-            let column = |k: usize| cores.iter().map(|c| c[(k, k)] as f32).collect();
-            return (0..r).map(column).collect();
+            let column =
+                |l: Range<usize>, k: usize| cores[l].iter().map(|c| c[(k, k)] as f32).collect();
+            let groups = self.layers.iter();
+            let columns = groups.flat_map(|l| (0..r).map(move |k| column(l.clone(), k)));
+            return columns.collect();
         }
         let row = |c: &Mat<f64>, i: usize| (0..r).map(|k| c[(i, k)] as f32).collect();
         let rows = cores.iter().flat_map(|c| (0..r).map(move |i| row(c, i)));
@@ -259,24 +302,31 @@ impl Tied {
 
     fn cores_of(&self, lines: &[Vec<f32>]) -> Vec<Mat<f64>> {
         let r = self.a.len();
-        let of = |l: usize| {
+        let of = |g: usize, l: usize| {
+            let first = self.layers[g].start;
             Mat::from_fn(r, r, |i, k| match self.diagonal {
-                true if i == k => f64::from(lines[k][l]),
+                true if i == k => f64::from(lines[g * r + k][l - first]),
                 true => 0.0,
                 false => f64::from(lines[l * r + i][k]),
             })
         };
-        (0..self.cores.len()).map(of).collect()
+        let groups = self.layers.iter().enumerate();
+        groups
+            .flat_map(|(g, l)| l.clone().map(move |l| of(g, l)))
+            .collect()
     }
 
     fn rank_weights(&self, gram_a: &Mat<f64>, gram_b: &[Mat<f64>]) -> Vec<f64> {
-        let (r, layers) = (self.a.len(), gram_b.len() as f64);
+        let r = self.a.len();
         if self.diagonal {
-            let of = |k: usize| {
-                let b: f64 = gram_b.iter().map(|g| g[(k, k)]).sum();
-                self.scale * gram_a[(k, k)] * b / layers
+            let of = |l: Range<usize>, k: usize| {
+                let count = l.len().max(1) as f64;
+                let b: f64 = gram_b[l].iter().map(|g| g[(k, k)]).sum();
+                self.scale * gram_a[(k, k)] * b / count
             };
-            return (0..r).map(of).collect();
+            let groups = self.layers.iter();
+            let weights = groups.flat_map(|l| (0..r).map(move |k| of(l.clone(), k)));
+            return weights.collect();
         }
         let mean = (0..r).map(|k| gram_a[(k, k)]).sum::<f64>() / r as f64;
         let rows = gram_b.iter().flat_map(|g| (0..r).map(move |i| g[(i, i)]));
@@ -318,31 +368,80 @@ impl Tied {
 }
 
 impl CodedTied {
-    /// The group with its factors coded.
+    /// ‖ΔW − ΔW'‖² of all groups.
+    pub(super) fn square(&self) -> f64 {
+        self.squares.iter().sum()
+    }
+
+    /// The groups with their factors coded, A and B once.
     ///
     /// # Errors
     /// Those of [`Tensor::coded`].
-    pub(super) fn group(&self, group: &TieGroup) -> Result<TieGroup> {
-        let mut coded = group.clone();
+    pub(super) fn groups(&self, groups: &[&TieGroup]) -> Result<Vec<TieGroup>> {
+        let mut coded: Vec<TieGroup> = groups.iter().map(|g| (*g).clone()).collect();
         for (name, lines) in &self.lines {
             let axis = match name {
                 FactorName::B | FactorName::U => Axis::Columns,
                 _ => Axis::Rows,
             };
-            let taken = |l: &SideLine| (l.line, l.integers.clone());
-            let integers = Coded {
-                axis,
-                mantissa: COARSE,
-                lines: lines.iter().map(|l| l.as_ref().map(taken)).collect(),
-            };
-            for (part, factor) in coded.factors_mut() {
-                if part == *name {
-                    factor.tensor = Tensor::encoded(factor.tensor.shape().to_vec(), &integers)?;
-                }
+            let shared = matches!(name, FactorName::A | FactorName::B);
+            let mut rest = lines.as_slice();
+            let mut made = None;
+            for group in &mut coded {
+                let tensors = group.factors_mut().find(|(part, _)| part == name);
+                let Some((_, factor)) = tensors else { continue };
+                let shape = factor.tensor.shape().to_vec();
+                factor.tensor = match (&made, shared) {
+                    (Some(tensor), true) => Tensor::clone(tensor),
+                    _ => {
+                        let count = lines_of(&shape, axis);
+                        let (own, others) = rest.split_at(count.min(rest.len()));
+                        rest = others;
+                        encoded(shape, axis, own)?
+                    }
+                };
+                made = Some(factor.tensor.clone());
             }
         }
         Ok(coded)
     }
+}
+
+/// The lines of a tensor.
+fn lines_of(shape: &[usize], axis: Axis) -> usize {
+    match axis {
+        Axis::Columns => shape.last().copied().unwrap_or(0),
+        Axis::Rows => shape.iter().rev().skip(1).product(),
+    }
+}
+
+fn encoded(shape: Vec<usize>, axis: Axis, lines: &[Option<SideLine>]) -> Result<Tensor> {
+    let taken = |l: &SideLine| (l.line, l.integers.clone());
+    let integers = Coded {
+        axis,
+        mantissa: COARSE,
+        lines: lines.iter().map(|l| l.as_ref().map(taken)).collect(),
+    };
+    Tensor::encoded(shape, &integers)
+}
+
+/// A factor's numbers, so many to a row.
+fn rows(factor: &Factor, width: usize) -> Result<Vec<Vec<f32>>> {
+    let values = factor.tensor.to_f32()?;
+    Ok(values.chunks(width).map(<[f32]>::to_vec).collect())
+}
+
+/// The rows of a factor that every group has of its own.
+fn every<'g>(
+    groups: &[&'g TieGroup],
+    of: impl Fn(&'g TieGroup) -> Option<&'g Factor>,
+    width: usize,
+) -> Result<Vec<Vec<f32>>> {
+    let mut all = Vec::new();
+    for factor in groups.iter().filter_map(|g| of(g)) {
+        all.append(&mut rows(factor, width)?);
+    }
+    Ok(all)
 }
 
 fn square(line: &[f32]) -> f64 {

@@ -16,7 +16,15 @@ from tlkit._merge import dequantise, merge, merge_each, plan_merge, unmerge
 from tlkit._native import __version__
 from tlkit._run import evaluate, generate, sweep, train
 from tlkit._store import Store
-from tlkit._verify import check, verify_adapters, verify_file, verify_logits, verify_merged
+from tlkit._verify import (
+    check,
+    sign,
+    verify_adapters,
+    verify_file,
+    verify_logits,
+    verify_merged,
+    verify_signature,
+)
 
 __all__ = [
     "Adapter",
@@ -45,6 +53,7 @@ __all__ = [
     "plan",
     "plan_merge",
     "seeded",
+    "sign",
     "sweep",
     "train",
     "unmerge",
@@ -52,4 +61,5 @@ __all__ = [
     "verify_file",
     "verify_logits",
     "verify_merged",
+    "verify_signature",
 ]

@@ -194,3 +194,47 @@ def check(
         Error: ``.kind`` ``"malformed"``, ``"integrity"``, ``"io"``.
     """
     return call("check", locals(), reports.Fit)
+
+
+def sign(
+    path: StrPath,
+    key: StrPath,
+    output: StrPath,
+    *,
+    name: str | None = None,
+    force: bool = False,
+) -> reports.Signed:
+    """Sign a file, or all files in a folder but what git has there, as OpenSSF Model Signing does.
+
+    Args:
+        path: The file or folder.
+        key: The private key: Ed25519 or P-256, in PEM. Of P-256, the package ``model_signing`` verifies it too.
+        output: The signature to write.
+        name: Bind the adapter to this ``USER/TASK`` or ``USER/TASK@N`` of a store too.
+        force: Replace an existing signature.
+
+    Raises:
+        Error: ``.kind`` ``"malformed"`` where it is no key, ``"integrity"`` for links, ``"io"``.
+    """
+    return call("sign", locals(), reports.Signed)
+
+
+def verify_signature(
+    path: StrPath,
+    signature: StrPath,
+    key: StrPath | Sequence[StrPath],
+    *,
+    name: str | None = None,
+) -> reports.Signature:
+    """Compare a file or folder with what a key signed.
+
+    Args:
+        path: The file or folder.
+        signature: The signature: a sigstore bundle, by :func:`sign` or ``model_signing``.
+        key: A public key, Ed25519 or P-256, in PEM; of several one has to have signed.
+        name: Ask for a signature that binds this name.
+
+    Raises:
+        Error: ``.kind`` ``"integrity"`` where another key signed, or the files are others; ``"malformed"``, ``"io"``.
+    """
+    return call("verify signature", locals(), reports.Signature)

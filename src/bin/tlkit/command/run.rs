@@ -57,6 +57,8 @@ pub(super) fn dispatch(command: Command, output: &Output) -> tlkit::Result<Outco
         Command::Verify(Verify::Adapters(args)) => cmd::verify::adapters(&args, output),
         Command::Verify(Verify::Merged(args)) => cmd::verify::merged(&args, output),
         Command::Verify(Verify::Logits(args)) => cmd::verify::logits(&args, output),
+        Command::Verify(Verify::Signature(args)) => cmd::sign::verify(&args, output),
+        Command::Sign(args) => cmd::sign::sign(&args, output),
         Command::Check(args) => cmd::check::check(&args, output),
         Command::Inspect(args) => cmd::inspect::inspect(&args, output),
         Command::Pack(args) => cmd::pack::pack(&args, output),

@@ -326,3 +326,29 @@ class Fit(TypedDict):
 
     engines: list[Engine]
     """What programs that serve adapters would do with it."""
+
+
+class Signed(TypedDict):
+    """What was signed."""
+
+    signature: str
+    """The signature's file."""
+
+    files: int
+    """How many files it is of."""
+
+    key: str
+    """The key, by the SHA-256 of its PEM."""
+
+    name: str | None
+    """The name that it binds."""
+
+
+class Signature(TypedDict):
+    """What was verified."""
+
+    files: int
+    """How many files are as they were signed."""
+
+    name: str | None
+    """The name that the signature binds."""

@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use super::{
     Audit, Check, Combine, Convert, Demo, Dequantise, Devices, Eval, Extract, Generate, Inspect,
-    Merge, Pack, Params, Plan, Store, Sweep, Train, Unmerge, Verify,
+    Merge, Pack, Params, Plan, Sign, Store, Sweep, Train, Unmerge, Verify,
 };
 
 const EXIT_CODES: &str = "\
@@ -57,6 +57,8 @@ pub(crate) enum Command {
     Inspect(Inspect),
     /// Rewrite a .tl fat, thin or compressed; the root stays the same, unless --dtype rounds
     Pack(Pack),
+    /// Sign a file or a folder
+    Sign(Sign),
     /// Keep adapters of many users and tasks in a folder or an object store
     #[command(subcommand)]
     Store(Store),

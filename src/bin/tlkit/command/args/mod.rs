@@ -12,6 +12,7 @@ mod gguf;
 mod merge;
 mod method;
 mod settings;
+mod sign;
 mod store;
 mod tools;
 mod train;
@@ -31,6 +32,7 @@ pub(crate) use foreign::{MlxToTied, NemoToTied, TiedToMlx, ToTied};
 pub(crate) use gguf::TiedToGguf;
 pub(crate) use merge::{Blobs, Dequantise, Merge, Unmerge};
 pub(crate) use method::ByMethod;
+pub(crate) use sign::{Sign, VerifySignature};
 pub(crate) use store::{
     Export, Fsck, Gc, Get, History, Init, Limit, List, Publish, Pull, Push, Put, Quota, Rm,
     Serving, Stat, Store, Tag,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::base::{BaseNames, Whole};
 use super::merge::{Blobs, Device};
 use super::method::ByMethod;
+use super::sign::VerifySignature;
 use super::values::{positive, tied_policy, tokenizer};
 use clap::{Args, Subcommand, ValueHint};
 use tlkit::merge::{TiedPolicy, TokenizerFrom};
@@ -19,6 +20,8 @@ pub(crate) enum Verify {
     Merged(VerifyMerged),
     /// Compare what a merged model and base plus adapter predict
     Logits(VerifyLogits),
+    /// Compare files with what a key signed
+    Signature(VerifySignature),
 }
 
 #[derive(Debug, Args)]

@@ -28,6 +28,7 @@ mod refused;
 pub(crate) mod registry;
 mod serving;
 mod share;
+pub(crate) mod sign;
 pub(crate) mod store;
 pub(crate) mod sweep;
 pub(crate) mod train;
