@@ -75,6 +75,8 @@ fn curve_on(model: Model, steps: u64, method: Method, recompute: bool) -> Vec<f6
         joint: true,
         rank: 4,
         alpha: 4.0,
+        rule: crate::adapter::ScalingRule::AlphaOverRank,
+        init: crate::train::Init::Default,
         seed: 3,
     };
     let in_training = TrainingAdapter::new(&template, &model).unwrap();
