@@ -99,3 +99,14 @@ pub(super) const COMPOSITES: &[Composite] = &[
         others: &["model.vision_model.", "model.connector."],
     },
 ];
+
+/// Architectures that are often asked for and do not run, and why.
+pub(super) const REFUSED: &[(&str, &str)] = &[
+    ("Qwen3_5ForCausalLM", DELTA),
+    ("Qwen3_5ForConditionalGeneration", DELTA),
+    ("Qwen3_5MoeForCausalLM", DELTA),
+    ("Qwen3_5MoeForConditionalGeneration", DELTA),
+    ("Qwen3NextForCausalLM", DELTA),
+];
+const DELTA: &str = "three of four layers are gated DeltaNet, a recurrence over a state in the place of attention, \
+                     for which there is no forward, backward or cache here";

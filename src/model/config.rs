@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::composites::{COMPOSITES, TEXT_TYPES};
+use super::composites::{COMPOSITES, REFUSED, TEXT_TYPES};
 use super::families::FAMILIES;
 use super::family::{Family, Root, Sizes};
 use super::keys::Keys;
@@ -223,7 +223,11 @@ impl Kind {
 fn unknown(name: &str) -> Error {
     let known: Vec<_> = FAMILIES.iter().map(|f| f.architecture).collect();
     let towers: Vec<_> = COMPOSITES.iter().map(|c| c.architecture).collect();
-    let message = format!("architecture `{name}` is not one that tlkit runs");
+    let why = REFUSED.iter().find(|(refused, _)| *refused == name);
+    let message = match why {
+        Some((_, why)) => format!("architecture `{name}` is not one that tlkit runs: {why}"),
+        None => format!("architecture `{name}` is not one that tlkit runs"),
+    };
     Error::new(Code::UnsupportedModel, message).hint(format!(
         "tlkit runs {}, and the text decoders of {}; merge and convert work on others too",
         known.join(", "),

@@ -6,17 +6,19 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 
+use super::branches::{BranchGradients, Branches, ModulePlace};
+use super::cache::Cache;
 use super::config::ModelConfig;
 use super::family::Slot;
 use super::layer::{LayerBranches, Rows, Tape};
 use super::loss_sum::LossSum;
 use super::weights::{self, Weights};
-use crate::adapter::{LAYER_PLACE, ModuleKind};
+use crate::adapter::LAYER_PLACE;
 use crate::base::architecture::Architecture;
 use crate::error::{Code, Error, Result};
 use crate::model::ops::{
-    Branch, BranchGrads, Head, HeadScratch, Masks, Past, Products, Rotation, add_in_place,
-    head_divergence, head_loss, head_loss_backward,
+    Head, HeadScratch, Masks, Products, Rotation, add_in_place, head_divergence, head_loss,
+    head_loss_backward,
 };
 use crate::safetensors::Checkpoint;
 use crate::tensor::Dtype;
@@ -37,37 +39,6 @@ pub struct Model {
     scratch: Mutex<HeadScratch>,
 }
 
-/// The low-rank branches of a whole model.
-#[derive(Debug, Default)]
-pub struct Branches {
-    layers: Vec<LayerBranches>,
-}
-
-/// Gradients in the places of the [`Branches`] they belong to.
-#[derive(Debug)]
-pub struct BranchGradients {
-    layers: Vec<[Vec<BranchGrads>; 4]>,
-}
-
-/// Where a linear module is.
-#[derive(Debug, Clone)]
-pub struct ModulePlace {
-    /// Layer.
-    pub layer: usize,
-    /// Product within the layer.
-    pub slot: Slot,
-    /// Full path, such as `model.layers.3.self_attn.q_proj`.
-    pub path: String,
-    /// Rows of its weight.
-    pub out: usize,
-    /// Columns of its weight.
-    pub in_features: usize,
-    /// Whether its weight is stored so, or (in, out).
-    pub kind: ModuleKind,
-    /// Its rows among the product's columns.
-    pub spans: Vec<super::ops::Span>,
-}
-
 /// What a forward pass keeps for the backward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
@@ -77,87 +48,6 @@ pub enum Keep {
     Inputs,
     /// All that the backward reads.
     All,
-}
-
-/// Keys and values of sequences under generation.
-#[derive(Debug, Default)]
-pub struct Cache {
-    layers: Vec<Vec<Past>>,
-    /// Tokens so far of each sequence.
-    lengths: Vec<usize>,
-}
-
-impl Cache {
-    /// Tokens so far of each sequence.
-    pub fn lengths(&self) -> &[usize] {
-        &self.lengths
-    }
-
-    /// Forgets the sequences that `keep` has a false for; the others move up.
-    pub fn retain(&mut self, keep: &[bool]) {
-        fn filter<T>(list: &mut Vec<T>, keep: &[bool]) {
-            let mut number = 0;
-            list.retain(|_| {
-                number += 1;
-                keep.get(number - 1).copied().unwrap_or(true)
-            });
-        }
-        for layer in &mut self.layers {
-            filter(layer, keep);
-        }
-        filter(&mut self.lengths, keep);
-    }
-}
-
-impl Branches {
-    /// No branches, for a model of so many layers.
-    pub fn none(layers: usize) -> Self {
-        Self {
-            layers: (0..layers).map(|_| LayerBranches::default()).collect(),
-        }
-    }
-
-    /// Adds a branch to a product; the index of it there.
-    pub fn push(&mut self, layer: usize, slot: Slot, branch: Branch) -> usize {
-        if self.layers.len() <= layer {
-            self.layers.resize_with(layer + 1, LayerBranches::default);
-        }
-        let branches = &mut self.layers[layer][slot as usize];
-        branches.push(branch);
-        branches.len() - 1
-    }
-
-    /// Adds all branches of `others` behind those that are there.
-    pub fn extend(&mut self, others: &Self) {
-        for (layer, slots) in others.layers.iter().enumerate() {
-            for slot in Slot::ALL {
-                for branch in &slots[slot as usize] {
-                    self.push(layer, slot, branch.clone());
-                }
-            }
-        }
-    }
-
-    /// The lowest product that has a branch whose gradient is wanted.
-    fn lowest(&self) -> Option<(usize, Slot)> {
-        let wanted = |branches: &Vec<Branch>| branches.iter().any(|b| b.wanted != [false; 2]);
-        (self.layers.iter().enumerate()).find_map(|(l, slots)| {
-            let slot = Slot::ALL
-                .into_iter()
-                .find(|s| wanted(&slots[*s as usize]))?;
-            Some((l, slot))
-        })
-    }
-}
-
-impl BranchGradients {
-    /// Takes the gradients of one branch; none where the branch was not reached.
-    pub fn take(&mut self, layer: usize, slot: Slot, index: usize) -> BranchGrads {
-        (self.layers.get_mut(layer))
-            .and_then(|slots| slots[slot as usize].get_mut(index))
-            .map(std::mem::take)
-            .unwrap_or_default()
-    }
 }
 
 impl Model {
@@ -393,6 +283,7 @@ impl Model {
     ) -> Result<()> {
         let rows = Rows {
             sequences: &batch.sequences,
+            dropout: None,
             rotations: &self.rotations(batch)?,
             masks: &Masks::default(),
         };
@@ -422,6 +313,7 @@ impl Model {
         let rotations = self.rotations(batch)?;
         let rows = Rows {
             sequences: &batch.sequences,
+            dropout: branches.dropout,
             rotations: &rotations,
             masks: &Masks::default(),
         };
@@ -498,6 +390,7 @@ impl Model {
         let rotations = self.rotations_at(&positions)?;
         let rows = Rows {
             sequences: &sequences,
+            dropout: None,
             rotations: &rotations,
             masks: &Masks::default(),
         };
@@ -604,6 +497,7 @@ impl Model {
     fn last_hidden(&self, branches: &Branches, batch: &Batch) -> Result<Tensor> {
         let rows = Rows {
             sequences: &batch.sequences,
+            dropout: None,
             rotations: &self.rotations(batch)?,
             masks: &Masks::default(),
         };

@@ -17,7 +17,7 @@ use super::family::Slot;
 use super::weights::{Layer, Projection};
 use crate::error::{Code, Error, Result};
 use crate::model::ops::{
-    Branch, BranchGrads, Masks, Norm, Past, Rotation, add_branch, add_in_place, attention,
+    Branch, BranchGrads, Dropout, Masks, Norm, Past, Rotation, add_branch, add_in_place, attention,
     attention_backward, branch_backward, linear, linear_backward, rotate,
 };
 
@@ -56,6 +56,8 @@ pub(super) struct Rows<'a> {
     /// Of each of the model's rotary embeddings.
     pub(super) rotations: &'a [Rotation],
     pub(super) masks: &'a Masks,
+    /// Of what branches read.
+    pub(super) dropout: Option<Dropout>,
 }
 
 impl Layer {
@@ -71,8 +73,10 @@ impl Layer {
     ) -> Result<(Tensor, Tape)> {
         let mut products: [Vec<Tensor>; 4] = Default::default();
         let mut project = |slot: Slot, x: &Tensor| -> Result<Tensor> {
+            let own = &branches[slot as usize];
+            let dropout = self.dropout(rows, slot);
             self.slot(slot)
-                .forward(x, &branches[slot as usize], &mut products[slot as usize])
+                .forward(x, own, dropout, &mut products[slot as usize])
         };
         let heads = &self.heads;
         let raw = project(Slot::Qkv, &self.norms[0].forward(x)?)?;
@@ -150,6 +154,7 @@ impl Layer {
                 &|| self.input(slot, x, tape),
                 &tape.products[slot as usize],
                 &branches[slot as usize],
+                self.dropout(rows, slot),
                 lowest != Some(slot),
             )?;
             grads[slot as usize] = own;
@@ -200,6 +205,12 @@ impl Layer {
         };
         let dx = add_in_place(self.norms[0].backward(&dnorm, x)?, &dmiddle)?;
         Ok((Some(dx), grads))
+    }
+
+    /// That of a slot's branches.
+    fn dropout(&self, rows: &Rows<'_>, slot: Slot) -> Option<Dropout> {
+        let numbers = [self.number as u64, slot as u64];
+        rows.dropout.map(|d| d.of(&numbers))
     }
 
     /// [q k v] with the heads of q and k turned by their positions, or turned back.
@@ -310,14 +321,18 @@ impl Projection {
         &self,
         x: &Tensor,
         branches: &[Branch],
+        dropout: Option<Dropout>,
         products: &mut Vec<Tensor>,
     ) -> Result<Tensor> {
         let mut y = linear(x, &self.pieces())?;
         if let Some(bias) = &self.bias {
             y = y.broadcast_add(bias)?;
         }
-        for branch in branches {
-            let (sum, p) = add_branch(y, x, branch)?;
+        for (number, branch) in branches.iter().enumerate() {
+            let (sum, p) = match dropout {
+                None => add_branch(y, x, branch)?,
+                Some(d) => add_branch(y, &d.of(&[number as u64]).apply(x)?, branch)?,
+            };
             y = sum;
             products.push(p);
         }
@@ -331,6 +346,7 @@ impl Projection {
         x: &dyn Fn() -> Result<Tensor>,
         products: &[Tensor],
         branches: &[Branch],
+        dropout: Option<Dropout>,
         wanted: bool,
     ) -> Result<(Option<Tensor>, Vec<BranchGrads>)> {
         let mut dx = match wanted {
@@ -342,8 +358,20 @@ impl Projection {
             return Ok((dx, grads));
         }
         let x = x()?;
-        for (branch, p) in branches.iter().zip(products) {
-            let (sum, own) = branch_backward(dx, dy, &x, p, branch)?;
+        for (number, (branch, p)) in branches.iter().zip(products).enumerate() {
+            let (sum, own) = match dropout {
+                None => branch_backward(dx, dy, &x, p, branch)?,
+                Some(d) => {
+                    let d = d.of(&[number as u64]);
+                    let zero = dx.as_ref().map(Tensor::zeros_like).transpose()?;
+                    let (part, own) = branch_backward(zero, dy, &d.apply(&x)?, p, branch)?;
+                    let sum = match (dx, part) {
+                        (Some(dx), Some(part)) => Some(add_in_place(dx, &d.apply(&part)?)?),
+                        _ => None,
+                    };
+                    (sum, own)
+                }
+            };
             dx = sum;
             grads.push(own);
         }

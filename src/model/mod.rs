@@ -4,6 +4,8 @@
 //! checkpoint's files are mapped, in their own dtype.
 
 mod attach;
+mod branches;
+mod cache;
 mod composites;
 mod config;
 mod decoder;
@@ -28,8 +30,10 @@ pub use candle_core as candle;
 
 pub use attach::attach;
 pub(crate) use attach::{Places, find, refuse_extras, spans};
+pub use branches::{BranchGradients, Branches, ModulePlace};
+pub use cache::Cache;
 pub use config::ModelConfig;
-pub use decoder::{BranchGradients, Branches, Cache, Keep, Model, ModulePlace};
+pub use decoder::{Keep, Model};
 pub use device::{device, device_name};
 pub use family::{Family, Slot};
 pub use loss_sum::LossSum;

@@ -156,6 +156,8 @@ fn template(method: Method) -> AdapterSpec {
         joint: true,
         rank: 4,
         alpha: 6.0,
+        rule: crate::adapter::ScalingRule::AlphaOverRank,
+        init: crate::train::Init::Default,
         seed: 1,
     }
 }

@@ -64,6 +64,7 @@ fn pieces(modules: &[Module]) -> Vec<Piece<'_>> {
 /// One layer.
 #[derive(Debug)]
 pub(super) struct Layer {
+    pub(super) number: usize,
     /// Before attention and before the MLP.
     pub(super) norms: [Norm; 2],
     /// After attention and after the MLP, before either is added.
@@ -218,6 +219,7 @@ impl Loader<'_> {
             _ => self.projection(&prefix, slot),
         };
         Ok(Layer {
+            number,
             norms,
             post_norms,
             head_norms,

@@ -36,6 +36,10 @@ const MAX_DATE_BYTES: usize = 4096;
 /// Most of what a template says when it refuses the messages.
 const MAX_REASON_CHARS: usize = 1000;
 const NAME: &str = "chat_template";
+/// The same with what its generation blocks hold between [`MARKS`].
+const MARKED: &str = "marked chat_template";
+/// Characters that no text may have, by Unicode's rules.
+const MARKS: [char; 2] = ['\u{FDD0}', '\u{FDD1}'];
 
 /// One message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -66,6 +70,8 @@ pub(super) struct ChatTemplate {
     env: Environment<'static>,
     path: PathBuf,
     specials: Vec<(&'static str, String)>,
+    /// Whether it marks what the assistant says.
+    marks: bool,
 }
 
 impl ChatTemplate {
@@ -88,6 +94,7 @@ impl ChatTemplate {
             env: Environment::new(),
             path: path.to_owned(),
             specials,
+            marks: false,
         };
         // Else errors carry every variable along.
         template.env.set_debug(false);
@@ -101,12 +108,22 @@ impl ChatTemplate {
         sized::add_filters(&mut template.env);
         template.env.set_unknown_method_callback(python);
         template.set_clock(clock::now());
-        let refusal = template.too_much();
+        let marked = blocks(source, MARKS.map(|mark| format!("{{{{ '{mark}' }}}}")));
+        let plain = blocks(source, Default::default());
+        template.marks = marked != plain && !source.contains(MARKS);
+        let sources = [
+            (NAME, Some(plain)),
+            (MARKED, template.marks.then_some(marked)),
+        ];
         let add = || {
-            let source = plain_blocks(source);
-            let env = &mut template.env;
-            budget::within(MAX_MEMORY, refusal, || env.add_template_owned(NAME, source))
-                .map_err(|e| template.error(&e))
+            for (name, source) in sources {
+                let Some(source) = source else { continue };
+                let refusal = template.too_much();
+                let env = &mut template.env;
+                budget::within(MAX_MEMORY, refusal, || env.add_template_owned(name, source))
+                    .map_err(|e| template.error(&e))?;
+            }
+            Ok::<_, Error>(())
         };
         on_deep_stack(add).ok_or_else(no_thread)??;
         Ok(template)
@@ -124,6 +141,39 @@ impl ChatTemplate {
 
     /// The text of `messages`, with the opening of the assistant's answer if that is asked for.
     pub(super) fn render(&self, messages: &[Message], opening: bool) -> Result<String> {
+        self.render_as(NAME, messages, opening)
+    }
+
+    /// The text of `messages` in pieces, with the mark of those that generation blocks hold; none where the
+    /// template has no such blocks.
+    pub(super) fn render_marked(
+        &self,
+        messages: &[Message],
+    ) -> Result<Option<Vec<(String, bool)>>> {
+        let contents = messages.iter().any(|m| m.content.contains(MARKS));
+        if !self.marks || contents {
+            return Ok(None);
+        }
+        let marked = self.render_as(MARKED, messages, false)?;
+        let mut pieces = Vec::new();
+        let mut rest = marked.as_str();
+        let mut inside = false;
+        while let Some(at) = rest.find(MARKS[usize::from(inside)]) {
+            pieces.push((rest[..at].to_owned(), inside));
+            rest = &rest[at + MARKS[0].len_utf8()..];
+            inside = !inside;
+        }
+        pieces.push((rest.to_owned(), inside));
+        let joined: String = pieces.iter().map(|(text, _)| text.as_str()).collect();
+        if inside || joined != self.render(messages, false)? {
+            let message = "the template changes what its generation blocks hold, so the assistant's words \
+                           cannot be told apart";
+            return Err(Error::new(Code::ChatTemplate, message).file(&self.path));
+        }
+        Ok(Some(pieces))
+    }
+
+    fn render_as(&self, name: &str, messages: &[Message], opening: bool) -> Result<String> {
         let mut variables: Vec<(&str, Value)> = vec![
             (
                 "messages",
@@ -146,7 +196,7 @@ impl ChatTemplate {
         let rendered = on_deep_stack(|| {
             budget::within(memory, refusal, || {
                 // Told here: dropped, it may need the stack, too.
-                self.run(Value::from_pairs(variables), FUEL + work / 64)
+                self.run(name, Value::from_pairs(variables), FUEL + work / 64)
                     .map_err(|e| self.error(&e))
             })
         });
@@ -155,11 +205,11 @@ impl ChatTemplate {
             .map_err(|e| Error::new(Code::ChatTemplate, "the rendering is not UTF-8").cause(e))
     }
 
-    fn run(&self, variables: Value, fuel: u64) -> Jinja<Vec<u8>> {
+    fn run(&self, name: &str, variables: Value, fuel: u64) -> Jinja<Vec<u8>> {
         let mut out = Bounded(Vec::new());
         let mut env = self.env.clone();
         env.set_fuel(Some(fuel));
-        let template = env.get_template(NAME)?;
+        let template = env.get_template(name)?;
         template.render_captured_to(variables, &mut out)?;
         Ok(out.0)
     }
@@ -218,19 +268,23 @@ impl io::Write for Bounded {
 }
 
 /// Templates may mark the assistant's words with `{% generation %}` blocks, which render as
-/// what they hold; the engine knows no such block.
-fn plain_blocks(source: &str) -> String {
-    static MARKS: LazyLock<Regex> = LazyLock::new(|| {
+/// what they hold; the engine knows no such block. What is to stand at their begin and end stands between
+/// two of the engine's blocks, so that white space is trimmed as it would be.
+fn blocks(source: &str, [begin, end]: [String; 2]) -> String {
+    static BLOCKS: LazyLock<Regex> = LazyLock::new(|| {
         Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("a constant pattern")
     });
-    let plain = MARKS.replace_all(source, |mark: &Captures<'_, str>| {
+    let plain = BLOCKS.replace_all(source, |mark: &Captures<'_, str>| {
         let part = |i| mark.get(i).map_or("", |m| m.as_str());
-        let tag = if part(2).is_empty() {
-            "if true"
-        } else {
-            "endif"
-        };
-        format!("{{%{} {tag} {}%}}", part(1), part(3))
+        let (left, right) = (part(1), part(3));
+        match (part(2).is_empty(), begin.as_str(), end.as_str()) {
+            (true, "", _) => format!("{{%{left} if true {right}%}}"),
+            (false, _, "") => format!("{{%{left} endif {right}%}}"),
+            (true, begin, _) => {
+                format!("{{%{left} if true %}}{begin}{{% if true {right}%}}")
+            }
+            (false, _, end) => format!("{{%{left} endif %}}{end}{{% endif {right}%}}"),
+        }
     });
     plain.into_owned()
 }

@@ -25,6 +25,9 @@ pub struct DataOptions {
     pub seq_len: usize,
     /// Whether prompts, and what others than the assistant say, are to be predicted too.
     pub loss_on_prompt: bool,
+    /// Whether lines must be messages, and what the template marks as the assistant's is all that is
+    /// predicted.
+    pub assistant_only: bool,
     /// Most lines to read, blank ones not counted.
     pub limit: Option<usize>,
 }
@@ -165,6 +168,10 @@ fn example(
         Code::TextTooLong => bad_line(number, e.message()).cause(e),
         _ => e,
     };
+    if options.assistant_only && line.messages.is_none() {
+        let what = "no messages, of which the assistant's words alone were to be learnt";
+        return Err(bad(what));
+    }
     let mut builder = Builder::new(vocabulary, options.seq_len);
     match (line.prompt, line.completion, line.text, line.messages) {
         (Some(prompt), Some(completion), None, None) => {
@@ -179,7 +186,15 @@ fn example(
             builder.end();
         }
         (None, None, None, Some(messages)) => {
-            let turns = conversation(&messages, vocabulary, all);
+            let marked = match options.assistant_only {
+                true => vocabulary.render_marked(&messages),
+                false => Ok(None),
+            };
+            let turns = match marked {
+                Ok(Some(pieces)) => marked_turns(pieces),
+                Ok(None) => conversation(&messages, vocabulary, all),
+                Err(e) => Err(e),
+            };
             let turns = turns.map_err(|e| e.context(format_args!("line {number}")))?;
             for (text, assistant) in turns {
                 let pushed = builder.push(&text, all || assistant);
@@ -282,6 +297,20 @@ impl<'a> Builder<'a> {
     }
 }
 
+/// The pieces that a template marks, where it marks any.
+fn marked_turns(pieces: Vec<(String, bool)>) -> Result<Vec<(String, bool)>> {
+    match pieces
+        .iter()
+        .any(|(text, marked)| *marked && !text.is_empty())
+    {
+        true => Ok(pieces),
+        false => Err(Error::new(
+            Code::BadExample,
+            "the chat template marks nothing of these messages as the assistant's",
+        )),
+    }
+}
+
 /// The rendered conversation in pieces, with the mark of those that the assistant says.
 ///
 /// Templates do not tell who said what, but the rendering of a conversation up to a message is
@@ -365,6 +394,7 @@ mod tests {
         let options = DataOptions {
             seq_len,
             loss_on_prompt: all,
+            assistant_only: false,
             limit: None,
         };
         Dataset::load(file.path(), vocabulary, &options)
@@ -483,6 +513,47 @@ mod tests {
         );
     }
 
+    const MARKED: &str = r#"{"bos_token":"<s>","eos_token":"</s>","chat_template":
+        "{% for m in messages %}{% if m.role == 'user' %}[{{ m.content }}]{% else %}{% generation %}\n{{ m.content }}{{ eos_token }}{% endgeneration %}|{% endif %}{% endfor %}"}"#;
+
+    /// Breaks where more or less is learnt than the template's generation blocks hold, or something that
+    /// is no conversation is learnt whole.
+    #[test]
+    fn the_assistants_words_alone_are_those_that_the_template_marks() {
+        let marked = Model::new()
+            .open(&[("tokenizer_config.json", MARKED)])
+            .unwrap();
+        let load = |vocabulary: &Vocabulary, text: &str| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), text).unwrap();
+            let options = DataOptions {
+                seq_len: 64,
+                loss_on_prompt: false,
+                assistant_only: true,
+                limit: None,
+            };
+            Dataset::load(file.path(), vocabulary, &options)
+        };
+        let talk = r#"{"messages":[{"role":"user","content":"ab"},{"role":"assistant","content":"ba"},{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#;
+        let plain = vocabulary();
+        for vocabulary in [&marked, &plain] {
+            let data = load(vocabulary, talk).unwrap();
+            let example = &data.examples[0];
+            let learnt: Vec<u32> = (example.tokens.iter().zip(&example.predicted))
+                .filter(|(_, yes)| **yes)
+                .map(|(token, _)| *token)
+                .collect();
+            let eos = vocabulary.eos()[0];
+            let text = |tokens: &[u32]| vocabulary.decode(tokens).unwrap();
+            let turns: Vec<String> = learnt.split(|t| *t == eos).map(text).collect();
+            assert_eq!(turns, ["ba", "b", ""]);
+        }
+        let e = load(&marked, r#"{"text":"ab"}"#).unwrap_err();
+        assert_eq!(e.code(), Code::BadExample);
+        let e = load(&marked, r#"{"messages":[{"role":"user","content":"ab"}]}"#).unwrap_err();
+        assert_eq!(e.code(), Code::BadExample);
+    }
+
     #[test]
     fn real_tasks_load_and_read_back_as_they_were() {
         let (Some(model), Some(file)) = (
@@ -495,6 +566,7 @@ mod tests {
         let options = DataOptions {
             seq_len: 512,
             loss_on_prompt: false,
+            assistant_only: false,
             limit: Some(20),
         };
         let data = Dataset::load(&file, &vocabulary, &options).unwrap();

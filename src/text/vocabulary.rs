@@ -181,6 +181,21 @@ impl Vocabulary {
         template.render(messages, add_generation_prompt)
     }
 
+    /// The text of `messages` in pieces, with the mark of those that the template's generation blocks hold;
+    /// none where it has no such blocks.
+    ///
+    /// # Errors
+    /// As [`render`](Self::render).
+    pub(super) fn render_marked(
+        &self,
+        messages: &[Message],
+    ) -> Result<Option<Vec<(String, bool)>>> {
+        match &self.template {
+            Some(template) => template.render_marked(messages),
+            None => self.render(messages, false).map(|_| None),
+        }
+    }
+
     fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
         /// Long texts are tokenised one after another, as each takes hundreds of times its length.
         static LONG: Mutex<()> = Mutex::new(());

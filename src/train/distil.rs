@@ -146,6 +146,7 @@ pub fn distil(
             warmup: options.steps / 10,
             total: options.steps,
         },
+        rates: Vec::new(),
         adamw: AdamWOptions {
             beta1: 0.9,
             beta2: 0.999,

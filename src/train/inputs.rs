@@ -41,6 +41,7 @@ impl Reads {
             options: DataOptions {
                 seq_len: config.seq_len.min(most),
                 loss_on_prompt: config.loss_on_prompt,
+                assistant_only: config.assistant_only_loss,
                 limit: None,
             },
             compute_dtype: config.compute_dtype,

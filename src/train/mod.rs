@@ -28,7 +28,7 @@ pub mod settings;
 mod training_loop;
 mod training_model;
 
-pub use adapter::{AdapterSpec, TrainingAdapter};
+pub use adapter::{AdapterSpec, Init, TrainingAdapter};
 pub(crate) use inputs::MAX_DATA_BYTES;
 pub use inputs::RunInputs;
 pub use log::{StepLine, ValidLine};

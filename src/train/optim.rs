@@ -46,19 +46,35 @@ impl AdamW {
 
     /// One step along `grads`, which has one slice for each of `params`, of the same length and
     /// order, at learning rate `lr`.
+    #[cfg(test)]
     pub(super) fn step(&mut self, params: &mut [Param], grads: &[Vec<f32>], lr: f64) {
+        self.step_at(params, grads, lr, &[]);
+    }
+
+    /// The same at `rates` times that rate, one for each of `params`; 1 for those beyond them.
+    pub(super) fn step_at(
+        &mut self,
+        params: &mut [Param],
+        grads: &[Vec<f32>],
+        lr: f64,
+        rates: &[f64],
+    ) {
         debug_assert_eq!(params.len(), grads.len());
         self.step += 1;
         let AdamWOptions { beta1, beta2, .. } = self.options;
         let (b1, b2) = (beta1 as f32, beta2 as f32);
         // 1 − β is taken in f64: near 1, the f32 difference would lose most of its digits.
         let (c1, c2) = ((1.0 - beta1) as f32, (1.0 - beta2) as f32);
-        let rate = (lr / (1.0 - power(beta1, self.step))) as f32;
+        let first = 1.0 - power(beta1, self.step);
         let root = (1.0 / (1.0 - power(beta2, self.step)).sqrt()) as f32;
         let eps = self.options.eps as f32;
-        let keep = (1.0 - lr * self.options.weight_decay) as f32;
         let moments = self.m.iter_mut().zip(&mut self.v);
-        for ((param, grad), (m, v)) in params.iter_mut().zip(grads).zip(moments) {
+        let rates = rates.iter().copied().chain(std::iter::repeat(1.0));
+        let all = params.iter_mut().zip(grads).zip(moments).zip(rates);
+        for (((param, grad), (m, v)), own) in all {
+            let lr = lr * own;
+            let rate = (lr / first) as f32;
+            let keep = (1.0 - lr * self.options.weight_decay) as f32;
             debug_assert_eq!(param.values.len(), grad.len());
             let moments = m.iter_mut().zip(v);
             for ((x, g), (m, v)) in param.values.iter_mut().zip(grad).zip(moments) {
@@ -202,6 +218,20 @@ mod tests {
         let mut still = [param("g0.u", &[1.0])];
         AdamW::new(options, &still).step(&mut still, &[vec![0.0]], 1e-3);
         assert_eq!(still[0].values, [1.0]);
+    }
+
+    /// Breaks where a parameter moves at another's rate, or decays at the one of all.
+    #[test]
+    fn each_parameter_has_its_rate() {
+        let start = [param("q.A", &[1.0]), param("q.B", &[1.0])];
+        let grads = [vec![0.5], vec![0.5]];
+        let mut both = start.clone();
+        AdamW::new(OPTIONS, &start).step_at(&mut both, &grads, 1e-3, &[1.0, 16.0]);
+        for (rate, param) in [1.0, 16.0].into_iter().zip(both) {
+            let mut alone = start.clone();
+            AdamW::new(OPTIONS, &start).step(&mut alone, &grads, rate * 1e-3);
+            assert_eq!(param.values, alone[0].values);
+        }
     }
 
     #[test]

@@ -23,6 +23,10 @@ pub trait Objective {
     /// Whatever running the model can fail with.
     fn loss(&mut self, params: &[Param], batch: &Batch) -> Result<LossSum>;
 
+    /// Told before each [`accumulate`](Self::accumulate): the step, counted from 1, and the batch within
+    /// it. What is random in training follows from these.
+    fn begin(&mut self, _step: u64, _batch: u64) {}
+
     /// The summed loss of `batch`; its gradient is **added** to `grads`, one slice for each
     /// parameter, of the same length and order.
     ///

@@ -12,7 +12,7 @@ use super::inputs::{FileDigests, RunInputs};
 use super::settings::RunConfig;
 use super::training_loop::{Data, Observer, RunDir, STATE_FILE, train};
 use super::training_model::TrainingModel;
-use crate::adapter::{BaseModel, FactorName, Method, provenance};
+use crate::adapter::{BaseModel, FactorName, Method, ScalingRule, provenance};
 use crate::convert;
 use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
@@ -158,7 +158,8 @@ impl TrainingRun {
         let base = inputs.base(weights)?;
         let files = inputs.files()?;
         let identity = identity(&config, &files, weights, inputs.computes())?;
-        let objective = TrainingModel::new(Arc::clone(&inputs.model), adapter, config.recompute);
+        let objective = TrainingModel::new(Arc::clone(&inputs.model), adapter, config.recompute)
+            .with_dropout(config.lora_dropout, config.seed);
         Ok(Self {
             config,
             options,
@@ -215,7 +216,11 @@ impl TrainingRun {
             resume: self.options.resume,
             fingerprint: &self.identity,
         };
-        let config = self.config.for_loop();
+        let mut config = self.config.for_loop();
+        config.rates = self
+            .objective
+            .adapter()
+            .rates(self.config.loraplus_lr_ratio);
         let trained = train(
             &mut self.objective,
             start,
@@ -352,6 +357,11 @@ fn spec(config: &RunConfig) -> AdapterSpec {
         joint: config.joint,
         rank: config.rank,
         alpha: config.alpha,
+        rule: match config.use_rslora {
+            true => ScalingRule::AlphaOverSqrtRank,
+            false => ScalingRule::AlphaOverRank,
+        },
+        init: config.init,
         seed: config.seed,
     }
 }

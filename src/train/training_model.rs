@@ -6,6 +6,7 @@ use super::adapter::TrainingAdapter;
 use super::params::{Objective, Param};
 use crate::error::Result;
 use crate::model::LossSum;
+use crate::model::ops::Dropout;
 use crate::model::{Keep, Model};
 use crate::text::Batch;
 
@@ -15,6 +16,9 @@ pub struct TrainingModel {
     model: Arc<Model>,
     adapter: TrainingAdapter,
     keep: Keep,
+    dropout: Option<Dropout>,
+    /// The step, and the batch within it.
+    at: [u64; 2],
 }
 
 impl TrainingModel {
@@ -26,6 +30,21 @@ impl TrainingModel {
             model: model.into(),
             adapter,
             keep,
+            dropout: None,
+            at: [0; 2],
+        }
+    }
+
+    /// The same, with elements of what adapters read dropped in training.
+    #[must_use]
+    pub fn with_dropout(self, probability: f64, seed: u64) -> Self {
+        let dropout = Dropout {
+            probability,
+            key: seed,
+        };
+        Self {
+            dropout: (probability > 0.0).then_some(dropout),
+            ..self
         }
     }
 
@@ -46,13 +65,18 @@ impl Objective for TrainingModel {
         self.model.loss(&branches, batch)
     }
 
+    fn begin(&mut self, step: u64, batch: u64) {
+        self.at = [step, batch];
+    }
+
     fn accumulate(
         &mut self,
         params: &[Param],
         batch: &Batch,
         grads: &mut [Vec<f32>],
     ) -> Result<LossSum> {
-        let branches = self.adapter.branches(params, &self.model)?;
+        let mut branches = self.adapter.branches(params, &self.model)?;
+        branches.drop_inputs(self.dropout.map(|d| d.of(&self.at)));
         let (loss, mut gradients) = self.model.backward(&branches, batch, self.keep)?;
         self.adapter.pull_back(params, &mut gradients, grads)?;
         Ok(loss)

@@ -46,6 +46,7 @@ impl Calibration {
         let wanted = DataOptions {
             seq_len: options.seq_len.min(model.config().max_positions),
             loss_on_prompt: true,
+            assistant_only: false,
             limit: options.limit,
         };
         let Dataset { examples, stats } = Dataset::load(options.text, &vocabulary, &wanted)?;

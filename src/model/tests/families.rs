@@ -147,3 +147,120 @@ fn an_attached_adapter_of_every_family_is_the_merged_one() {
         );
     }
 }
+
+/// Breaks where dropout differs between the forward, its repetition and the backward, is not the mask of
+/// its step, or touches more than what adapters read.
+#[test]
+fn gradients_under_dropout_are_finite_differences() {
+    let dir = fixture("models/qwen3");
+    let with = |dtype, recompute, step| {
+        let model = Model::open_as(&dir, &Device::Cpu, dtype).unwrap();
+        let adapter = TrainingAdapter::new(&spec(Method::Lora), &model).unwrap();
+        let params = moved(&adapter.start().unwrap());
+        let mut model = TrainingModel::new(model, adapter, recompute).with_dropout(0.3, 7);
+        model.begin(step, 0);
+        (model, params)
+    };
+    let run = |dtype, recompute, step| {
+        let (mut model, params) = with(dtype, recompute, step);
+        let mut grads: Vec<Vec<f32>> = params.iter().map(|p| vec![0.0; p.values.len()]).collect();
+        let loss = model.accumulate(&params, &small(), &mut grads).unwrap();
+        (loss, grads)
+    };
+    let first = run(DType::F32, false, 1);
+    assert_eq!(first, run(DType::F32, true, 1));
+    assert_ne!(first.0, run(DType::F32, false, 2).0);
+    let (mut plain, params) = with(DType::F32, false, 1);
+    assert_ne!(first.0, plain.loss(&params, &small()).unwrap());
+
+    let (loss, grads) = run(DType::F64, false, 1);
+    assert!((loss.nats - first.0.nats).abs() < 1e-5 * loss.nats);
+    let (mut model, params) = with(DType::F64, false, 1);
+    for (index, grad) in grads.iter().enumerate() {
+        let norm = grad.iter().map(|g| f64::from(g * g)).sum::<f64>().sqrt();
+        let mut at = |step: f64| {
+            let mut params = params.clone();
+            let mut along = 0.0;
+            for (x, g) in params[index].values.iter_mut().zip(grad) {
+                let to = (f64::from(*x) + step * f64::from(*g) / norm) as f32;
+                along += f64::from(to - *x) * f64::from(*g);
+                *x = to;
+            }
+            let mut unused: Vec<Vec<f32>> =
+                params.iter().map(|p| vec![0.0; p.values.len()]).collect();
+            let loss = model.accumulate(&params, &small(), &mut unused).unwrap();
+            (loss.nats, along)
+        };
+        let ((up, far), (down, near)) = (at(1e-4), at(-1e-4));
+        let slope = (up - down) / (far - near);
+        assert!(
+            (slope - 1.0).abs() < 2e-3,
+            "{}: {slope}",
+            params[index].name
+        );
+    }
+}
+
+/// Breaks where a start changes the model, or rsLoRA's scale is not the one that is stored.
+#[test]
+fn every_start_is_the_base_model_and_scales_are_kept() {
+    use crate::adapter::ScalingRule;
+    use crate::train::Init;
+
+    let dir = fixture("models/gpt2");
+    for init in [
+        Init::Default,
+        Init::Kaiming,
+        Init::Gaussian,
+        Init::Orthogonal,
+    ] {
+        for (method, tied) in [(Method::Lora, false), (Method::Tl6, true)] {
+            let spec = AdapterSpec {
+                init,
+                tied,
+                rank: 4,
+                rule: ScalingRule::AlphaOverSqrtRank,
+                ..spec(method)
+            };
+            let (mut objective, start) = training(&dir, &spec, DType::F64);
+            let loss = objective.loss(&start, &small()).unwrap().nats;
+            let model = objective.model();
+            let base = model.loss(&Branches::default(), &small()).unwrap().nats;
+            assert!(
+                (loss - base).abs() < 1e-7 * base,
+                "{init} {method}: {loss} {base}"
+            );
+            let adapter = objective.adapter().adapter(&start, Dtype::F32).unwrap();
+            assert_eq!(adapter.groups[0].scaling.factor(4), 3.0);
+        }
+    }
+}
+
+/// Breaks where an adapter of experts runs without them, or an unknown model is run as another.
+#[test]
+fn what_does_not_run_is_refused_by_name() {
+    let dir = fixture("models/qwen3-moe");
+    let model = Model::open(&dir, &Device::Cpu, None).unwrap();
+    let e = model.choose_targets(&["gate".into()]).unwrap_err();
+    assert_eq!(e.code(), Code::Usage);
+    let (objective, start) = training(&dir, &spec(Method::Lora), DType::F32);
+    let mut adapter = objective.adapter().adapter(&start, Dtype::F32).unwrap();
+    adapter.groups[0].targets[0].module = "model.layers.{}.mlp.experts.0.up_proj".into();
+    let e = attach(&adapter, &model).unwrap_err();
+    assert_eq!(e.code(), Code::UnsupportedAdapter, "{e}");
+
+    let folder = tempfile::tempdir().unwrap();
+    let config = |text: &str| {
+        std::fs::write(folder.path().join("config.json"), text).unwrap();
+        ModelConfig::read(folder.path()).unwrap_err()
+    };
+    for name in [
+        "Qwen3_5ForCausalLM",
+        "Qwen3NextForCausalLM",
+        "FalconForCausalLM",
+    ] {
+        let e = config(&format!(r#"{{"architectures":["{name}"]}}"#));
+        assert_eq!(e.code(), Code::UnsupportedModel);
+        assert!(e.message().contains(name), "{e}");
+    }
+}

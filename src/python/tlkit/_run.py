@@ -28,10 +28,14 @@ def train(
     joint: bool | None = None,
     rank: int | None = None,
     alpha: float | None = None,
+    use_rslora: bool = False,
+    init: str | None = None,
+    lora_dropout: float | None = None,
     dtype: str | None = None,
     max_steps: int | None = None,
     epochs: int | None = None,
     lr: float | None = None,
+    loraplus_lr_ratio: float | None = None,
     min_lr: float | None = None,
     warmup: int | None = None,
     weight_decay: float | None = None,
@@ -42,6 +46,7 @@ def train(
     global_batch: int | None = None,
     seq_len: int | None = None,
     loss_on_prompt: bool = False,
+    assistant_only_loss: bool = False,
     eval_every: int | None = None,
     patience: int | None = None,
     min_delta: float | None = None,
@@ -75,10 +80,14 @@ def train(
         joint: Whether targets that read the same input share one A; where it is None: true.
         rank: Rank r; where it is None: 8.
         alpha: The update is scaled by alpha / r; where it is None: r.
+        use_rslora: Scale the update by alpha / √r: rsLoRA.
+        init: How A and B start: default, or kaiming, gaussian, orthogonal as PEFT has them.
+        lora_dropout: Probability with which an element of what A reads is zero in training; where it is None: 0.
         dtype: Type of the stored values; where it is None: f32.
         max_steps: Most optimiser steps; where it is None: 20000.
         epochs: Most passes over the data; where it is None: no limit.
         lr: Highest learning rate; where it is None: 1e-4.
+        loraplus_lr_ratio: Learning rate of B, u and v over that of A and C: LoRA+; where it is None: 1.
         min_lr: Learning rate of the last step; where it is None: 1e-6.
         warmup: Steps of linear warm-up; where it is None: 50, at most a tenth of the run.
         weight_decay: Decoupled weight decay; where it is None: 0.01.
@@ -89,6 +98,7 @@ def train(
         global_batch: Examples of one optimiser step; where it is None: 128.
         seq_len: Longest example in tokens; longer ones are cut, and counted; where it is None: 2048.
         loss_on_prompt: Learn prompts as well as completions.
+        assistant_only_loss: Learn only what the chat template marks as the assistant's: messages only.
         eval_every: Steps between validations; where it is None: 200.
         patience: Validations without improvement after which the run stops, 0 for never; where it is None: 10.
         min_delta: Nats per token that count as improvement; where it is None: 0.001.

@@ -68,6 +68,16 @@ impl TrainingAdapter {
             .collect()
     }
 
+    /// What multiplies the learning rate of each trained tensor where that of B, u and v is `ratio` times
+    /// that of A and C: the groups of PEFT's `create_loraplus_optimizer`.
+    pub fn rates(&self, ratio: f64) -> Vec<f64> {
+        let rate = |(_, name): &(usize, FactorName)| match name {
+            FactorName::A | FactorName::C => 1.0,
+            FactorName::B | FactorName::U | FactorName::V => ratio,
+        };
+        self.params.iter().map(rate).collect()
+    }
+
     /// The adapter that has the given trained tensors, rounded to `dtype`; frozen random factors
     /// stay seeds.
     ///

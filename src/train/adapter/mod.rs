@@ -2,9 +2,11 @@
 
 mod existing;
 mod group;
+mod init;
 mod layout;
 mod left;
 mod spec;
 
+pub use init::Init;
 pub use layout::TrainingAdapter;
 pub use spec::AdapterSpec;

@@ -2,6 +2,7 @@
 //! from.
 
 use super::group::Group;
+use super::init::Init;
 use super::layout::TrainingAdapter;
 use crate::adapter::{
     Adapter, Factor, FactorName, LAYER_PLACE, Scaling, ScalingRule, Seed, Target, TieGroup,
@@ -28,16 +29,24 @@ pub struct AdapterSpec {
     pub joint: bool,
     /// r
     pub rank: usize,
-    /// α; the update is multiplied by α/r.
+    /// α
     pub alpha: f64,
+    /// Whether the update is multiplied by α/r, or by α/√r (rsLoRA).
+    pub rule: ScalingRule,
+    /// How A and B start.
+    pub init: Init,
     /// Seeds the random start.
     pub seed: u64,
 }
 
 impl AdapterSpec {
     /// Whether the update is zero because v, B, A, C or u starts at zero: the first of these that
-    /// trains. All starts leave the model what it is, whatever trains.
-    fn zero_at_start(&self) -> FactorName {
+    /// trains. All starts leave the model what it is, whatever trains. None where B·A is zero and
+    /// neither of them is.
+    fn zero_at_start(&self) -> Option<FactorName> {
+        if self.init == Init::Orthogonal {
+            return None;
+        }
         let order = [
             FactorName::V,
             FactorName::B,
@@ -48,12 +57,21 @@ impl AdapterSpec {
         order
             .into_iter()
             .find(|p| self.trained.contains(p))
-            .unwrap_or(FactorName::V)
+            .or(Some(FactorName::V))
     }
 
     /// The key that a factor's random start is generated from.
     fn key(&self, module: &str, part: FactorName) -> [u8; 32] {
-        let text = format!("tlkit start 1\n{}\n{module}\n{}\n", self.seed, part.name());
+        self.key_of(module, part, "")
+    }
+
+    /// As [`key`](Self::key), of one of several streams.
+    fn key_of(&self, module: &str, part: FactorName, which: &str) -> [u8; 32] {
+        let text = format!(
+            "tlkit start 1\n{}\n{module}\n{}\n{which}",
+            self.seed,
+            part.name()
+        );
         *Digest::of(text.as_bytes()).as_bytes()
     }
 
@@ -66,7 +84,16 @@ impl AdapterSpec {
         inputs: usize,
     ) -> Result<Factor> {
         let trained = self.trained.contains(&part);
-        if self.zero_at_start() == part {
+        if let Some(values) = (self.init).values(self.rank, part, &shape, &|part, which| {
+            self.key_of(module, part, which)
+        })? {
+            return Ok(Factor {
+                tensor: tensor::Tensor::from_f32(shape, &values)?,
+                trained,
+                seed: None,
+            });
+        }
+        if self.zero_at_start() == Some(part) {
             let values = vec![0.0; shape.iter().product()];
             return Ok(Factor {
                 tensor: tensor::Tensor::from_f32(shape, &values)?,
@@ -74,8 +101,11 @@ impl AdapterSpec {
                 seed: None,
             });
         }
-        // Uniform with variance 1/inputs: x·Aᵀ and p·Bᵀ keep the scale of what they are made of.
-        let bound = (3.0 / inputs as f64).sqrt();
+        let bound = match self.init {
+            Init::Kaiming => (1.0 / inputs as f64).sqrt(),
+            // Uniform with variance 1/inputs: x·Aᵀ and p·Bᵀ keep the scale of what they are made of.
+            _ => (3.0 / inputs as f64).sqrt(),
+        };
         let seed = Seed {
             key: self.key(module, part),
             step: (bound / f64::from(1 << 23)) as f32,
@@ -117,7 +147,7 @@ impl AdapterSpec {
                 return Ok(None);
             }
             let value = |i| {
-                if self.zero_at_start() == part {
+                if self.zero_at_start() == Some(part) {
                     0.0
                 } else {
                     start(i)
@@ -138,7 +168,7 @@ impl AdapterSpec {
                 in_features: n,
                 scaling: Scaling {
                     alpha: self.alpha,
-                    rule: ScalingRule::AlphaOverRank,
+                    rule: self.rule,
                 },
                 a,
                 b,
@@ -164,6 +194,7 @@ impl TrainingAdapter {
             let message = "nothing is to be trained: name some of A, B, C, u, v";
             return Err(Error::new(Code::Usage, message));
         }
+        spec.init.check(&spec.trained, spec.rank)?;
         let layers = layers(spec, model)?;
         let modules = model.modules();
         let chosen = model.choose_targets(&spec.targets)?;

@@ -68,6 +68,24 @@ macro_rules! run_settings {
                 rank: usize = 8, word, Always, Everywhere;
                 /// The update is scaled by alpha / r [default: r]
                 alpha: f64, word, Always, Everywhere;
+                /// Scale the update by alpha / √r: rsLoRA
+                use_rslora: bool = false, switch, Always, Everywhere,
+                    write(skip_serializing_if = "values::is_false");
+                /// How A and B start: default, or kaiming, gaussian, orthogonal as PEFT has them
+                ///
+                /// `default` is uniform with variance 1/in, three times that of PEFT's default, which is
+                /// `kaiming`.
+                init: $crate::train::Init = $crate::train::Init::Default, word, Always, Everywhere,
+                    read(deserialize_with = "values::text"),
+                    write(
+                        serialize_with = "values::as_text",
+                        skip_serializing_if = "values::is_default"
+                    );
+                /// Probability with which an element of what A reads is zero in training [default: 0]
+                ///
+                /// PEFT's lora_dropout; targets that share one A share what it reads.
+                lora_dropout: f64 = 0.0, word, Always, Everywhere,
+                    write(skip_serializing_if = "values::is_zero");
                 /// Type of the stored values [default: f32]
                 ///
                 /// f32, bf16 or f16.
@@ -84,6 +102,11 @@ macro_rules! run_settings {
                 epochs: u64, count, Perhaps, Adapter;
                 /// Highest learning rate [default: 1e-4]
                 lr: f64 = 1e-4, word, Always, Everywhere;
+                /// Learning rate of B, u and v over that of A and C: LoRA+ [default: 1]
+                ///
+                /// The groups of PEFT's create_loraplus_optimizer; weight decay is that of all.
+                loraplus_lr_ratio: f64 = 1.0, word, Always, Everywhere,
+                    write(skip_serializing_if = "values::is_one");
                 /// Learning rate of the last step [default: 1e-6]
                 ///
                 /// Or `lr` where that is smaller.
@@ -108,6 +131,11 @@ macro_rules! run_settings {
                 seq_len: usize = 2048, count, Always, Everywhere;
                 /// Learn prompts as well as completions
                 loss_on_prompt: bool = false, switch, Always, Everywhere;
+                /// Learn only what the chat template marks as the assistant's: messages only
+                ///
+                /// By its generation blocks, as TRL does; else by what each answer adds to the text.
+                assistant_only_loss: bool = false, switch, Always, Everywhere,
+                    write(skip_serializing_if = "values::is_false");
                 /// Steps between validations [default: 200]
                 eval_every: u64 = 200, count, Always, Everywhere;
                 /// Validations without improvement after which the run stops, 0 for never [default: 10]

@@ -120,9 +120,13 @@ impl Settings {
             joint: get!(joint),
             rank,
             alpha: positive("alpha", s.alpha.unwrap_or(rank as f64))?,
+            use_rslora: get!(use_rslora),
+            init: get!(init),
+            lora_dropout: get!(lora_dropout, decay),
             max_steps,
             epochs: epochs.transpose()?,
             lr,
+            loraplus_lr_ratio: get!(loraplus_lr_ratio, positive),
             min_lr: within(0.0..=lr)("min_lr", min_lr)?,
             warmup: within(0..=max_steps - 1)("warmup", warmup)?,
             weight_decay: get!(weight_decay, not_negative),
@@ -133,6 +137,7 @@ impl Settings {
             global_batch,
             seq_len: get!(seq_len, within(2..=MAX_SEQ_LEN)),
             loss_on_prompt: get!(loss_on_prompt),
+            assistant_only_loss: assistant_only(s.assistant_only_loss, s.loss_on_prompt)?,
             eval_every: get!(eval_every, within(1..=MAX_STEPS)),
             patience: get!(patience, within(0..=MAX_STEPS)),
             min_delta: get!(min_delta, not_negative),
@@ -192,6 +197,7 @@ impl RunConfig {
                 eps: EPS,
                 weight_decay: self.weight_decay,
             },
+            rates: Vec::new(),
             clip: self.clip,
             batch_size: self.batch_size,
             global_batch: self.global_batch,
@@ -283,6 +289,16 @@ fn positive(name: &str, value: f64) -> Result<f64> {
 
 fn not_negative(name: &str, value: f64) -> Result<f64> {
     number(name, value, value >= 0.0, "a number of 0 or more")
+}
+
+fn assistant_only(asked: Option<bool>, prompts: Option<bool>) -> Result<bool> {
+    match (asked, prompts) {
+        (Some(true), Some(true)) => {
+            let message = "`assistant-only-loss` and `loss-on-prompt` contradict one another";
+            Err(usage(message.to_owned()))
+        }
+        (asked, _) => Ok(asked.unwrap_or_default()),
+    }
 }
 
 fn decay(name: &str, value: f64) -> Result<f64> {

@@ -174,6 +174,26 @@ pub(crate) fn dtype<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Dtype>, D:
     }
 }
 
+// Serde asks by reference. What is not recorded leaves the records of other runs what they were.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+pub(crate) fn is_false(value: &bool) -> bool {
+    !*value
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+pub(crate) fn is_zero(value: &f64) -> bool {
+    *value == 0.0
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+pub(crate) fn is_one(value: &f64) -> bool {
+    *value == 1.0
+}
+
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 pub(crate) fn as_text<S: Serializer>(value: &impl ToString, s: S) -> Result<S::Ok, S::Error> {
     s.serialize_str(&value.to_string())
 }

@@ -10,6 +10,8 @@ pub struct LoopConfig {
     pub schedule: Schedule,
     /// The optimiser's constants.
     pub adamw: AdamWOptions,
+    /// What the learning rate of each parameter is multiplied by; 1 for those that are left out.
+    pub rates: Vec<f64>,
     /// Largest norm of the gradient; 0 for no clipping.
     pub clip: f64,
     /// Examples that go through the model at once.

@@ -220,7 +220,10 @@ impl Loop<'_> {
         self.check_step(number, loss, grad_norm)?;
         let lr = self.config.schedule.lr(number);
         let state = &mut self.state;
-        state.optimiser.step(&mut state.params, &self.grads, lr);
+        let rates = &self.config.rates;
+        state
+            .optimiser
+            .step_at(&mut state.params, &self.grads, lr, rates);
         let counters = &mut state.counters;
         counters.initial_loss.get_or_insert(loss);
         counters.loss = Some(loss);
@@ -244,8 +247,9 @@ impl Loop<'_> {
             grad.fill(0.0);
         }
         let (mut sum, mut tokens) = (LossSum::default(), 0);
-        for micro in self.sampler.step(step) {
+        for (number, micro) in self.sampler.step(step).into_iter().enumerate() {
             self.begin_batch()?;
+            self.objective.begin(step, number as u64);
             let batch = Batch::new(micro.iter().filter_map(|at| self.data.train.get(*at)));
             tokens += batch.tokens.len() as u64;
             sum += self

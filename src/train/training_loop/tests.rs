@@ -113,6 +113,7 @@ fn config() -> LoopConfig {
             warmup: 2,
             total: 12,
         },
+        rates: Vec::new(),
         adamw: AdamWOptions {
             beta1: 0.9,
             beta2: 0.98,

@@ -391,6 +391,7 @@ fn texts(args: &VerifyLogits, positions: usize, output: &Output) -> Result<Vec<V
             let options = DataOptions {
                 seq_len,
                 loss_on_prompt: true,
+                assistant_only: false,
                 limit: args.limit.and_then(|n| usize::try_from(n).ok()),
             };
             let data = Dataset::load(path, &vocabulary, &options)?;
