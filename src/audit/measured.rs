@@ -8,9 +8,10 @@ use super::row::{Format, Kind};
 use super::scenario::Form;
 use crate::adapter::{Adapter, Factor, TieGroup};
 use crate::convert::{Found, Tied, ToTiedOptions, import_or_open, store_as};
-use crate::error::{Code, Result};
+use crate::error::{Code, Error, Result};
 use crate::fit::{Budget, CodeTarget, FitOptions, code, fit_adapter, shrink};
 use crate::format::{NoBlobs, TlFile, WriteOptions, encoded_len};
+use crate::open::is_foreign;
 use crate::tensor::{Dtype, Tensor};
 
 /// Makes the forms of an adapter in a file or folder; `None` where it is none in order.
@@ -115,6 +116,45 @@ fn others(tied: &Tied) -> Made {
     made.measured
         .extend(Form::PERCENT.iter().filter_map(truncated));
     made
+}
+
+/// What coding one adapter at an error takes, for each number of its factors.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct Rate {
+    /// The error that was asked for, in percent.
+    pub percent: u8,
+    /// The error reached: ‖ΔW − ΔW'‖_F / ‖ΔW‖_F.
+    pub error: f64,
+    /// Bits of the whole file for each number.
+    pub bits: f64,
+    /// Bits that no code of Gaussian components needs less than.
+    pub bound: f64,
+}
+
+/// What coding an adapter takes at each error of [`Form::PERCENT`]; it is made in memory.
+///
+/// # Errors
+/// Those of [`import_or_open`] and [`TlFile::load`]; [`Code::Usage`] where there is nothing to code, or it is coded already.
+pub fn rates(path: &Path) -> Result<Vec<Rate>> {
+    let adapter = match is_foreign(path) {
+        true => import_or_open(path, &ToTiedOptions::default())?.adapter,
+        false => TlFile::open(path)?.load(&NoBlobs)?,
+    };
+    if is_coded(&adapter) {
+        return Err(Error::new(Code::Usage, "the adapter is coded already").file(path));
+    }
+    let rate = |percent: u8| {
+        let (_, report) = code(&adapter, CodeTarget::Error(f64::from(percent) / 100.0))?;
+        Ok(Rate {
+            percent,
+            error: report.error,
+            bits: report.bits,
+            bound: report.bound,
+        })
+    };
+    let rates: Result<_> = Form::PERCENT.into_iter().map(rate).collect();
+    rates.map_err(|e| e.file(path))
 }
 
 /// Whether numbers of it were coded before: what is lost against the first ones is not known.

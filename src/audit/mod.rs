@@ -62,9 +62,10 @@ pub use self::parquet::{parquet, write_parquet};
 pub use facts::{Facts, Fit, HashedTensor, Measured, Projection, Recipe, TargetModule};
 #[cfg(feature = "plots")]
 pub use html::{html, write_html};
+pub use measured::{Rate, rates};
 pub use money::{Bill, Prices, usd};
 pub use owner::{Owner, Owners, Template};
-pub use plan::{FleetPlan, MODELS, PlanOptions, PlannedMethod, model_shape, plan};
+pub use plan::{FleetPlan, MODELS, PlanOptions, PlannedCode, PlannedMethod, model_shape, plan};
 pub use problem::Problem;
 pub use report::{Context, FleetScenario, Group, Marginal, Report, Total};
 pub use row::{Format, Kind, Row, Waste};

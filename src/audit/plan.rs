@@ -2,7 +2,9 @@
 
 use serde::Serialize;
 
+use super::measured::Rate;
 use super::money::{Bill, Prices};
+use super::scenario::Form;
 use super::whatif::header_bytes;
 use crate::adapter::{FactorName, Method, Shape};
 use crate::error::{Code, Error, Result};
@@ -50,7 +52,7 @@ pub fn model_shape(name: &str) -> Result<Shape> {
 }
 
 /// The fleet that is planned.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct PlanOptions {
     /// Users.
@@ -65,6 +67,8 @@ pub struct PlanOptions {
     pub dtype: Dtype,
     /// What bytes and requests cost.
     pub prices: Prices,
+    /// What coding a typical adapter takes, see [`rates`](super::rates); empty where none is at hand.
+    pub rates: Vec<Rate>,
 }
 
 impl PlanOptions {
@@ -77,6 +81,7 @@ impl PlanOptions {
             rank: 8,
             dtype: Dtype::BF16,
             prices: Prices::default(),
+            rates: Vec::new(),
         }
     }
 }
@@ -108,6 +113,32 @@ pub struct PlannedMethod {
     pub bill: Bill,
 }
 
+/// A fleet of LoRAs that are coded, each number in as many bits as one of a typical adapter takes.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct PlannedCode {
+    /// `coded-1`, `coded-5`, `coded-10`.
+    pub name: String,
+    /// The error of the typical adapter: ‖ΔW − ΔW'‖_F / ‖ΔW‖_F.
+    pub error: f64,
+    /// Bits of its file for each number.
+    pub bits: f64,
+    /// Bits that no code of Gaussian components needs less than.
+    pub bound: f64,
+    /// Bytes of one adapter.
+    pub adapter_bytes: u64,
+    /// Bytes of all adapters.
+    pub fleet_bytes: u64,
+    /// `fleet_bytes` over those of LoRA as it is.
+    pub share_of_lora: f64,
+    /// Bytes of one more task of one user.
+    pub next_task_bytes: u64,
+    /// Bytes of one more user with all tasks.
+    pub next_user_bytes: u64,
+    /// The bill for the fleet, in USD a month.
+    pub bill: Bill,
+}
+
 /// A fleet in every form.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
@@ -126,6 +157,8 @@ pub struct FleetPlan {
     pub dtype: &'static str,
     /// The prices.
     pub prices: Prices,
+    /// LoRAs coded at an error, where the rates of a typical one are known.
+    pub coded: Vec<PlannedCode>,
     /// One for each method, LoRA first.
     pub forms: Vec<PlannedMethod>,
 }
@@ -173,7 +206,11 @@ pub fn plan(options: &PlanOptions) -> Result<FleetPlan> {
         })();
         forms.push(form.ok_or_else(overflow)?);
     }
+    let lora = forms.first();
+    let code = |rate: &Rate| coded(options, adapters, lora?, rate);
+    let coded = options.rates.iter().map(|r| code(r).ok_or_else(overflow));
     Ok(FleetPlan {
+        coded: coded.collect::<Result<_>>()?,
         schema: "tlkit-plan/1",
         users: options.users,
         tasks: options.tasks,
@@ -182,6 +219,29 @@ pub fn plan(options: &PlanOptions) -> Result<FleetPlan> {
         dtype: options.dtype.as_str(),
         prices: options.prices,
         forms,
+    })
+}
+
+/// `None` beyond 64 bits.
+fn coded(
+    options: &PlanOptions,
+    adapters: u64,
+    lora: &PlannedMethod,
+    rate: &Rate,
+) -> Option<PlannedCode> {
+    let adapter_bytes = (rate.bits * lora.parameters as f64 / 8.0).ceil() as u64;
+    let fleet_bytes = adapter_bytes.checked_mul(adapters)?;
+    Some(PlannedCode {
+        name: Form::Coded(rate.percent).name().into_owned(),
+        error: rate.error,
+        bits: rate.bits,
+        bound: rate.bound,
+        adapter_bytes,
+        fleet_bytes,
+        share_of_lora: fleet_bytes as f64 / lora.fleet_bytes.max(1) as f64,
+        next_task_bytes: adapter_bytes,
+        next_user_bytes: adapter_bytes.checked_mul(options.tasks)?,
+        bill: options.prices.bill(fleet_bytes),
     })
 }
 

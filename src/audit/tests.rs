@@ -524,6 +524,7 @@ fn plans_count_as_params_does() {
         rank: 8,
         dtype: Dtype::BF16,
         prices: Prices::default(),
+        rates: Vec::new(),
     };
     let plan_of = |options: &PlanOptions| plan(options);
     let forms = plan_of(&options).unwrap().forms;
@@ -542,9 +543,12 @@ fn plans_count_as_params_does() {
     assert!(model_shape("gpt-9").is_err());
     let users = u64::MAX;
     assert_eq!(
-        plan_of(&PlanOptions { users, ..options })
-            .unwrap_err()
-            .code(),
+        plan_of(&PlanOptions {
+            users,
+            ..options.clone()
+        })
+        .unwrap_err()
+        .code(),
         Code::Usage
     );
     let dtype = Dtype::I64;

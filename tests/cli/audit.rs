@@ -236,5 +236,16 @@ fn a_plan_without_files() {
         "plan --users 3 --model base --rank 4 --dtype f32 --requests 2000 --price-requests 0.4",
     );
     shell.run("plan --users 3 --model gpt-9");
+    let plan = shell.quiet("plan --users 3 --model base --rank 4 --like lora --json");
+    let plan: serde_json::Value = serde_json::from_str(&plan.stdout).unwrap();
+    let packed = shell.quiet("pack lora -o b.tl --error 0.05 --json");
+    let packed: serde_json::Value = serde_json::from_str(&packed.stdout).unwrap();
+    let coded = &plan["coded"][1];
+    for key in ["error", "bits", "bound"] {
+        assert_eq!(coded[key], packed[key], "{key}");
+    }
+    let bytes =
+        packed["bits"].as_f64().unwrap() * plan["forms"][0]["parameters"].as_f64().unwrap() / 8.0;
+    assert_eq!(coded["adapter_bytes"], bytes.ceil() as u64);
     assert_transcript!(shell);
 }

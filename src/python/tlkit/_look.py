@@ -73,6 +73,7 @@ def plan(
     kv_dim: int | None = None,
     rank: int = 8,
     dtype: str = "bf16",
+    like: StrPath | None = None,
     price_gb: float = 0.023,
     price_requests: float = 0.0,
     requests: int = 0,
@@ -90,6 +91,8 @@ def plan(
         kv_dim: Width of k and of v; the hidden size where it is None.
         rank: Rank.
         dtype: Of the trained tensors.
+        like: A typical adapter: coded in memory at 1, 5 and 10 %, so that the plan has the bytes of LoRAs that take as many
+            bits a number.
         price_gb: USD for a GB (10^9 bytes) and month.
         price_requests: USD for 1000 requests.
         requests: Requests a month.

@@ -386,6 +386,40 @@ class PlannedMethod(TypedDict):
     """The bill for the fleet, in USD a month."""
 
 
+class PlannedCode(TypedDict):
+    """A fleet of LoRAs that are coded, each number in as many bits as one of a typical adapter takes."""
+
+    name: str
+    """`coded-1`, `coded-5`, `coded-10`."""
+
+    error: float
+    """The relative error of the typical adapter's ΔW."""
+
+    bits: float
+    """Bits of its file for each number."""
+
+    bound: float
+    """Bits that no code of Gaussian components needs less than."""
+
+    adapter_bytes: int
+    """Bytes of one adapter."""
+
+    fleet_bytes: int
+    """Bytes of all adapters."""
+
+    share_of_lora: float
+    """`fleet_bytes` over those of LoRA as it is."""
+
+    next_task_bytes: int
+    """Bytes of one more task of one user."""
+
+    next_user_bytes: int
+    """Bytes of one more user with all tasks."""
+
+    bill: Bill
+    """The bill for the fleet, in USD a month."""
+
+
 class Plan(TypedDict):
     """A fleet in every form."""
 
@@ -409,6 +443,9 @@ class Plan(TypedDict):
 
     prices: Prices
     """The prices."""
+
+    coded: list[PlannedCode]
+    """LoRAs coded at an error, where ``like`` gives a typical one."""
 
     forms: list[PlannedMethod]
     """One for each method, LoRA first."""

@@ -68,6 +68,10 @@ pub(crate) struct Plan {
     /// Element type of the trained tensors
     #[arg(long, value_parser = float_dtype, default_value = "bf16")]
     pub(crate) dtype: Dtype,
+    /// A typical adapter, a .tl or a folder: coded in memory at 1, 5 and 10 %, so that the plan has the bytes of LoRAs
+    /// that take as many bits a number
+    #[arg(long, value_name = "ADAPTER", value_hint = ValueHint::AnyPath)]
+    pub(crate) like: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) prices: PriceArgs,
 }
