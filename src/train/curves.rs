@@ -85,6 +85,7 @@ fn curve_of(
             warmup: steps / 10,
             total: steps,
         },
+        rates: Vec::new(),
         adamw: AdamWOptions {
             beta1: 0.9,
             beta2: 0.98,
