@@ -59,10 +59,41 @@ mod tests {
 
     use super::*;
     use crate::audit::{Context, Problem, TargetModule};
-    use crate::audit::{FleetScenario, Quality};
+    use crate::audit::{FleetScenario, Form, Measured, Quality};
     use crate::audit::{Format, Row};
 
     const HOSTILE: &str = "</td><script>alert(\"1\")</script>&'\u{1b}[2J\u{202e}\n";
+
+    /// Breaks where a measured form is missing from the chart, or an error that nobody measured is in it.
+    #[test]
+    fn measured_forms_are_points() {
+        let page = html(&report()).unwrap();
+        assert!(
+            !page.contains("Bytes against error"),
+            "nothing was measured"
+        );
+        assert!(page.contains("nobody made the forms"));
+        let mut rows = report().rows;
+        for row in &mut rows {
+            row.facts.is_measured = true;
+            let coded = Form::PERCENT.map(|percent| Measured {
+                form: Form::Coded(percent),
+                bytes: 90_000 / u64::from(percent),
+                error: f64::from(percent) / 100.0,
+                bound: Some(80_000 / u64::from(percent)),
+            });
+            row.facts.measured = coded.into();
+        }
+        let report = Report::from_rows(rows, Context::default());
+        let page = html(&report).unwrap();
+        let points = page.matches("<circle").count();
+        let anew = |s: &&FleetScenario| s.quality == Quality::Retrain { error: None };
+        let anew = report.scenarios.iter().filter(anew).count();
+        assert_eq!(points, 1 + report.scenarios.len() - anew);
+        assert!(page.contains("coded-5: ") && page.contains("bound at 5.000"));
+        assert_eq!(page.matches("<polyline").count(), 2);
+        assert!(!page.contains("nobody made the forms"));
+    }
 
     /// Two users with LoRAs and all kinds of waste, and a row whose every text is an attack.
     fn report() -> Report {

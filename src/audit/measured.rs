@@ -6,12 +6,12 @@ use super::facts::{Fit, Measured};
 use super::parts::{Made, Parts};
 use super::row::{Format, Kind};
 use super::scenario::Form;
-use crate::adapter::{Adapter, TieGroup};
+use crate::adapter::{Adapter, Factor, TieGroup};
 use crate::convert::{Found, Tied, ToTiedOptions, import_or_open, store_as};
-use crate::error::Result;
+use crate::error::{Code, Result};
 use crate::fit::{Budget, CodeTarget, FitOptions, code, fit_adapter, shrink};
 use crate::format::{NoBlobs, TlFile, WriteOptions, encoded_len};
-use crate::tensor::Dtype;
+use crate::tensor::{Dtype, Tensor};
 
 /// Makes the forms of an adapter in a file or folder; `None` where it is none in order.
 pub(super) fn measure(path: &Path, parts: &Parts) -> Option<Made> {
@@ -57,7 +57,40 @@ fn of_folder(path: &Path, parts: &Parts) -> Made {
 
 /// The forms of an adapter in memory.
 pub(super) fn of_adapter(adapter: Adapter) -> Made {
-    others(&Tied::exact(adapter.clone(), adapter, Found::Untied))
+    match modules(&adapter) {
+        Ok(source) => others(&Tied::exact(source, adapter, Found::Untied)),
+        Err(error) => Made::failed(error),
+    }
+}
+
+/// The untied groups of an adapter as it would be read from a folder: one of each module and layer.
+fn modules(adapter: &Adapter) -> Result<Adapter> {
+    let plain = |g: &&TieGroup| {
+        g.factors().count() == 2 && g.experts.is_none() && (!g.is_tied() || g.instances() == 1)
+    };
+    let mut groups = Vec::new();
+    for group in adapter.groups.iter().filter(plain) {
+        for instance in 0..group.instances() {
+            for (at, target) in group.targets.iter().enumerate() {
+                let update = group.low_rank(instance, at)?;
+                let (out, rank) = (update.out, update.rank);
+                let a = Tensor::from_f32(vec![rank, update.in_features], &update.right)?;
+                let b = Tensor::from_f32(vec![out, rank], &update.left)?;
+                let layer = group.layers.as_ref().and_then(|l| l.get(instance));
+                groups.push(TieGroup {
+                    layers: layer.map(|l| vec![*l]),
+                    a: Factor::trained(a),
+                    b: Factor::trained(b),
+                    targets: vec![target.clone()],
+                    ..group.clone()
+                });
+            }
+        }
+    }
+    Ok(Adapter {
+        groups,
+        ..adapter.clone()
+    })
 }
 
 fn others(tied: &Tied) -> Made {
@@ -68,6 +101,8 @@ fn others(tied: &Tied) -> Made {
     for percent in Form::PERCENT {
         match coded(&tied.adapter, percent) {
             Ok(measured) => made.measured.push(measured),
+            // Of zeros there is nothing to code.
+            Err(error) if error.code() == Code::Usage => {}
             Err(error) => {
                 made.problem = Some(error);
                 return made;

@@ -38,6 +38,8 @@ mod page;
 mod parquet;
 mod parts;
 mod plan;
+#[cfg(feature = "plots")]
+mod plot;
 mod problem;
 mod read;
 mod report;
@@ -66,7 +68,7 @@ pub use plan::{FleetPlan, MODELS, PlanOptions, PlannedMethod, model_shape, plan}
 pub use problem::Problem;
 pub use report::{Context, FleetScenario, Group, Marginal, Report, Total};
 pub use row::{Format, Kind, Row, Waste};
-pub use run::{AuditOptions, audit};
+pub use run::{AuditOptions, audit, find};
 pub use scan::Other;
 pub use scenario::{Form, Quality, Scenario};
 pub use table::{COLUMNS, Cell, Column, write_csv};

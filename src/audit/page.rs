@@ -5,6 +5,7 @@ use minijinja::{Value, context};
 use super::cells::{in_bytes, in_count, in_usd, more, name, number, table, text};
 use super::charts::{Segment, bar, bytes, count, percent, plural, signed_bytes};
 use super::money::usd;
+use super::plot::plot;
 use super::problem::Problem;
 use super::report::{FleetScenario, Group, Marginal, Report};
 use super::row::{Kind, Row, Waste};
@@ -34,6 +35,8 @@ pub(super) fn page(report: &Report) -> Value {
         ],
         largest => largest(report),
         forms => forms(report),
+        plot => plot(report),
+        unmeasured => unmeasured(report),
         scenarios => scenarios(report),
         marginal => marginal(report),
         broken => broken(report),
@@ -400,6 +403,19 @@ fn forms(report: &Report) -> Vec<Value> {
     lines
 }
 
+/// What could have been the first forms, and how to find out.
+fn unmeasured(report: &Report) -> Value {
+    let note = match report.unmeasured {
+        0 => String::new(),
+        n => format!(
+            "Of {} nobody made the forms whose bytes no header tells: coded at an error of 1, 5 or 10\u{202f}%, int8, \
+             truncated, tied (--fit does).",
+            plural(n, "adapter")
+        ),
+    };
+    context! { note, field => "/unmeasured", value => report.unmeasured.to_string() }
+}
+
 fn quality_cell(at: usize, scenario: &FleetScenario) -> Value {
     let (swatch, text) = quality(scenario);
     let at = format!("/scenarios/{at}/quality");
@@ -539,6 +555,14 @@ fn definitions(report: &Report) -> Vec<Value> {
         (
             "fp16, bf16",
             "thin, and every wider number rounded to nearest; the bound holds for numbers that neither overflow nor are subnormal.",
+        ),
+        (
+            "coded-1, -5, -10",
+            "The components of each adapter coded at an error of so many percent of its updates, as tlkit pack --error writes them: made in memory, every byte counted. The bound: what no code of Gaussian components of these energies needs less than at this error.",
+        ),
+        (
+            "int8, truncated-1, -5, -10",
+            "int8: every factor rounded, with a scale for each row. truncated: the fewest singular triplets that keep to that error, in f16. Both made in memory.",
         ),
         (
             "fit",

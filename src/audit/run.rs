@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use rayon::prelude::*;
 
 use super::money::Prices;
-use super::owner::Owners;
+use super::owner::{Owner, Owners};
 use super::problem::Problem;
 use super::report::{Context, Report};
 use super::row::Row;
@@ -31,6 +31,30 @@ pub struct AuditOptions<'a> {
     pub prices: Prices,
     /// Counts adapters, and may end the audit.
     pub progress: Progress<'a>,
+}
+
+/// The adapters below the paths, those of stores left aside, by path, each with its owner as far as it is known; and
+/// what could not be listed.
+///
+/// # Errors
+/// [`Code::NothingToAudit`]; [`Code::NotFound`] and [`Code::Io`] for the paths themselves.
+pub fn find(paths: &[PathBuf], owners: &Owners) -> Result<(Vec<(PathBuf, Owner)>, Vec<Problem>)> {
+    let scan = scan::scan(paths)?;
+    if scan.found.is_empty() {
+        return Err(nothing(paths));
+    }
+    let found = scan.found.into_iter().map(|found| {
+        let owner = owners.find(&found.relative, &found.path.display().to_string());
+        (found.path, owner.unwrap_or_default())
+    });
+    Ok((found.collect(), scan.problems))
+}
+
+fn nothing(paths: &[PathBuf]) -> Error {
+    let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
+    let message = format!("no adapter in {}", names.join(", "));
+    Error::new(Code::NothingToAudit, message)
+        .hint("an adapter is a folder with adapter_config.json, or a .tl file")
 }
 
 /// Audits folders and files, reading headers only unless the options say otherwise.
@@ -61,10 +85,7 @@ pub fn audit(paths: &[PathBuf], options: &AuditOptions<'_>) -> Result<Report> {
         }
     }
     if scan.found.is_empty() && stored.is_empty() {
-        let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
-        let message = format!("no adapter in {}", names.join(", "));
-        return Err(Error::new(Code::NothingToAudit, message)
-            .hint("an adapter is a folder with adapter_config.json, or a .tl file"));
+        return Err(nothing(paths));
     }
     let packed = options.measure.unwrap_or(0);
     let row = |(at, found): (usize, &scan::Found)| {

@@ -267,6 +267,38 @@ fn errors(adapters: usize, parts: &[AdapterGroup]) -> Vec<f64> {
     squares.into_iter().map(error).collect()
 }
 
+/// The errors of shared adapters in other numbers, over their shared modules; `None` for one that is left out.
+///
+/// # Errors
+/// Those of [`fit_shared`].
+pub(super) fn shared_errors(
+    all: &[Tied],
+    adapters: &[SharedAdapter],
+    options: &ShareOptions,
+) -> Result<Vec<Option<f64>>> {
+    let fit_options = options.fit_options()?;
+    let of = |(tied, found): (&Tied, &SharedAdapter)| {
+        if found.left_out {
+            return Ok(None);
+        }
+        let mut square = [0.0; 2];
+        for set in select(tied, &fit_options)?.sets {
+            let same =
+                |g: &&TieGroup| g.targets == set.targets && g.layers.as_ref() == Some(&set.layers);
+            let group = found.adapter.groups.iter().find(same);
+            let Some(group) = group.filter(|g| g.is_tied()) else {
+                continue;
+            };
+            let updates = set.updates()?;
+            square[0] += measure(&updates, group)?.iter().sum::<f64>();
+            square[1] += Problem::new(&updates)?.map_or(0.0, |p| p.square);
+        }
+        let [off, norm] = square;
+        Ok(Some(if norm > 0.0 { (off / norm).sqrt() } else { 0.0 }))
+    };
+    all.iter().zip(adapters).map(of).collect()
+}
+
 fn fit_pairs(selections: &[Selection], left_out: &[Option<f64>], rank: usize) -> Result<Pairs> {
     let mut kinds: BTreeMap<Key, Vec<AdapterModules<'_>>> = BTreeMap::new();
     for (number, plan) in selections

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::get::{Form, GetOptions, get};
 use crate::error::{Code, Error, Result};
+use crate::fit::CodeTarget;
 use crate::fs::Existing;
 use crate::progress::Progress;
 use crate::store::{AdapterName, Listed, Name, Store, Which};
@@ -22,6 +23,8 @@ pub struct ExportOptions {
     pub user: Option<Name>,
     /// Whether seeded tensors and published blobs are left out, the blobs once in `blobs/`.
     pub thin: bool,
+    /// What each adapter's numbers are coded to keep to; as they are where not given.
+    pub code: Option<CodeTarget>,
     /// What to do with existing files.
     pub existing: Existing,
 }
@@ -32,6 +35,7 @@ impl Default for ExportOptions {
         Self {
             user: None,
             thin: false,
+            code: None,
             existing: Existing::Refuse,
         }
     }
@@ -174,6 +178,7 @@ fn one(
             true => Form::Thin(Some(dir.join(BLOBS))),
             false => Form::Fat,
         },
+        code: options.code,
         // An export that was killed has left some of its files.
         existing: match options.existing {
             Existing::Refuse => Existing::Same,
@@ -214,6 +219,7 @@ mod tests {
         let options = ExportOptions {
             user: None,
             thin: false,
+            code: None,
             existing: Existing::Refuse,
         };
         let (calls, stop) = (AtomicU64::new(0), AtomicBool::new(false));

@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::coded::{CodedAs, or_as_it_is};
 use crate::adapter::Adapter;
 use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
+use crate::fit::CodeTarget;
 use crate::format::{Encoded, Manifest, Packing, WriteOptions, encode, write_blobs, write_encoded};
 use crate::fs::{AtomicFile, Existing};
 use crate::open::with_modules;
@@ -43,6 +45,8 @@ pub struct GetOptions {
     /// The base model of a PEFT directory: targets are named by suffix only where that is exact, and the
     /// portable form gets zeros for what SGLang does not do without.
     pub base: Option<Arc<Checkpoint>>,
+    /// What the numbers are coded to keep to, in whatever form is written; as they are where not given.
+    pub code: Option<CodeTarget>,
     /// Whether tensors of a `.tl` are packed with zstd.
     pub zstd: bool,
     /// What to do with an existing output.
@@ -58,6 +62,7 @@ impl Default for GetOptions {
             portable: false,
             base_name: None,
             base: None,
+            code: None,
             zstd: false,
             existing: Existing::Refuse,
             trust: Trust::default(),
@@ -66,15 +71,18 @@ impl Default for GetOptions {
 }
 
 /// What was written.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Got {
     /// `USER/TASK`.
     pub adapter: String,
     /// The number of the version.
     pub version: u64,
-    /// The adapter's root.
+    /// The adapter's root: of a coded one, that of what was written.
     pub root: String,
+    /// What coding it came to, where that was asked for and it was not coded already.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub coded: Option<CodedAs>,
     /// Bytes written, without blobs.
     pub bytes: u64,
     /// Published blobs that the file leaves out.
@@ -93,7 +101,8 @@ pub struct Got {
 ///
 /// # Errors
 /// Those of [`Store::get`] and [`adapter`]; [`Code::SignatureInvalid`];
-/// [`Code::OutputExists`], [`Code::NoSpace`], [`Code::Io`]; those of [`export::export`].
+/// [`Code::OutputExists`], [`Code::NoSpace`], [`Code::Io`]; those of [`export::export`]; those of
+/// [`code`](crate::fit::code).
 pub fn get(store: &Store, name: &AdapterName, output: &Path, options: &GetOptions) -> Result<Got> {
     let fetched = store.get(name)?;
     if !options.trust.keys.is_empty() {
@@ -105,14 +114,21 @@ pub fn get(store: &Store, name: &AdapterName, output: &Path, options: &GetOption
         let message = "the adapter has another root than its record";
         return Err(Error::new(Code::StoreRecord, message));
     }
+    let mut notes = Vec::new();
+    let (adapter, coded) = or_as_it_is(adapter, options.code, &mut notes)?;
+    let encoded = match coded {
+        Some(_) => encode(&adapter)?,
+        None => encoded,
+    };
     let mut got = Got {
         adapter: format!("{}/{}", name.user, name.task),
         version: fetched.number,
-        root: fetched.version().root.to_string(),
+        root: encoded.manifest.root().to_string(),
+        coded,
         bytes: 0,
         left_out: 0,
         blobs_written: 0,
-        notes: Vec::new(),
+        notes,
         output: output.to_owned(),
     };
     let packing = match &options.form {
@@ -130,7 +146,8 @@ pub fn get(store: &Store, name: &AdapterName, output: &Path, options: &GetOption
                 };
                 export::export(&adapter, output, &peft)
             })?;
-            (got.bytes, got.notes) = (written.bytes, written.notes);
+            got.bytes = written.bytes;
+            got.notes.extend(written.notes);
             return Ok(got);
         }
         Form::Fat => Packing::Fat,

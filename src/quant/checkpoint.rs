@@ -25,6 +25,9 @@ const COMPANIONS: [&str; 10] = [
     ".weight_shape",
 ];
 
+/// Those of MLX, which other models may have for themselves.
+const MLX: [&str; 2] = [".scales", ".biases"];
+
 /// The quantised weights of a checkpoint.
 #[derive(Debug)]
 pub struct Quantised<'a> {
@@ -168,7 +171,8 @@ fn check_rest(
     let quantised = !weights.is_empty() || method.is_some();
     for (name, location) in base.tensors().iter().filter(|(_, l)| !known.contains(*l)) {
         let (file, info) = base.at(*location);
-        let what = if COMPANIONS.iter().any(|end| name.ends_with(end)) {
+        let of_mlx = method == Some("mlx") && MLX.iter().any(|end| name.ends_with(end));
+        let what = if of_mlx || COMPANIONS.iter().any(|end| name.ends_with(end)) {
             "belongs to a quantised weight that is not there"
         } else if quantised && is_code(info.dtype) && name.ends_with(".weight") {
             "quantised, and its scale is missing"

@@ -10,7 +10,9 @@ use crate::safetensors::Checkpoint;
 use crate::tensor::Dtype;
 
 /// The keys of a config that say how the weights are quantised.
-pub(crate) const KEYS: [&str; 2] = ["quantization_config", "compression_config"];
+pub(crate) const KEYS: [&str; 3] = ["quantization_config", "compression_config", MLX];
+/// The key of mlx-lm, which writes its value as `quantization_config` once more.
+const MLX: &str = "quantization";
 /// Files beside a config that say so in its place.
 pub(crate) const OTHER_FILES: [&str; 3] = [
     "hf_quant_config.json",
@@ -25,6 +27,8 @@ const NESTED: &str = "quantization";
 pub(super) struct Config {
     /// The value of one of [`KEYS`], or what stands for it.
     value: Value,
+    /// Whether that is what mlx-lm writes.
+    is_mlx: bool,
     /// The dtype of the model that the weights are made for.
     pub(super) dtype: Option<Dtype>,
     /// What DeepSeek's experts are, where they are something else than other weights.
@@ -45,7 +49,9 @@ impl Config {
             .into_iter()
             .find_map(|key| config.get(key).or_else(|| text(key)))
             .filter(|v| v.is_object());
-        let value = match own {
+        let named = own.is_some_and(|v| v.get("quant_method").is_some());
+        let mlx = config.get(MLX).filter(|v| is_mlx(v) && !named);
+        let value = match mlx.or(own) {
             Some(value) => value.clone(),
             None => beside(base)?,
         };
@@ -54,6 +60,7 @@ impl Config {
             .or_else(|| config.get("expert_dtype"));
         Ok(Self {
             expert_dtype: expert_dtype.and_then(Value::as_str).map(str::to_owned),
+            is_mlx: mlx.is_some(),
             value,
             dtype,
             architecture: Architecture::of_config(Some(&config)),
@@ -64,6 +71,9 @@ impl Config {
     pub(super) fn method(&self) -> Option<String> {
         let text = |key: &str| self.value.get(key).and_then(Value::as_str);
         let flag = |key: &str| self.flag(key);
+        if self.is_mlx {
+            return Some("mlx".to_owned());
+        }
         if let Some(method) = text("quant_method") {
             return Some(method.to_ascii_lowercase());
         }
@@ -90,6 +100,17 @@ impl Config {
     pub(super) fn number(&self, key: &str) -> Option<usize> {
         let number = self.value.get(key).and_then(Value::as_u64)?;
         usize::try_from(number).ok()
+    }
+
+    /// Bits and inputs of a group, as mlx-lm says them of a module, or else of all; `None` where it does not.
+    pub(super) fn mlx(&self, module: &str) -> Option<(usize, usize)> {
+        if !self.is_mlx {
+            return None;
+        }
+        let own = self.value.get(module).filter(|v| v.is_object());
+        let of = own.unwrap_or(&self.value);
+        let number = |key: &str| usize::try_from(of.get(key)?.as_u64()?).ok();
+        Some((number("bits")?, number("group_size")?))
     }
 
     /// Rows and columns of the blocks that share an FP8 scale.
@@ -138,6 +159,11 @@ impl Config {
 pub(super) struct WeightGroup {
     pub(super) bits: usize,
     pub(super) block: Option<(usize, usize)>,
+}
+
+fn is_mlx(value: &Value) -> bool {
+    let number = |key: &str| value.get(key).is_some_and(Value::is_u64);
+    number("bits") && number("group_size")
 }
 
 fn pair(value: Option<&Value>) -> Option<(usize, usize)> {

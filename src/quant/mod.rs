@@ -14,11 +14,13 @@
 //! | compressed-tensors | F8_E4M3, I8 or packed integers, `weight_scale` | (code − zero) · scale, rounded into the scale's dtype |
 //! | MXFP4, NVFP4 | pairs of E2M1, a scale for 32 or 16 | code · scale |
 //! | GPTQ, AWQ | packed integers, `qzeros`, `scales` | round((code − zero) · scale) into the scales' dtype |
+//! | MLX, affine | packed integers, `scales`, `biases` | round(round(code · scale) + bias) into the scales' dtype |
 //!
 //! All products are of f32 numbers, rounded to nearest even. Sources: bitsandbytes 0.50 (its CUDA kernels; blocks
 //! run over the flat weight), transformers 5.23 (`Fp8Dequantize`, `convert_moe_packed_tensors`),
-//! compressed-tensors 0.20, GPTQModel 7.7, AutoAWQ 0.2.9.
+//! compressed-tensors 0.20, GPTQModel 7.7, AutoAWQ 0.2.9, MLX 0.32 (on the CPU).
 
+mod affine;
 mod awq;
 mod bnb;
 mod checkpoint;

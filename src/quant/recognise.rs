@@ -1,5 +1,6 @@
 //! From names, dtypes and a config to quantised weights: which tensors belong together, and what they are.
 
+use super::affine::Affine;
 use super::awq::Awq;
 use super::bnb::{Bnb4, Bnb4Parts, Int8};
 use super::config::Config;
@@ -251,6 +252,13 @@ impl<'a> Recogniser<'a, '_> {
                 "bitsandbytes int8".to_owned(),
             )));
         }
+        if let Some(module) = module
+            && codes.dtype() == Dtype::U32
+            && let Some(scales) = take(&format!("{module}.scales"))
+        {
+            let biases = take(&format!("{module}.biases"));
+            return self.mlx(codes, module, scales, biases).map(Some);
+        }
         let inverse = take(&format!("{name}_scale_inv"))
             .or_else(|| take(&format!("{}.qscale_weight", module?)))
             .or_else(|| take(&format!("{}.scale", module?)));
@@ -265,6 +273,31 @@ impl<'a> Recogniser<'a, '_> {
             Some(scales) => self.with_scale(codes, name, scales, take).map(Some),
             None => Ok(None),
         }
+    }
+
+    /// What MLX quantises.
+    fn mlx(
+        &self,
+        codes: Part<'a>,
+        module: &str,
+        scales: Part<'a>,
+        biases: Option<Part<'a>>,
+    ) -> Result<Found<'a>> {
+        if !scales.dtype().is_float() || scales.dtype().bits() < 16 {
+            return Err(codes.bad(format!(
+                "quantised by MLX in another mode than affine, with scales of {}, which is not read",
+                scales.dtype()
+            )));
+        }
+        let biases =
+            biases.ok_or_else(|| codes.bad("quantised by MLX, and its biases are missing"))?;
+        let said = self.config.mlx(module).ok_or_else(|| {
+            codes.bad("quantised by MLX, and no config says of how many bits in which groups")
+        })?;
+        let weight = Affine::new(codes, (scales, biases), said)?;
+        let shape = weight.shape();
+        let kind = format!("MLX {} bit, groups of {}", weight.bits, weight.group);
+        Ok(Found::new(weight, shape, kind))
     }
 
     /// A weight with `weight_scale`: compressed-tensors, FBGEMM or ModelOpt.

@@ -25,7 +25,7 @@ const MARKS: [(&str, &str); 18] = [
 ];
 
 /// Methods of configs whose weights are read.
-const READ: [&str; 11] = [
+const READ: [&str; 12] = [
     "bitsandbytes",
     "bitsandbytes_4bit",
     "bitsandbytes_8bit",
@@ -37,6 +37,7 @@ const READ: [&str; 11] = [
     "gptq",
     "awq",
     "modelopt",
+    "mlx",
 ];
 
 /// Formats of compressed-tensors that are read.
@@ -116,6 +117,10 @@ pub(super) fn unread_part(config: &Config, method: Option<&str>) -> Option<Strin
             let algorithm = config.text("quant_algo")?;
             let unread = !MODELOPT.iter().any(|a| a.eq_ignore_ascii_case(algorithm));
             unread.then(|| format!("ModelOpt in the algorithm `{algorithm}`"))
+        }
+        Some("mlx") => {
+            let mode = config.text("mode").filter(|m| *m != "affine")?;
+            Some(format!("MLX in the mode `{mode}`"))
         }
         Some("fp8" | "mxfp8") => (config.expert_dtype.as_deref() == Some("fp4"))
             .then(|| "DeepSeek's FP8 with experts in FP4".to_owned()),

@@ -1,13 +1,13 @@
 //! Whole runs in one form and in another: how far their loss curves may be apart.
 
-use std::path::Path;
-
 use candle_core::{DType, Device};
 
 use crate::adapter::Method;
 use crate::model::Model;
 use crate::model::ops::{composing, host};
 use crate::progress::Progress;
+use crate::tensor::Dtype;
+use crate::testing::fixture;
 use crate::text::Example;
 use crate::train::optim::{AdamWOptions, Schedule};
 use crate::train::training_loop::{Data, Event, LoopConfig, Observer, train};
@@ -61,8 +61,11 @@ fn curve_of(
     dtype: DType,
     recompute: bool,
 ) -> Vec<f64> {
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
-    let model = Model::open_as(&fixtures.join(name), device, dtype).unwrap();
+    let model = Model::open_as(&fixture(name), device, dtype).unwrap();
+    curve_on(model, steps, method, recompute)
+}
+
+fn curve_on(model: Model, steps: u64, method: Method, recompute: bool) -> Vec<f64> {
     let examples = examples(model.config().vocabulary);
     let template = AdapterSpec {
         trained: method.trains().unwrap().to_vec(),
@@ -189,6 +192,30 @@ fn curves_with_the_kernels_are_the_fused_ones() {
         agree(&format!("{name} bf16"), &fused, &with(DType::BF16), HALF);
         assert!(host::calls() > calls + 100, "the kernels did not run");
     }
+}
+
+/// Breaks where bf16 products on the processor lead a run elsewhere than f32 ones, or its losses depend on the number of
+/// threads. Where the processor has no instructions for them it says so on standard error.
+#[test]
+fn curves_with_bf16_products_are_the_f32_ones() {
+    use std::io::Write as _;
+    let open = |dtype| Model::open(&fixture("llama-tiny"), &Device::Cpu, Some(dtype)).unwrap();
+    if open(Dtype::BF16).dtype() != DType::F32 {
+        let text = "skipped, nothing is proven of bf16 on the processor: it has neither AMX nor AVX-512-BF16\n";
+        std::io::stderr().write_all(text.as_bytes()).unwrap();
+        return;
+    }
+    for method in METHODS {
+        let run = |dtype| curve_on(open(dtype), STEPS, method, false);
+        let narrow = run(Dtype::BF16);
+        agree(&format!("{method}"), &run(Dtype::F32), &narrow, HALF);
+    }
+    let [one, three] = [1, 3].map(|threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        let run = || curve_on(open(Dtype::BF16), 3, Method::Tl6, true);
+        pool.unwrap().install(run)
+    });
+    assert_eq!(one, three, "threads change the curve");
 }
 
 /// The same on a GPU: in a build with the feature `cuda` where there is one. Where there is none

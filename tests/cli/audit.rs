@@ -123,6 +123,100 @@ fn fits_are_what_a_conversion_gives() {
     assert_transcript!(shell);
 }
 
+/// Breaks where what an audit tells of coded, int8 or truncated forms is not what the commands write, a store or a
+/// `.tl` is passed over, or what is coded already is coded again.
+#[test]
+fn coded_forms_are_what_the_commands_write() {
+    let shell = Shell::new();
+    one_layer(&shell.path("lora"), &shell.path("fleet/ann/sum"));
+    fs::copy(shell.path("style.tl"), shell.path("fleet/ann/style.tl")).unwrap();
+    shell.quiet("pack fleet/ann/sum -o fleet/ann/zcoded.tl --error 0.05");
+    shell.quiet("store init fleet/store");
+    shell.quiet("store put fleet/store bob/sum fleet/ann/sum");
+    let json = |line: &str| -> serde_json::Value {
+        serde_json::from_str(&shell.quiet(line).stdout).unwrap()
+    };
+    let unmeasured = json("audit fleet --json");
+    assert_eq!(unmeasured["unmeasured"], 3);
+    let report = json("audit fleet --fit --csv rows.csv --json");
+    assert_eq!(report["unmeasured"], 0);
+    // One layer cannot be tied to others.
+    assert_eq!(report["unfitted"].as_array().unwrap().len(), 1);
+    let first: Vec<_> = (0..4)
+        .map(|n| report["scenarios"][n]["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(first, ["coded-1", "coded-5", "coded-10", "thin"]);
+    let row = |path: &str| {
+        let mut rows = report["rows"].as_array().unwrap().iter();
+        rows.find(|r| r["path"] == path).unwrap()
+    };
+    let form = |row: &serde_json::Value, name: &str| {
+        let mut forms = row["what_if"].as_array().unwrap().iter();
+        forms.find(|s| s["name"] == name).cloned()
+    };
+    for (name, line) in [
+        ("coded-1", "pack fleet/ann/sum -o a.tl --error 0.01"),
+        ("coded-5", "pack fleet/ann/sum -o b.tl --error 0.05"),
+        ("coded-10", "pack fleet/ann/sum -o c.tl --error 0.1"),
+        (
+            "truncated-10",
+            "convert peft-to-tied fleet/ann/sum -o d.tl --fit --untied --tolerance 0.1 --dtype f16",
+        ),
+    ] {
+        let told = form(row("fleet/ann/sum"), name).unwrap();
+        let written = json(&format!("{line} --json"));
+        assert_eq!(told["quality"]["error"], written["error"], "{name}");
+        let file = line
+            .split_whitespace()
+            .find(|w| w.ends_with(".tl"))
+            .unwrap();
+        assert_eq!(
+            told["bytes"],
+            fs::metadata(shell.path(file)).unwrap().len(),
+            "{name}"
+        );
+        let stored = form(row("fleet/store#bob/sum@1"), name).unwrap();
+        assert_eq!(
+            (&stored["bytes"], &stored["quality"]),
+            (&told["bytes"], &told["quality"])
+        );
+    }
+    shell.quiet("convert peft-to-tied fleet/ann/sum -o lora.tl");
+    shell.quiet("pack lora.tl -o int8.tl --dtype int8");
+    let int8 = form(row("fleet/ann/sum"), "int8").unwrap();
+    assert_eq!(
+        int8["bytes"],
+        fs::metadata(shell.path("int8.tl")).unwrap().len()
+    );
+    let style = row("fleet/ann/style.tl");
+    assert!(
+        form(style, "coded-5").is_some() && form(style, "truncated-5").is_none(),
+        "{style}"
+    );
+    let again = row("fleet/ann/zcoded.tl");
+    assert_eq!(
+        (&again["dtype"], &again["waste"]["dtype"]),
+        (&"coded".into(), &0.into())
+    );
+    assert!(form(again, "coded-5").is_none(), "{again}");
+    let rows = fs::read_to_string(shell.path("rows.csv")).unwrap();
+    assert!(
+        rows.lines()
+            .next()
+            .unwrap()
+            .ends_with(",coded_10_bytes,coded_10_error"),
+        "{rows}"
+    );
+    for scenario in report["scenarios"].as_array().unwrap() {
+        let bound = scenario["bound_bytes"].as_u64();
+        let coded = scenario["name"].as_str().unwrap().starts_with("coded");
+        assert_eq!(
+            bound.is_some_and(|b| b < scenario["bytes"].as_u64().unwrap()),
+            coded
+        );
+    }
+}
+
 /// A copy of a LoRA with the tensors of layer 0 alone.
 fn one_layer(from: &Path, to: &Path) {
     copy_dir(from, to);

@@ -129,6 +129,63 @@ fn peft_to_tied_shares_a_and_b_between_adapters() {
     assert_transcript!(shell);
 }
 
+/// Breaks where a coded fit is off by more than is told, a shared A is coded twice, a fleet's error is not that of all
+/// together, or a request that says two things is taken.
+#[test]
+fn peft_to_tied_codes_what_it_writes() {
+    let shell = Shell::new();
+    shell.adapter("lora", "half", "\"lora_alpha\": 8", "\"lora_alpha\": 4");
+    let json = |line: &str| -> serde_json::Value {
+        let run = shell.quiet(&format!("convert peft-to-tied {line} --json"));
+        assert_eq!(run.code, 0, "{line}: {}", run.stderr);
+        serde_json::from_str(&run.stdout).unwrap()
+    };
+    let number = |of: &serde_json::Value| of.as_f64().unwrap();
+    let one = json("lora -o one.tl --fit --untied --coded --error 0.1");
+    assert!((0.09..=0.1).contains(&number(&one["error"])), "{one}");
+    shell.ok("pack lora -o packed.tl --error 0.1");
+    let packed = shell.quiet("inspect packed.tl --json").stdout;
+    let packed: serde_json::Value = serde_json::from_str(&packed).unwrap();
+    assert_eq!(one["root"], packed["root"]);
+    let fit = json("lora -o fit.tl --fit --rank 4 --core --coded --error 0.1");
+    let plain = json("lora -o plain.tl --fit --rank 4 --core");
+    let (before, added) = (number(&plain["error"]), number(&fit["coded"]["error"]));
+    let together = (before.powi(2) + (1.0 - before.powi(2)) * added.powi(2)).sqrt();
+    assert!(
+        (number(&fit["error"]) / together - 1.0).abs() < 0.02,
+        "{fit}"
+    );
+    assert!(number(&fit["file_bytes"]) < 0.5 * number(&plain["file_bytes"]));
+    let fleet = json("lora half -o fleet --fit --untied --coded --error 0.1");
+    let errors = [0, 1].map(|i| number(&fleet["adapters"][i]["error"]));
+    // Of half the size, it gets fewer bits.
+    assert!(errors[0] < 0.1 && errors[1] > 0.11, "{fleet}");
+    let all = ((4.0 * errors[0].powi(2) + errors[1].powi(2)) / 5.0).sqrt();
+    assert!(
+        (all / number(&fleet["error"]) - 1.0).abs() < 1e-3,
+        "{fleet}"
+    );
+    shell.ok("verify adapters half fleet/half.tl --tolerance 0.2");
+    let shared = json("lora half -o shared --fit --share --rank 12 --coded --error 0.05");
+    assert_eq!(shared["blob_bytes"], shared["coded"]["shared_bytes"]);
+    assert_eq!(shared["bytes"], shared["coded"]["file_bytes"]);
+    shell.ok("verify file shared/half.tl --blobs shared/blobs");
+    shell.ok("verify adapters half shared/half.tl --blobs shared/blobs --tolerance 0.6");
+    for line in [
+        "lora -o x.tl --fit --untied --coded --rank 2 --error 0.1",
+        "lora -o x.tl --fit --coded --error 0.1",
+        "lora -o x.tl --fit --rank 2 --coded",
+        "lora -o x.tl --fit --rank 2 --max-bytes 8kB",
+        "lora -o x.tl --fit --rank 2 --error 0.1",
+    ] {
+        assert_eq!(
+            shell.quiet(&format!("convert peft-to-tied {line}")).code,
+            2,
+            "{line}"
+        );
+    }
+}
+
 /// Breaks where the comparison on held-out texts is told otherwise, or a request that cannot be met
 /// is taken.
 #[test]

@@ -286,3 +286,136 @@ fn quotas() {
     shell.run("store quota store --default none");
     assert_transcript!(shell);
 }
+
+/// Breaks where a coded adapter is not what its numbers are in F32, for any command that takes adapters.
+#[test]
+fn coded_adapters_are_like_any_other() {
+    let shell = shell();
+    let json = |line: &str| -> serde_json::Value {
+        let run = shell.quiet(&format!("{line} --json"));
+        assert_eq!(run.code, 0, "{line}: {}", run.stderr);
+        serde_json::from_str(&run.stdout).unwrap()
+    };
+    let put = json("store put store ann/sum lora --code 0.05");
+    assert!(put["error"].as_f64().unwrap() <= 0.05 && put["bits"].as_f64() > put["bound"].as_f64());
+    let packed = json("pack lora -o packed.tl --error 0.05");
+    assert_eq!(
+        (&put["root"], &put["coded_bytes"]),
+        (&packed["root"], &packed["bytes_after"])
+    );
+    // Coded again it would be off from what nobody has any more.
+    let again = json("store put store ann/sum packed.tl --code 0.1");
+    assert_eq!(
+        (&again["root"], &again["unchanged"]),
+        (&put["root"], &true.into())
+    );
+    shell.ok("store put store bob/sum lora");
+    shell.ok("store fsck store");
+    assert_eq!(json("store list store ann")[0]["root"], put["root"]);
+    shell.ok("store get store ann/sum -o coded.tl");
+    assert_eq!(
+        fs::read(shell.path("coded.tl")).unwrap(),
+        fs::read(shell.path("packed.tl")).unwrap()
+    );
+    let got = json("store get store bob/sum -o got.tl --code 0.05");
+    assert_eq!(got["root"], put["root"]);
+    shell.ok("store export store -o all --code 0.05");
+    assert_eq!(
+        fs::read(shell.path("all/bob/sum.tl")).unwrap(),
+        fs::read(shell.path("coded.tl")).unwrap()
+    );
+    shell.ok("store export store -o served --peft");
+    let rows = json("audit store --fit");
+    let dtypes: Vec<_> = (0..2)
+        .map(|n| rows["rows"][n]["dtype"].as_str().unwrap())
+        .collect();
+    assert_eq!(dtypes, ["coded", "F32"]);
+    assert_eq!(rows["scenarios"][1]["name"], "coded-5");
+
+    shell.ok("pack coded.tl -o floats.tl --dtype f32");
+    shell.ok("verify adapters coded.tl served/ann/sum --tolerance 0");
+    for adapter in ["coded", "floats"] {
+        for line in [
+            "merge base {}.tl -o {}/merged",
+            "merge base {}.tl=0.5 style.tl -o {}/ties --method ties --density 0.5",
+            "combine {}.tl=0.5 style.tl -o {}/cat.tl",
+            "combine {}.tl style.tl -o {}/svd.tl --method svd --rank 4",
+            "convert tied-to-gguf {}.tl -o {}/gguf --base base",
+            "convert tied-to-mlx {}.tl -o {}/mlx --base base",
+            "convert tied-to-peft {}.tl -o {}/peft --portable",
+            "check base {}.tl",
+            "inspect {}.tl --tensors",
+            "verify file {}.tl",
+        ] {
+            fs::create_dir_all(shell.path(adapter)).unwrap();
+            shell.ok(&line.replace("{}", adapter));
+        }
+    }
+    for file in [
+        "merged/model-00001-of-00002.safetensors",
+        "merged/model-00002-of-00002.safetensors",
+        "ties/model-00001-of-00002.safetensors",
+        "mlx/adapters.safetensors",
+        "peft/adapter_model.safetensors",
+    ] {
+        let bytes = |of: &str| fs::read(shell.path(&format!("{of}/{file}"))).unwrap();
+        assert!(bytes("coded") == bytes("floats"), "{file}");
+    }
+    for file in ["cat.tl", "svd.tl"] {
+        shell.ok(&format!(
+            "verify adapters coded/{file} floats/{file} --tolerance 0"
+        ));
+    }
+    let tail = |of: &str| {
+        let bytes = fs::read(shell.path(&format!("{of}/gguf"))).unwrap();
+        bytes[bytes.len() - 4096..].to_vec()
+    };
+    assert!(tail("coded") == tail("floats"), "GGUF");
+}
+
+/// Breaks where one broken adapter ends an import, a name is given twice or made up, or a second run stores again what
+/// is there.
+#[test]
+fn a_tree_of_adapters_is_imported() {
+    let mut shell = shell();
+    for (from, to) in [
+        ("lora", "fleet/ann/sum"),
+        ("vera", "fleet/ann/qa"),
+        ("lora", "fleet/bob/sum"),
+        ("lora", "fleet/bob/cut"),
+        ("lora", "fleet/Eve/sum"),
+        ("lora", "fleet/ann/sum/checkpoint-5"),
+    ] {
+        super::copy_dir(&shell.path(from), &shell.path(to));
+    }
+    fs::copy(shell.path("style.tl"), shell.path("fleet/bob/style.tl")).unwrap();
+    fs::write(
+        shell.path("fleet/bob/cut/adapter_model.safetensors"),
+        [1; 20],
+    )
+    .unwrap();
+    shell.run("store import store fleet --template {user}/{task} --dry-run");
+    assert_eq!(objects(&shell, "store/tenants").len(), 0);
+    shell.run("store import store fleet --template {user}/{task}");
+    let again = shell.quiet("store import store fleet --template {user}/{task} --json");
+    let again: serde_json::Value = serde_json::from_str(&again.stdout).unwrap();
+    assert_eq!(
+        (&again["put"], &again["unchanged"], &again["written"]),
+        (&0.into(), &4.into(), &0.into())
+    );
+    shell.run("store import store fleet/ann --template {task} --code 0.05");
+    fs::write(
+        shell.path("owners.csv"),
+        "path,user,task\nann/sum,kim,sum\nbob/sum,kim,other\n",
+    )
+    .unwrap();
+    let coded = shell.quiet("store import store fleet --owners owners.csv --code 0.05 --json");
+    let coded: serde_json::Value = serde_json::from_str(&coded.stdout).unwrap();
+    assert_eq!((&coded["put"], &coded["failed"]), (&2.into(), &5.into()));
+    assert!(coded["largest_error"].as_f64().unwrap() <= 0.05);
+    let row = &coded["rows"].as_array().unwrap()[2];
+    assert!(row["bound"].as_f64() < row["bits"].as_f64(), "{row}");
+    shell.ok("store fsck store");
+    shell.run("store list store");
+    assert_transcript!(shell);
+}

@@ -25,6 +25,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -395,12 +396,20 @@ def judge(case, way, dtype, peft, tlkit, right):
 def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--tlkit", default="target/release/tlkit")
-    args.add_argument("--work", type=Path, default=Path("/tmp/tlkit-combine"))
+    args.add_argument("--work", type=Path, help="a folder to keep what is made in, emptied first")
     args.add_argument("--only", default="")
     args.add_argument("--table", type=Path)
     args = args.parse_args()
-    shutil.rmtree(args.work, ignore_errors=True)
-    args.work.mkdir(parents=True)
+    if args.work:
+        shutil.rmtree(args.work, ignore_errors=True)
+        args.work.mkdir(parents=True)
+        return table(args)
+    with tempfile.TemporaryDirectory(prefix="tlkit-combine-") as folder:
+        args.work = Path(folder)
+        return table(args)
+
+
+def table(args):
     tlkit = str(Path(args.tlkit).resolve())
     torch.set_num_threads(1)
     give_masks()

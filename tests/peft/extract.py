@@ -12,6 +12,8 @@ norms and biases too (`full`):
     merge     `tlkit merge` of the adapter at full rank gives the tuned weights
     mergekit  is no closer at the same rank, in ΔW over the modules that both have, with --mergekit (a folder with mergekit 0.1.5 and
               what it needs besides)
+    written   mergekit's own file, with modules of rank 0 and whole tensors that are the base's, through `peft-to-tied --base`: both
+              are left out, each said, and the merge is the sum of what is left
 
 The exit status is 1 when a check failed.
 """
@@ -131,16 +133,53 @@ class Checks:
                 self.check(f"{name} merge", off, 1e-6 if exact else 1e-4)
             if self.args.mergekit:
                 self.beside(folder, tuned, name, dtype)
+                if tuned == "lora":
+                    self.written(folder, name)
+
+    def mergekit(self, folder, tuned, name, *flags):
+        """What mergekit extracts; `None` where it cannot."""
+        out = folder / f"mergekit-{tuned}"
+        shutil.rmtree(out, ignore_errors=True)
+        command = [sys.executable, "-m", "mergekit.scripts.extract_lora", "--model", folder / tuned, "--base-model", folder / "base"]
+        command += ["--out-path", out, *flags]
+        environment = dict(os.environ, PYTHONPATH=str(self.args.mergekit))
+        done = subprocess.run([str(w) for w in command], env=environment, capture_output=True, text=True, check=False)
+        # Its card wants the base's from the hub, after all else is written.
+        if done.returncode and not (out / "adapter_model.safetensors").exists():
+            print(f"skipped {name} {tuned} mergekit: {done.stderr.strip().splitlines()[-1]}")
+            return None
+        return out
+
+    def written(self, folder, name):
+        """mergekit's file of a model that differs in some modules only."""
+        out = self.mergekit(folder, "lora", name, "--max-rank", 64, "--sv-epsilon", 1e-3)
+        if out is None:
+            return
+        file = load_file(out / "adapter_model.safetensors")
+        whole = [n for n in file if ".lora_" not in n]
+        none = [n for n, t in file.items() if ".lora_A." in n and len(t) == 0]
+        tied = folder / "mergekit.tl"
+        report = json.loads(self.run("convert", "peft-to-tied", out, "-o", tied, "--base", folder / "base", "--force", "--json"))
+        notes = " ".join(report["notes"])
+        said = f"{len(none)} modules have rank 0" in notes and f"{len(whole)} whole tensors are the base's own" in notes
+        self.check(f"{name} written: {len(none)} of rank 0, {len(whole)} whole, said", int(not (said and none and whole)), 0)
+        self.check(f"{name} written: left out", abs(len(report["left_out"]) - len(whole)), 0)
+        merged = folder / "merged"
+        self.run("merge", folder / "base", tied, "-o", merged)
+        base, got = load_file(folder / "base/model.safetensors"), load_file(merged / "model.safetensors")
+        off = 0.0
+        for weight in base:
+            a = f"base_model.model.{weight.removesuffix('.weight')}.lora_A.weight"
+            want = base[weight].double()
+            if a in file:
+                want = want + file[a.replace("lora_A", "lora_B")].double() @ file[a].double()
+            off = max(off, relative(got[weight].double(), want))
+        self.check(f"{name} written: merged", off, 1e-6 if "32" in name else 2**-8)
 
     def beside(self, folder, tuned, name, dtype):
         """mergekit's adapter of the same rank, and tlkit's of the same dtype."""
-        out = folder / f"mergekit-{tuned}"
-        command = [sys.executable, "-m", "mergekit.scripts.extract_lora", "--model", folder / tuned, "--base-model", folder / "base"]
-        command += ["--out-path", out, "--max-rank", RANK]
-        environment = dict(os.environ, PYTHONPATH=str(self.args.mergekit))
-        done = subprocess.run([str(w) for w in command], env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            print(f"skipped {name} {tuned} mergekit: {done.stderr.strip().splitlines()[-1]}")
+        out = self.mergekit(folder, tuned, name, "--max-rank", RANK)
+        if out is None:
             return
         kind = "f32" if dtype == torch.float32 else "bf16"
         _, peft = self.extract(folder, tuned, "--rank", RANK, dtype=kind)

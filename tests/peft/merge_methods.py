@@ -26,6 +26,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -336,12 +337,20 @@ def against_peft(args, method, density=0.35):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tlkit", type=Path, required=True)
-    parser.add_argument("--work", type=Path, default=Path("/tmp/tlkit-mergekit"))
+    parser.add_argument("--work", type=Path, help="a folder to keep what is made in, emptied first")
     parser.add_argument("--only", default="")
     parser.add_argument("--table", action="store_true", help="print the rows as a table of Markdown")
     args = parser.parse_args()
-    shutil.rmtree(args.work, ignore_errors=True)
-    args.work.mkdir(parents=True)
+    if args.work:
+        shutil.rmtree(args.work, ignore_errors=True)
+        args.work.mkdir(parents=True)
+        return table(args)
+    with tempfile.TemporaryDirectory(prefix="tlkit-methods-") as folder:
+        args.work = Path(folder)
+        return table(args)
+
+
+def table(args):
     make(args.work)
     for base in ["zero", "f32", "wide"]:
         for name in ADAPTERS:
@@ -350,11 +359,11 @@ def main():
     rows = [(kind, label, lambda k=kind, l=label: compare(args, k, l, ROWS[l])) for label in ROWS for kind in ["zero", "f32", "bf16"]]
     rows += [("PEFT", method, lambda m=method: against_peft(args, m)) for method in PEFT]
     found = {}
-    for kind, label, check in rows:
+    for kind, label, tell in rows:
         if not re.search(args.only, f"{kind} {label}"):
             continue
         try:
-            right, text = check()
+            right, text = tell()
         except (RuntimeError, AssertionError) as error:
             right, text = False, str(error)
         failed += not right

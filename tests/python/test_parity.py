@@ -70,6 +70,7 @@ FUNCTIONS |= {
         "pull",
     ]
 }
+FUNCTIONS["store import"] = [tlkit.Store.import_]
 # For people at a terminal.
 LEFT_OUT = {"completions", "demo", "devices"}
 # What the function itself says.

@@ -1,7 +1,7 @@
 """Makes fixtures/quant: small bases quantised by their own libraries, with the numbers that these give back.
 
     pip install -r tests/quant/requirements.txt --target DIR
-    PYTHONPATH=DIR python tests/quant/make.py fixtures/quant
+    PYTHONPATH=DIR python tests/quant/make.py fixtures/quant [bnb|fp8|compressed|mxfp4|gptq|awq|mlx ...]
 
 Each fixture is a folder: `model.safetensors`, `config.json`, and `expected.safetensors`, which has every quantised
 weight under its name and dtype (`l.weight.bf16`): what the library gives, cast into that dtype. GPTQ and AWQ are
@@ -267,7 +267,44 @@ def awq(out):
     write(out, "awq", tensors, llama("float16", config), {"layers.0.q_proj.weight": cast(value.T)})
 
 
+def mlx(out):
+    import mlx.core as mx
+
+    mx.set_default_device(mx.cpu)
+
+    def torched(array):
+        bits = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
+        tensor = torch.from_numpy(np.array(bits))
+        return tensor.view(torch.bfloat16) if array.dtype == mx.bfloat16 else tensor
+
+    def one(name, dtype, group, bits, modules):
+        torch_dtype = str(dtype).rsplit(".", 1)[1]
+        tensors, expected = plain(getattr(torch, torch_dtype)), {}
+        said = {"group_size": group, "bits": bits, "mode": "affine"}
+        for module, (shape, own) in modules.items():
+            own = {"group_size": group, "bits": bits} | own
+            weight = (mx.random.normal(shape) * 0.05).astype(dtype)
+            parts = mx.quantize(weight, **own)
+            for end, part in zip(("weight", "scales", "biases"), parts):
+                tensors[f"{module}.{end}"] = torched(part)
+            expected[f"{module}.weight"] = cast(torched(mx.dequantize(*parts, **own)))
+            if own != {"group_size": group, "bits": bits}:
+                said[module] = own
+        config = llama(torch_dtype, said) | {"quantization": said}
+        write(out, name, tensors, config, expected)
+
+    mx.random.seed(11)
+    one("mlx-4bit", mx.bfloat16, 64, 4, {"embed_tokens": ((9, 64), {}), "layers.0.q_proj": ((5, 128), {})})
+    one("mlx-mixed", mx.float16, 32, 4, {
+        "layers.0.q_proj": ((7, 64), dict(bits=2)), "layers.0.k_proj": ((3, 64), dict(bits=3)),
+        "layers.0.v_proj": ((3, 128), dict(bits=5, group_size=64)), "layers.0.o_proj": ((3, 64), dict(bits=6)),
+        "layers.0.down_proj": ((3, 128), dict(bits=8, group_size=128)), "layers.0.switch_mlp.up_proj": ((2, 3, 32), {}),
+    })
+    one("mlx-6bit-f32", mx.float32, 32, 6, {"layers.0.q_proj": ((5, 64), {}), "layers.0.k_proj": ((3, 32), dict(bits=4))})
+
+
 if __name__ == "__main__":
     torch.manual_seed(3)
-    for make in (bnb, fp8, compressed, mxfp4, gptq, awq):
-        make(sys.argv[1])
+    for make in (bnb, fp8, compressed, mxfp4, gptq, awq, mlx):
+        if len(sys.argv) < 3 or make.__name__ in sys.argv[2:]:
+            make(sys.argv[1])

@@ -7,8 +7,10 @@
 
 On the CPU, for a small model of each family: an adapter that mlx-lm trains (LoRA, DoRA, whole layers; experts too) goes through a
 `.tl`, and back into mlx-lm: the logits are the same to the last bit. Merged by tlkit, and as PEFT has it, they are the same but for
-rounding. What PEFT saves (ranks and scales of its own for modules, rsLoRA, DoRA, embeddings) goes the other way. With `--names`, the
-names of modules that tlkit takes for the same in mlx-lm and transformers are compared. The exit status is 1 when a check failed.
+rounding. What PEFT saves (ranks and scales of its own for modules, rsLoRA, DoRA, embeddings) goes the other way. Bases that mlx-lm
+quantised have, through `tlkit dequantise`, the numbers that it dequantises them to, and an adapter that it trains over them merges
+into these. With `--names`, the names of modules that tlkit takes for the same in mlx-lm and transformers are compared. The exit status
+is 1 when a check failed.
 """
 
 import argparse
@@ -31,7 +33,7 @@ import torch
 from mlx.utils import tree_flatten
 from mlx_lm.models.switch_layers import SwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
-from mlx_lm.utils import load_model
+from mlx_lm.utils import dequantize_model, load_model, quantize_model, save_config, save_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
@@ -71,12 +73,12 @@ def make_base(name: str, folder: Path) -> None:
     amend(folder)
 
 
-def amend(folder: Path) -> None:
+def amend(folder: Path, **more: Any) -> None:
     """Gives the config what mlx-lm looks for."""
     path = folder / "config.json"
     config = json.loads(path.read_text())
     theta = (config.get("rope_parameters") or {}).get("rope_theta")
-    path.write_text(json.dumps({**MORE, **({} if theta is None else {"rope_theta": theta}), **config}))
+    path.write_text(json.dumps({**MORE, **more, **({} if theta is None else {"rope_theta": theta}), **config}))
 
 
 def of_mlx(base: Path, adapter: Path | None = None) -> np.ndarray[Any, Any]:
@@ -200,6 +202,39 @@ class Checks:
             self.made("convert", "tied-to-mlx", peft, "-o", out, "--base", base)
             self.same(f"{name} PEFT {label} in mlx-lm", of_mlx(base, out), of_peft(base, peft), plain, 5e-4)
 
+    def quantised(self, name: str, base: Path, work: Path) -> None:
+        """Bases as `mlx_lm.convert --quantize` leaves them."""
+        some = {"v_proj": dict(group_size=64, bits=8), "o_proj": dict(group_size=32, bits=6), "k_proj": dict(group_size=64, bits=2)}
+        kinds: list[tuple[str, Any, int, int, Any]] = [
+            ("4 bit", mx.float32, 32, 4, None),
+            ("3 bit", mx.bfloat16, 32, 3, None),
+            ("mixed", mx.float16, 32, 5, lambda path, _: next((v for k, v in some.items() if path.endswith(k)), True)),
+        ]
+        for label, dtype, group, bits, predicate in kinds:
+            folder, full, mlx, merged = (work / f"{label}{end}" for end in (" base", " full", " adapter", " merged"))
+            model, config = load_model(base)
+            model.set_dtype(dtype)
+            config["torch_dtype"] = config["dtype"] = str(dtype).rsplit(".", 1)[1]
+            model, config = quantize_model(model, config, group, bits, quant_predicate=predicate)
+            save_model(folder, model, donate_model=False)
+            save_config(config, folder / "config.json")
+            self.made("dequantise", folder, "-o", full)
+            want = dict(tree_flatten(dequantize_model(load_model(folder)[0]).parameters()))
+            got = dict(mx.load(str(full / "model.safetensors")))
+            equal = set(want) == set(got) and all(w.dtype == got[n].dtype and mx.array_equal(w, got[n]) for n, w in want.items())
+            self.check(f"{name} quantised {label} dequantised", equal, f"{len(want)} weights, bit by bit")
+            plain = of_mlx(full)
+            trained(folder, mlx, "lora", 2, ["self_attn.q_proj", "self_attn.v_proj"])
+            want_logits = of_mlx(folder, mlx)
+            self.made("merge", folder, mlx, "-o", merged)
+            most = {mx.float32: 2e-4, mx.float16: 2e-2, mx.bfloat16: 2e-1}[dtype]
+            worst, effect = (float(np.abs(one - want_logits).max()) for one in (of_mlx(merged), plain))
+            self.check(f"{name} quantised {label} merged", worst <= most, f"{worst:.1e} (the adapter moves logits by {effect:.2g})")
+        config["quantization"]["mode"] = "mxfp4"
+        save_config(config, folder / "config.json")
+        done = self.run("dequantise", folder, "-o", work / "none")
+        self.check("refuses mxfp4 of MLX", "MLX in the mode `mxfp4`" in done.stderr, done.stderr.splitlines()[0][-100:])
+
     def refusals(self, base: Path, work: Path) -> None:
         tl = work / "q,v.tl"
         config = json.loads((base / "config.json").read_text())
@@ -231,7 +266,7 @@ def names(checks: Checks) -> None:
             model = AutoModelForCausalLM.from_config(config)
             with tempfile.TemporaryDirectory() as folder:
                 model.save_pretrained(folder)
-                amend(Path(folder))
+                amend(Path(folder), num_experts=4)
                 other, _ = load_model(Path(folder), lazy=True, strict=False)
         except Exception as e:
             print(f"not  {kind:24} {type(e).__name__}: {str(e)[:90]!r}")
@@ -265,6 +300,8 @@ def main() -> int:
             make_base(name, base)
             checks.from_mlx(name, base, work)
             checks.from_peft(name, base, work)
+            if name in ("llama", "llama-tied", "mixtral"):
+                checks.quantised(name, base, work)
             if name == "llama":
                 checks.refusals(base, work)
     if args.names:

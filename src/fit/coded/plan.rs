@@ -107,15 +107,23 @@ impl<'a> Plan<'a> {
         };
         let coded: Vec<CodedTerms> = self.places.par_iter().enumerate().map(one).collect();
         let tied: Vec<CodedTied> = self.ties.par_iter().map(|t| t.tied.coded(price)).collect();
-        let off = coded.iter().map(|c| c.square).sum::<f64>()
-            + tied.iter().map(CodedTied::square).sum::<f64>();
-        Found {
+        let mut found = Found {
             tied,
-            error: (off / self.square).sqrt(),
+            error: 0.0,
             coded,
             steps,
             price,
-        }
+        };
+        found.error = (found.square() / self.square).sqrt();
+        found
+    }
+}
+
+impl Found {
+    /// ‖ΔW − ΔW'‖² of everything.
+    pub(super) fn square(&self) -> f64 {
+        self.coded.iter().map(|c| c.square).sum::<f64>()
+            + self.tied.iter().map(CodedTied::square).sum::<f64>()
     }
 }
 

@@ -86,6 +86,7 @@ pub struct CodedFleet {
     /// The result in one sentence for people.
     pub summary: String,
     /// In the order given.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub adapters: Vec<CodedAdapter>,
 }
 

@@ -161,6 +161,43 @@ fn tied_groups_are_coded_as_they_are() {
     }
 }
 
+/// Breaks where what two adapters share is coded twice, or the error is not that of both together.
+#[test]
+fn what_adapters_share_is_coded_once() {
+    for core in [false, true] {
+        let one = tied(core, false);
+        let mut two = one.clone();
+        for (g, group) in two.groups.iter_mut().enumerate() {
+            let side = group.core.as_mut().or(group.u.as_mut()).unwrap();
+            let shape = side.tensor.shape().to_vec();
+            let own = values(shape.iter().product(), 30, g as u8);
+            side.tensor = Tensor::from_f32(shape, &own).unwrap();
+        }
+        let (coded, report) = code_all(&[&one, &two], CodeTarget::Error(0.05)).unwrap();
+        let off = [(&one, &coded[0]), (&two, &coded[1])].map(|(a, b)| distance(a, b));
+        for (off, told) in off.iter().zip(&report.adapters) {
+            assert!(
+                (off / told.error - 1.0).abs() < 1e-3,
+                "{off} {}",
+                told.error
+            );
+        }
+        assert!(report.error <= 0.05 && report.error > 0.045, "{core}");
+        let both = coded[0].groups.iter().zip(&coded[1].groups);
+        let mut shared = 0;
+        for (a, b) in both {
+            for (a, b) in [(&a.a, &b.a), (&a.b, &b.b)] {
+                let bytes = a.tensor.coded_bytes().unwrap();
+                assert_eq!(bytes.id(), b.tensor.coded_bytes().unwrap().id());
+                shared += bytes.len() as u64;
+            }
+        }
+        assert_eq!(report.shared_bytes, shared);
+        let files = report.adapters.iter().map(|a| a.file_bytes).sum::<u64>();
+        assert_eq!(report.file_bytes, files + shared);
+    }
+}
+
 #[test]
 fn what_groups_share_and_what_seeds_make_stays() {
     let mut adapter = tied(false, false);

@@ -6,13 +6,17 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::named::names;
 use super::thin::{BLOBS, write_over};
+use crate::adapter::Adapter;
 use crate::convert::{Tied, ToTiedOptions, import_tied};
 use crate::digest::Digest;
-use crate::error::{Code, Error, Result};
-use crate::fit::share::{PairFit, ShareOptions, Shared, fit_shared};
+use crate::error::{Error, Result};
+use crate::fit::coded::{CodeTarget, CodedFleet, code_all};
+use crate::fit::share::{PairFit, ShareOptions, Shared, fit_shared, shared_errors};
 use crate::format::WriteOptions;
 use crate::fs::{Existing, Output, check_inputs, check_output, write_dir};
+use crate::tensor::Tensor;
 use crate::tensor::worst::largest;
 
 /// One adapter of [`peft_to_tied_shared`].
@@ -42,8 +46,11 @@ pub struct SharedFile {
 pub struct ToShared {
     /// In the order given.
     pub adapters: Vec<SharedFile>,
-    /// The shared pairs.
+    /// The shared pairs, as they were fitted.
     pub pairs: Vec<PairFit>,
+    /// What coding added, where the factors are coded: to the fits, and to adapters left apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub coded: Option<CodedFleet>,
     /// Bytes of the blobs.
     pub blob_bytes: u64,
     /// Bytes of all PEFT files.
@@ -60,30 +67,31 @@ pub struct ToShared {
 
 /// Converts PEFT adapters of one base to a folder of thin `.tl` files, `OUT/NAME.tl`, over one A and B
 /// for each kind of module, which lie in `OUT/blobs`; an adapter that these would not serve is a fat
-/// file there, as it is.
+/// file there, as it is. With `target`, everything is coded, the shared A and B once, at one error or number of bytes for
+/// all.
 ///
 /// # Errors
-/// Those of [`import_tied`] and [`fit_shared`]; [`Code::Usage`] for two adapters of one name;
-/// [`Code::OutputExists`], also where the output to be replaced holds anything else.
+/// Those of [`import_tied`], [`fit_shared`] and [`code_all`]; [`Code::Usage`](crate::Code::Usage) for two adapters of one name;
+/// [`Code::OutputExists`](crate::Code::OutputExists), also where the output to be replaced holds anything else.
 pub fn peft_to_tied_shared(
     dirs: &[PathBuf],
     output: &Path,
     options: &ToTiedOptions<'_>,
     share: &ShareOptions,
+    target: Option<CodeTarget>,
 ) -> Result<ToShared> {
-    let names: Vec<String> = dirs.iter().map(|d| name(d)).collect::<Result<_>>()?;
-    let mut seen = BTreeSet::new();
-    if let Some(twice) = names.iter().find(|n| !seen.insert(n.as_str())) {
-        let message = format!("two adapters are called `{twice}`");
-        return Err(Error::new(Code::Usage, message).hint("rename one of their folders"));
-    }
+    let names = names(dirs)?;
     check_output(output, Output::SharedAdapters, options.write.existing)?;
     if options.write.existing == Existing::Replace {
         check_inputs(output, dirs)?;
     }
     let import = |dir: &PathBuf| import_tied(dir, options).map_err(|e| e.file(dir));
     let all: Vec<Tied> = dirs.iter().map(import).collect::<Result<_>>()?;
-    let shared = fit_shared(&all, share)?;
+    let mut shared = fit_shared(&all, share)?;
+    let coded = match target {
+        Some(target) => Some(coded(&all, &mut shared, share, target)?),
+        None => None,
+    };
     let (mut files, mut blob_bytes) = (Vec::new(), 0);
     write_dir(
         output,
@@ -104,11 +112,38 @@ pub fn peft_to_tied_shared(
         bytes_before: files.iter().map(|f| f.bytes_before).sum(),
         adapters: files,
         pairs: shared.pairs,
+        coded,
         blob_bytes,
         bytes,
         notes,
         output: output.to_owned(),
     })
+}
+
+/// Codes what a shared fit found, and measures it again.
+fn coded(
+    all: &[Tied],
+    shared: &mut Shared,
+    share: &ShareOptions,
+    target: CodeTarget,
+) -> Result<CodedFleet> {
+    let adapters: Vec<&Adapter> = shared.adapters.iter().map(|a| &a.adapter).collect();
+    let (coded, fleet) = code_all(&adapters, target)?;
+    for (of, adapter) in shared.adapters.iter_mut().zip(coded) {
+        of.adapter = adapter;
+    }
+    let errors = shared_errors(all, &shared.adapters, share)?;
+    for (of, error) in shared.adapters.iter_mut().zip(errors) {
+        of.error = error.unwrap_or(of.error);
+    }
+    let groups = shared.adapters.iter().filter(|a| !a.left_out);
+    let groups = groups
+        .flat_map(|a| &a.adapter.groups)
+        .filter(|g| g.is_tied());
+    shared.tensors = groups
+        .flat_map(|g| [g.a.tensor.clone(), g.b.tensor.clone()])
+        .collect();
+    Ok(fleet)
 }
 
 /// Writes each adapter's file into a folder, and the shared A and B into its folder of blobs.
@@ -120,7 +155,8 @@ fn write_files(
     options: &WriteOptions,
 ) -> Result<Vec<SharedFile>> {
     let tensors = shared.tensors.iter();
-    let pairs: BTreeSet<Digest> = tensors.map(|t| Digest::of(t.data())).collect();
+    let stored = |t: &Tensor| Digest::of(t.coded_bytes().unwrap_or(t.data()));
+    let pairs: BTreeSet<Digest> = tensors.map(stored).collect();
     let blobs = folder.join(BLOBS);
     let mut files = Vec::with_capacity(names.len());
     for ((name, tied), found) in names.iter().zip(all).zip(&shared.adapters) {
@@ -141,24 +177,6 @@ fn write_files(
         });
     }
     Ok(files)
-}
-
-/// The name of an adapter's folder.
-fn name(dir: &Path) -> Result<String> {
-    let whole = match dir.file_name() {
-        Some(_) => dir.to_owned(),
-        // `.` and `..` have a name too.
-        None => dir.canonicalize().map_err(|e| Error::io(dir, "open", e))?,
-    };
-    let name = whole.file_name().unwrap_or_default().to_string_lossy();
-    match name.is_empty() || name == BLOBS {
-        true => Err(Error::new(
-            Code::Usage,
-            "the adapter's folder has no name to give to its file",
-        )
-        .file(dir)),
-        false => Ok(name.into_owned()),
-    }
 }
 
 fn folder_bytes(folder: &Path) -> Result<u64> {

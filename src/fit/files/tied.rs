@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::adapter::Adapter;
 use crate::convert::{Tied, ToTiedOptions, import_tied};
 use crate::error::Result;
+use crate::fit::coded::CodedReport;
 use crate::fit::options::FitOptions;
 use crate::fit::report::FitReport;
 use crate::fit::stored::stored_as;
@@ -21,6 +22,9 @@ pub struct ToFitted {
     /// How good the fit is.
     #[serde(flatten)]
     pub fit: FitReport,
+    /// What coding the fit added, where its factors are coded; errors here are of the fit's updates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub coded: Option<CodedReport>,
     /// Number of adapted modules.
     pub modules: usize,
     /// Bytes of the PEFT files.
@@ -66,6 +70,7 @@ pub fn write_fitted(
     let written = write_tl(output, adapter, options)?;
     Ok(ToFitted {
         fit,
+        coded: None,
         modules: adapter.modules().len(),
         file_bytes_before: tied.bytes,
         file_bytes: written.bytes,

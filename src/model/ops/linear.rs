@@ -10,6 +10,7 @@ use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use super::bf16::{self, Kernel, Rows, Weight};
+use super::columns::by_rows;
 use super::slices::ROWS;
 use super::{f32s, fuses, is_fused, tensor};
 use crate::error::{Code, Error, Result};
@@ -289,7 +290,7 @@ pub fn linear_backward(dy: &Tensor, pieces: &[Piece<'_>]) -> Result<Tensor> {
         };
     }
     let mut dx = vec![0.0; tokens * in_features];
-    product_backward(&f32s(dy)?, width, pieces, &mut dx);
+    product_backward(&f32s(dy)?, width, None, pieces, &mut dx);
     tensor(dx, tokens, in_features)
 }
 
@@ -304,7 +305,7 @@ pub(super) fn product(x: &[f32], in_features: usize, pieces: &[Piece<'_>], out: 
         };
     }
     if tokens < FEW {
-        return product_few(x, in_features, pieces, width, out);
+        return product_few(x, in_features, pieces, out);
     }
     out.par_chunks_mut(ROWS * width)
         .zip(x.par_chunks(ROWS * in_features))
@@ -333,46 +334,45 @@ fn narrow<'a>(pieces: &[Piece<'a>]) -> Option<(Kernel, Vec<Rows<'a>>)> {
     Some((kernel, rows.collect::<Option<_>>()?))
 }
 
-fn product_few(x: &[f32], in_features: usize, pieces: &[Piece<'_>], width: usize, out: &mut [f32]) {
+fn product_few(x: &[f32], in_features: usize, pieces: &[Piece<'_>], out: &mut [f32]) {
     let tokens = x.len() / in_features.max(1);
-    let mut tiles = Vec::new();
-    let mut column = 0;
-    for piece in pieces {
-        let rows = piece.range();
-        for start in rows.clone().step_by(TILE) {
-            let tile = start..(start + TILE).min(rows.end);
-            tiles.push((piece.matrix, column + start - rows.start, tile));
-        }
-        column += rows.len();
-    }
     let x = MatRef::from_row_major_slice(x, tokens, in_features);
-    let parts: Vec<_> = tiles
-        .par_iter()
-        .map_init(Vec::new, |scratch, (matrix, _, tile)| {
-            let n = tile.len();
-            let w = matrix.rows(tile.clone(), scratch);
+    let ranges: Vec<Range<usize>> = pieces.iter().map(Piece::range).collect();
+    by_rows(
+        &ranges,
+        TILE,
+        out,
+        Vec::new,
+        |scratch, number, rows, part| {
+            let n = rows.len();
+            let w = pieces[number].matrix.rows(rows, scratch);
             let w = MatRef::from_row_major_slice(w, n, in_features);
-            let mut part = vec![0.0; tokens * n];
-            let to = MatMut::from_row_major_slice_mut(&mut part, tokens, n);
+            let to = MatMut::from_row_major_slice_mut(part, tokens, n);
             matmul(to, Accum::Replace, x, w.transpose(), 1.0, Par::Seq);
-            part
-        })
-        .collect();
-    for ((_, column, tile), part) in tiles.iter().zip(&parts) {
-        for (out, part) in out.chunks_mut(width).zip(part.chunks(tile.len())) {
-            out[*column..column + tile.len()].copy_from_slice(part);
-        }
-    }
+        },
+    );
 }
 
-/// As [`linear_backward`], over slices. `dx` is overwritten.
-pub(super) fn product_backward(dy: &[f32], width: usize, pieces: &[Piece<'_>], dx: &mut [f32]) {
+/// Whether [`product_backward`] with these pieces takes scales.
+pub(super) fn takes_scales(pieces: &[Piece<'_>]) -> bool {
+    narrow(pieces).is_some()
+}
+
+/// As [`linear_backward`], over slices. `dx` is overwritten. With `scales`, each row of `dy` is multiplied by its own first,
+/// where [`takes_scales`].
+pub(super) fn product_backward(
+    dy: &[f32],
+    width: usize,
+    scales: Option<&[f32]>,
+    pieces: &[Piece<'_>],
+    dx: &mut [f32],
+) {
     let in_features = pieces.first().map_or(0, |p| p.matrix.in_features);
     if in_features == 0 || width == 0 {
         return;
     }
     if let Some((kernel, rows)) = narrow(pieces) {
-        return bf16::backward(kernel, dy, width, &rows, dx);
+        return bf16::backward(kernel, dy, width, scales, &rows, dx);
     }
     dx.par_chunks_mut(ROWS * in_features)
         .zip(dy.par_chunks(ROWS * width))

@@ -8,9 +8,9 @@ use rayon::prelude::*;
 
 use super::head::{Head, cap_all, cap_slope, capped};
 use super::kernels::{self, Call};
-use super::linear::{Piece, product, product_backward};
+use super::linear::{Piece, product, product_backward, takes_scales};
 use super::slices::wide;
-use super::vector::{exp, fold, max, vectorised};
+use super::vector::{exp, exp_sum, fold, max, vectorised};
 use super::{f32s, is_fused, linear, linear_backward, tensor};
 use crate::error::Result;
 use crate::model::LossSum;
@@ -99,19 +99,26 @@ fn run(
         logits.resize(rows.len() * vocabulary, 0.0);
         let whole = head.pieces();
         product(inputs, hidden, &whole, logits);
-        let nats: Vec<f64> = (logits.par_chunks_mut(vocabulary).zip(rows.par_iter()))
+        let wanted = match (gradient, takes_scales(&whole)) {
+            (false, _) => Wanted::Loss,
+            (true, false) => Wanted::Gradient,
+            (true, true) => Wanted::Multiple,
+        };
+        let (nats, scales): (Vec<f64>, Vec<f32>) = (logits.par_chunks_mut(vocabulary))
+            .zip(rows.par_iter())
             .map(|(logits, row)| {
                 let target = targets[*row] as usize;
                 match head.cap {
-                    None => cross_entropy(logits, target, gradient),
-                    Some(cap) => capped_entropy(logits, target, gradient, cap),
+                    None => cross_entropy(logits, target, wanted),
+                    Some(cap) => (capped_entropy(logits, target, gradient, cap), 1.0),
                 }
             })
-            .collect();
+            .unzip();
         loss.nats += nats.iter().sum::<f64>();
         if gradient {
             back.resize(rows.len() * hidden, 0.0);
-            product_backward(logits, vocabulary, &whole, back);
+            let scales = (wanted == Wanted::Multiple).then_some(&scales[..]);
+            product_backward(logits, vocabulary, scales, &whole, back);
             for (row, back) in rows.iter().zip(back.chunks(hidden)) {
                 dx[row * hidden..(row + 1) * hidden].copy_from_slice(back);
             }
@@ -125,27 +132,38 @@ fn run(
     Ok((loss, dx))
 }
 
+/// What becomes of logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// Nothing: only the loss is wanted.
+    Loss,
+    /// softmax − one-hot.
+    Gradient,
+    /// What gives that when it is multiplied by the scale.
+    Multiple,
+}
+
 vectorised! {
-    /// −ln softmax(logits)[target]; with `gradient`, the logits become softmax − one-hot.
-    fn cross_entropy(logits: &mut [f32], target: usize, gradient: bool) -> f64 {
+    /// −ln softmax(logits)[target] and a scale; the logits become what is wanted.
+    fn cross_entropy(logits: &mut [f32], target: usize, wanted: Wanted) -> (f64, f32) {
         let top = max(logits);
         let own = logits[target] - top;
-        let total = if gradient {
-            for x in logits.iter_mut() {
-                *x = exp(*x - top);
-            }
-            fold(logits.len(), |acc, i| acc + logits[i], 0.0, |a, b| a + b)
-        } else {
-            fold(logits.len(), |acc, i| acc + exp(logits[i] - top), 0.0, |a, b| a + b)
+        let total = match wanted {
+            Wanted::Loss => fold(logits.len(), |acc, i| acc + exp(logits[i] - top), 0.0, |a, b| a + b),
+            _ => exp_sum(logits, top),
         };
-        if gradient {
-            let scale = 1.0 / total;
-            for x in logits.iter_mut() {
-                *x *= scale;
+        let scale = 1.0 / total;
+        match wanted {
+            Wanted::Loss => {}
+            Wanted::Gradient => {
+                for x in logits.iter_mut() {
+                    *x *= scale;
+                }
+                logits[target] -= 1.0;
             }
-            logits[target] -= 1.0;
+            Wanted::Multiple => logits[target] -= total,
         }
-        f64::from(total).ln() - f64::from(own)
+        (f64::from(total).ln() - f64::from(own), scale)
     }
 }
 

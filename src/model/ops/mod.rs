@@ -17,6 +17,7 @@ mod activation;
 mod attention;
 mod backend;
 mod bf16;
+mod columns;
 mod divergence;
 mod dropout;
 mod experts;

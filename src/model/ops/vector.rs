@@ -55,6 +55,29 @@ pub(super) fn dot(x: &[f32], y: &[f32]) -> f32 {
     fold(n, |acc, i| acc + x[i] * y[i], 0.0, |a, b| a + b)
 }
 
+/// Makes e^(x − top) of every x; their sum, as [`fold`] adds.
+#[inline(always)]
+pub(super) fn exp_sum(x: &mut [f32], top: f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    for x in x.chunks_mut(LANES) {
+        match <&mut [f32; LANES]>::try_from(&mut *x) {
+            Ok(x) => {
+                for (lane, x) in lanes.iter_mut().zip(x) {
+                    *x = exp(*x - top);
+                    *lane += *x;
+                }
+            }
+            Err(_) => {
+                for (lane, x) in lanes.iter_mut().zip(x) {
+                    *x = exp(*x - top);
+                    *lane += *x;
+                }
+            }
+        }
+    }
+    lanes.iter().skip(1).fold(lanes[0], |a, b| a + b)
+}
+
 /// The largest element, −∞ of none.
 #[inline(always)]
 pub(super) fn max(x: &[f32]) -> f32 {

@@ -16,6 +16,8 @@ def fit(
     rank: int | None = None,
     tolerance: float | None = None,
     max_bytes: int | str | None = None,
+    coded: bool = False,
+    error: float | None = None,
     joint: bool = False,
     quick: bool = False,
     core: bool = False,
@@ -51,6 +53,8 @@ def fit(
         rank: Rank of the fitted tie groups.
         tolerance: The smallest ranks with at most this relative error.
         max_bytes: The ranks that give a file of at most so many bytes; text such as ``"300kB"`` too.
+        coded: Code the factors, in the fewest bytes that ``error`` or ``max_bytes`` allows.
+        error: With ``coded``: at most this relative error that coding adds, over all modules together.
         joint: Fit query, key and value as one tie group, which shares A and u.
         quick: Leave out the search: the largest singular triplets as they are.
         core: Give every layer a core, a rank × rank matrix, in place of u.
@@ -75,7 +79,8 @@ def fit(
         threads: Number of threads; results do not depend on it.
 
     Raises:
-        Error: ``.kind`` ``"usage"`` without exactly one of ``rank``, ``tolerance``, ``max_bytes``; ``"unsupported"``
+        Error: ``.kind`` ``"usage"`` without exactly one of ``rank``, ``tolerance``, ``max_bytes`` (``coded`` takes one
+            more, or of ``error`` and ``max_bytes`` one alone where it is untied); ``"unsupported"``
             for what a ``.tl`` cannot say; ``"io"``, ``"malformed"``.
     """
     return call("convert peft-to-tied", locals(), convert.Fitted, without=("adapter",), adapters=adapter, fit=True)
@@ -88,6 +93,8 @@ def fit_untied(
     rank: int | None = None,
     tolerance: float | None = None,
     max_bytes: int | str | None = None,
+    coded: bool = False,
+    error: float | None = None,
     dtype: str = "f32",
     base: StrPath | None = None,
     rename: Mapping[str, str] | None = None,
@@ -98,7 +105,7 @@ def fit_untied(
     force: bool = False,
     progress: Progress | None = None,
     threads: int | None = None,
-) -> convert.Shrunk:
+) -> convert.Shrunk | convert.Coded:
     """Write the closest smaller LoRA, untied, every module at the rank it needs: where tying does not pay.
 
     Args:
@@ -107,6 +114,8 @@ def fit_untied(
         rank: The highest rank of a module.
         tolerance: The smallest ranks with at most this relative error over all modules.
         max_bytes: The ranks that give a file of at most so many bytes; text such as ``"300kB"`` too.
+        coded: Code the factors, in the fewest bytes that ``error`` or ``max_bytes`` allows.
+        error: With ``coded``: at most this relative error that coding adds, over all modules together.
         dtype: As in :func:`fit`.
         base: The base model: a safetensors file or a model directory.
         rename: Leading parts of module names, and what they are in the base: ``{"backbone": "model"}``.
@@ -119,12 +128,12 @@ def fit_untied(
         threads: Number of threads; results do not depend on it.
 
     Raises:
-        Error: ``.kind`` ``"usage"`` without exactly one of ``rank``, ``tolerance``, ``max_bytes``; ``"unsupported"``
+        Error: ``.kind`` ``"usage"`` without exactly one of ``rank``, ``tolerance``, ``max_bytes`` (``coded`` takes one
+            more, or of ``error`` and ``max_bytes`` one alone where it is untied); ``"unsupported"``
             for what a ``.tl`` cannot say; ``"io"``, ``"malformed"``.
     """
-    return call(
-        "convert peft-to-tied", locals(), convert.Shrunk, without=("adapter",), adapters=adapter, fit=True, untied=True
-    )
+    given, report = locals(), convert.Coded if coded else convert.Shrunk
+    return call("convert peft-to-tied", given, report, without=("adapter",), adapters=adapter, fit=True, untied=True)
 
 
 def fit_curve(
@@ -169,6 +178,8 @@ def fit_shared(
     rank: int | None = None,
     tolerance: float | None = None,
     max_bytes: int | str | None = None,
+    coded: bool = False,
+    error: float | None = None,
     joint: bool = False,
     apart: float = 0.5,
     base: StrPath | None = None,
@@ -189,6 +200,8 @@ def fit_shared(
         rank: The rank of the tie groups.
         tolerance: The smallest ranks with at most this relative error.
         max_bytes: The ranks that give a file of at most so many bytes; text such as ``"300kB"`` too.
+        coded: Code the factors, in the fewest bytes that ``error`` or ``max_bytes`` allows.
+        error: With ``coded``: at most this relative error that coding adds, over all modules together.
         joint: Fit query, key and value as one tie group, which shares A and u.
         apart: Leave an adapter as it is where sharing would leave it with a larger relative error.
         base: The base model: a safetensors file or a model directory.
@@ -202,7 +215,8 @@ def fit_shared(
         threads: Number of threads; results do not depend on it.
 
     Raises:
-        Error: ``.kind`` ``"usage"`` without exactly one of ``rank``, ``tolerance``, ``max_bytes``; ``"unsupported"``
+        Error: ``.kind`` ``"usage"`` without exactly one of ``rank``, ``tolerance``, ``max_bytes`` (``coded`` takes one
+            more, or of ``error`` and ``max_bytes`` one alone where it is untied); ``"unsupported"``
             for what a ``.tl`` cannot say; ``"io"``, ``"malformed"``.
     """
     return call("convert peft-to-tied", locals(), convert.SharedFactors, fit=True, share=True)

@@ -66,6 +66,7 @@ class Store:
         base: StrPath | None = None,
         rename: Mapping[str, str] | None = None,
         strict: bool = False,
+        code: float | None = None,
         sign: StrPath | None = None,
         blobs: StrPath | None = None,
     ) -> reports.Put:
@@ -78,6 +79,7 @@ class Store:
             rename: Leading parts of module names, and what they are in the base: ``{"backbone": "model"}``.
             strict: Refuse an adapter that lacks tensors of modules which config and base say are adapted; needs
                 ``base``.
+            code: Code its numbers at this error of all updates together: ``0.05``. What is stored is the coded adapter.
             sign: Sign adapter, name and version with this Ed25519 key (PKCS#8 PEM).
             blobs: Folder with the tensors that a thin ``.tl`` leaves out, each named by its SHA-256.
 
@@ -93,6 +95,7 @@ class Store:
         *,
         thin: bool = False,
         blobs: StrPath | None = None,
+        code: float | None = None,
         zstd: bool = False,
         peft: bool = False,
         portable: bool = False,
@@ -110,6 +113,7 @@ class Store:
             output: The file or folder to write, whole or not at all.
             thin: Leave out seeded tensors and published blobs.
             blobs: With ``thin``, where published blobs are written.
+            code: Code its numbers at this error of all updates together: ``0.05``. What is written has a root of its own.
             zstd: Compress tensors; the root stays the same.
             peft: Write a PEFT directory.
             portable: Write the PEFT form that PEFT, vLLM, SGLang and llama.cpp load alike.
@@ -283,6 +287,7 @@ class Store:
         *,
         user: str | None = None,
         thin: bool = False,
+        code: float | None = None,
         peft: bool = False,
         portable: bool = False,
         base_name: str | None = None,
@@ -302,6 +307,7 @@ class Store:
             output: The folder to write ``USER/TASK.tl`` into.
             user: Only of this user.
             thin: Leave out seeded tensors, and keep published blobs once, in ``blobs``.
+            code: Code each adapter's numbers at this error of all its updates together: ``0.05``.
             peft: Write PEFT directories for servers.
             portable: Write the PEFT form that PEFT, vLLM, SGLang and llama.cpp load alike.
             base_name: What the PEFT configs call the base: the name that the server has for it.
@@ -318,6 +324,33 @@ class Store:
         if peft or portable or base_name is not None or base is not None:
             return call("store export", locals(), reports.Served, url=self.url)
         return call("store export", locals(), reports.Exported, url=self.url)
+
+    def import_(
+        self,
+        paths: StrPath | Sequence[StrPath],
+        *,
+        template: str | None = None,
+        owners: StrPath | None = None,
+        code: float | None = None,
+        dry_run: bool = False,
+        progress: Progress | None = None,
+    ) -> reports.Imported:
+        """Put every adapter below some folders, each under the name that its path tells; one that is the last version of
+        its name already is not stored again, so that a run that was stopped may be started again.
+
+        Args:
+            paths: Folders with adapters, or ``.tl`` files.
+            template: Where user and task stand in a path: ``"{user}/{task}"``; or give ``owners``.
+            owners: CSV with the columns path, user and task.
+            code: Code each adapter's numbers at this error of all its updates together: ``0.05``.
+            dry_run: Read and code everything, and put nothing.
+            progress: Called with ``(done, total, what)`` from this thread; what it raises stops the work.
+
+        Raises:
+            Error: Where an adapter could not be put, with the code of the first, after all others were; ``.kind``
+                ``"usage"``, ``"io"``.
+        """
+        return call("store import", locals(), reports.Imported, url=self.url)
 
     def push(
         self,

@@ -89,6 +89,7 @@ fn store(command: &Store, output: &Output) -> tlkit::Result<Outcome> {
         Store::Publish(args) => cmd::fleet::publish(args, output),
         Store::Quota(args) => cmd::fleet::quota(args, output),
         Store::Export(args) => cmd::fleet::export(args, output),
+        Store::Import(args) => cmd::import::import(args, output),
         Store::Push(args) => cmd::registry::push(args, output),
         Store::Pull(args) => cmd::registry::pull(args, output),
     }

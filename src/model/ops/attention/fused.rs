@@ -9,7 +9,7 @@ use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use super::super::head::cap_all;
-use super::super::vector::{exp, fold, max, vectorised};
+use super::super::vector::{exp, exp_sum, max, vectorised};
 use super::super::{f32s, tensor};
 use super::heads::{Heads, Past};
 use crate::error::Result;
@@ -200,10 +200,7 @@ vectorised! {
                 cap_all(row, cap);
             }
             let top = max(row);
-            for x in row.iter_mut() {
-                *x = exp(*x - top);
-            }
-            let total = fold(row.len(), |acc, i| acc + row[i], 0.0, |a, b| a + b);
+            let total = exp_sum(row, top);
             let scale = 1.0 / total;
             for x in row.iter_mut() {
                 *x *= scale;

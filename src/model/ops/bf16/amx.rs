@@ -1,6 +1,7 @@
 //! AMX: eight registers of 16 rows × 64 bytes. Rust has no stable names for its instructions, so they are written out.
 #![allow(unsafe_code)]
 
+use super::left::STRIDE;
 use super::tile::{STEP, Target};
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
@@ -90,17 +91,15 @@ pub(super) fn configured<T>(work: impl FnOnce() -> T) -> T {
 /// Two by two tiles of a product over `steps` steps of K, inside [`configured`].
 ///
 /// # Safety
-/// `rows` has 32 rows of 32 · `steps` numbers, `stride` apart; `panel` has `steps` steps; `to` may be written.
-pub(super) unsafe fn block(rows: &[u16], stride: usize, panel: &[u32], steps: usize, to: &Target) {
-    debug_assert!(rows.len() >= 31 * stride + 32 * steps && panel.len() >= steps * STEP);
+/// `rows` and `panel` have `steps` steps; `to` may be read and written.
+pub(super) unsafe fn block(rows: &[u16], panel: &[u32], steps: usize, to: &Target) {
+    debug_assert!(rows.len() >= steps * STRIDE && panel.len() >= steps * STEP);
     if steps == 0 {
         return;
     }
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     // SAFETY: reads and writes what the caller promises, and nothing else.
     unsafe {
-        let (upper, stride) = (rows.as_ptr(), 2 * stride);
-        let lower = upper.byte_add(16 * stride);
         let out = to.start;
         let out_stride = 4 * to.stride;
         let below = out.byte_add(16 * out_stride);
@@ -119,12 +118,12 @@ pub(super) unsafe fn block(rows: &[u16], stride: usize, panel: &[u32], steps: us
         }
         std::arch::asm!(
             "2:",
-            "tileloadd tmm4, [{a} + {s}]", "tileloadd tmm6, [{p} + {t}]", "tileloadd tmm7, [{p} + {t} + 1024]",
-            "tdpbf16ps tmm0, tmm4, tmm6", "tileloadd tmm5, [{b} + {s}]", "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm4, [{a} + {t}]", "tileloadd tmm6, [{p} + {t}]", "tileloadd tmm7, [{p} + {t} + 1024]",
+            "tdpbf16ps tmm0, tmm4, tmm6", "tileloadd tmm5, [{a} + {t} + 1024]", "tdpbf16ps tmm1, tmm4, tmm7",
             "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7",
-            "add {a}, 64", "add {b}, 64", "add {p}, 2048", "dec {n}", "jnz 2b",
-            a = inout(reg) upper => _, b = inout(reg) lower => _, p = inout(reg) panel.as_ptr() => _,
-            n = inout(reg) steps => _, s = in(reg) stride, t = in(reg) 64usize, options(nostack));
+            "add {a}, 2048", "add {p}, 2048", "dec {n}", "jnz 2b",
+            a = inout(reg) rows.as_ptr() => _, p = inout(reg) panel.as_ptr() => _,
+            n = inout(reg) steps => _, t = in(reg) 64usize, options(nostack));
         std::arch::asm!(
             "tilestored [{c} + {s}], tmm0", "tilestored [{c} + {s} + 64], tmm1",
             "tilestored [{d} + {s}], tmm2", "tilestored [{d} + {s} + 64], tmm3",

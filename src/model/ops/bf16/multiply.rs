@@ -7,11 +7,16 @@ use rayon::prelude::*;
 
 use super::kernel::Kernel;
 use super::left::Left;
-use super::tile::{PAIRED, STEP, Target, WIDE};
+use super::tile::{PAIRED, STEP, TALL, Target, WIDE};
 use super::{amx, avx512};
 
-/// Numbers of K that are packed at a time: 64 KiB of a panel.
-const DEPTH: usize = 1024;
+/// Numbers of K that are packed at a time: 32 KiB of a panel, and as much of 32 rows of the left side, which the panels
+/// of a group read one after the other from the nearest cache.
+const DEPTH: usize = 512;
+/// Numbers of a packed panel.
+pub(in super::super) const PACKED: usize = DEPTH / PAIRED * STEP;
+/// Most panels that are packed together.
+const GROUP: usize = 4;
 
 /// Up to 32 columns of a product, side by side.
 #[derive(Debug, Clone)]
@@ -43,10 +48,18 @@ impl Block {
         source: usize,
     ) -> impl Iterator<Item = Self> {
         let first = columns.start;
-        columns.clone().step_by(DEPTH).map(move |start| Self {
-            columns: start..(start + DEPTH).min(columns.end),
+        // About as many in each: a short one costs a pass over the sums as a long one does.
+        let depth = columns.len().div_ceil(columns.len().div_ceil(DEPTH).max(1));
+        let depth = depth.next_multiple_of(PAIRED).max(PAIRED);
+        columns.clone().step_by(depth).map(move |start| Self {
+            columns: start..(start + depth).min(columns.end),
             source: (source, start - first),
         })
+    }
+
+    /// Steps of K that it takes.
+    pub(super) fn steps(&self) -> usize {
+        self.columns.len().div_ceil(PAIRED)
     }
 }
 
@@ -56,78 +69,104 @@ struct Out(*mut f32);
 // SAFETY: `multiply` gives each panel, and so each place, to one thread.
 unsafe impl Sync for Out {}
 
-/// `left` · right, into `out`, row-major with `width` columns, of which the panels are overwritten. `pack` packs the
-/// given columns and the given part of K, with zeros behind them.
+/// Packs panels, each into its [`PACKED`] numbers of the last argument, for a block of K: with zeros behind them.
+type Pack<'a> = dyn Fn(&[Panel], &Block, &mut [u32]) + Sync + 'a;
+
+/// `left` · right, into `out`, row-major with `width` columns, of which the panels are overwritten.
 pub(in super::super) fn multiply(
     kernel: Kernel,
     left: &Left,
     panels: &[Panel],
     blocks: &[Block],
-    pack: &(dyn Fn(&Panel, &Block, &mut [u32]) + Sync),
+    pack: &Pack<'_>,
     out: &mut [f32],
     width: usize,
 ) {
-    let rows = left.rows();
     let disjoint = panels
         .windows(2)
         .all(|two| two[0].columns.end <= two[1].columns.start);
     let inside = panels
         .iter()
         .all(|p| p.columns.len() <= WIDE && p.columns.end <= width);
-    assert!(disjoint && inside && out.len() >= rows * width, "panels");
+    assert!(
+        disjoint && inside && out.len() >= left.rows() * width,
+        "panels"
+    );
     let place = Out(out.as_mut_ptr());
-    panels.par_iter().for_each_init(
-        || (vec![0u32; DEPTH / PAIRED * STEP], vec![0.0f32; WIDE * WIDE]),
-        |(packed, aside), panel| {
+    // Few panels are shared out in small groups, so that threads end together.
+    let group = match panels.len() {
+        ..64 => GROUP / 2,
+        _ => GROUP,
+    };
+    panels.par_chunks(group).for_each_init(
+        || (vec![0u32; GROUP * PACKED], vec![0.0f32; TALL * WIDE]),
+        |(packed, aside), panels| {
             let place = &place;
             kernel.ready(|| {
+                let mut step = 0;
                 for (at, block) in blocks.iter().enumerate() {
-                    let steps = block.columns.len().div_ceil(PAIRED);
-                    let packed = &mut packed[..steps * STEP];
-                    pack(panel, block, packed);
-                    for row in (0..rows).step_by(WIDE) {
-                        let tall = (rows - row).min(WIDE);
-                        let whole = tall == WIDE && panel.columns.len() == WIDE;
-                        let left_rows = left.from(row, block.columns.start, steps * PAIRED);
-                        // SAFETY: `row` and the panel's columns are inside `out`, which was measured, and no other
-                        // thread has this panel.
-                        let start = unsafe { place.0.add(row * width + panel.columns.start) };
-                        let to = match whole {
-                            true => Target {
-                                start,
-                                stride: width,
-                                add: at > 0,
-                            },
-                            false => {
-                                // SAFETY: as above, for the rows and columns that there are.
-                                unsafe { load(start, width, tall, panel.columns.len(), aside) };
-                                Target {
-                                    start: aside.as_mut_ptr(),
-                                    stride: WIDE,
+                    let steps = block.steps();
+                    pack(panels, block, packed);
+                    for row in (0..left.rows()).step_by(TALL) {
+                        let rows = left.from(row, step, steps);
+                        for (panel, packed) in panels.iter().zip(packed.chunks_exact(PACKED)) {
+                            let shape = [(left.rows() - row).min(TALL), panel.columns.len()];
+                            // SAFETY: `row` and the panel's columns are inside `out`, which was measured, and no
+                            // other thread has this panel.
+                            unsafe {
+                                let to = Target {
+                                    start: place.0.add(row * width + panel.columns.start),
+                                    stride: width,
                                     add: at > 0,
-                                }
+                                };
+                                let packed = &packed[..steps * STEP];
+                                block_into(kernel, rows, packed, steps, to, shape, aside);
                             }
-                        };
-                        // SAFETY: `left_rows` and `packed` have `steps` steps, `to` is 32 × 32 numbers of this thread.
-                        unsafe {
-                            match kernel {
-                                Kernel::Amx => {
-                                    amx::block(left_rows, left.stride(), packed, steps, &to)
-                                }
-                                Kernel::Avx512 => {
-                                    avx512::block(left_rows, left.stride(), packed, steps, &to)
-                                }
-                            }
-                        }
-                        if !whole {
-                            // SAFETY: as for `load`.
-                            unsafe { store(start, width, tall, panel.columns.len(), aside) };
                         }
                     }
+                    step += steps;
                 }
             });
         },
     );
+}
+
+/// Up to 32 rows × 32 columns of a product.
+///
+/// # Safety
+/// `rows` and `packed` have `steps` steps; the numbers of `to` that `shape` has (rows, columns) may be read and written;
+/// the kernel is ready.
+unsafe fn block_into(
+    kernel: Kernel,
+    rows: &[u16],
+    packed: &[u32],
+    steps: usize,
+    to: Target,
+    [tall, wide]: [usize; 2],
+    aside: &mut [f32],
+) {
+    let whole = tall == TALL && wide == WIDE;
+    let place = match whole {
+        true => Target { ..to },
+        false => Target {
+            start: aside.as_mut_ptr(),
+            stride: WIDE,
+            add: to.add,
+        },
+    };
+    // SAFETY: as the caller promises; `aside` is 32 × 32 numbers.
+    unsafe {
+        if !whole && to.add {
+            load(to.start, to.stride, tall, wide, aside);
+        }
+        match kernel {
+            Kernel::Amx => amx::block(rows, packed, steps, &place),
+            Kernel::Avx512 => avx512::block(rows, packed, steps, &place),
+        }
+        if !whole {
+            store(to.start, to.stride, tall, wide, aside);
+        }
+    }
 }
 
 /// # Safety

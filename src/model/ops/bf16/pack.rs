@@ -1,5 +1,9 @@
 //! The right side of a product: weights as panels of 32 columns, 16 pairs of K at a time.
 
+use std::ops::Range;
+
+use super::super::vector::vectorised;
+use super::multiply::PACKED;
 use super::tile::{PAIRED, STEP, TILE, WIDE};
 use super::transpose::transpose;
 use crate::tensor::{Dtype, widen_into};
@@ -36,66 +40,113 @@ impl Weight<'_> {
             }
         }
     }
-}
 
-/// A panel of x·Wᵀ: its columns are the `rows` of the weight from `row` on (at most 32), and K its columns from
-/// `column` on. What a panel has beyond them is zero.
-pub(in super::super) fn along(
-    weight: &Weight<'_>,
-    row: usize,
-    rows: usize,
-    column: usize,
-    columns: usize,
-    panel: &mut [u32],
-) {
-    let steps = panel
-        .chunks_exact_mut(STEP)
-        .zip((0..columns).step_by(PAIRED));
-    for (step, k) in steps {
-        let numbers = (columns - k).min(PAIRED);
-        for (half, tile) in step.chunks_exact_mut(TILE * TILE).enumerate() {
-            let mut read = [[0u16; PAIRED]; TILE];
-            for (j, to) in read.iter_mut().enumerate() {
-                let j = half * TILE + j;
-                if j < rows {
-                    weight.read(row + j, column + k, &mut to[..numbers]);
-                }
-            }
-            transpose(&read, tile);
+    /// As [`Self::read`], as bytes.
+    fn read_bytes(&self, row: usize, column: usize, to: &mut [u8]) {
+        let mut numbers = [0u16; WIDE];
+        let numbers = &mut numbers[..to.len() / 2];
+        self.read(row, column, numbers);
+        for (to, x) in to.chunks_exact_mut(2).zip(numbers) {
+            to.copy_from_slice(&x.to_le_bytes());
         }
     }
 }
 
-/// A panel of dy·W: its columns are the `columns` of the weight from `column` on (at most 32), and K its `rows` from
-/// `row` on. What a panel has beyond them is zero.
-pub(in super::super) fn across(
+/// A panel of x·Wᵀ: its columns are `rows` of the weight (at most 32), and K its `columns`. What a panel has beyond them
+/// is zero.
+pub(in super::super) fn along(
     weight: &Weight<'_>,
-    row: usize,
-    rows: usize,
-    column: usize,
-    columns: usize,
+    rows: Range<usize>,
+    columns: Range<usize>,
     panel: &mut [u32],
 ) {
-    let steps = panel.chunks_exact_mut(STEP).zip((0..rows).step_by(PAIRED));
+    let narrow = weight.dtype == Dtype::BF16;
+    let steps = panel
+        .chunks_exact_mut(STEP)
+        .zip(columns.clone().step_by(PAIRED));
     for (step, k) in steps {
-        for pair in 0..TILE {
-            let mut read = [[0u16; WIDE]; 2];
-            for (at, to) in read.iter_mut().enumerate() {
-                let k = k + 2 * pair + at;
-                if k < rows {
-                    weight.read(row + k, column, &mut to[..columns]);
+        let numbers = (columns.end - k).min(PAIRED);
+        for (half, tile) in step.chunks_exact_mut(TILE * TILE).enumerate() {
+            let first = rows.start + half * TILE;
+            let mut read = [[0u8; 2 * PAIRED]; TILE];
+            let mut refs = [&[0u8; 2 * PAIRED]; TILE];
+            for (j, (to, from)) in read.iter_mut().zip(&mut refs).enumerate() {
+                let row = first + j;
+                if row >= rows.end {
+                    continue;
                 }
+                let start = 2 * (row * weight.columns + k);
+                *from = match weight.bytes.get(start..start + 2 * PAIRED) {
+                    Some(bytes) if narrow && numbers == PAIRED => match bytes.try_into() {
+                        Ok(bytes) => bytes,
+                        Err(_) => continue,
+                    },
+                    _ => {
+                        weight.read_bytes(row, k, &mut to[..2 * numbers]);
+                        to
+                    }
+                };
             }
-            let [low, high] = &read;
-            for half in 0..2 {
-                let start = half * TILE * TILE + pair * TILE;
-                let to = &mut step[start..start + TILE];
-                let numbers = low[half * TILE..].iter().zip(&high[half * TILE..]);
-                for (to, (low, high)) in to.iter_mut().zip(numbers) {
-                    *to = u32::from(*low) | u32::from(*high) << 16;
+            transpose(&refs, tile);
+        }
+    }
+}
+
+/// Panels of dy·W, each in its part of `packed`: the columns of one are `columns` of the weight (at most 32 each), and K
+/// its `rows`. What a panel has beyond them is zero. Neighbouring panels read the same lines of the memory, and are packed
+/// together.
+pub(in super::super) fn across(
+    weight: &Weight<'_>,
+    rows: Range<usize>,
+    panels: &[Range<usize>],
+    packed: &mut [u32],
+) {
+    for (number, k) in rows.clone().step_by(PAIRED).enumerate() {
+        for (columns, panel) in panels.iter().zip(packed.chunks_exact_mut(PACKED)) {
+            let step = &mut panel[number * STEP..(number + 1) * STEP];
+            if weight.dtype == Dtype::BF16 && columns.len() == WIDE && k + PAIRED <= rows.end {
+                let start = 2 * (k * weight.columns + columns.start);
+                pairs(&weight.bytes[start..], 2 * weight.columns, step);
+                continue;
+            }
+            for pair in 0..TILE {
+                let mut read = [[0u8; 2 * WIDE]; 2];
+                for (at, to) in read.iter_mut().enumerate() {
+                    let k = k + 2 * pair + at;
+                    if k < rows.end {
+                        weight.read_bytes(k, columns.start, &mut to[..2 * columns.len()]);
+                    }
+                }
+                for half in 0..2 {
+                    let start = half * TILE * TILE + pair * TILE;
+                    let [low, high] = read.each_ref().map(|r| &r[half * PAIRED..]);
+                    interleave(low, high, &mut step[start..start + TILE]);
                 }
             }
         }
+    }
+}
+
+vectorised! {
+    /// A step of a panel: 32 rows of 32 bf16 numbers, `stride` bytes apart.
+    fn pairs(bytes: &[u8], stride: usize, step: &mut [u32]) -> () {
+        let (left, right) = step.split_at_mut(TILE * TILE);
+        let halves = left.chunks_exact_mut(TILE).zip(right.chunks_exact_mut(TILE));
+        for (pair, (left, right)) in halves.enumerate() {
+            let low = &bytes[2 * pair * stride..][..2 * WIDE];
+            let high = &bytes[(2 * pair + 1) * stride..][..2 * WIDE];
+            interleave(&low[..PAIRED], &high[..PAIRED], left);
+            interleave(&low[PAIRED..], &high[PAIRED..], right);
+        }
+    }
+}
+
+/// Pairs of two rows' bf16 numbers.
+#[inline(always)]
+fn interleave(low: &[u8], high: &[u8], to: &mut [u32]) {
+    let numbers = low.chunks_exact(2).zip(high.chunks_exact(2));
+    for (to, (low, high)) in to.iter_mut().zip(numbers) {
+        *to = u32::from_le_bytes([low[0], low[1], high[0], high[1]]);
     }
 }
 
@@ -124,7 +175,7 @@ mod tests {
                 half::bf16::from_bits(bits as u16).to_f32()
             };
             let mut panel = vec![7; 3 * STEP];
-            along(&weight, 30, 20, 5, 70, &mut panel);
+            along(&weight, 30..50, 5..75, &mut panel);
             for (k, j) in (0..96).flat_map(|k| (0..32).map(move |j| (k, j))) {
                 let want = if k < 70 && j < 20 {
                     values[(30 + j) * columns + 5 + k]
@@ -133,15 +184,17 @@ mod tests {
                 };
                 assert_eq!(number(&panel, k, j), want, "{k} {j}");
             }
-            let mut panel = vec![7; 2 * STEP];
-            across(&weight, 3, 40, 64, 11, &mut panel);
-            for (k, j) in (0..64).flat_map(|k| (0..32).map(move |j| (k, j))) {
-                let want = if k < 40 && j < 11 {
-                    values[(3 + k) * columns + 64 + j]
-                } else {
-                    0.0
-                };
-                assert_eq!(number(&panel, k, j), want, "{k} {j}");
+            let mut packed = vec![7; 2 * PACKED];
+            across(&weight, 3..43, &[32..64, 64..75], &mut packed);
+            for (first, len, panel) in [(32, 32, &packed[..]), (64, 11, &packed[PACKED..])] {
+                for (k, j) in (0..64).flat_map(|k| (0..32).map(move |j| (k, j))) {
+                    let want = if k < 40 && j < len {
+                        values[(3 + k) * columns + first + j]
+                    } else {
+                        0.0
+                    };
+                    assert_eq!(number(panel, k, j), want, "{k} {j}");
+                }
             }
         }
     }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::kernel::Kernel;
 use super::left::Left;
-use super::multiply::{Block, Panel, multiply};
+use super::multiply::{Block, PACKED, Panel, multiply};
 use super::pack::{Weight, across, along};
 
 /// Rows of a weight: as many columns of a product.
@@ -30,21 +30,16 @@ pub(in super::super) fn product(
         }
     }
     let blocks: Vec<Block> = Block::cut(0..in_features, 0).collect();
-    let pack = |panel: &Panel, block: &Block, packed: &mut [u32]| {
-        let (number, row) = panel.source;
-        let k = block.columns.clone();
-        along(
-            &pieces[number].0,
-            row,
-            panel.columns.len(),
-            k.start,
-            k.len(),
-            packed,
-        );
+    let pack = |panels: &[Panel], block: &Block, packed: &mut [u32]| {
+        for (panel, packed) in panels.iter().zip(packed.chunks_exact_mut(PACKED)) {
+            let (number, row) = panel.source;
+            let rows = row..row + panel.columns.len();
+            along(&pieces[number].0, rows, block.columns.clone(), packed);
+        }
     };
     multiply(
         kernel,
-        &Left::of(x, in_features),
+        &Left::of(x, in_features, &blocks, None),
         &panels,
         &blocks,
         &pack,
@@ -53,11 +48,13 @@ pub(in super::super) fn product(
     );
 }
 
-/// dy·W into `dx`, tokens × in, overwritten; dy is tokens × `width`, the rows of all pieces.
+/// dy·W into `dx`, tokens × in, overwritten; dy is tokens × `width`, the rows of all pieces, and each of its rows is
+/// multiplied by its scale first, where there are scales.
 pub(in super::super) fn backward(
     kernel: Kernel,
     dy: &[f32],
     width: usize,
+    scales: Option<&[f32]>,
     pieces: &[Rows<'_>],
     dx: &mut [f32],
 ) {
@@ -74,22 +71,16 @@ pub(in super::super) fn backward(
         blocks.extend(Block::cut(column..column + rows.len(), number));
         column += rows.len();
     }
-    let pack = |panel: &Panel, block: &Block, packed: &mut [u32]| {
+    let pack = |panels: &[Panel], block: &Block, packed: &mut [u32]| {
         let (number, row) = block.source;
         let (weight, rows) = &pieces[number];
-        let j = panel.columns.clone();
-        across(
-            weight,
-            rows.start + row,
-            block.columns.len(),
-            j.start,
-            j.len(),
-            packed,
-        );
+        let first = rows.start + row;
+        let columns: Vec<_> = panels.iter().map(|p| p.columns.clone()).collect();
+        across(weight, first..first + block.columns.len(), &columns, packed);
     };
     multiply(
         kernel,
-        &Left::of(dy, width),
+        &Left::of(dy, width, &blocks, scales),
         &panels,
         &blocks,
         &pack,

@@ -6,6 +6,8 @@ pub(super) const TILE: usize = 16;
 pub(super) const PAIRED: usize = 2 * TILE;
 /// Columns of a panel: two tiles.
 pub(super) const WIDE: usize = 2 * TILE;
+/// Rows of the left side that are multiplied at a time: two tiles.
+pub(super) const TALL: usize = 2 * TILE;
 /// 32-bit pairs of a panel for one step: two tiles, each 16 pairs × 16 columns.
 pub(super) const STEP: usize = 2 * TILE * TILE;
 

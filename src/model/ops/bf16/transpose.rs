@@ -4,7 +4,7 @@
 use super::tile::{PAIRED, TILE};
 
 /// `to[16 p + j]` is pair p of row j.
-pub(super) fn transpose(rows: &[[u16; PAIRED]; TILE], to: &mut [u32]) {
+pub(super) fn transpose(rows: &[&[u8; 2 * PAIRED]; TILE], to: &mut [u32]) {
     assert_eq!(to.len(), TILE * TILE);
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx512f") {
@@ -13,7 +13,7 @@ pub(super) fn transpose(rows: &[[u16; PAIRED]; TILE], to: &mut [u32]) {
     }
     for (p, to) in to.chunks_exact_mut(TILE).enumerate() {
         for (to, row) in to.iter_mut().zip(rows) {
-            *to = u32::from(row[2 * p]) | u32::from(row[2 * p + 1]) << 16;
+            *to = u32::from_le_bytes([row[4 * p], row[4 * p + 1], row[4 * p + 2], row[4 * p + 3]]);
         }
     }
 }
@@ -22,7 +22,7 @@ pub(super) fn transpose(rows: &[[u16; PAIRED]; TILE], to: &mut [u32]) {
 /// `to` has 256 numbers.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn avx512(rows: &[[u16; PAIRED]; TILE], to: &mut [u32]) {
+unsafe fn avx512(rows: &[&[u8; 2 * PAIRED]; TILE], to: &mut [u32]) {
     use std::arch::x86_64::{
         __m512i, _mm512_loadu_si512, _mm512_setzero_si512, _mm512_shuffle_i32x4,
         _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
@@ -67,14 +67,14 @@ mod tests {
 
     #[test]
     fn pairs_go_where_they_belong() {
-        let mut rows = [[0u16; PAIRED]; TILE];
+        let mut rows = [[0u8; 2 * PAIRED]; TILE];
         for (j, row) in rows.iter_mut().enumerate() {
-            for (k, x) in row.iter_mut().enumerate() {
-                *x = (100 * j + k) as u16;
+            for (k, x) in row.chunks_exact_mut(2).enumerate() {
+                x.copy_from_slice(&((100 * j + k) as u16).to_le_bytes());
             }
         }
         let mut to = [0; TILE * TILE];
-        transpose(&rows, &mut to);
+        transpose(&rows.each_ref(), &mut to);
         for (at, pair) in to.iter().enumerate() {
             let (p, j) = (at / TILE, at % TILE);
             let low = (100 * j + 2 * p) as u32;

@@ -69,14 +69,15 @@ class Waste(TypedDict):
 class Quality(TypedDict):
     """What a form does to the adapter."""
 
-    kind: Literal["exact", "rounded", "fitted", "retrain"]
-    """Every number as it is; rounded to nearest; the closest tied adapter; trained anew."""
+    kind: Literal["exact", "rounded", "measured", "fitted", "retrain"]
+    """Every number as it is; rounded to nearest; other numbers, whose updates were compared; the closest tied adapter;
+    trained anew."""
 
     bound: NotRequired[float]
     """Of ``"rounded"``: the largest relative error of a number."""
 
     error: NotRequired[float | None]
-    """Of ``"fitted"`` the relative error of ΔW; of ``"retrain"`` as far as it was measured."""
+    """Of ``"measured"`` and ``"fitted"`` the relative error of ΔW; of ``"retrain"`` as far as it was measured."""
 
 
 class Scenario(TypedDict):
@@ -99,6 +100,10 @@ class Scenario(TypedDict):
 
     parameters: int | None
     """Numbers trained (retraining only)."""
+
+    bound_bytes: int | None
+    """Bytes that no code of Gaussian components needs less than at this error, and of what stays beside it (coded forms
+    only)."""
 
     quality: Quality
     """What it does to the adapter's quality."""
@@ -255,6 +260,9 @@ class FleetScenario(TypedDict):
     parameters: int | None
     """Numbers trained (retraining only)."""
 
+    bound_bytes: int | None
+    """As in Scenario.bound_bytes, of these adapters."""
+
     quality: Quality
     """What it does to the adapters' quality."""
 
@@ -329,8 +337,12 @@ class Audit(TypedDict):
     scenarios: list[FleetScenario]
     """Other forms."""
 
+    unmeasured: int
+    """Adapters of which the forms that have to be made in memory (coded, int8, truncated, fit) were not asked for: these
+    forms leave them as they are."""
+
     unfitted: list[Problem]
-    """LoRAs that were to be fitted and could not be: the form `fit` leaves them as they are."""
+    """Adapters of which such a form was asked for and could not be made: it leaves them as they are."""
 
     problems: list[Problem]
     """What could not be listed."""

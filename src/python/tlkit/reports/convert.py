@@ -346,6 +346,113 @@ class Calibration(TypedDict):
     """What that one is worth, in one sentence for people."""
 
 
+class CodedModule(TypedDict):
+    """One module of a coded adapter."""
+
+    module: str
+    """Its path in the base."""
+
+    rank_before: int
+
+    rank: int
+    """Terms that are coded; 0 for one that is left out."""
+
+    error: float
+    """Relative error of the update that a reader gets."""
+
+    norm: float
+    """Frobenius norm of the update."""
+
+
+class _Coded(TypedDict, total=False):
+    """What coding lost and saved; bits are for each number of the factors as they were."""
+
+    error: float
+    """Relative error of all coded updates together."""
+
+    numbers: int
+    """Numbers of the coded modules' factors before."""
+
+    file_bytes: int
+
+    coded_bytes: int
+
+    bits: float
+    """Bits of the whole file a number."""
+
+    bound: float
+    """Bits that no code of Gaussian components of these energies needs less than at this error."""
+
+    gap: float
+    """`bits` less `bound`."""
+
+    summary: str
+
+    modules: list[CodedModule]
+
+    kept: list[str]
+    """Modules kept as they were."""
+
+
+class Coded(_Coded):
+    """Report of peft_to_coded."""
+
+    file_bytes_before: int
+    """Bytes of the PEFT files."""
+
+    root: str
+    """The adapter's identity."""
+
+    notes: list[str]
+    """What was ignored, guessed or approximated on the way, for people."""
+
+    output: str
+    """The file written."""
+
+
+class CodedAdapter(TypedDict):
+    """One adapter of several that are coded together."""
+
+    error: float
+    """Relative error of its coded updates together."""
+
+    file_bytes: int
+    """Bytes of its file, without what it shares."""
+
+    modules: list[CodedModule]
+
+    kept: list[str]
+    """Modules kept as they were."""
+
+
+class CodedFleet(TypedDict):
+    """What coding several adapters together lost and saved; bits are for each number of the factors as they were."""
+
+    error: float
+
+    numbers: int
+    """Numbers of the factors before; shared ones count once."""
+
+    file_bytes: int
+    """Bytes of all files, and of what they share."""
+
+    shared_bytes: int
+    """Of these, what several of them share."""
+
+    coded_bytes: int
+
+    bits: float
+
+    bound: float
+
+    gap: float
+
+    summary: str
+
+    adapters: list[CodedAdapter]
+    """In the order given."""
+
+
 class Fitted(FitErrors):
     """Report of peft_to_tied_fit."""
 
@@ -369,6 +476,9 @@ class Fitted(FitErrors):
 
     calibration: NotRequired[Calibration]
     """The fit to texts, where one was asked for."""
+
+    coded: NotRequired[_Coded]
+    """What coding the fit added, where its factors are coded."""
 
 
 class ShrunkModule(TypedDict):
@@ -555,7 +665,10 @@ class SharedFactors(TypedDict):
     """In the order given."""
 
     pairs: list[PairFit]
-    """The shared pairs."""
+    """The shared pairs, as they were fitted."""
+
+    coded: NotRequired[CodedFleet]
+    """What coding added, where the factors are coded."""
 
     blob_bytes: int
     """Bytes of the blobs."""
@@ -612,54 +725,6 @@ class _Restored(TypedDict, total=False):
     root_before: str
 
     max_relative_error: float
-
-
-class CodedModule(TypedDict):
-    """One module of a coded adapter."""
-
-    module: str
-    """Its path in the base."""
-
-    rank_before: int
-
-    rank: int
-    """Terms that are coded; 0 for one that is left out."""
-
-    error: float
-    """Relative error of the update that a reader gets."""
-
-    norm: float
-    """Frobenius norm of the update."""
-
-
-class _Coded(TypedDict, total=False):
-    """What coding lost and saved; bits are for each number of the factors as they were."""
-
-    error: float
-    """Relative error of all coded updates together."""
-
-    numbers: int
-    """Numbers of the coded modules' factors before."""
-
-    file_bytes: int
-
-    coded_bytes: int
-
-    bits: float
-    """Bits of the whole file a number."""
-
-    bound: float
-    """Bits that no code of Gaussian components of these energies needs less than at this error."""
-
-    gap: float
-    """`bits` less `bound`."""
-
-    summary: str
-
-    modules: list[CodedModule]
-
-    kept: list[str]
-    """Modules kept as they were."""
 
 
 class Packed(_Restored, _Coded):

@@ -13,7 +13,23 @@ class StoreInfo(TypedDict):
     grace: int
 
 
-class Put(TypedDict):
+class Coded(TypedDict):
+    """What coding an adapter came to, where that was asked for and it was not coded already."""
+
+    error: NotRequired[float]
+    """Relative error of ΔW over all coded modules together, of the F32 values that a reader gets."""
+
+    coded_bytes: NotRequired[int]
+    """Bytes of the adapter as a ``.tl``, all of them."""
+
+    bits: NotRequired[float]
+    """Bits of that file for each number of the factors as they were."""
+
+    bound: NotRequired[float]
+    """Bits that no code of Gaussian components of these energies needs less than at this error."""
+
+
+class Put(Coded):
     """What came of a put."""
 
     adapter: str
@@ -79,7 +95,7 @@ class Pushed(TypedDict):
     """Bytes that were sent."""
 
 
-class Got(TypedDict):
+class Got(Coded):
     """What was written."""
 
     adapter: str
@@ -89,7 +105,7 @@ class Got(TypedDict):
     """The number of the version."""
 
     root: str
-    """The adapter's root."""
+    """The adapter's root: of a coded one, that of what was written."""
 
     bytes: int
     """Bytes written, without blobs."""
@@ -409,6 +425,68 @@ class Exported(TypedDict):
 
     output: str
     """The folder."""
+
+
+class ImportedRow(Coded):
+    """What came of one adapter."""
+
+    path: str
+    """Where it was."""
+
+    adapter: str | None
+    """`USER/TASK`, where its path tells it."""
+
+    version: int | None
+    """The number of its version; none in a dry run."""
+
+    root: str | None
+    """The root of what is stored."""
+
+    unchanged: bool
+    """Whether the last version was this adapter already."""
+
+    bytes: int
+    """Logical bytes of what is stored."""
+
+    written: int
+    """Bytes of the objects that were written."""
+
+    code: str | None
+    """The code of what is wrong, where it could not be put."""
+
+    message: str | None
+    """What is wrong."""
+
+
+class Imported(TypedDict):
+    """What was imported."""
+
+    tenants: int
+    """Number of tenants that they are of."""
+
+    put: int
+    """Adapters that were put, or would be."""
+
+    unchanged: int
+    """Adapters that the store had already."""
+
+    failed: int
+    """Adapters that could not be put."""
+
+    bytes: int
+    """Logical bytes of all that are in the store, or would be."""
+
+    written: int
+    """Bytes of the objects that were written."""
+
+    largest_error: float | None
+    """The largest error of one that was coded."""
+
+    dry_run: bool
+    """Whether nothing was put, since that was asked for."""
+
+    rows: list[ImportedRow]
+    """One for each adapter, by path."""
 
 
 class ServedVersion(TypedDict):

@@ -28,7 +28,8 @@ pub(crate) struct Audit {
     /// Compress the weights of the first N adapters (all without N) to see what zstd saves
     #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "18446744073709551615")]
     pub(crate) measure: Option<usize>,
-    /// Fit the closest tied adapter to the LoRAs among the first N adapters (all without N), and tell its bytes and error
+    /// Make other forms of the first N adapters (all without N) in memory, and tell their bytes and error: coded at 1, 5
+    /// and 10 %, int8, truncated, the closest tied adapter
     #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "18446744073709551615")]
     pub(crate) fit: Option<usize>,
     /// Write one line for each adapter

@@ -38,10 +38,10 @@ pub(crate) enum Convert {
 #[command(group = ArgGroup::new("some_base").args(["base", "model"]).multiple(true))]
 pub(crate) struct PeftToTied {
     /// PEFT directory: adapter_config.json with adapter_model.safetensors or adapter_model.bin; several
-    /// with --share
+    /// with --share, and with --untied --coded
     #[arg(required = true, value_name = "ADAPTER", value_hint = ValueHint::DirPath)]
     pub(crate) adapters: Vec<PathBuf>,
-    /// The .tl file to write; with --share the folder
+    /// The .tl file to write; of several adapters the folder
     #[arg(short, long, value_name = "FILE", required_unless_present = "curve", value_hint = ValueHint::FilePath)]
     pub(crate) output: Option<PathBuf>,
     /// The base model: records its fingerprint, and answers what VeRA adapters leave open
@@ -90,7 +90,7 @@ impl PeftToTied {
 #[command(next_help_heading = "Sharing A and B between adapters")]
 pub(crate) struct Sharing {
     /// Fit one A and B for all adapters, each with its own u: thin files DIR/NAME.tl over DIR/blobs
-    #[arg(long, requires = "fit", conflicts_with = "calibrate")]
+    #[arg(long, requires = "fit", conflicts_with_all = ["calibrate", "untied"])]
     pub(crate) share: bool,
     /// Leave an adapter apart, as it is, where sharing would leave it with a larger relative error
     #[arg(long, value_name = "X", requires = "share", default_value = "0.5")]
@@ -105,27 +105,26 @@ pub(crate) struct Sharing {
 
 /// Fitting a tied adapter.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Fitting")]
+#[command(next_help_heading = "Fitting", group = ArgGroup::new("limit").args(["rank", "tolerance", "max_bytes", "curve", "error"]).multiple(true))]
 pub(crate) struct Fit {
     /// Write the closest tied adapter instead, and say what is lost
-    #[arg(long, requires = "budget")]
+    #[arg(long, requires = "limit")]
     pub(crate) fit: bool,
     /// Rank of the fitted tie groups; with --untied the highest of a module
-    #[arg(long, value_name = "R", group = "budget", requires = "fit", value_parser = positive())]
+    #[arg(long, value_name = "R", requires = "fit", conflicts_with_all = ["tolerance", "curve"], value_parser = positive())]
     pub(crate) rank: Option<u64>,
     /// The smallest rank with at most this relative error, for each tie group (with --untied for all
     /// modules together): 0.05
-    #[arg(long, value_name = "X", group = "budget", requires = "fit")]
+    #[arg(long, value_name = "X", requires = "fit", conflicts_with_all = ["max_bytes", "curve"])]
     pub(crate) tolerance: Option<f64>,
-    /// The ranks that give a file of at most so many bytes (before --zstd): 300kB
-    #[arg(long, value_name = "BYTES", group = "budget", requires = "fit", value_parser = byte_count)]
+    /// The ranks that give a file of at most so many bytes (before --zstd): 300kB; with --coded the smallest error
+    #[arg(long, value_name = "BYTES", requires = "fit", conflicts_with = "curve", value_parser = byte_count)]
     pub(crate) max_bytes: Option<u64>,
     /// Write no adapter; show error against bytes for many ranks, beside LoRAs of the same bytes, and
     /// draw it as FILE.svg
     #[arg(
         long,
         value_name = "FILE.svg",
-        group = "budget",
         requires = "fit",
         conflicts_with_all = ["output", "calibrate"],
         num_args = 0..=1,
@@ -134,8 +133,20 @@ pub(crate) struct Fit {
     )]
     pub(crate) curve: Option<Option<PathBuf>>,
     /// Write the closest LoRA instead, where tying does not pay: untied, every module at the rank it needs
-    #[arg(long, requires = "fit", conflicts_with_all = ["curve", "joint", "core", "quick", "calibrate", "share"])]
+    #[arg(long, requires = "fit", conflicts_with_all = ["curve", "joint", "core", "quick", "calibrate"])]
     pub(crate) untied: bool,
+    /// Code the factors, in the fewest bytes that --error or --max-bytes allows: with --untied the LoRA's terms,
+    /// else those of the fit at --rank or --tolerance; of several adapters into a folder, all at one level
+    #[arg(long, requires = "fit", conflicts_with_all = ["curve", "dtype"])]
+    pub(crate) coded: bool,
+    /// With --coded: at most this relative error that coding adds, over all modules together: 0.05
+    #[arg(
+        long,
+        value_name = "X",
+        requires = "coded",
+        conflicts_with = "max_bytes"
+    )]
+    pub(crate) error: Option<f64>,
     /// Fit query, key and value as one tie group, which shares A and u
     #[arg(long, requires = "fit")]
     pub(crate) joint: bool,
@@ -148,7 +159,7 @@ pub(crate) struct Fit {
     #[arg(long, value_name = "TYPE", requires = "fit", default_value = "f32", conflicts_with_all = ["max_bytes", "curve", "calibrate", "share"], value_parser = storage_dtype)]
     pub(crate) dtype: Dtype,
     /// Give every layer a core, a rank × rank matrix, in place of u: B·C·A
-    #[arg(long, requires = "fit", conflicts_with_all = ["max_bytes", "curve", "calibrate", "share"])]
+    #[arg(long, requires = "fit", conflicts_with_all = ["curve", "calibrate", "share"])]
     pub(crate) core: bool,
 }
 

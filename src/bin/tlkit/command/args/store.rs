@@ -40,6 +40,8 @@ pub(crate) enum Store {
     Quota(Quota),
     /// Write the last version of every adapter into a folder
     Export(Export),
+    /// Put every adapter below some folders, each under the name that its path tells
+    Import(Import),
     /// Push an adapter to a registry, as a ModelPack artefact
     Push(Push),
     /// Pull an adapter from a registry, as a new version of USER/TASK
@@ -75,6 +77,9 @@ pub(crate) struct Put {
     /// Refuse an adapter that lacks tensors of modules which its config and the base say are adapted
     #[arg(long, requires = "base")]
     pub(crate) strict: bool,
+    /// Code its numbers at this error of all updates together, as pack does: 0.05. What is stored is the coded adapter
+    #[arg(long, value_name = "X")]
+    pub(crate) code: Option<f64>,
     /// Sign adapter, name and version with this Ed25519 key (PKCS#8 PEM)
     #[arg(long, value_name = "KEY.pem", value_hint = ValueHint::FilePath)]
     pub(crate) sign: Option<PathBuf>,
@@ -99,6 +104,9 @@ pub(crate) struct Get {
     /// With --thin, where the published blobs are written that are left out
     #[arg(long, value_name = "DIR", requires = "thin", value_hint = ValueHint::DirPath)]
     pub(crate) blobs: Option<PathBuf>,
+    /// Code its numbers at this error of all updates together, as pack does: 0.05. What is written has a root of its own
+    #[arg(long, value_name = "X")]
+    pub(crate) code: Option<f64>,
     /// Compress tensors with zstd; the root stays the same
     #[arg(long, conflicts_with_all = ["portable", "base_name", "base"])]
     pub(crate) zstd: bool,
@@ -315,6 +323,9 @@ pub(crate) struct Export {
     /// Leave out seeded tensors, and keep published blobs once, in DIR/blobs
     #[arg(long)]
     pub(crate) thin: bool,
+    /// Code each adapter's numbers at this error of all its updates together, as pack does: 0.05
+    #[arg(long, value_name = "X", conflicts_with_all = ["peft", "portable", "base_name", "base"])]
+    pub(crate) code: Option<f64>,
     /// Write PEFT directories for servers: DIR/USER/TASK leads to the adapter's last version. What is there
     /// already is brought up to date, and what the store has no more goes
     #[arg(long, conflicts_with_all = ["thin", "force"])]
@@ -336,6 +347,35 @@ pub(crate) struct Export {
     /// Replace existing files; links and devices never are
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+/// One that fails is a row with its error, and the others go on. A run that was stopped may be started again: an adapter that is
+/// the last version of its name already is not stored again.
+#[derive(Debug, Args)]
+#[command(after_help = URLS)]
+pub(crate) struct Import {
+    /// The store
+    pub(crate) url: String,
+    /// Folders with adapters, or .tl files
+    #[arg(required = true, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub(crate) paths: Vec<PathBuf>,
+    /// Where user and task stand in a path below PATH: {user}/{task}, {task}-{user}, x/*/{user}
+    #[arg(
+        long,
+        value_name = "TEMPLATE",
+        conflicts_with = "owners",
+        required_unless_present = "owners"
+    )]
+    pub(crate) template: Option<String>,
+    /// CSV with the columns path, user and task
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) owners: Option<PathBuf>,
+    /// Code each adapter's numbers at this error of all its updates together, as pack does: 0.05
+    #[arg(long, value_name = "X")]
+    pub(crate) code: Option<f64>,
+    /// Read and code everything, and put nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 fn seconds(text: &str) -> Result<u64, String> {

@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tlkit::audit::{
     AuditOptions, FleetScenario, Form, Group, Owners, Problem, Quality, Report, Total,
@@ -50,11 +50,7 @@ fn check_outputs(args: &Audit) -> Result<Existing> {
 }
 
 pub(crate) fn audit(args: &Audit, output: &Output) -> Result<Outcome> {
-    let owners = match (&args.template, &args.owners) {
-        (Some(template), _) => template.parse()?,
-        (None, Some(file)) => Owners::from_csv(file)?,
-        (None, None) => Owners::Unknown,
-    };
+    let owners = owners(args.template.as_deref(), args.owners.as_deref())?;
     let existing = check_outputs(args)?;
     let report = with_progress("adapters", Work::SomeItems, |progress| {
         let mut options = AuditOptions::default();
@@ -89,6 +85,15 @@ pub(crate) fn audit(args: &Audit, output: &Output) -> Result<Outcome> {
     }
     output.note(&message);
     Ok(Outcome::Success)
+}
+
+/// Where users and tasks come from.
+pub(super) fn owners(template: Option<&str>, table: Option<&Path>) -> Result<Owners> {
+    match (template, table) {
+        (Some(template), _) => template.parse(),
+        (None, Some(file)) => Owners::from_csv(file),
+        (None, None) => Ok(Owners::Unknown),
+    }
 }
 
 fn text(report: &Report) -> String {
@@ -352,7 +357,7 @@ fn scenarios(report: &Report) -> String {
     let fit = match report.scenarios.iter().any(measured) {
         true => {
             "\ncoded, int8, truncated, fit: made in memory, off by so much of the updates. coded-5 is pack --error 0.05,\n\
-             int8 pack --dtype i8, truncated-5 convert peft-to-tied --fit --untied --tolerance 0.05 --dtype f16, fit\n\
+             int8 pack --dtype int8, truncated-5 convert peft-to-tied --fit --untied --tolerance 0.05 --dtype f16, fit\n\
              the closest tied adapter at each LoRA's rank (convert peft-to-tied --fit)."
         }
         false => "",

@@ -32,10 +32,13 @@ pub(crate) fn peft_to_tied(args: &PeftToTied, output: &Output) -> Result<Outcome
     if args.sharing.share {
         return super::share::run(args, &options, output);
     }
+    if args.fit.coded && args.fit.untied && args.adapters.len() > 1 {
+        return super::fit::fleet(args, &options, output);
+    }
     let [adapter] = &args.adapters[..] else {
         let error = Error::new(
             Code::Usage,
-            "several adapters make one output only with --share",
+            "several adapters make one output only with --share, or --untied and --coded",
         );
         return Err(error.hint("convert them one by one"));
     };
@@ -71,7 +74,8 @@ fn check_tied(args: &PeftToTied) -> Result<()> {
         check_output(picture, Kind::File, args.force, &inputs)?;
     }
     if let (Some(output), None) = (&args.output, &args.fit.curve) {
-        let kind = match args.sharing.share {
+        let several = args.fit.coded && args.fit.untied && args.adapters.len() > 1;
+        let kind = match args.sharing.share || several {
             true => Kind::SharedAdapters,
             false => Kind::File,
         };

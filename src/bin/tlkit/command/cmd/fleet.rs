@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use tlkit::convert::ToTiedOptions;
+use tlkit::fit::CodeTarget;
 use tlkit::fleet::{self, ExportOptions, Exported};
 use tlkit::fs::check_outside;
 use tlkit::store::{
@@ -294,6 +295,7 @@ pub(crate) fn export(args: &args::Export, output: &Output) -> Result<Outcome> {
     let mut options = ExportOptions::default();
     options.user = user(args.user.as_ref())?;
     options.thin = args.thin;
+    options.code = args.code.map(CodeTarget::Error);
     options.existing = existing(args.force);
     check_outside(&args.output, Path::new(&args.url), "the store")?;
     let mut store = Opened::open(&args.url, output)?;

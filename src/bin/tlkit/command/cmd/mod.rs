@@ -18,6 +18,7 @@ pub(crate) mod fleet;
 pub(crate) mod foreign;
 pub(crate) mod generate;
 pub(crate) mod gguf;
+pub(crate) mod import;
 pub(crate) mod inspect;
 pub(crate) mod merge;
 mod opened;

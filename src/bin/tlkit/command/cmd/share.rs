@@ -9,6 +9,7 @@ use tlkit::fit::{
 };
 use tlkit::{Code, Error, Result};
 
+use super::fit::{coded_rows, target};
 use super::show;
 use crate::command::args::PeftToTied;
 use crate::command::output::{Outcome, Output, bytes, change, fields, relative_error, table};
@@ -23,7 +24,8 @@ pub(super) fn run(
     let mut how = ShareOptions::new(usize::try_from(rank).unwrap_or(usize::MAX));
     how.joint = args.fit.joint;
     how.max_error = args.sharing.apart;
-    let report = peft_to_tied_shared(&args.adapters, args.output()?, options, &how)?;
+    let target = target(&args.fit)?;
+    let report = peft_to_tied_shared(&args.adapters, args.output()?, options, &how, target)?;
     for note in &report.notes {
         output.note(note);
     }
@@ -60,11 +62,15 @@ fn shared_text(r: &ToShared) -> String {
     };
     let header = ["adapter", "error", "bytes", ""];
     let adapters = table(&header, &[1, 2], r.adapters.iter().map(adapter));
-    let rows = [
+    let mut rows = Vec::new();
+    if let Some(c) = &r.coded {
+        rows.extend(coded_rows(c.error, c.bits, c.bound));
+    }
+    rows.extend([
         ("blobs", bytes(r.blob_bytes)),
         ("bytes", change(r.bytes_before, r.bytes)),
         ("output", show(&r.output)),
-    ];
+    ]);
     format!(
         "{}.\n\n{pairs}\n\n{adapters}\n\n{}",
         r.summary,

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use serde::Serialize;
 use tlkit::convert::ToTiedOptions;
 use tlkit::digest::Digest;
-use tlkit::fleet::{self, Chain, Form, GetOptions, Got};
+use tlkit::fit::CodeTarget;
+use tlkit::fleet::{self, Chain, CodedAs, Form, GetOptions, Got};
 use tlkit::fs::{Output as Kind, check_outside};
 use tlkit::safetensors::Checkpoint;
 use tlkit::store::{
@@ -17,7 +18,7 @@ use tlkit::{Code, Error, Result};
 use super::opened::Opened;
 use super::{blob_source, check_output, existing, open_base, show};
 use crate::command::args;
-use crate::command::output::{Outcome, Output, bytes, fields, plural, table, time};
+use crate::command::output::{Outcome, Output, bytes, fields, plural, relative_error, table, time};
 
 pub(crate) fn init(args: &args::Init, output: &Output) -> Result<Outcome> {
     let store = Store::init(&args.url, args.grace)?;
@@ -52,13 +53,38 @@ pub(crate) fn put(args: &args::Put, output: &Output) -> Result<Outcome> {
     let mut options = ToTiedOptions::default();
     options.base = base.as_ref();
     options.strict = args.strict;
-    let (package, notes) = fleet::package_any(&args.adapter, &options, &Chain(&*folder, &own))?;
+    let blobs = Chain(&*folder, &own);
+    let target = args.code.map(CodeTarget::Error);
+    let (package, coded, notes) = fleet::package_coded(&args.adapter, &options, &blobs, target)?;
     for note in &notes {
         output.note(note);
     }
     let report = store.put(&name, &package, signer.as_ref())?;
-    store.report(&report, || fields(&put_rows(&report)))?;
+    #[derive(Serialize)]
+    struct Report {
+        #[serde(flatten)]
+        put: PutReport,
+        #[serde(flatten)]
+        coded: Option<CodedAs>,
+    }
+    let report = Report { put: report, coded };
+    store.report(&report, || {
+        let mut rows = put_rows(&report.put);
+        rows.extend(coded.iter().flat_map(coded_rows));
+        fields(&rows)
+    })?;
     Ok(Outcome::Success)
+}
+
+/// What coding lost, and how near the bound it is.
+fn coded_rows(coded: &CodedAs) -> [(&'static str, String); 2] {
+    let bits = format!(
+        "{} as a .tl, {:.2} bits a number; no code of Gaussian components needs less than {:.2}",
+        bytes(coded.coded_bytes),
+        coded.bits,
+        coded.bound
+    );
+    [("error", relative_error(coded.error)), ("coded", bits)]
 }
 
 pub(super) fn put_rows(r: &PutReport) -> Vec<(&'static str, String)> {
@@ -93,6 +119,7 @@ pub(crate) fn get(args: &args::Get, output: &Output) -> Result<Outcome> {
         _ => Form::Fat,
     };
     options.zstd = args.zstd;
+    options.code = args.code.map(CodeTarget::Error);
     options.existing = existing(args.force);
     options.trust = trust;
     options.portable = args.serving.portable;
@@ -141,6 +168,7 @@ fn got_text(got: &Got, args: &args::Get) -> String {
         }
         rows.push(("blobs", left_out));
     }
+    rows.extend(got.coded.iter().flat_map(coded_rows));
     rows.push(("output", show(&got.output)));
     fields(&rows)
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tlkit::convert::ToTiedOptions;
-use tlkit::fit::{Budget, FitOptions, peft_to_tied_fit, peft_to_untied};
+use tlkit::fit::{Budget, FitOptions, peft_to_coded_fit, peft_to_tied_fit, peft_to_untied};
 use tlkit::{Code, Error, Result};
 
 use super::calibrate::Texts;
@@ -21,7 +21,16 @@ pub(in crate::command::cmd) fn run(
     if let Some(picture) = &args.fit.curve {
         return super::curve::run(args, adapter, options, picture.as_deref(), output);
     }
-    let missing = || Error::new(Code::Usage, "--fit needs a budget");
+    let target = super::coded::target(&args.fit)?;
+    if let (Some(target), true) = (target, args.fit.untied) {
+        return super::coded::run(args, adapter, options, target, output);
+    }
+    let missing = || {
+        Error::new(
+            Code::Usage,
+            "--fit needs --rank, --tolerance or --max-bytes",
+        )
+    };
     let (budget, to) = (budget(&args.fit).ok_or_else(missing)?, args.output()?);
     if args.fit.untied {
         let report = peft_to_untied(adapter, to, options, budget, args.fit.dtype)
@@ -45,8 +54,11 @@ pub(in crate::command::cmd) fn run(
         };
         return super::calibrate::run((adapter, to), &of, options, &fit, output);
     }
-    let report = peft_to_tied_fit(adapter, to, options, &fit, args.fit.dtype)
-        .map_err(|e| e.file(adapter))?;
+    let report = match target {
+        Some(target) => peft_to_coded_fit(adapter, to, options, &fit, target),
+        None => peft_to_tied_fit(adapter, to, options, &fit, args.fit.dtype),
+    };
+    let report = report.map_err(|e| e.file(adapter))?;
     for note in &report.notes {
         output.note(note);
     }

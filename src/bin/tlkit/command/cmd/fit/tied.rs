@@ -2,6 +2,7 @@
 
 use tlkit::fit::{GroupFit, ToFitted};
 
+use super::coded::coded_rows;
 use crate::command::cmd::show;
 use crate::command::output::{change, fields, plural, relative_error, table};
 
@@ -72,6 +73,10 @@ pub(super) fn fitted_tables(r: &ToFitted) -> String {
         ("root", r.root.clone()),
         ("output", show(&r.output)),
     ];
+    if let Some(c) = &r.coded {
+        let at = rows.len() - 3;
+        rows.splice(at..at, coded_rows(c.error, c.bits, c.bound));
+    }
     if !r.fit.kept.is_empty() {
         rows.insert(5, ("kept", plural(r.fit.kept.len(), "module")));
     }
