@@ -88,6 +88,7 @@ fn curve_on(model: Model, steps: u64, method: Method, recompute: bool) -> Vec<f6
             warmup: steps / 10,
             total: steps,
         },
+        rates: Vec::new(),
         adamw: AdamWOptions {
             beta1: 0.9,
             beta2: 0.98,
