@@ -113,33 +113,41 @@ impl Plan<'_> {
         })
     }
 
-    /// Where an error is near the one asked for, but not within it: one in [`PART`] of the modules at another price. That
-    /// price is so near that what the others could have saved does not count.
+    /// Where an error is near the one asked for, but not within it: some of the modules at another price, which is so near
+    /// that what the others could have saved does not count.
     fn nudged(&self, mut found: Found, error: f64, fine: u8) -> Found {
-        const PART: usize = 5;
-        /// Most that the price of the part may be off from that of the others.
-        const FAR: f64 = 1.25;
+        const ROUNDS: usize = 3;
+        /// How far the price of these is from that of the others: as far as steps differ at least.
+        const FAR: f64 = 1.3;
+        /// Fewer modules are no choice.
+        const FEWEST: usize = 16;
         let wanted = (error * (1.0 + NEAR) / 2.0).powi(2) * self.square;
-        let near = found.error >= error * NEAR && found.error <= error;
-        let part = || (0..self.places.len()).step_by(PART);
-        let square: f64 = part().map(|i| found.coded[i].square).sum();
-        let missing = wanted - found.error.powi(2) * self.square;
-        // The square of the error is about as the price.
-        let factor = 1.0 + missing / square.max(f64::MIN_POSITIVE);
-        if near || !(1.0 / FAR..=FAR).contains(&factor) {
-            return found;
+        let all = self.places.len();
+        let (stride, mut done) = (coprime(all), 0);
+        for _ in 0..ROUNDS {
+            let near = found.error >= error * NEAR && found.error <= error;
+            let missing = wanted - found.square();
+            let factor = if missing > 0.0 { FAR } else { 1.0 / FAR };
+            // The square of the error is about as the price.
+            let square: f64 = found.coded.iter().map(|c| c.square).sum();
+            let share = missing / ((factor - 1.0) * square.max(f64::MIN_POSITIVE));
+            let count = (share * all as f64).round() as usize;
+            if near || all < FEWEST || count == 0 || done + count > all {
+                break;
+            }
+            let (steps, price) = (Steps { fine }, found.price * factor);
+            let one = |j: usize| {
+                let i = j * stride % all;
+                let module = &self.places[i].module;
+                (i, module.coded(price, steps, Some(&found.coded[i])))
+            };
+            let coded: Vec<_> = (done..done + count).into_par_iter().map(one).collect();
+            for (i, coded) in coded {
+                found.coded[i] = coded;
+            }
+            done += count;
+            found.error = (found.square() / self.square).sqrt();
         }
-        let (steps, price) = (Steps { fine }, found.price * factor);
-        let one = |i: usize| {
-            let module = &self.places[i].module;
-            (i, module.coded(price, steps, Some(&found.coded[i])))
-        };
-        let numbers: Vec<usize> = part().collect();
-        let coded: Vec<_> = numbers.into_par_iter().map(one).collect();
-        for (i, coded) in coded {
-            found.coded[i] = coded;
-        }
-        found.error = (found.square() / self.square).sqrt();
         found
     }
 
@@ -205,6 +213,14 @@ impl Plan<'_> {
             Error::new(Code::Usage, message).hint("give it more")
         })
     }
+}
+
+/// A stride that comes to all of so many places, far apart from one to the next.
+fn coprime(all: usize) -> usize {
+    let divides = |n: usize| (2..=n).any(|d| n.is_multiple_of(d) && all.is_multiple_of(d));
+    (all * 5 / 8..)
+        .find(|n| *n > 0 && !divides(*n))
+        .unwrap_or(1)
 }
 
 /// How far below the error is near enough.

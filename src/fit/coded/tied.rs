@@ -76,30 +76,11 @@ impl Tied {
         if !groups.iter().all(alike) {
             return Ok(None);
         }
-        let counts = groups.iter().map(|g| g.instances());
-        let layers = counts.scan(0, |end, n| {
-            let start = *end;
-            *end += n;
-            Some(start..*end)
-        });
-        let layers: Vec<Range<usize>> = layers.collect();
+        let layers = layer_ranges(groups);
         let count = layers.last().map_or(0, |l| l.end);
         let a = rows(&group.a, n)?;
         let b = transposed(&rows(&group.b, r)?);
-        let of_u =
-            |u: &Vec<f32>| Mat::from_fn(r, r, |i, k| if i == k { f64::from(u[k]) } else { 0.0 });
-        let of_core = |c: &Vec<f32>| Mat::from_fn(r, r, |i, k| f64::from(c[i * r + k]));
-        let cores: Vec<Mat<f64>> = match (&group.u, &group.core) {
-            (Some(_), _) => every(groups, |g| g.u.as_ref(), r)?
-                .iter()
-                .map(of_u)
-                .collect(),
-            (_, Some(_)) => every(groups, |g| g.core.as_ref(), r * r)?
-                .iter()
-                .map(of_core)
-                .collect(),
-            _ => vec![Mat::identity(r, r); count],
-        };
+        let cores = cores_of(groups, r, count)?;
         let v = match group.v {
             Some(_) => Some(every(groups, |g| g.v.as_ref(), m)?),
             None => None,
@@ -429,6 +410,35 @@ fn encoded(shape: Vec<usize>, axis: Axis, lines: &[Option<SideLine>]) -> Result<
 fn rows(factor: &Factor, width: usize) -> Result<Vec<Vec<f32>>> {
     let values = factor.tensor.to_f32()?;
     Ok(values.chunks(width).map(<[f32]>::to_vec).collect())
+}
+
+/// The layers of each group, one group after the other.
+fn layer_ranges(groups: &[&TieGroup]) -> Vec<Range<usize>> {
+    let counts = groups.iter().map(|g| g.instances());
+    let ranges = counts.scan(0, |end, n| {
+        let start = *end;
+        *end += n;
+        Some(start..*end)
+    });
+    ranges.collect()
+}
+
+/// What each layer has on the rank side: diag(u), a core, or 1.
+fn cores_of(groups: &[&TieGroup], r: usize, count: usize) -> Result<Vec<Mat<f64>>> {
+    let of_u = |u: &Vec<f32>| Mat::from_fn(r, r, |i, k| if i == k { f64::from(u[k]) } else { 0.0 });
+    let of_core = |c: &Vec<f32>| Mat::from_fn(r, r, |i, k| f64::from(c[i * r + k]));
+    let group = groups[0];
+    Ok(match (&group.u, &group.core) {
+        (Some(_), _) => {
+            let rows = every(groups, |g| g.u.as_ref(), r)?;
+            rows.iter().map(of_u).collect()
+        }
+        (_, Some(_)) => {
+            let rows = every(groups, |g| g.core.as_ref(), r * r)?;
+            rows.iter().map(of_core).collect()
+        }
+        _ => vec![Mat::identity(r, r); count],
+    })
 }
 
 /// The rows of a factor that every group has of its own.
