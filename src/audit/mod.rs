@@ -69,7 +69,7 @@ pub use plan::{FleetPlan, MODELS, PlanOptions, PlannedCode, PlannedMethod, model
 pub use problem::Problem;
 pub use report::{Context, FleetScenario, Group, Marginal, Report, Total};
 pub use row::{Format, Kind, Row, Waste};
-pub use run::{AuditOptions, audit, find};
+pub use run::{AuditOptions, Owned, audit, find};
 pub use scan::Other;
 pub use scenario::{Form, Quality, Scenario};
 pub use table::{COLUMNS, Cell, Column, write_csv};

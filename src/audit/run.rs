@@ -33,12 +33,15 @@ pub struct AuditOptions<'a> {
     pub progress: Progress<'a>,
 }
 
+/// Adapters with their owners, and what could not be listed.
+pub type Owned = (Vec<(PathBuf, Owner)>, Vec<Problem>);
+
 /// The adapters below the paths, those of stores left aside, by path, each with its owner as far as it is known; and
 /// what could not be listed.
 ///
 /// # Errors
 /// [`Code::NothingToAudit`]; [`Code::NotFound`] and [`Code::Io`] for the paths themselves.
-pub fn find(paths: &[PathBuf], owners: &Owners) -> Result<(Vec<(PathBuf, Owner)>, Vec<Problem>)> {
+pub fn find(paths: &[PathBuf], owners: &Owners) -> Result<Owned> {
     let scan = scan::scan(paths)?;
     if scan.found.is_empty() {
         return Err(nothing(paths));

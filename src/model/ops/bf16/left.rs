@@ -106,7 +106,7 @@ mod tests {
             for k in 0..96 {
                 let (step, at) = (k / PAIRED, k % PAIRED);
                 let column = if k < 64 { k } else { k - 24 };
-                let want = match (k < 40 || k >= 64) && column < 70 {
+                let want = match !(40..64).contains(&k) && column < 70 {
                     true => bf16::from_f32(x[row * 70 + column] * scale).to_bits(),
                     false => 0,
                 };
