@@ -30,6 +30,14 @@ pub(super) struct Class {
     pub(super) members: Vec<Member>,
 }
 
+impl Class {
+    /// Modules of all adapters in it.
+    pub(super) fn modules(&self) -> u64 {
+        let of = |m: &Member| m.group.instances() * m.group.targets.len();
+        self.members.iter().map(of).sum::<usize>() as u64
+    }
+}
+
 /// A group, and whose it is.
 struct Piece {
     input: usize,

@@ -1,6 +1,9 @@
 //! Several adapters as one, in memory.
 
+use std::collections::BTreeMap;
+
 use rayon::prelude::*;
+use serde::Serialize;
 
 use super::bases::{base_of, longest_base};
 use super::classes::{Apart, Class, classes};
@@ -18,22 +21,42 @@ use super::report::{CombineReport, CombinedPart};
 use super::size::check_size;
 use super::truncated::{Truncated, default_rank, truncated};
 use crate::adapter::error::ratio;
+use crate::adapter::provenance::{INPUTS, LONGEST_LIST};
 use crate::adapter::{Adapter, TieGroup};
 use crate::convert::coalesce;
+use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
 use crate::fit::Budget;
+use crate::progress::Progress;
 use crate::tensor::Dtype;
 
-/// Combines adapters of one base, in memory. The numbers are the same bytes for any number of threads.
+/// An adapter, as the provenance says it.
+#[derive(Serialize)]
+struct Input {
+    /// Its root, or the digest of its files.
+    adapter: String,
+    weight: f64,
+}
+
+/// How much there is to count: every module of every adapter, to be combined and to be measured.
+pub fn work(inputs: &[CombineInput]) -> u64 {
+    let modules = inputs.iter().map(|i| i.adapter.modules().len() as u64);
+    2 * modules.sum::<u64>()
+}
+
+/// Combines adapters of one base, in memory. The numbers are the same bytes for any number of threads. The result's
+/// provenance says the inputs' identities and weights; `progress` counts modules of the inputs, as many as [`work`] says.
 ///
 /// # Errors
 /// [`Code::Usage`] for options that make no sense, or nothing to combine; [`Code::AdaptersConflict`] for adapters of
 /// different bases, tensors that replace one of the base and are not the same in all, or two ranks where A is added to
 /// A; [`Code::UnsupportedTargetParameters`] for a truncation of experts; [`Code::ManifestLimit`] for a result beyond the
-/// limits; [`Code::NonFinite`]; those of [`TieGroup::low_rank`].
+/// limits; [`Code::NonFinite`]; those of [`TieGroup::low_rank`]; [`Code::Interrupted`]
+/// where `progress` is stopped.
 pub fn combine(
     inputs: &[CombineInput],
     options: &CombineOptions<'_>,
+    progress: Progress<'_>,
 ) -> Result<(Adapter, CombineReport)> {
     options.check()?;
     let inputs = prepared(inputs)?;
@@ -45,9 +68,10 @@ pub fn combine(
         extras: extras(&inputs, add)?,
         base: longest_base(&inputs, options.base.is_some()),
         task: task(&inputs),
+        provenance: provenance(&inputs)?,
         ..Adapter::default()
     };
-    let found = groups(&inputs, options, &result)?;
+    let found = groups(&inputs, options, &result, progress)?;
     result.groups = found.groups;
     if let Some(dtype) = options.dtype {
         result.groups = stored_as(result.groups, dtype)?;
@@ -60,7 +84,14 @@ pub fn combine(
     result.sort();
     result.base = base_of(&inputs, &result, options.base)?;
     result.validate()?;
-    let report = report(&inputs, options.method, &result, (found.bound, found.cut))?;
+    let all = measured(&inputs, &result, progress)?;
+    let report = report(
+        &inputs,
+        options.method,
+        &result,
+        all,
+        (found.bound, found.cut),
+    );
     Ok((result, report))
 }
 
@@ -88,6 +119,7 @@ fn groups(
     inputs: &[CombineInput],
     options: &CombineOptions<'_>,
     rest: &Adapter,
+    progress: Progress<'_>,
 ) -> Result<Truncated> {
     let whole = |groups| Truncated {
         groups,
@@ -105,21 +137,27 @@ fn groups(
     check_size(&classes, inputs)?;
     match options.method {
         CombineMethod::Cat => {
-            let of = |class: Class| exact(class.members, Numbers::Kept);
+            let of = |class: Class| {
+                progress.advance(class.modules())?;
+                exact(class.members, Numbers::Kept)
+            };
             let groups = classes.into_par_iter().map(of);
             let groups: Vec<Option<TieGroup>> = groups.collect::<Result<_>>()?;
             together(groups.into_iter().flatten().collect()).map(whole)
         }
         CombineMethod::Svd => {
             let default = (default_rank(inputs), dtype);
-            truncated(classes, options.budget, default, rest)
+            truncated(classes, options.budget, default, rest, progress)
         }
         method if method.is_on_delta() => {
             let budget = options.budget.unwrap_or(Budget::Rank(default_rank(inputs)));
-            of_deltas(&classes, &elementwise, (budget, dtype), rest)
+            of_deltas(&classes, &elementwise, (budget, dtype), rest, progress)
         }
         _ => {
-            let of = |class: &Class| of_factors(class, inputs, &elementwise);
+            let of = |class: &Class| {
+                progress.advance(class.modules())?;
+                of_factors(class, inputs, &elementwise)
+            };
             let groups = classes.par_iter().map(of).collect::<Result<_>>()?;
             together(groups).map(whole)
         }
@@ -155,6 +193,21 @@ fn stored_as(groups: Vec<TieGroup>, dtype: Dtype) -> Result<Vec<TieGroup>> {
     Ok(stored.into_iter().zip(groups).map(whole).collect())
 }
 
+/// Which adapters the result is made of: an identity does not say where a file was.
+fn provenance(inputs: &[CombineInput]) -> Result<BTreeMap<String, String>> {
+    let parts = inputs.iter().map(|i| Input {
+        adapter: i.identity.to_string(),
+        weight: i.weight,
+    });
+    let text = serde_json::to_string(&parts.collect::<Vec<_>>())
+        .map_err(|e| Error::new(Code::Usage, format!("the weights have no text: {e}")).cause(e))?;
+    let text = match text.len() <= LONGEST_LIST {
+        true => text,
+        false => Digest::of(text.as_bytes()).to_string(),
+    };
+    Ok(BTreeMap::from([(INPUTS.to_owned(), text)]))
+}
+
 /// The task that all adapters which say one say.
 fn task(inputs: &[CombineInput]) -> Option<String> {
     let mut tasks = inputs.iter().filter_map(|i| i.adapter.task.as_ref());
@@ -166,9 +219,9 @@ fn report(
     inputs: &[CombineInput],
     method: CombineMethod,
     result: &Adapter,
+    all: Vec<Measured>,
     (bound, cut): (Option<f64>, Option<f64>),
-) -> Result<CombineReport> {
-    let all = measured(inputs, result)?;
+) -> CombineReport {
     let sum = |of: fn(&Measured) -> f64| all.iter().map(of).sum::<f64>();
     let norm = sum(|m| m.square).sqrt();
     let error = ratio(sum(|m| m.off).sqrt(), norm);
@@ -191,7 +244,7 @@ fn report(
     if inputs.len() > 1 && common == 0 {
         notes.push("no module is in more than one of the adapters".into());
     }
-    Ok(CombineReport {
+    CombineReport {
         method,
         adapters: inputs.iter().map(part).collect(),
         error,
@@ -204,5 +257,5 @@ fn report(
         tensor_bytes_before: inputs.iter().map(|i| i.adapter.tensor_bytes()).sum(),
         tensor_bytes: result.tensor_bytes(),
         notes,
-    })
+    }
 }

@@ -11,6 +11,7 @@ use crate::adapter::{Adapter, Factor, Scaling, TieGroup};
 use crate::convert::coalesce;
 use crate::error::{Code, Error, Result};
 use crate::fit::{Budget, ranks_within};
+use crate::progress::Progress;
 use crate::tensor::{Dtype, Tensor, product};
 
 /// Elements of the largest ΔW that is made dense: those of embeddings of the largest vocabularies.
@@ -21,18 +22,21 @@ const ROWS: usize = 64;
 /// The groups of classes of one module each, within a budget.
 ///
 /// # Errors
-/// [`Code::ManifestLimit`] above [`MOST_ELEMENTS`]; [`Code::UnsupportedTargetParameters`] for experts; those of [`leading`] and [`ranks_within`].
+/// [`Code::ManifestLimit`] above [`MOST_ELEMENTS`]; [`Code::UnsupportedTargetParameters`] for experts; those of [`leading`] and
+/// [`ranks_within`]; that of `progress`.
 pub(super) fn of_deltas(
     classes: &[Class],
     method: &Elementwise,
     (budget, dtype): (Budget, Dtype),
     rest: &Adapter,
+    progress: Progress<'_>,
 ) -> Result<Truncated> {
     classes.iter().try_for_each(check)?;
     let ranks = match budget {
         Budget::Rank(rank) => vec![rank; classes.len()],
         _ => {
             let squares = classes.iter().map(|class| {
+                progress.check()?;
                 let first = &class.members[0].group;
                 let squares = singular_squares(&dense(class, method)?, first.in_features)?;
                 Ok((first, squares))
@@ -42,6 +46,7 @@ pub(super) fn of_deltas(
     };
     let (mut groups, mut off, mut square) = (Vec::new(), 0.0, 0.0);
     for (class, rank) in classes.iter().zip(ranks) {
+        progress.advance(class.modules())?;
         let delta = dense(class, method)?;
         let first = &class.members[0].group;
         let found = leading(&delta, first.in_features, rank)?;

@@ -9,6 +9,7 @@ use super::report::CombinedModule;
 use crate::adapter::error::{left_columns, product_norm, ratio, right_columns};
 use crate::adapter::{Adapter, LowRank, Module};
 use crate::error::Result;
+use crate::progress::Progress;
 
 /// A module of the sum: what each adapter has of it, and what the result has.
 #[derive(Default)]
@@ -27,8 +28,12 @@ pub(super) struct Measured {
 /// Every module of any adapter. Memory is that of one module's factors for each thread.
 ///
 /// # Errors
-/// Those of [`crate::adapter::TieGroup::low_rank`].
-pub(super) fn measured(inputs: &[CombineInput], result: &Adapter) -> Result<Vec<Measured>> {
+/// Those of [`crate::adapter::TieGroup::low_rank`]; that of `progress`.
+pub(super) fn measured(
+    inputs: &[CombineInput],
+    result: &Adapter,
+    progress: Progress<'_>,
+) -> Result<Vec<Measured>> {
     let mut modules: BTreeMap<String, Parts<'_>> = BTreeMap::new();
     for input in inputs {
         for module in input.adapter.modules() {
@@ -41,7 +46,10 @@ pub(super) fn measured(inputs: &[CombineInput], result: &Adapter) -> Result<Vec<
         modules.entry(label).or_default().result = Some(module);
     }
     let modules: Vec<(String, Parts<'_>)> = modules.into_iter().collect();
-    let of = |(name, parts): (String, Parts<'_>)| of_module(name, &parts, result);
+    let of = |(name, parts): (String, Parts<'_>)| {
+        progress.advance(parts.terms.len() as u64)?;
+        of_module(name, &parts, result)
+    };
     modules.into_par_iter().map(of).collect()
 }
 

@@ -7,6 +7,7 @@
 //! ```no_run
 //! use tlkit::combine::{CombineInput, CombineMethod, CombineOptions, combine_to};
 //! use tlkit::format::NoBlobs;
+//! use tlkit::progress::Progress;
 //!
 //! # fn main() -> tlkit::Result<()> {
 //! let mut inputs = Vec::new();
@@ -14,7 +15,7 @@
 //!     inputs.push(CombineInput::open(path.as_ref(), weight, None, &NoBlobs)?);
 //! }
 //! let options = CombineOptions::new(CombineMethod::Cat);
-//! let report = combine_to(&inputs, "both.tl".as_ref(), &options)?;
+//! let report = combine_to(&inputs, "both.tl".as_ref(), &options, Progress::new())?;
 //! println!("rank {}, off by {}", report.combined.rank, report.combined.error);
 //! # Ok(())
 //! # }
@@ -41,7 +42,7 @@ mod split;
 mod truncated;
 mod write;
 
-pub use combined::combine;
+pub use combined::{combine, work};
 pub use input::CombineInput;
 pub use method::CombineMethod;
 pub use options::CombineOptions;

@@ -7,7 +7,15 @@ use crate::adapter::{Adapter, Factor, ModuleKind, Scaling, ScalingRule, Target, 
 use crate::digest::Digest;
 use crate::error::{Code, Result};
 use crate::fit::Budget;
+use crate::progress::Progress;
 use crate::tensor::{Dtype, Tensor};
+
+fn combine(
+    inputs: &[CombineInput],
+    options: &CombineOptions<'_>,
+) -> Result<(Adapter, CombineReport)> {
+    super::combine(inputs, options, Progress::new())
+}
 
 /// Numbers that are the same for one seed, between −1 and 1.
 fn tensor(dtype: Dtype, shape: &[usize], seed: u32) -> Tensor {
@@ -407,7 +415,8 @@ fn svd_is_the_closest_within_its_budget() {
     assert!(combine(&inputs, &options).unwrap().1.error < 1e-6);
     options.budget = Some(Budget::Bytes(2600));
     let dir = tempfile::tempdir().unwrap();
-    let written = combine_to(&inputs, &dir.path().join("x.tl"), &options).unwrap();
+    let written = dir.path().join("x.tl");
+    let written = combine_to(&inputs, &written, &options, Progress::new()).unwrap();
     assert!(written.bytes <= 2600, "{}", written.bytes);
     let both = [tied(1, 2, Some(3), None), tied(8, 9, Some(4), None)]
         .map(|f| input("x", adapter(groups(&f)), 1.0));

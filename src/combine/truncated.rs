@@ -12,6 +12,7 @@ use crate::adapter::{Adapter, TieGroup};
 use crate::convert::{Found, Tied};
 use crate::error::Result;
 use crate::fit::{Budget, shrink};
+use crate::progress::Progress;
 use crate::tensor::Dtype;
 
 /// A fit takes errors below 1.
@@ -38,12 +39,13 @@ pub(super) fn default_rank(inputs: &[CombineInput]) -> usize {
 /// too, and unties it where it has a higher one.
 ///
 /// # Errors
-/// Those of [`exact`] and [`shrink`].
+/// Those of [`exact`] and [`shrink`]; that of `progress`.
 pub(super) fn truncated(
     classes: Vec<Class>,
     budget: Option<Budget>,
     (default, dtype): (usize, Dtype),
     rest: &Adapter,
+    progress: Progress<'_>,
 ) -> Result<Truncated> {
     let highest = match budget {
         Some(Budget::Rank(rank)) => rank,
@@ -51,6 +53,7 @@ pub(super) fn truncated(
     };
     let (mut kept, mut apart) = (Vec::new(), Vec::new());
     for class in classes {
+        progress.advance(class.modules())?;
         let over_layers = |m: &Member| m.group.layers.as_ref().is_some_and(|l| l.len() > 1);
         match class.members.iter().any(over_layers) {
             false => apart.push(class),
@@ -61,7 +64,10 @@ pub(super) fn truncated(
             },
         }
     }
-    let plain = |class: Class| exact(class.members, Numbers::Plain);
+    let plain = |class: Class| {
+        progress.check()?;
+        exact(class.members, Numbers::Plain)
+    };
     let sources: Vec<Option<TieGroup>> = apart.into_par_iter().map(plain).collect::<Result<_>>()?;
     let sources: Vec<TieGroup> = sources.into_iter().flatten().collect();
     let (fixed, cut) = (squared_norm(&kept)?, squared_norm(&sources)?);

@@ -10,6 +10,7 @@ use super::options::CombineOptions;
 use super::report::CombineReport;
 use crate::error::Result;
 use crate::format::write_tl;
+use crate::progress::Progress;
 
 /// Report of [`combine_to`].
 #[derive(Debug, Clone, Serialize)]
@@ -36,8 +37,9 @@ pub fn combine_to(
     inputs: &[CombineInput],
     output: &Path,
     options: &CombineOptions<'_>,
+    progress: Progress<'_>,
 ) -> Result<ToCombined> {
-    let (adapter, combined) = combine(inputs, options)?;
+    let (adapter, combined) = combine(inputs, options, progress)?;
     let written = write_tl(output, &adapter, &options.write)?;
     Ok(ToCombined {
         combined,

@@ -339,6 +339,12 @@ fn a_fingerprint_is_of_the_tensors_that_a_merge_changes() {
     renamed("other.layers").unwrap();
     let e = renamed("model.layers").unwrap_err();
     assert_eq!(e.code(), Code::FingerprintMismatch);
+    let silent = Adapter {
+        base: None,
+        ..one.clone()
+    };
+    let e = check_fingerprint(&silent, &base, &[]).unwrap_err();
+    assert_eq!(e.code(), Code::FingerprintAbsent);
 }
 
 #[test]

@@ -180,8 +180,21 @@ fn absent(path: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapter::ModuleKind;
+    use crate::adapter::{Extra, ExtraRole, ModuleKind};
     use crate::model::Slot;
+    use crate::tensor::{Dtype, Tensor};
+
+    /// Breaks where a model runs with a part of an adapter only.
+    #[test]
+    fn what_replaces_a_tensor_is_not_run() {
+        let values = Tensor::narrowed(Dtype::F32, vec![2], &[1.0, 2.0]).unwrap();
+        let adapter = Adapter {
+            extras: vec![Extra::new("norm.weight", ExtraRole::Replace, values)],
+            ..Adapter::default()
+        };
+        let e = refuse_extras(&adapter).unwrap_err();
+        assert_eq!(e.code(), Code::UnsupportedAdapter);
+    }
 
     fn at(path: &str, layer: usize) -> ModulePlace {
         ModulePlace {

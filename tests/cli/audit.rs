@@ -34,6 +34,7 @@ fn a_fleet() {
     fs::write(shell.path("owners.csv"), "path,user,task\nann/sum,Ann,s\n").unwrap();
     let run = shell.quiet("audit fleet --strict --csv rows.csv --owners owners.csv");
     assert_eq!(run.code, 4, "{}", run.stderr);
+    assert!(run.stderr.contains("TL0804"), "{}", run.stderr);
     let rows = fs::read_to_string(shell.path("rows.csv")).unwrap();
     assert_eq!(rows.lines().count(), 7);
     assert!(rows.contains("fleet/ann/sum,peft,lora,Ann,s,"), "{rows}");

@@ -35,13 +35,14 @@ fn tied_to_gguf() {
 fn adapters_of_other_tools() {
     let mut shell = Shell::new();
     let nemo = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/nemo");
-    for name in ["tied", "tied-add", "vera-megatron"] {
+    for name in ["tied", "tied-add", "no-rank", "vera-megatron"] {
         let file = format!("{name}.nemo");
         std::fs::copy(nemo.join(&file), shell.path(&file)).unwrap();
     }
     shell.run("convert nemo-to-tied tied.nemo -o tied.tl --base base");
     shell.run("inspect tied.nemo --base base");
     shell.run("convert nemo-to-tied tied-add.nemo -o none.tl");
+    shell.run("convert nemo-to-tied no-rank.nemo -o none.tl");
     shell.run("convert nemo-to-tied vera-megatron.nemo -o none.tl");
     shell.run("convert tied-to-mlx style.tl -o mlx --base base --json");
     shell.run("convert mlx-to-tied mlx -o style-again.tl --base base");

@@ -419,6 +419,12 @@ fn records_that_are_not_where_they_were_written_are_found() {
         mutate(&shell.path("store"));
         let found = problems(&shell);
         assert!(!found.is_empty(), "{what}");
+        let code = match what {
+            "deleted" => "TL0717",
+            "a link to a good one" => "TL0714",
+            _ => continue,
+        };
+        assert!(found.iter().any(|(_, c)| c == code), "{what}: {found:?}");
     }
     // What a collection takes is not lost.
     let shell = shell();

@@ -4,10 +4,12 @@ use std::io::{Cursor, Write as _};
 use std::path::Path;
 
 use tlkit::convert::find_ties;
+use tlkit::format::NoBlobs;
+use tlkit::open::open_adapter;
 use tlkit::peft::import::{ImportOptions, Imported, PeftKind, import};
 use tlkit::peft::pickle::{Limits, read_torch_archive};
 use tlkit::peft::{CONFIG_FILE, PICKLE_FILE, PeftConfig, WEIGHTS_FILE};
-use tlkit::safetensors::encode_header;
+use tlkit::safetensors::{Checkpoint, encode_header};
 use tlkit::tensor::Dtype;
 use tlkit::{Code, Result};
 use zip::write::SimpleFileOptions;
@@ -127,6 +129,29 @@ fn patterns_that_compile_to_gigabytes_are_refused() {
     let many: Vec<String> = (0..1001).map(|i| format!("\"(q|k){i}\":1")).collect();
     let text = config(&format!(",\"rank_pattern\":{{{}}}", many.join(",")));
     assert_code(read(adapter(&text, &["q".into()]).path()), Code::BadPattern);
+}
+
+/// Breaks where an update inside another wrapped layer is taken for the layer's own, or VeRA without its projections for
+/// one that says how they were made.
+#[test]
+fn what_is_missing_or_wrapped_is_refused_by_its_code() {
+    let wrapped = adapter(&config(""), &["q.base_layer".to_owned()]);
+    assert_code(read(wrapped.path()), Code::UnsupportedMha);
+    let names = ["b", "d"].map(|n| format!("base_model.model.q.vera_lambda_{n}"));
+    let entries = names.iter().map(|n| (n.as_str(), Dtype::F32, &[1][..], 4));
+    let mut file = encode_header(&[], entries, 8);
+    file.extend_from_slice(&[0; 8]);
+    let folder = Folder::new();
+    let config = r#"{"peft_type":"VERA","r":1,"save_projection":true,"target_modules":["q"]}"#;
+    folder.file(CONFIG_FILE, config.as_bytes());
+    folder.file(WEIGHTS_FILE, &file);
+    let weight = [("q.weight", Dtype::F32, &[1, 1][..], 4)];
+    let mut base = encode_header(&[], weight, 8);
+    base.extend_from_slice(&[0; 4]);
+    folder.file("base.safetensors", &base);
+    let base = Checkpoint::open(folder.path().join("base.safetensors")).unwrap();
+    let opened = open_adapter(folder.path(), Some(&base), &NoBlobs);
+    assert_code(opened, Code::NoProjection);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use fancy_regex::Regex;
+use tlkit::Code;
 
 use imports::{Tree, dependencies};
 
@@ -192,5 +193,79 @@ fn a_circle_is_found() {
             "room/a.rs room/b.rs room/c.rs\n    room/a.rs -> room/b.rs by super::Other\n    \
              room/b.rs -> room/c.rs by crate::room::c::*\n    room/c.rs -> room/a.rs by super::a::g"
         ]
+    );
+}
+
+/// Codes that no test names, and why.
+const WITHOUT_TEST: [(Code, &str); 1] = [(
+    Code::OutOfMemory,
+    "needs a machine without memory or threads",
+)];
+
+/// What tests consist of: their files, what ends a source file, and the codes beside malformed files.
+fn tests() -> String {
+    fn walk(dir: &Path, found: &mut Vec<String>) {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let ends = |ends: &[&str]| {
+                path.extension()
+                    .is_some_and(|e| ends.iter().any(|x| e == *x))
+            };
+            if path.is_dir() {
+                // What fuzzing builds and finds.
+                let made = ["target", "corpus", "artifacts", "venv"];
+                if !path
+                    .file_name()
+                    .is_some_and(|n| made.iter().any(|m| n == *m))
+                {
+                    walk(&path, found);
+                }
+            } else if ends(&["rs", "snap", "py", "toml", "code"]) {
+                let bytes = fs::read(&path).unwrap();
+                found.push(String::from_utf8_lossy(&bytes).into_owned());
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    // This file names codes that no test does.
+    for entry in fs::read_dir(root.join("tests")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() && !path.ends_with("house") {
+            walk(&path, &mut found);
+        }
+    }
+    walk(&root.join("fixtures"), &mut found);
+    for (path, text) in sources() {
+        let start = match is_test(&path) {
+            true => Some(0),
+            false => text.find("#[cfg(test)]\nmod tests {"),
+        };
+        found.extend(start.map(|at| text[at..].to_owned()));
+    }
+    found.join("\n")
+}
+
+/// Breaks where an error has a code that no test provokes.
+#[test]
+fn every_code_is_in_a_test() {
+    let tests = tests();
+    let words = Regex::new(r"\bTL\d{4}\b|\bCode::\w+").unwrap();
+    let named: BTreeSet<&str> = words
+        .find_iter(&tests)
+        .map(|found| found.unwrap().as_str())
+        .collect();
+    let mut wrong = Vec::new();
+    for code in Code::ALL {
+        let name = format!("Code::{code:?}");
+        let is_named = named.contains(code.as_str()) || named.contains(name.as_str());
+        let is_exempt = WITHOUT_TEST.iter().any(|(c, _)| c == code);
+        if is_named == is_exempt {
+            wrong.push(format!("{} ({code:?})", code.as_str()));
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "these codes need a test, or a reason here, not both: {wrong:?}"
     );
 }

@@ -219,6 +219,7 @@ ARCHIVES: dict[str, tuple[tuple[Model, dict[str, Any]], bool]] = {
     "canonical": (canonical(), True),
     "tied": (tied(None), True),
     "tied-add": (tied("add"), False),
+    "no-rank": ((plain(1)[0], dict(peft_scheme="lora", lora_tuning={})), True),
     "vera": (vera(LLAMA, [], 3), False),
     "vera-megatron": (vera(MEGATRON, None, 5), False),
 }
@@ -258,7 +259,7 @@ def main() -> int:
         if not path.exists():
             write(path, model, peft, packed)
             made.append(path.name)
-        if name not in ("tied-add", "lora-tp2"):
+        if name not in ("tied-add", "lora-tp2", "no-rank"):
             expected |= {f"{name}/{module}": y.float() for module, y in model.expected.items()}
     one, two = (ARCHIVES[n][0][0].expected for n in ("lora", "lora-tp2"))
     assert all(torch.allclose(one[k], two[k], atol=1e-12) for k in one), "two ranks compute something else than one"

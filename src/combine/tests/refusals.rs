@@ -171,3 +171,31 @@ fn a_result_has_a_limit() {
         Code::ManifestLimit
     );
 }
+
+/// Breaks where what is counted is not what was said to be, a combination does not stop, or its file does not say what it
+/// was made of.
+#[test]
+fn work_is_counted_stopped_and_told() {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+    let inputs = [plain(3, 1), plain(3, 50)].map(|f| input("x", adapter(groups(&f)), 0.8));
+    for method in CombineMethod::ALL {
+        let mut options = CombineOptions::new(method);
+        options.density = method.is_sparse().then_some(0.5);
+        let done = AtomicU64::new(0);
+        let count = |n| {
+            done.fetch_add(n, Ordering::Relaxed);
+        };
+        let progress = Progress::new().counted_by(&count);
+        let (made, _) = super::super::combine(&inputs, &options, progress).unwrap();
+        assert_eq!(done.into_inner(), work(&inputs), "{method}");
+        let told = &made.provenance["combine.inputs"];
+        let identity = inputs[0].identity;
+        let one = format!(r#"{{"adapter":"{identity}","weight":0.8}}"#);
+        assert_eq!(*told, format!("[{one},{one}]"), "{method}");
+        let stop = AtomicBool::new(true);
+        let stopped = Progress::new().stopped_by(&stop);
+        let e = super::super::combine(&inputs, &options, stopped).unwrap_err();
+        assert_eq!(e.code(), Code::Interrupted, "{method}");
+    }
+}

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use tlkit::Result;
 use tlkit::adapter::without_numbers;
-use tlkit::combine::{CombineInput, CombineOptions, CombinedModule, ToCombined, combine_to};
+use tlkit::combine::{CombineInput, CombineOptions, CombinedModule, ToCombined, combine_to, work};
 use tlkit::fit::Budget;
 use tlkit::fs::Output as Kind;
 use tlkit::tensor::larger;
@@ -14,6 +14,7 @@ use super::files::{adapter_paths, check_strict, split_weight};
 use super::{as_closed_as, blob_source, check_output, existing, open_base, show};
 use crate::command::args::Combine;
 use crate::command::output::{Outcome, Output, change, fields, number, relative_error, table};
+use crate::command::progress::{Work, with_progress};
 
 pub(crate) fn combine(args: &Combine, output: &Output) -> Result<Outcome> {
     let paths = adapter_paths(&args.adapters)?;
@@ -41,7 +42,10 @@ pub(crate) fn combine(args: &Combine, output: &Output) -> Result<Outcome> {
     options.base = base.as_ref();
     options.write.zstd = args.zstd;
     options.write.existing = existing(args.force);
-    let report = combine_to(&adapters, &args.output, &options)?;
+    let amount = Work::Items(work(&adapters));
+    let report = with_progress("combining", amount, |progress| {
+        combine_to(&adapters, &args.output, &options, progress)
+    })?;
     for note in &report.combined.notes {
         output.note(note);
     }
