@@ -1,8 +1,7 @@
 //! AMX: eight registers of 16 rows × 64 bytes. Rust has no stable names for its instructions, so they are written out.
 #![allow(unsafe_code)]
 
-use super::left::STRIDE;
-use super::tile::{STEP, Target};
+use super::tile::{STEP, STRIDE, Target};
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 mod here {

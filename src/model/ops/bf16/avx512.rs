@@ -1,11 +1,7 @@
 //! AVX-512-BF16: a dot product of pairs in each of sixteen lanes.
 #![allow(unsafe_code)]
 
-use std::ops::Range;
-
-use super::left::STRIDE;
-use super::pack::Weight;
-use super::tile::{PAIRED, STEP, Target};
+use super::tile::{PAIRED, STEP, STRIDE, Target};
 
 #[cfg(target_arch = "x86_64")]
 pub(super) fn is_there() -> bool {
@@ -79,13 +75,12 @@ unsafe fn four(rows: &[u16], panel: &[u32], steps: usize, to: &Target, first: us
     }
 }
 
-/// Σ x·w for each row of `x` (as long as the weight's) and each of `rows` of a weight in bf16: `to` is tokens × rows.
-pub(super) fn dots(x: &[u16], weight: &Weight<'_>, rows: Range<usize>, to: &mut [f32]) {
+/// Σ x·w for each row of `x` and each of `weight`, rows of a weight in bf16, both of `columns` numbers: `to` is tokens × rows.
+pub(super) fn dots(x: &[u16], weight: &[u8], columns: usize, to: &mut [f32]) {
     assert!(is_there(), "no AVX-512-BF16");
-    let (columns, count) = (weight.columns, rows.len());
-    let bytes = &weight.bytes[2 * rows.start * columns..2 * rows.end * columns];
+    let count = weight.len() / (2 * columns.max(1));
     #[cfg(target_arch = "x86_64")]
-    for (at, row) in bytes.chunks_exact(2 * columns.max(1)).enumerate() {
+    for (at, row) in weight.chunks_exact(2 * columns.max(1)).enumerate() {
         for (token, x) in x.chunks_exact(columns.max(1)).enumerate() {
             // SAFETY: the instructions are there.
             to[token * count + at] = unsafe { dot(x, row) };

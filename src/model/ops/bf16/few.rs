@@ -26,7 +26,15 @@ pub(in super::super) fn few(x: &[f32], in_features: usize, pieces: &[Rows<'_>], 
     by_rows(&rows, step, out, scratch, |scratch, number, rows, part| {
         let weight = &pieces[number].0;
         match pairs && weight.dtype == Dtype::BF16 {
-            true => avx512::dots(bytemuck::cast_slice(&x), weight, rows, part),
+            true => {
+                let rows = 2 * rows.start * in_features..2 * rows.end * in_features;
+                avx512::dots(
+                    bytemuck::cast_slice(&x),
+                    &weight.bytes[rows],
+                    in_features,
+                    part,
+                );
+            }
             false => dots(&wide, weight, rows, scratch, part),
         }
     });

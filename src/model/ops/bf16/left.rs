@@ -4,11 +4,8 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::super::vector::vectorised;
-use super::multiply::Block;
-use super::tile::{PAIRED, TALL};
-
-/// Numbers that [`TALL`] rows have for a step of K: two tiles.
-pub(super) const STRIDE: usize = TALL * PAIRED;
+use super::cut::Block;
+use super::tile::{PAIRED, STRIDE, TALL};
 
 /// Rows of bf16 numbers (their bits) as tiles. Of 32 rows after the other: step after step of K, the numbers of the first
 /// sixteen rows, then those of the others. Each block of K begins a step. Zeros fill a block's last step and the last rows.

@@ -8,6 +8,7 @@
 
 mod amx;
 mod avx512;
+mod cut;
 mod few;
 mod kernel;
 mod left;

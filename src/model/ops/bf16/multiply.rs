@@ -1,67 +1,16 @@
 //! The loops around a block.
 #![allow(unsafe_code)]
 
-use std::ops::Range;
-
 use rayon::prelude::*;
 
+use super::cut::{Block, PACKED, Panel};
 use super::kernel::Kernel;
 use super::left::Left;
-use super::tile::{PAIRED, STEP, TALL, Target, WIDE};
+use super::tile::{STEP, TALL, Target, WIDE};
 use super::{amx, avx512};
 
-/// Numbers of K that are packed at a time: 32 KiB of a panel, and as much of 32 rows of the left side, which the panels
-/// of a group read one after the other from the nearest cache.
-const DEPTH: usize = 512;
-/// Numbers of a packed panel.
-pub(in super::super) const PACKED: usize = DEPTH / PAIRED * STEP;
 /// Most panels that are packed together.
 const GROUP: usize = 4;
-
-/// Up to 32 columns of a product, side by side.
-#[derive(Debug, Clone)]
-pub(in super::super) struct Panel {
-    /// In the product.
-    pub(in super::super) columns: Range<usize>,
-    /// What [`multiply`]'s packing is told, to find them in the weights.
-    pub(in super::super) source: (usize, usize),
-}
-
-/// Some of K.
-#[derive(Debug, Clone)]
-pub(in super::super) struct Block {
-    /// Columns of the left side.
-    pub(in super::super) columns: Range<usize>,
-    /// What packing is told.
-    pub(in super::super) source: (usize, usize),
-}
-
-impl Panel {
-    /// The most columns of one.
-    pub(in super::super) const WIDEST: usize = WIDE;
-}
-
-impl Block {
-    /// K, of which packing is told the same `source`, in blocks that are packed at a time.
-    pub(in super::super) fn cut(
-        columns: Range<usize>,
-        source: usize,
-    ) -> impl Iterator<Item = Self> {
-        let first = columns.start;
-        // About as many in each: a short one costs a pass over the sums as a long one does.
-        let depth = columns.len().div_ceil(columns.len().div_ceil(DEPTH).max(1));
-        let depth = depth.next_multiple_of(PAIRED).max(PAIRED);
-        columns.clone().step_by(depth).map(move |start| Self {
-            columns: start..(start + depth).min(columns.end),
-            source: (source, start - first),
-        })
-    }
-
-    /// Steps of K that it takes.
-    pub(super) fn steps(&self) -> usize {
-        self.columns.len().div_ceil(PAIRED)
-    }
-}
 
 /// Where threads write, each its own columns.
 struct Out(*mut f32);

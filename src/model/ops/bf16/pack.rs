@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::super::vector::vectorised;
-use super::multiply::PACKED;
+use super::cut::PACKED;
 use super::tile::{PAIRED, STEP, TILE, WIDE};
 use super::transpose::transpose;
 use crate::tensor::{Dtype, widen_into};

@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
+use super::cut::{Block, PACKED, Panel};
 use super::kernel::Kernel;
 use super::left::Left;
-use super::multiply::{Block, PACKED, Panel, multiply};
+use super::multiply::multiply;
 use super::pack::{Weight, across, along};
 
 /// Rows of a weight: as many columns of a product.

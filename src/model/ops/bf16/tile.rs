@@ -8,6 +8,8 @@ pub(super) const PAIRED: usize = 2 * TILE;
 pub(super) const WIDE: usize = 2 * TILE;
 /// Rows of the left side that are multiplied at a time: two tiles.
 pub(super) const TALL: usize = 2 * TILE;
+/// Numbers that [`TALL`] rows have for a step of K: two tiles.
+pub(super) const STRIDE: usize = TALL * PAIRED;
 /// 32-bit pairs of a panel for one step: two tiles, each 16 pairs × 16 columns.
 pub(super) const STEP: usize = 2 * TILE * TILE;
 
