@@ -38,7 +38,7 @@ def audit(
         owners: CSV with the columns path, user and task.
         hash: Read every tensor, so that equal ones are found and VeRA projections proven.
         measure: Compress the weights of the first so many adapters; True for all.
-        fit: Make other forms of the first so many in memory, and tell their bytes and error: coded at 1, 5 and 10 %, int8,
+        fit: Make other forms of the first so many in memory, and tell bytes and error: coded at 1, 5 and 10 %, int8,
             truncated, the closest tied adapter; True for all.
         csv: Write one line for each adapter.
         parquet: The same as Parquet.
@@ -91,7 +91,7 @@ def plan(
         kv_dim: Width of k and of v; the hidden size where it is None.
         rank: Rank.
         dtype: Of the trained tensors.
-        like: A typical adapter: coded in memory at 1, 5 and 10 %, so that the plan has the bytes of LoRAs that take as many
+        like: A typical adapter: coded in memory at 1, 5 and 10 %, so that the plan has bytes of LoRAs that take as many
             bits a number.
         price_gb: USD for a GB (10^9 bytes) and month.
         price_requests: USD for 1000 requests.

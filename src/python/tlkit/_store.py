@@ -113,7 +113,7 @@ class Store:
             output: The file or folder to write, whole or not at all.
             thin: Leave out seeded tensors and published blobs.
             blobs: With ``thin``, where published blobs are written.
-            code: Code its numbers at this error of all updates together: ``0.05``. What is written has a root of its own.
+            code: Code its numbers at this error of all updates together: ``0.05``. What is written has its own root.
             zstd: Compress tensors; the root stays the same.
             peft: Write a PEFT directory.
             portable: Write the PEFT form that PEFT, vLLM, SGLang and llama.cpp load alike.
@@ -335,8 +335,9 @@ class Store:
         dry_run: bool = False,
         progress: Progress | None = None,
     ) -> reports.Imported:
-        """Put every adapter below some folders, each under the name that its path tells; one that is the last version of
-        its name already is not stored again, so that a run that was stopped may be started again.
+        """Put every adapter below some folders, each under the name that its path tells.
+
+        One that is the last version of its name already is not stored again, so a stopped run may be started again.
 
         Args:
             paths: Folders with adapters, or ``.tl`` files.

@@ -338,7 +338,7 @@ class Audit(TypedDict):
     """Other forms."""
 
     unmeasured: int
-    """Adapters of which the forms that have to be made in memory (coded, int8, truncated, fit) were not asked for: these
+    """Adapters of which the forms that are made in memory (coded, int8, truncated, fit) were not asked for: these
     forms leave them as they are."""
 
     unfitted: list[Problem]
