@@ -151,8 +151,10 @@ fn composed_curves_are_the_fused_ones() {
         agree(&format!("{method} f32"), &fused, &composed, NARROW);
         let half = run(DType::BF16);
         agree(&format!("{method} bf16"), &fused, &half, HALF);
-        let again = curve(name, method, &Device::Cpu, DType::BF16, true);
-        assert_eq!(half, again, "{method}: recomputation changes the curve");
+        if method == Method::Tl6 {
+            let again = curve(name, method, &Device::Cpu, DType::BF16, true);
+            assert_eq!(half, again, "{method}: recomputation changes the curve");
+        }
     }
 }
 

@@ -143,8 +143,9 @@ fn peft_to_tied_codes_what_it_writes() {
     let number = |of: &serde_json::Value| of.as_f64().unwrap();
     let one = json("lora -o one.tl --fit --untied --coded --error 0.1");
     assert!((0.09..=0.1).contains(&number(&one["error"])), "{one}");
-    shell.ok("pack lora -o packed.tl --error 0.1");
-    let packed = shell.quiet("inspect packed.tl --json").stdout;
+    let packed = shell
+        .quiet("pack lora -o packed.tl --error 0.1 --json")
+        .stdout;
     let packed: serde_json::Value = serde_json::from_str(&packed).unwrap();
     assert_eq!(one["root"], packed["root"]);
     let fit = json("lora -o fit.tl --fit --rank 4 --core --coded --error 0.1");

@@ -105,10 +105,10 @@ pub(crate) struct Sharing {
 
 /// Fitting a tied adapter.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Fitting", group = ArgGroup::new("limit").args(["rank", "tolerance", "max_bytes", "curve", "error"]).multiple(true))]
+#[command(next_help_heading = "Fitting", group = ArgGroup::new("budget").args(["rank", "tolerance", "max_bytes", "curve", "error"]).multiple(true))]
 pub(crate) struct Fit {
     /// Write the closest tied adapter instead, and say what is lost
-    #[arg(long, requires = "limit")]
+    #[arg(long, requires = "budget")]
     pub(crate) fit: bool,
     /// Rank of the fitted tie groups; with --untied the highest of a module
     #[arg(long, value_name = "R", requires = "fit", conflicts_with_all = ["tolerance", "curve"], value_parser = positive())]

@@ -8,11 +8,16 @@ use tlkit::train::Settings;
 
 use super::values::float_dtype;
 
-/// `--max-steps <MAX_STEPS>` of `max_steps`.
+/// `--max-steps <STEPS>` of `max_steps`.
 fn flag(name: &'static str, parser: impl Into<ValueParser>) -> Arg {
     Arg::new(name)
         .long(name.replace('_', "-"))
-        .value_name(name.to_uppercase())
+        .value_name(
+            name.rsplit(['_', '-'])
+                .next()
+                .unwrap_or(name)
+                .to_uppercase(),
+        )
         .value_parser(parser.into())
         .action(ArgAction::Set)
 }
