@@ -132,8 +132,10 @@ def fit_untied(
             more, or of ``error`` and ``max_bytes`` one alone where it is untied); ``"unsupported"``
             for what a ``.tl`` cannot say; ``"io"``, ``"malformed"``.
     """
-    given, report = locals(), convert.Coded if coded else convert.Shrunk
-    return call("convert peft-to-tied", given, report, without=("adapter",), adapters=adapter, fit=True, untied=True)
+    given, name, own = locals(), "convert peft-to-tied", ("adapter",)
+    if coded:
+        return call(name, given, convert.Coded, without=own, adapters=adapter, fit=True, untied=True)
+    return call(name, given, convert.Shrunk, without=own, adapters=adapter, fit=True, untied=True)
 
 
 def fit_curve(
