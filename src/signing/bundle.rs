@@ -100,7 +100,7 @@ pub(super) fn open(bundle: &[u8], keys: &[PublicKey]) -> Result<Vec<u8>> {
     };
     let decode = |text: &str| {
         let bytes = STANDARD.decode(text);
-        bytes.map_err(|e| invalid(format!("not base64: {e}")).cause(e))
+        bytes.map_err(|e| invalid(format!("not base64: {e}")))
     };
     let payload = decode(&envelope.payload)?;
     let [signature] = envelope.signatures.as_slice() else {
