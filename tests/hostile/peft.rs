@@ -148,8 +148,9 @@ fn what_is_missing_or_wrapped_is_refused_by_its_code() {
     let weight = [("q.weight", Dtype::F32, &[1, 1][..], 4)];
     let mut base = encode_header(&[], weight, 8);
     base.extend_from_slice(&[0; 4]);
-    folder.file("base.safetensors", &base);
-    let base = Checkpoint::open(folder.path().join("base.safetensors")).unwrap();
+    let model = Folder::new();
+    model.file("base.safetensors", &base);
+    let base = Checkpoint::open(model.path().join("base.safetensors")).unwrap();
     let opened = open_adapter(folder.path(), Some(&base), &NoBlobs);
     assert_code(opened, Code::NoProjection);
 }
