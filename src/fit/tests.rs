@@ -217,7 +217,7 @@ fn a_tied_adapter_behind_mixed_factors_is_recovered() {
 /// bytes do not pay for.
 #[test]
 fn a_planted_v_is_recovered_and_none_is_invented() {
-    for (rank, layers, seed) in [(3, 3, 1), (6, 5, 2), (10, 4, 3)] {
+    for (rank, layers, seed) in [(3, 3, 1), (6, 5, 2)] {
         let tied = scrambled_with(rank, layers, seed, true);
         for joint in [false, true] {
             let (adapter, report) = fit_adapter(&tied, &options(rank, joint)).unwrap();
@@ -463,7 +463,7 @@ fn values_that_are_not_finite_are_refused() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(12))]
     #[test]
     fn between_bound_and_triplets_on_any_lora(
         layers in 2u32..6, n in 2usize..24, out in 1usize..20, r in 1usize..4, rank in 1usize..9,
