@@ -214,6 +214,7 @@ impl Loader<'_> {
             false => None,
             true => self.experts(&prefix)?,
         };
+        let products = self.products;
         let mut slot = |slot| match (slot, &experts) {
             (Slot::GateUp | Slot::Down, Some(_)) => Ok(Projection::default()),
             _ => self.projection(&prefix, slot),
@@ -233,6 +234,7 @@ impl Loader<'_> {
                 scale: plan.scale as f32,
                 cap: config.score_cap,
                 window: plan.window,
+                products,
             },
             slots: [
                 slot(Slot::Qkv)?,

@@ -16,6 +16,7 @@ use super::observer::SweepObserver;
 use super::report::SweepReport;
 use super::result::CellResult;
 use super::table::{cells_csv, table, table_csv};
+use super::workers::{News, side_by_side};
 use crate::adapter::Method;
 use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
@@ -28,6 +29,8 @@ use crate::text::{EvalItem, load_items};
 use crate::train::{MAX_DATA_BYTES, RunInputs, RunOptions, STATE_FILE, TrainingRun, locked};
 
 const EVAL_BATCH: usize = 8;
+/// Bytes of a base model whose cells are trained side by side.
+const SMALL: u64 = 64 << 20;
 
 /// A sweep whose inputs have been read and found to fit one another.
 #[derive(Debug)]
@@ -63,6 +66,7 @@ impl Sweep {
             method: Method::Lora,
             rank: 1,
             lr,
+            seed: None,
         };
         let run = config.run(probe, &dir.join(ADAPTER_FILE))?;
         let device = crate::model::device(Some(run.device.as_str()))?;
@@ -117,22 +121,52 @@ impl Sweep {
         let found: Result<Vec<_>> = found.collect();
         let mut results = found?;
         let found_done = results.iter().flatten().count();
-        for (at, cell) in cells.iter().enumerate() {
-            if results.get(at).is_some_and(Option::is_some) {
-                continue;
-            }
-            observer.cell(at + 1, cells.len(), cell);
-            let result = self.train(*cell, observer, progress).map_err(again)?;
-            let path = self.folder.path.join(cell.name()).join(RESULT_FILE);
-            write(&path, json(&result)?.as_bytes())?;
-            observer.done(&result);
+        let waiting: Vec<(usize, Cell)> = (cells.iter().copied().enumerate())
+            .filter(|(at, _)| results.get(*at).is_some_and(Option::is_none))
+            .collect();
+        let mut keep = |at: usize, result: CellResult| {
             if let Some(place) = results.get_mut(at) {
                 *place = Some(result);
             }
-            self.write_cells(&results)?;
+            self.write_cells(&results)
+        };
+        match self.abreast().min(waiting.len()) {
+            0 | 1 => {
+                for (at, cell) in waiting {
+                    observer.cell(at + 1, cells.len(), &cell);
+                    let result = self.train(cell, observer, progress).map_err(again)?;
+                    observer.done(&result);
+                    keep(at, result)?;
+                }
+            }
+            workers => {
+                let work = |cell: Cell| self.train(cell, &mut (), progress.uncounted());
+                side_by_side(workers, &waiting, &work, |news| match news {
+                    News::Begun(at, cell) => {
+                        observer.cell(at + 1, cells.len(), &cell);
+                        Ok(())
+                    }
+                    News::Done(at, result) => {
+                        observer.done(&result);
+                        keep(at, result)
+                    }
+                })
+                .map_err(again)?;
+            }
         }
         self.write_cells(&results)?;
         self.report(results.into_iter().flatten().collect(), found_done)
+    }
+
+    /// How many cells to train at once, each on one thread: all threads' where the model is so small that threads would wait
+    /// for one another more than they compute. What a cell comes to does not depend on it.
+    fn abreast(&self) -> usize {
+        let model = self.inputs.model();
+        let bytes = model.checkpoint().byte_len();
+        match model.device().is_cpu() && bytes <= SMALL {
+            true => rayon::current_num_threads(),
+            false => 1,
+        }
     }
 
     /// Writes table and figure of all cells.
@@ -169,6 +203,7 @@ impl Sweep {
             }
             done => done?,
         }
+        write(&dir.join(RESULT_FILE), json(&result)?.as_bytes())?;
         Ok(result)
     }
 
@@ -240,6 +275,9 @@ fn identity(config: &SweepConfig, probe: &TrainingRun) -> Result<BTreeMap<String
     let mut identity = probe.identity().clone();
     for key in ["method", "train", "tie", "rank", "lr"] {
         identity.remove(key);
+    }
+    if config.cells().iter().any(|cell| cell.seed.is_some()) {
+        identity.remove("seed");
     }
     let mut add = |key: &str, value: String| identity.insert(key.to_owned(), value);
     // By default these follow the cell.

@@ -1,4 +1,4 @@
-//! The scores of a sweep against the rank, as in the paper's Figure 2.
+//! The scores of a sweep against the rank, as in the paper's Figure 2, with bars where seeds lie apart.
 
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, ValueFormatter};
 use plotters::coord::types::RangedCoordf64;
@@ -6,7 +6,7 @@ use plotters::prelude::*;
 
 use super::metric::Metric;
 use super::result::CellResult;
-use super::table::best;
+use super::summary::{best, summaries};
 use crate::adapter::Method;
 use crate::chart::{self, Area, Drawn, SIZE, colours};
 use crate::error::Result;
@@ -27,7 +27,20 @@ const COLOURS: [RGBColor; 8] = [
     RGBColor(160, 140, 0),
 ];
 
-type Point = (f64, f64);
+/// log₂ of a rank, the score of the best learning rate, and how far its seeds lie apart (0 of one seed).
+#[derive(Clone, Copy)]
+struct Point {
+    at: (f64, f64),
+    spread: f64,
+}
+
+impl Point {
+    /// The lower and the upper end of its bar.
+    fn ends(&self) -> [(f64, f64); 2] {
+        let (x, y) = self.at;
+        [(x, y - self.spread), (x, y + self.spread)]
+    }
+}
 
 /// log₂ of ranks, with labels where the sweep has a rank and nowhere between.
 struct RankAxis {
@@ -63,7 +76,6 @@ impl ValueFormatter<f64> for RankAxis {
 
 struct Line {
     method: Method,
-    /// log₂ of the rank, and the score of the best learning rate.
     points: Vec<Point>,
     /// Place among the presets: a method looks the same in every figure.
     look: usize,
@@ -79,11 +91,16 @@ pub(super) fn figure(cells: &[CellResult], metric: &Metric) -> Result<String> {
     let mut ranks: Vec<usize> = cells.iter().map(|c| c.rank.max(1)).collect();
     ranks.sort_unstable();
     ranks.dedup();
+    let cells = &summaries(cells);
     let line = |(look, method): (usize, Method)| {
         let score = |rank: &usize| {
             let cell = best(cells, metric, |c| c.method == method && c.rank == *rank)?;
             let score = cell.score.filter(|s| s.abs() <= MAX_DRAWN)?;
-            Some(((*rank as f64).log2(), score))
+            let spread = cell.spread.filter(|s| *s <= MAX_DRAWN).unwrap_or(0.0);
+            Some(Point {
+                at: ((*rank as f64).log2(), score),
+                spread,
+            })
         };
         Line {
             method,
@@ -99,7 +116,13 @@ fn draw(area: &Area<'_>, ranks: &[usize], lines: &[Line], metric: &Metric) -> Dr
     let lines = || lines.iter().filter(|line| !line.points.is_empty());
     let log2 = |rank: &usize| (*rank as f64).log2();
     let x = range(ranks.iter().map(log2), 0.04);
-    let y = range(lines().flat_map(|l| &l.points).map(|p| p.1), 0.08);
+    let y = range(
+        lines()
+            .flat_map(|l| &l.points)
+            .flat_map(Point::ends)
+            .map(|end| end.1),
+        0.08,
+    );
     let each = ranks.len().div_ceil(MAX_LABELS).max(1);
     let x = RankAxis {
         range: x.into(),
@@ -118,9 +141,11 @@ fn draw(area: &Area<'_>, ranks: &[usize], lines: &[Line], metric: &Metric) -> Dr
     for line in lines() {
         let look = line.look;
         let colour = COLOURS.get(look).copied().unwrap_or(BLACK);
-        chart.draw_series(LineSeries::new(line.points.clone(), colour.stroke_width(2)))?;
-        let points = line.points.iter();
-        chart.draw_series(points.map(|at| EmptyElement::at(*at) + marker(look, colour)))?;
+        let places = line.points.iter().map(|p| p.at);
+        chart.draw_series(LineSeries::new(places.clone(), colour.stroke_width(2)))?;
+        let bars = line.points.iter().filter(|p| p.spread > 0.0);
+        chart.draw_series(bars.map(|p| PathElement::new(p.ends(), colour.stroke_width(1))))?;
+        chart.draw_series(places.map(|at| EmptyElement::at(at) + marker(look, colour)))?;
     }
     // Beside the lines: they go where they like, and would run under it.
     for (line, y) in lines().zip((32..).step_by(24)) {

@@ -87,7 +87,9 @@ impl Folder {
         );
         Err(Error::new(Code::SweepMismatch, message)
             .file(&self.path)
-            .hint("choose another folder; only methods, ranks and lrs may change in this one"))
+            .hint(
+                "choose another folder; only methods, ranks, lrs and seeds may change in this one",
+            ))
     }
 
     /// The result of a cell that is done.

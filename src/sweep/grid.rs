@@ -23,12 +23,15 @@ pub struct Cell {
     pub rank: usize,
     /// Highest learning rate.
     pub lr: f64,
+    /// The seed, where the grid has seeds; else all cells have that of the config.
+    pub seed: Option<u64>,
 }
 
 impl Cell {
-    /// The name of its folder, such as `tl6-r8-lr1e-3`.
+    /// The name of its folder, such as `tl6-r8-lr1e-3`, or `tl6-r8-lr1e-3-s0` in a grid with seeds.
     pub fn name(&self) -> String {
-        format!("{}-r{}-lr{:e}", self.method, self.rank, self.lr)
+        let seed = self.seed.map_or(String::new(), |seed| format!("-s{seed}"));
+        format!("{}-r{}-lr{:e}{seed}", self.method, self.rank, self.lr)
     }
 }
 
@@ -43,6 +46,8 @@ pub struct Grid {
     pub ranks: Vec<usize>,
     /// Learning rates.
     pub lrs: Vec<f64>,
+    /// Seeds: each method, rank and rate with all of them, of whose scores mean and spread are told.
+    pub seeds: Option<Vec<u64>>,
 }
 
 /// The task that scores the adapters.
@@ -99,7 +104,7 @@ impl SweepConfig {
             bad("there is no table `sweep`")
                 .hint("add [sweep] with ranks = […] and lrs = […], and methods = […] if not all")
         })?;
-        decided_elsewhere(&settings)?;
+        decided_elsewhere(&settings, &grid)?;
         if settings.valid.is_none() && eval.is_none() {
             return Err(bad("nothing scores the cells")
                 .hint("give `valid`, for the validation loss, or a table `eval`, for a task"));
@@ -115,8 +120,8 @@ impl SweepConfig {
         Ok(config)
     }
 
-    /// The cells in the order they run in: by method, then rank, then learning rate, each as
-    /// listed. At least one.
+    /// The cells in the order they run in: by method, then rank, then learning rate, then seed, each
+    /// as listed. At least one.
     pub fn cells(&self) -> &[Cell] {
         &self.cells
     }
@@ -140,6 +145,7 @@ impl SweepConfig {
             method: Some(cell.method),
             rank: Some(cell.rank),
             lr: Some(cell.lr),
+            seed: cell.seed,
             output: Some(output.to_owned()),
             ..Settings::default()
         };
@@ -157,8 +163,17 @@ impl Grid {
         distinct("methods", methods)?;
         distinct("ranks", &self.ranks)?;
         distinct("lrs", &bits)?;
-        // Each is at most as long as the config file, so that the product cannot overflow.
-        let count = (methods.len() as u128) * (self.ranks.len() as u128) * (bits.len() as u128);
+        let seeds: Vec<Option<u64>> = match &self.seeds {
+            None => vec![None],
+            Some(seeds) => {
+                distinct("seeds", seeds)?;
+                seeds.iter().copied().map(Some).collect()
+            }
+        };
+        let count = [methods.len(), self.ranks.len(), bits.len(), seeds.len()]
+            .iter()
+            .try_fold(1u128, |count, len| count.checked_mul(*len as u128))
+            .unwrap_or(u128::MAX);
         if count > MAX_CELLS as u128 {
             return Err(bad(&format!(
                 "the grid has {count} cells, more than {MAX_CELLS}"
@@ -167,11 +182,14 @@ impl Grid {
         let mut cells = Vec::new();
         for method in methods {
             for rank in &self.ranks {
-                cells.extend(self.lrs.iter().map(|lr| Cell {
-                    method: *method,
-                    rank: *rank,
-                    lr: *lr,
-                }));
+                for lr in &self.lrs {
+                    cells.extend(seeds.iter().map(|seed| Cell {
+                        method: *method,
+                        rank: *rank,
+                        lr: *lr,
+                        seed: *seed,
+                    }));
+                }
             }
         }
         Ok(cells)
@@ -188,7 +206,7 @@ fn take<T: DeserializeOwned>(text: &str, from: &mut DeTable<'_>, key: &str) -> R
     read.transpose().map_err(|e| bad_toml(text, e))
 }
 
-fn decided_elsewhere(settings: &Settings) -> Result<()> {
+fn decided_elsewhere(settings: &Settings, grid: &Grid) -> Result<()> {
     for (key, given, instead) in [
         (
             "method",
@@ -214,6 +232,11 @@ fn decided_elsewhere(settings: &Settings) -> Result<()> {
             "lr",
             settings.lr.is_some(),
             "`lrs` in [sweep] has the learning rates",
+        ),
+        (
+            "seed",
+            settings.seed.is_some() && grid.seeds.is_some(),
+            "`seeds` in [sweep] has the seeds",
         ),
         (
             "output",
@@ -274,6 +297,12 @@ mod tests {
         let run = config.run(config.cells()[7], Path::new("x.tl")).unwrap();
         assert_eq!((run.method, run.rank, run.lr), (Method::Lora, 2, 0.02));
         assert_eq!((run.alpha, run.tie), (2.0, false));
+        let text = "methods = [\"tl6\"]\nranks = [8]\nlrs = [1e-3]\nseeds = [3, 1]";
+        let config = parse(text).unwrap();
+        let names: Vec<String> = config.cells().iter().map(Cell::name).collect();
+        assert_eq!(names, ["tl6-r8-lr1e-3-s3", "tl6-r8-lr1e-3-s1"]);
+        let run = config.run(config.cells()[0], Path::new("x.tl")).unwrap();
+        assert_eq!(run.seed, 3);
         assert_eq!(
             parse("ranks = [1]\nlrs = [1e-4]").unwrap().cells().len(),
             8,
@@ -299,8 +328,16 @@ mod tests {
                 "line 4",
             ),
             (
-                format!("{TOP}[sweep]\nranks = [8]\nlrs = [1e-4]\nseeds = [1]"),
+                format!("{TOP}[sweep]\nranks = [8]\nlrs = [1e-4]\nseedz = [1]"),
                 "line 7",
+            ),
+            (
+                format!("{TOP}seed = 1\n[sweep]\nranks = [8]\nlrs = [1e-4]\nseeds = [1]"),
+                "`seed`",
+            ),
+            (
+                format!("{TOP}[sweep]\nranks = [8]\nlrs = [1e-4]\nseeds = [2, 2]"),
+                "`seeds`",
             ),
             (
                 format!("{TOP}[eval]\ntask = \"chess\"\ndata = \"d\""),

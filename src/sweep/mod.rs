@@ -1,4 +1,4 @@
-//! Runs over a grid of methods, ranks and learning rates: each trained, scored, and kept.
+//! Runs over a grid of methods, ranks, learning rates and seeds: each trained, scored, and kept.
 //!
 //! In the folder of a sweep, `sweep.json` says what its cells have in common; each cell has a
 //! folder with `adapter.tl`, the `run`, and `result.json` once it is done. `cells.csv` is written
@@ -12,9 +12,11 @@ mod metric;
 mod observer;
 mod report;
 mod result;
+mod summary;
 mod table;
 #[cfg(test)]
 mod testing;
+mod workers;
 
 pub use cells::Sweep;
 pub use folder::{

@@ -19,6 +19,9 @@ pub struct CellResult {
     pub rank: usize,
     /// Highest learning rate.
     pub lr: f64,
+    /// The seed, where the grid has seeds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
     /// The score, as the sweep's [`Metric`](super::Metric) says; none where the cell diverged.
     pub score: Option<f64>,
     /// All scores of the task by name, from 0 to 100; empty without one.
@@ -47,6 +50,7 @@ impl CellResult {
             method: cell.method,
             rank: cell.rank,
             lr: cell.lr,
+            seed: cell.seed,
             score: None,
             scores: BTreeMap::new(),
             initial_valid_loss: None,
@@ -61,7 +65,7 @@ impl CellResult {
     }
 
     pub(super) fn is_of(&self, cell: Cell) -> bool {
-        (self.method, self.rank) == (cell.method, cell.rank)
+        (self.method, self.rank, self.seed) == (cell.method, cell.rank, cell.seed)
             && self.lr.to_bits() == cell.lr.to_bits()
     }
 }

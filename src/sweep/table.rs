@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::grid::Cell;
 use super::metric::Metric;
 use super::result::CellResult;
+use super::summary::{Summary, best, summaries};
 use crate::adapter::{Method, percent_tenths};
 use crate::error::{Code, Error, Result};
 use crate::sheet;
@@ -38,18 +39,25 @@ pub struct Row {
     pub rank: usize,
     /// The learning rate that did best.
     pub lr: Option<f64>,
-    /// Its score; none where every learning rate diverged.
+    /// Its score, the mean of the seeds' where the grid has seeds; none where every learning rate diverged, with a seed or more.
     pub score: Option<f64>,
+    /// The sample standard deviation of the seeds' scores, where there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spread: Option<f64>,
+    /// How many seeds, where there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seeds: Option<usize>,
     /// Its parameters as a share of LoRA's at [`Table::lora_rank`], to a tenth of a percent.
     pub percent: Option<f64>,
 }
 
-/// The table of `cells`, of which there is at least one. The best learning rate counts; of equal
-/// scores, that with the lower rank, and then the first.
+/// The table of `cells`, of which there is at least one. The learning rate counts that is best in the mean of its seeds; of
+/// equal scores, that with the lower rank, and then the first.
 ///
 /// `lora_unit` is what LoRA trains at rank 1; it trains r times that at rank r.
 pub(super) fn table(cells: &[CellResult], metric: &Metric, lora_unit: u64) -> Table {
     let mut methods: Vec<Method> = Vec::new();
+    let cells = &summaries(cells);
     for cell in cells {
         if !methods.contains(&cell.method) {
             methods.push(cell.method);
@@ -59,17 +67,19 @@ pub(super) fn table(cells: &[CellResult], metric: &Metric, lora_unit: u64) -> Ta
     let smallest = cells.iter().map(|c| c.rank).min().unwrap_or(0);
     let lora_rank = lora.map_or(smallest, |c| c.rank);
     let lora_parameters = lora_unit.saturating_mul(lora_rank as u64);
-    let row = |section, cell: &CellResult| Row {
+    let row = |section, cell: &Summary| Row {
         section,
         task: metric.task,
         method: cell.method,
         rank: cell.rank,
         lr: cell.score.map(|_| cell.lr),
         score: cell.score,
+        spread: cell.spread,
+        seeds: (cell.seeds > 1).then_some(cell.seeds),
         percent: percent(cell.parameters, lora_parameters),
     };
     let same = methods.iter().filter_map(|method| {
-        let here = |c: &CellResult| c.method == *method && c.rank == lora_rank;
+        let here = |c: &Summary| c.method == *method && c.rank == lora_rank;
         let cell = best(cells, metric, here).or(cells.iter().find(|c| here(c)))?;
         Some(row("same_rank", cell))
     });
@@ -85,49 +95,41 @@ pub(super) fn table(cells: &[CellResult], metric: &Metric, lora_unit: u64) -> Ta
     }
 }
 
-/// The best of the cells that `which` wants.
-pub(super) fn best<'a>(
-    cells: &'a [CellResult],
-    metric: &Metric,
-    which: impl Fn(&CellResult) -> bool,
-) -> Option<&'a CellResult> {
-    let key = |cell: &CellResult| match (cell.score, metric.lower_is_better) {
-        (Some(score), true) if score.is_finite() => Some(score),
-        (Some(score), false) if score.is_finite() => Some(-score),
-        _ => None,
-    };
-    let scored = cells.iter().filter(|c| which(c) && key(c).is_some());
-    // The first of equals, as `min_by` has it.
-    scored.min_by(|a, b| {
-        let by_score = key(a)
-            .unwrap_or_default()
-            .total_cmp(&key(b).unwrap_or_default());
-        by_score.then(a.rank.cmp(&b.rank))
-    })
-}
-
 fn percent(part: u64, whole: u64) -> Option<f64> {
     percent_tenths(part, whole).map(|tenths| tenths as f64 / 10.0)
 }
 
-/// `section,task,method,rank,score,percent` for each row; a score that is missing is empty.
+/// `section,task,method,rank,score,percent` for each row; a score that is missing is empty. With several seeds, `spread` and
+/// `seeds` besides.
 ///
 /// # Errors
 /// [`Code::Io`], which no input is known to bring about.
 pub(super) fn table_csv(table: &Table, metric: &Metric) -> Result<Vec<u8>> {
-    let header = ["section", "task", "method", "rank", "score", "percent"];
+    let seeds = table.rows.iter().any(|row| row.seeds.is_some());
+    let mut header = vec!["section", "task", "method", "rank", "score", "percent"];
+    if seeds {
+        header.extend(["spread", "seeds"]);
+    }
     let rows = table.rows.iter().map(|row| {
-        vec![
+        let mut cells = vec![
             row.section.to_owned(),
             row.task.to_owned(),
             sheet::cell(&row.method.to_string()).into_owned(),
             row.rank.to_string(),
             row.score.map(|s| metric.text(s)).unwrap_or_default(),
             row.percent.map(|p| format!("{p:.1}")).unwrap_or_default(),
-        ]
+        ];
+        if seeds {
+            cells.push(row.spread.map(|s| metric.text(s)).unwrap_or_default());
+            cells.push(row.seeds.map(|n| n.to_string()).unwrap_or_default());
+        }
+        cells
     });
     csv(&header, rows)
 }
+
+/// Where a grid with seeds has their column, behind the learning rate.
+const SEED: usize = 3;
 
 /// One line for each of `cells`; those without a result have no more than their place in the
 /// grid. `percent` is against the LoRA of the same rank.
@@ -142,7 +144,8 @@ pub(super) fn cells_csv(
     fn text(value: Option<impl ToString>) -> String {
         value.map(|v| v.to_string()).unwrap_or_default()
     }
-    let header = [
+    let seeds = cells.iter().any(|cell| cell.seed.is_some());
+    let mut header = vec![
         "method",
         "rank",
         "lr",
@@ -154,11 +157,14 @@ pub(super) fn cells_csv(
         "steps",
         "error",
     ];
+    if seeds {
+        header.insert(SEED, "seed");
+    }
     let rows = cells.iter().zip(results).map(|(cell, result)| {
         let r = result.as_ref();
         let lora = lora_unit.saturating_mul(cell.rank as u64);
         let share = r.and_then(|r| percent(r.parameters, lora));
-        vec![
+        let mut values = vec![
             cell.method.to_string(),
             cell.rank.to_string(),
             format!("{:e}", cell.lr),
@@ -169,7 +175,11 @@ pub(super) fn cells_csv(
             text(r.and_then(|r| r.bytes)),
             text(r.and_then(|r| r.steps)),
             text(r.and_then(|r| r.error.as_deref()).map(sheet::cell)),
-        ]
+        ];
+        if seeds {
+            values.insert(SEED, text(cell.seed));
+        }
+        values
     });
     csv(&header, rows)
 }
@@ -265,6 +275,7 @@ mod tests {
             method,
             rank: 2,
             lr,
+            seed: None,
         });
         let csv = cells_csv(&cells, &[Some(done), Some(diverged), None], 50).unwrap();
         assert_eq!(
@@ -273,6 +284,30 @@ mod tests {
              lora,2,1e-4,1.5,,100,100.0,,,\n\
              tl6,2,5e-1,,,100,100.0,,,\"TL0608: the loss ran away, \"\"far\"\"\"\n\
              tl6,2,1e0,,,,,,,\n"
+        );
+        let seeds = cells.map(|cell| Cell {
+            seed: Some(7),
+            ..cell
+        });
+        let csv = cells_csv(&seeds, &[None, None, None], 50).unwrap();
+        let csv = String::from_utf8(csv).unwrap();
+        assert!(csv.starts_with("method,rank,lr,seed,score,"), "{csv}");
+        assert!(csv.ends_with("tl6,2,1e0,7,,,,,,,\n"), "{csv}");
+    }
+
+    /// Breaks where a table does not say how far seeds lie apart.
+    #[test]
+    fn seeds_have_a_spread() {
+        let of = |seed, score| CellResult {
+            seed: Some(seed),
+            ..result(Method::Lora, 2, 1e-3, Some(score))
+        };
+        let table = table(&[of(0, 1.0), of(1, 2.0)], &LOSS, 50);
+        let csv = String::from_utf8(table_csv(&table, &LOSS).unwrap()).unwrap();
+        assert_eq!(
+            csv,
+            "section,task,method,rank,score,percent,spread,seeds\n\
+             same_rank,validation,lora,2,1.5000,100.0,0.7071,2\n"
         );
     }
 }

@@ -16,8 +16,14 @@ pub(super) const ACCURACY: Metric = Metric {
 };
 
 pub(super) fn result(method: Method, rank: usize, lr: f64, score: Option<f64>) -> CellResult {
+    let cell = Cell {
+        method,
+        rank,
+        lr,
+        seed: None,
+    };
     CellResult {
         score,
-        ..CellResult::new(Cell { method, rank, lr }, 100)
+        ..CellResult::new(cell, 100)
     }
 }

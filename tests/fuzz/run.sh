@@ -38,9 +38,14 @@ for target in "$@"; do
     safetensors_header | tl_file) seeds="fixtures/v1 fixtures/v1/malformed" ;;
     nemo_archive) seeds="$seeds fixtures/nemo" ;;
     esac
-    # shellcheck disable=SC2086 # a list of folders
-    if cargo fuzz build --fuzz-dir "$fuzz" "$target" >"$log" 2>&1 &&
-        TMPDIR=$scratch cargo fuzz run --fuzz-dir "$fuzz" "$target" "$corpus" $seeds -- \
+    case $target in
+    registry_manifest) features="--features cloud" ;;
+    tokenizer | chat_template) features="--features train" ;;
+    *) features="" ;;
+    esac
+    # shellcheck disable=SC2086 # lists of options and of folders
+    if cargo fuzz build --fuzz-dir "$fuzz" --codegen-units 16 $features "$target" >"$log" 2>&1 &&
+        TMPDIR=$scratch cargo fuzz run --fuzz-dir "$fuzz" --codegen-units 16 $features "$target" "$corpus" $seeds -- \
             -max_total_time="$seconds" -rss_limit_mb=2048 -timeout=10 -max_len=16384 \
             -print_final_stats=1 -detect_leaks=0 >"$log" 2>&1; then
         result=ok

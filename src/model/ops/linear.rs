@@ -34,6 +34,16 @@ impl Products {
     pub fn bf16() -> Option<Self> {
         Kernel::detect().map(|kernel| Self(Some(kernel)))
     }
+
+    /// By a kernel.
+    #[cfg(test)]
+    pub(super) fn of(kernel: Kernel) -> Self {
+        Self(Some(kernel))
+    }
+
+    pub(super) fn kernel(self) -> Option<Kernel> {
+        self.0
+    }
 }
 
 /// A frozen weight, out × in.

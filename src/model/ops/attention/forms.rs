@@ -55,6 +55,8 @@ pub fn attention_backward(
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::bf16::Kernel;
+    use super::super::super::linear::Products;
     use super::super::super::slices::tests::{close, is_slope, random};
     use super::*;
     use candle_core::DType;
@@ -80,6 +82,7 @@ mod tests {
                 scale: 0.4,
                 cap,
                 window,
+                products: Products::F32,
             };
             // The last three are of one length, and go through the composed form together.
             let sequences = [0..1, 1..140, 140..163, 163..186, 186..209];
@@ -114,6 +117,64 @@ mod tests {
         }
     }
 
+    /// Breaks where a product of rounded numbers reads other rows or columns than those of its head and block.
+    #[test]
+    fn attention_in_bf16_is_that_in_f32_but_for_rounding() {
+        let cases = [
+            ([4, 4, 6], None, None),
+            ([4, 2, 64], None, None),
+            ([4, 1, 40], Some(5), None),
+            ([2, 2, 96], Some(70), None),
+            ([4, 2, 16], Some(70), Some(0.8)),
+        ];
+        for kernel in Kernel::available() {
+            for ([q, kv, dim], window, cap) in cases {
+                let exact = Heads {
+                    q,
+                    kv,
+                    dim,
+                    scale: 0.9 / (dim as f32).sqrt(),
+                    cap,
+                    window,
+                    products: Products::F32,
+                };
+                let rounded = Heads {
+                    products: Products::of(kernel),
+                    ..exact
+                };
+                let sequences = [0..1, 1..140, 140..163, 163..209];
+                let qkv = (random(209, exact.width(), 1) * 2.0).unwrap();
+                let dout = random(209, q * dim, 2);
+                let masks = Masks::default();
+                let [want, got] = [exact, rounded].map(|heads| {
+                    let (out, sums) = attention(&qkv, &heads, &sequences, None, &masks).unwrap();
+                    let given = [&dout, &qkv, &out];
+                    let dqkv = fused::backward(given, &sums, &heads, &sequences).unwrap();
+                    (out, dqkv)
+                });
+                close(&got.0, &want.0, 1e-2);
+                close(&got.1, &want.1, 1e-2);
+
+                // A prompt that goes on: the last rows, and keys and values of all.
+                let heads = rounded;
+                let column = |start| qkv.narrow(1, start * dim, kv * dim).unwrap();
+                let past = Past {
+                    keys: column(q).narrow(0, 1, 139).unwrap().contiguous().unwrap(),
+                    values: column(q + kv)
+                        .narrow(0, 1, 139)
+                        .unwrap()
+                        .contiguous()
+                        .unwrap(),
+                    len: 139,
+                };
+                let last = qkv.narrow(0, 100, 40).unwrap().contiguous().unwrap();
+                let all = std::slice::from_ref(&(0..40));
+                let (rows, _) = attention(&last, &heads, all, Some(&[past]), &masks).unwrap();
+                close(&rows, &want.0.narrow(0, 100, 40).unwrap(), 1e-2);
+            }
+        }
+    }
+
     #[test]
     fn cached_keys_give_the_rows_of_the_whole() {
         let heads = Heads {
@@ -123,6 +184,7 @@ mod tests {
             scale: 0.4,
             cap: Some(0.9),
             window: Some(9),
+            products: Products::F32,
         };
         let qkv = random(30, heads.width(), 1);
         let (whole, _) = attention(

@@ -1,4 +1,4 @@
-//! Attention in f32 on the processor, by this project's kernels: 64 rows of scores at a time.
+//! Attention on the processor, by this project's kernels: 64 rows of scores at a time.
 
 use std::ops::Range;
 
@@ -8,10 +8,11 @@ use faer::reborrow::ReborrowMut as _;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-use super::super::head::cap_all;
-use super::super::vector::{exp, exp_sum, max, vectorised};
+use super::super::bf16::View;
 use super::super::{f32s, tensor};
 use super::heads::{Heads, Past};
+use super::narrow::{self, Given};
+use super::scores::{Block, slope, softmax};
 use crate::error::Result;
 
 /// Query rows handled at a time.
@@ -33,27 +34,25 @@ pub(super) fn forward(
         .collect();
     let cached = cached?;
     let w = heads.kv * heads.dim;
-    let sides: Vec<Sides<'_>> = (sequences.iter().enumerate())
-        .map(|(s, range)| {
-            let rows = &qkv[range.start * width..range.end * width];
-            let q = MatRef::from_row_major_slice(rows, range.len(), width);
-            let (k, v) = match cached.get(s) {
-                None => (
-                    q.subcols(heads.q * heads.dim, w),
-                    q.subcols((heads.q + heads.kv) * heads.dim, w),
-                ),
-                Some((keys, values, len)) => (
-                    MatRef::from_row_major_slice(&keys[..len * w], *len, w),
-                    MatRef::from_row_major_slice(&values[..len * w], *len, w),
-                ),
-            };
-            Sides { q, k, v }
-        })
-        .collect();
     let tasks = tasks(sequences.len(), heads.q);
     let parts: Vec<_> = (tasks.par_iter())
-        .map_init(Vec::new, |scores, (s, h)| {
-            forward_head(heads, &sides[*s], *h, scores)
+        .map_init(Scratch::default, |scratch, (s, h)| {
+            let range = &sequences[*s];
+            let rows = &qkv[range.start * width..range.end * width];
+            let columns = heads.columns(*h);
+            let own = |column| view(rows, width, column, heads.dim);
+            let sides = match cached.get(*s) {
+                None => columns.map(own),
+                Some((keys, values, len)) => {
+                    let column = columns[1] - heads.q * heads.dim;
+                    let [k, v] = [keys, values].map(|x| view(&x[..len * w], w, column, heads.dim));
+                    [own(columns[0]), k, v]
+                }
+            };
+            match heads.products.kernel().filter(|_| range.len() >= FEW) {
+                Some(kernel) => narrow::forward_head(kernel, heads, sides, &mut scratch.narrow),
+                None => forward_head(heads, sides.map(matrix), &mut scratch.scores[0]),
+            }
         })
         .collect();
     let mut out = vec![0.0; tokens * heads.q * heads.dim];
@@ -81,36 +80,63 @@ pub(super) fn backward(
     let wide = heads.q * heads.dim;
     let tasks = tasks(sequences.len(), heads.q);
     let parts: Vec<_> = (tasks.par_iter())
-        .map_init(Default::default, |buffers, (s, h)| {
+        .map_init(Scratch::default, |scratch, (s, h)| {
             let range = &sequences[*s];
-            let matrix = |x, cols| {
-                let rows: &[f32] = x;
-                let rows = &rows[range.start * cols..range.end * cols];
-                MatRef::from_row_major_slice(rows, range.len(), cols)
-            };
+            let rows = |stride: usize| range.start * stride..range.end * stride;
             let sums: Vec<f32> = range.clone().map(|t| sums[t * heads.q + h]).collect();
-            let (column, dim) = (h * heads.dim, heads.dim);
             let given = Given {
-                qkv: matrix(&qkv, width),
-                out: matrix(&out, wide).subcols(column, dim),
-                dout: matrix(&dout, wide).subcols(column, dim),
+                qkv: (heads.columns(*h))
+                    .map(|column| view(&qkv[rows(width)], width, column, heads.dim)),
+                out: [&out, &dout].map(|x| view(&x[rows(wide)], wide, h * heads.dim, heads.dim)),
                 sums: &sums,
             };
-            backward_head(heads, &given, *h, buffers)
+            match heads.products.kernel().filter(|_| range.len() >= FEW) {
+                Some(kernel) => narrow::backward_head(kernel, heads, &given, &mut scratch.narrow),
+                None => backward_head(heads, &given, &mut scratch.scores),
+            }
         })
         .collect();
     let mut dqkv = vec![0.0; tokens * width];
-    let group = heads.q / heads.kv;
-    for ((s, h), [dq, dk, dv]) in tasks.iter().zip(&parts) {
-        let places = [*h, heads.q + h / group, heads.q + heads.kv + h / group];
-        for (part, place) in [dq, dk, dv].into_iter().zip(places) {
-            for (t, part) in sequences[*s].clone().zip(part.chunks_exact(heads.dim)) {
-                let to = &mut dqkv[t * width + place * heads.dim..][..heads.dim];
-                to.iter_mut().zip(part).for_each(|(to, x)| *to += x);
+    let mut rest = &mut dqkv[..];
+    let each: Vec<&mut [f32]> = (sequences.iter())
+        .map(|range| {
+            rest.split_off_mut(..range.len() * width)
+                .unwrap_or_default()
+        })
+        .collect();
+    each.into_par_iter().enumerate().for_each(|(s, to)| {
+        for (h, parts) in parts[s * heads.q..][..heads.q].iter().enumerate() {
+            for (part, column) in parts.iter().zip(heads.columns(h)) {
+                for (to, part) in to.chunks_exact_mut(width).zip(part.chunks_exact(heads.dim)) {
+                    let to = &mut to[column..column + heads.dim];
+                    to.iter_mut().zip(part).for_each(|(to, x)| *to += x);
+                }
             }
         }
-    }
+    });
     tensor(dqkv, tokens, width)
+}
+
+/// Below this many rows a sequence's products are in f32: packing what it sees would cost more than they do.
+const FEW: usize = 16;
+
+/// Buffers of a thread.
+#[derive(Default)]
+struct Scratch {
+    narrow: narrow::Scratch,
+    /// Scores, and their slopes.
+    scores: [Vec<f32>; 2],
+}
+
+/// All rows of `x`, `stride` numbers each, and `dim` columns from `column` on.
+fn view(x: &[f32], stride: usize, column: usize, dim: usize) -> View<'_> {
+    let rows = x.len() / stride.max(1);
+    View::new(x.get(column..).unwrap_or_default(), stride, [rows, dim])
+}
+
+fn matrix(view: View<'_>) -> MatRef<'_, f32> {
+    let (values, stride) = view.whole();
+    MatRef::from_row_major_slice_with_stride(values, view.rows(), view.columns(), stride)
 }
 
 /// Every (sequence, query head), in order.
@@ -120,46 +146,14 @@ fn tasks(sequences: usize, heads: usize) -> Vec<(usize, usize)> {
         .collect()
 }
 
-/// A block of scores: some query rows against the keys that they see.
-#[derive(Clone, Copy)]
-struct Block {
-    /// Position of the first query.
-    position: usize,
-    /// Position of the first key.
-    first: usize,
-    /// Number of keys.
-    keys: usize,
-}
-
-impl Block {
-    /// The columns that row `i` sees.
-    fn visible(self, heads: &Heads, i: usize) -> Range<usize> {
-        let seen = heads.visible(self.position + i);
-        seen.start - self.first..seen.end - self.first
-    }
-}
-
-/// One sequence: rows of [q …], and all keys and values that it sees.
-struct Sides<'a> {
-    q: MatRef<'a, f32>,
-    k: MatRef<'a, f32>,
-    v: MatRef<'a, f32>,
-}
-
+/// As [`narrow::forward_head`], in f32.
 fn forward_head(
     heads: &Heads,
-    sides: &Sides<'_>,
-    h: usize,
+    [q, k, v]: [MatRef<'_, f32>; 3],
     scores: &mut Vec<f32>,
 ) -> (Vec<f32>, Vec<f32>) {
-    let (rows, dim) = (sides.q.nrows(), heads.dim);
-    let before = sides.k.nrows() - rows;
-    let g = h / (heads.q / heads.kv) * dim;
-    let (q, k, v) = (
-        sides.q.subcols(h * dim, dim),
-        sides.k.subcols(g, dim),
-        sides.v.subcols(g, dim),
-    );
+    let (rows, dim) = (q.nrows(), heads.dim);
+    let before = k.nrows() - rows;
     let mut out = vec![0.0; rows * dim];
     let mut sums = vec![0.0; rows];
     for start in (0..rows).step_by(BLOCK) {
@@ -174,6 +168,7 @@ fn forward_head(
             position: before + start,
             first,
             keys,
+            scale: 1.0,
         };
         softmax(heads, scores, block, &mut sums[start..start + n]);
         let s = MatRef::from_row_major_slice(scores, n, keys);
@@ -184,52 +179,15 @@ fn forward_head(
     (out, sums)
 }
 
-vectorised! {
-    fn softmax(
-        heads: &Heads,
-        scores: &mut [f32],
-        block: Block,
-        sums: &mut [f32],
-    ) -> () {
-        for (i, (row, sum)) in scores.chunks_exact_mut(block.keys).zip(sums).enumerate() {
-            let seen = block.visible(heads, i);
-            row[..seen.start].fill(0.0);
-            row[seen.end..].fill(0.0);
-            let row = &mut row[seen];
-            if let Some(cap) = heads.cap {
-                cap_all(row, cap);
-            }
-            let top = max(row);
-            let total = exp_sum(row, top);
-            let scale = 1.0 / total;
-            for x in row.iter_mut() {
-                *x *= scale;
-            }
-            *sum = top + total.ln();
-        }
-    }
-}
-
-/// One sequence of the backward: [q k v], and one head's columns of the output and its gradient.
-struct Given<'a> {
-    qkv: MatRef<'a, f32>,
-    out: MatRef<'a, f32>,
-    dout: MatRef<'a, f32>,
-    sums: &'a [f32],
-}
-
-/// dq, dk and dv of one sequence and query head, rows × dim.
+/// As [`narrow::backward_head`], in f32.
 fn backward_head(
     heads: &Heads,
     given: &Given<'_>,
-    h: usize,
-    (probabilities, slopes): &mut (Vec<f32>, Vec<f32>),
+    [probabilities, slopes]: &mut [Vec<f32>; 2],
 ) -> [Vec<f32>; 3] {
-    let (rows, dim) = (given.qkv.nrows(), heads.dim);
-    let g = h / (heads.q / heads.kv);
-    let q = given.qkv.subcols(h * dim, dim);
-    let k = given.qkv.subcols((heads.q + g) * dim, dim);
-    let v = given.qkv.subcols((heads.q + heads.kv + g) * dim, dim);
+    let [q, k, v] = given.qkv.map(matrix);
+    let [out, dout] = given.out.map(matrix);
+    let (rows, dim) = (q.nrows(), heads.dim);
     let mut parts = [
         vec![0.0; rows * dim],
         vec![0.0; rows * dim],
@@ -247,7 +205,7 @@ fn backward_head(
             k.subrows(first, keys),
             v.subrows(first, keys),
         );
-        let dout = given.dout.subrows(start, n);
+        let dout = dout.subrows(start, n);
         probabilities.resize(n * keys, 0.0);
         slopes.resize(n * keys, 0.0);
         let p = MatMut::from_row_major_slice_mut(probabilities, n, keys);
@@ -256,7 +214,7 @@ fn backward_head(
         matmul(d, Accum::Replace, dout, vs.transpose(), 1.0, Par::Seq);
         let along: Vec<f32> = (0..n)
             .map(|i| {
-                let (o, d) = (given.out.row(start + i), dout.row(i));
+                let (o, d) = (out.row(start + i), dout.row(i));
                 (0..dim).fold(0.0, |acc, j| acc + o[j] * d[j])
             })
             .collect();
@@ -265,6 +223,7 @@ fn backward_head(
             position: start,
             first,
             keys,
+            scale: 1.0,
         };
         slope(heads, probabilities, slopes, block, [sums, &along]);
         let p = MatRef::from_row_major_slice(probabilities, n, keys);
@@ -277,41 +236,4 @@ fn backward_head(
         matmul(dq, Accum::Replace, d, ks, heads.scale, Par::Seq);
     }
     parts
-}
-
-vectorised! {
-    /// Scores to probabilities, and dP to dS = P·(dP − Σ dO·O), both zero where nothing is seen.
-    fn slope(
-        heads: &Heads,
-        scores: &mut [f32],
-        slopes: &mut [f32],
-        block: Block,
-        sums_along: [&[f32]; 2],
-    ) -> () {
-        let [sums, along] = sums_along;
-        let rows = scores.chunks_exact_mut(block.keys);
-        let rows = rows.zip(slopes.chunks_exact_mut(block.keys));
-        for (i, ((p, d), (sum, along))) in rows.zip(sums.iter().zip(along)).enumerate() {
-            let seen = block.visible(heads, i);
-            for row in [&mut *p, &mut *d] {
-                row[..seen.start].fill(0.0);
-                row[seen.end..].fill(0.0);
-            }
-            let (p, d) = (&mut p[seen.clone()], &mut d[seen]);
-            if let Some(cap) = heads.cap {
-                cap_all(p, cap);
-                let rate = 1.0 / cap;
-                for (y, d) in p.iter_mut().zip(d) {
-                    let slope = 1.0 - (*y * rate) * (*y * rate);
-                    *y = exp(*y - sum);
-                    *d = *y * (*d - along) * slope;
-                }
-                continue;
-            }
-            for (p, d) in p.iter_mut().zip(d) {
-                *p = exp(*p - sum);
-                *d = *p * (*d - along);
-            }
-        }
-    }
 }

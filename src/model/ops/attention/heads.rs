@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
+use super::super::linear::Products;
+
 /// The heads of one layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Heads {
@@ -19,12 +21,20 @@ pub struct Heads {
     pub cap: Option<f32>,
     /// A query sees so many keys: its own and those just before. None for all.
     pub window: Option<usize>,
+    /// How the fused form multiplies.
+    pub products: Products,
 }
 
 impl Heads {
     /// Columns of [q k v].
     pub fn width(&self) -> usize {
         (self.q + 2 * self.kv) * self.dim
+    }
+
+    /// Where query head `h` has its q, k and v in [q k v].
+    pub(super) fn columns(&self, h: usize) -> [usize; 3] {
+        let group = h / (self.q / self.kv);
+        [h, self.q + group, self.q + self.kv + group].map(|place| place * self.dim)
     }
 
     /// Key columns for the query at `position`.

@@ -8,6 +8,8 @@ mod composed;
 mod forms;
 mod fused;
 mod heads;
+mod narrow;
+mod scores;
 
 pub use composed::Masks;
 pub use forms::{attention, attention_backward};

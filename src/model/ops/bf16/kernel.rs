@@ -24,8 +24,8 @@ impl Kernel {
         amx.into_iter().chain(avx512).collect()
     }
 
-    /// `work` with the registers set up for [`Self::step`] on this thread.
-    pub(super) fn ready<T>(self, work: impl FnOnce() -> T) -> T {
+    /// `work` with the registers set up for products on this thread.
+    pub(in super::super) fn ready<T>(self, work: impl FnOnce() -> T) -> T {
         match self {
             Self::Amx => amx::configured(work),
             Self::Avx512 => work(),

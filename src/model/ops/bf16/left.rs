@@ -75,7 +75,7 @@ vectorised! {
 
 /// As `bf16::from_f32`, written so that it becomes vector instructions: NaN stays NaN.
 #[inline(always)]
-fn bits(x: f32) -> u16 {
+pub(super) fn bits(x: f32) -> u16 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
     match x.is_nan() {

@@ -4,11 +4,13 @@
 //! A product is tokens × K times K × N. Its left side is rounded to bf16 once, row by row; its right side is frozen
 //! weights, packed in panels of 32 columns as they are read, so that a panel is packed once for all tokens and only as
 //! much as stays in the cache. Work is shared out by panels: what a thread computes, and in which order it adds, is the
-//! same for any number of threads.
+//! same for any number of threads. Attention's products, of activations with activations, are small, and each is one
+//! thread's.
 
 mod amx;
 mod avx512;
 mod cut;
+mod dense;
 mod few;
 mod kernel;
 mod left;
@@ -18,6 +20,7 @@ mod product;
 mod tile;
 mod transpose;
 
+pub(super) use dense::{Side, UNIT, View, add_product, transposed};
 pub(super) use few::few;
 pub(super) use kernel::Kernel;
 pub(super) use pack::Weight;

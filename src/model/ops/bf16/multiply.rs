@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::cut::{Block, PACKED, Panel};
 use super::kernel::Kernel;
 use super::left::Left;
-use super::tile::{STEP, TALL, Target, WIDE};
+use super::tile::{STEP, STRIDE, TALL, Target, WIDE};
 use super::{amx, avx512};
 
 /// Most panels that are packed together.
@@ -78,6 +78,36 @@ pub(in super::super) fn multiply(
             });
         },
     );
+}
+
+/// 32 × 32 numbers of a product over `steps` steps of K, into `out`, whose rows begin `stride` apart. The kernel is ready.
+pub(super) fn block(
+    kernel: Kernel,
+    rows: &[u16],
+    panel: &[u32],
+    steps: usize,
+    (out, stride): (&mut [f32], usize),
+    add: bool,
+) {
+    assert!(
+        rows.len() >= steps * STRIDE
+            && panel.len() >= steps * STEP
+            && stride >= WIDE
+            && out.len() >= (TALL - 1) * stride + WIDE,
+        "a block"
+    );
+    let to = Target {
+        start: out.as_mut_ptr(),
+        stride,
+        add,
+    };
+    // SAFETY: the sides have so many steps and the place so much room, as was measured.
+    unsafe {
+        match kernel {
+            Kernel::Amx => amx::block(rows, panel, steps, &to),
+            Kernel::Avx512 => avx512::block(rows, panel, steps, &to),
+        }
+    }
 }
 
 /// Up to 32 rows × 32 columns of a product.

@@ -3,6 +3,14 @@
 
 use super::tile::{PAIRED, TILE};
 
+/// A tile of 16 × 16, turned.
+pub(super) fn turn(tile: &mut [u32]) {
+    let mut rows = [[0u8; 2 * PAIRED]; TILE];
+    rows.as_flattened_mut()
+        .copy_from_slice(bytemuck::cast_slice(tile));
+    transpose(&rows.each_ref(), tile);
+}
+
 /// `to[16 p + j]` is pair p of row j.
 pub(super) fn transpose(rows: &[&[u8; 2 * PAIRED]; TILE], to: &mut [u32]) {
     assert_eq!(to.len(), TILE * TILE);

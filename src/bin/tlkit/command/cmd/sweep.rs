@@ -89,7 +89,10 @@ fn text(r: &SweepReport) -> String {
             row.method.to_string(),
             row.rank.to_string(),
             or_dash(row.lr.map(|lr| format!("{lr:e}"))),
-            or_dash(row.score.map(|s| r.metric.text(s))),
+            or_dash(row.score.map(|s| match row.spread {
+                Some(spread) => format!("{} ± {}", r.metric.text(s), r.metric.text(spread)),
+                None => r.metric.text(s),
+            })),
             or_dash(row.percent.map(|p| format!("{p:.1}"))),
         ]
     };
@@ -100,8 +103,9 @@ fn text(r: &SweepReport) -> String {
         .iter()
         .filter_map(|c| {
             let error = c.error.as_ref()?;
+            let seed = c.seed.map_or(String::new(), |seed| format!(" seed {seed}"));
             Some(format!(
-                "{} rank {} lr {:e}: {error}\n",
+                "{} rank {} lr {:e}{seed}: {error}\n",
                 c.method, c.rank, c.lr
             ))
         })
