@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Coded adapters beside truncation, int8, 4-bit groups and PEFT's `convert_to_lora`, at the errors of these.
 
-    PYTHON benches/convert/coded.py [--shared ../shared] [--tlkit PATH] [--peft PYTHON] [--large] [--rounds 3]
+    PYTHON benches/convert/coded.py [--shared ../shared] [--tlkit PATH] [--peft PYTHON] [--large] [--rounds 3] [--peft-wide]
 
 Needs NumPy. For every LoRA under --shared (data/adapters, data/peft-interop/adapters; MLX folders too) it codes with `tlkit pack
 --error` at 2, 5, 10 and 20 %. Beside those of 1 MB and more stand the other forms, made here, and coding at each one's error; PEFT's
-where this Python has it, or --peft names one that has. With --large also a LoRA shaped as one of a 7B model (32 layers, 4096 wide,
+where this Python has it, or --peft names one that has, for modules up to 1536 wide (its dense SVDs take minutes each on wide ones: an
+hour for gpt-oss-20b, with --peft-wide). With --large also a LoRA shaped as one of a 7B model (32 layers, 4096 wide,
 rank 16 on q, k and v). The last lines hold it against what a coded adapter has to keep to, and where something does not hold the exit
 code is 1: bits a number above the bound of Gaussian components at most 0.30 at 2 and 5 %, 0.35 at 10 and 20 % (of the whole file from
 1 MB on, of the codes alone below; adapters made for tests are shown, not judged); bytes at most 0.30 of f16 truncation's where that is
@@ -28,6 +29,7 @@ from run import LAYERS, OUT, ROOT, large, shrink, timed
 PATTERN = re.compile(r"(.*)\.lora_A\.weight")
 GROUP = 64
 LARGE_FILE = 1_000_000
+WIDE = 1536
 # Error, and bits a number above the bound.
 GAPS = ((0.02, 0.30), (0.05, 0.30), (0.1, 0.35), (0.2, 0.35))
 # A form, from which error on it counts (in the digits that are shown), and the share of its bytes.
@@ -175,7 +177,7 @@ def at_errors(tlkit, verdicts, name, adapter, size, real):
     return True
 
 
-def beside(tlkit, verdicts, adapter, peft):
+def beside(tlkit, verdicts, adapter, peft, wide):
     """Rows of other forms, and of coding at their errors."""
     before = modules(adapter / "adapter_model.safetensors")
     numbers = sum(a.size + b.size for a, b in before)
@@ -187,7 +189,7 @@ def beside(tlkit, verdicts, adapter, peft):
     ]
     forms += [(f"truncated to {share:.0%}, fp16", *truncated(before, share)) for share in (0.5, 0.25)]
     found = [(name, size, error(before, after)) for name, after, size in forms]
-    if peft:
+    if peft and (wide or max(max(a.shape[1], b.shape[0]) for a, b in before) <= WIDE):
         peer = shrink(peft, adapter, max(rank // 4, 1), 2)
         found.append((f"PEFT's convert_to_lora, rank {max(rank // 4, 1)}, f32, {peer['seconds']:.1f} s", peer["bytes"], peer["error"]))
     for name, size, lost in found:
@@ -226,6 +228,7 @@ def main():
     parser.add_argument("--peft", metavar="PYTHON")
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peft-wide", action="store_true")
     args = parser.parse_args()
     tlkit = args.tlkit
     if tlkit is None:
@@ -247,7 +250,7 @@ def main():
     print("\n| adapter | other form | error | bytes | bits | coded | coded / other | bits | bound | gap | s | MB |")
     print("|---|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
     for folder in compared:
-        beside(tlkit, verdicts, folder, peft)
+        beside(tlkit, verdicts, folder, peft, args.peft_wide)
     if args.large:
         seven(tlkit, verdicts, args.rounds)
     if not verdicts.tell():

@@ -10,6 +10,7 @@ transformers. The share kept is (base − coded) / (base − LoRA).
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,7 @@ def row(program, base, task, steps):
     if not texts:
         print(f"{name}: no completion begins within {tokens} tokens", file=sys.stderr)
         return
+    shutil.rmtree(OUT / f"{name}.tl.run", ignore_errors=True)
     tlkit(program, "train", "--model", base, "--data", task / "train.jsonl", *given, *size, "-o", lora, "--force")
 
     def merged(adapter):

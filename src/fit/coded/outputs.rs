@@ -9,7 +9,7 @@ use super::assemble::{Assembled, assemble};
 use super::inputs::InputMoments;
 use super::lost::{Lost, share};
 use super::module::{gram, inner};
-use super::plan::{At, Found, Plan};
+use super::plan::{At, Found, Place, Plan};
 use super::report::{CodedReport, report};
 use super::search::CodeTarget;
 use crate::adapter::Adapter;
@@ -92,16 +92,18 @@ fn only(made: Assembled) -> Result<Adapter> {
 impl Plan<'_> {
     /// The same with each update as terms of its outputs.
     fn weighed(mut self, texts: &mut dyn Texts) -> Result<Self> {
-        let of: Vec<Reading> = self
-            .places
-            .iter()
+        let changing = self.places.iter().filter(|p| !p.module.sigma.is_empty());
+        let of: Vec<Reading> = changing
             .map(|p| self.reading(p.at, p.instance, p.module.basis()))
             .collect();
-        let moments = texts.inputs(&of)?;
+        let mut moments = texts.inputs(&of)?.into_iter();
         let mut places = Vec::with_capacity(self.places.len());
-        for (mut place, moments) in self.places.into_iter().zip(moments) {
+        for mut place in self.places {
             if !place.module.sigma.is_empty() {
-                place.module = place.module.weighed(moments)?;
+                let own = moments
+                    .next()
+                    .ok_or_else(|| Error::new(Code::Usage, "a module has no moments"))?;
+                place.module = place.module.weighed(own)?;
             }
             places.push(place);
         }
@@ -158,7 +160,9 @@ impl Plan<'_> {
     /// What every module loses of its update, and of its outputs on the texts.
     fn lost(&self, found: &Found, texts: &mut dyn Texts) -> Result<Vec<Lost>> {
         let (mut readings, mut sides) = (Vec::new(), Vec::new());
-        for (place, coded) in self.places.iter().zip(&found.coded) {
+        let changing = |p: &&Place| !p.module.sigma.is_empty();
+        let all = self.places.iter().zip(&found.coded);
+        for (place, coded) in all.filter(|(p, _)| changing(p)) {
             let before = &place.module.sides;
             let after = place.module.values(coded, found.steps);
             let rows: Vec<&Vec<f32>> = before[1].iter().chain(&after[1]).collect();
@@ -174,8 +178,15 @@ impl Plan<'_> {
             sides.push((own, plain, before[0].len()));
         }
         let moments = texts.moments(&readings)?;
-        let each = sides.iter().zip(&moments);
-        let lost = each.map(|((own, plain, rank), seen)| {
+        let mut each = sides.iter().zip(&moments);
+        let lost = self.places.iter().map(|place| {
+            let measured = changing(&place).then(|| each.next()).flatten();
+            let Some(((own, plain, rank), seen)) = measured else {
+                return Lost {
+                    updates: [0.0; 2],
+                    outputs: [0.0; 2],
+                };
+            };
             let squares = |of: &Mat<f64>| {
                 let first = |m: &Mat<f64>| m.submatrix(0, 0, *rank, *rank).to_owned();
                 [inner(own, of).max(0.0), inner(&first(own), &first(of))]

@@ -121,8 +121,8 @@ pub(crate) struct Fit {
     /// The ranks that give a file of at most so many bytes (before --zstd): 300kB; with --coded the smallest error
     #[arg(long, value_name = "BYTES", requires = "fit", conflicts_with = "curve", value_parser = byte_count)]
     pub(crate) max_bytes: Option<u64>,
-    /// Write no adapter; show error against bytes for many ranks, beside LoRAs of the same bytes, and
-    /// draw it as FILE.svg
+    /// Write no adapter; show error against bytes for many ranks, beside LoRAs of the same bytes, the LoRA as f16, int8
+    /// and coded, and draw it as FILE.svg
     #[arg(
         long,
         value_name = "FILE.svg",
