@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::coded::{CodeTarget, code};
-use super::measure::measure;
+use crate::adapter::error::{left_columns, product_norm, right_columns};
 use crate::adapter::{Adapter, TieGroup};
 use crate::error::Result;
 use crate::tensor::Dtype;
@@ -44,14 +44,11 @@ pub(super) fn stored(groups: &[TieGroup], dtype: Dtype) -> Result<CurveForm> {
     let after = before.to_dtype(dtype)?;
     let (mut off, mut all) = (0.0, 0.0);
     for (before, after) in groups.iter().zip(&after.groups) {
-        let mut zero = after.clone();
-        zero.b.tensor = crate::tensor::Tensor::from_f32(
-            zero.b.tensor.shape().to_vec(),
-            &vec![0.0; zero.b.tensor.shape().iter().product()],
-        )?;
-        let updates = [vec![before.low_rank(0, 0)?]];
-        off += measure(&updates, after)?.iter().sum::<f64>();
-        all += measure(&updates, &zero)?.iter().sum::<f64>();
+        let (one, two) = (before.low_rank(0, 0)?, after.low_rank(0, 0)?);
+        let both = left_columns(&[(&one, 1.0), (&two, -1.0)]);
+        off += product_norm(&both, &right_columns(&[&one, &two])).powi(2);
+        let own = left_columns(&[(&one, 1.0)]);
+        all += product_norm(&own, &right_columns(&[&one])).powi(2);
     }
     let factors = after.groups.iter().flat_map(TieGroup::factors);
     Ok(CurveForm {

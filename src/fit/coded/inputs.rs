@@ -50,7 +50,7 @@ impl Inputs {
         if !(floor.is_finite() && floor > 0.0) {
             return Err(failed());
         }
-        cross += &basis.transpose() * faer::Scale(floor);
+        cross += basis.transpose() * faer::Scale(floor);
         diagonal.iter_mut().for_each(|d| *d += floor);
         let inner = &cross * &basis;
         let inner = Mat::from_fn(inner.nrows(), inner.ncols(), |i, j| {

@@ -2,23 +2,15 @@
 
 use std::path::Path;
 
-use serde::Serialize;
-use tlkit::convert::{ToTiedOptions, import_tied};
-use tlkit::fit::calibrate::{Calibration, CodedTexts};
+use tlkit::convert::ToTiedOptions;
 use tlkit::fit::{
-    CodeTarget, CodedFile, ToCoded, ToCodedFleet, ToFitted, import_to_code, peft_to_coded,
-    peft_to_coded_fleet, write_coded,
+    CodeTarget, CodedFile, ToCoded, ToCodedFleet, peft_to_coded, peft_to_coded_fleet,
 };
-use tlkit::format::{NoBlobs, TlFile};
 use tlkit::{Code, Error, Result};
 
 use crate::command::args::{Fit, PeftToTied};
 use crate::command::cmd::show;
-use crate::command::cmd::texts::coded_text;
 use crate::command::output::{Outcome, Output, change, fields, plural, relative_error, table};
-use crate::command::progress::{Work, with_progress};
-
-use super::tied::fitted_text;
 
 /// What the coded factors have to keep to, where they are to be coded.
 pub(in crate::command::cmd) fn target(args: &Fit) -> Result<Option<CodeTarget>> {
@@ -61,75 +53,6 @@ pub(super) fn run(
     Ok(Outcome::Success)
 }
 
-/// A report, and what the texts say.
-#[derive(Debug, Serialize)]
-struct OnTexts<R> {
-    #[serde(flatten)]
-    report: R,
-    calibration: CodedTexts,
-}
-
-/// Coded to what it does to texts, or to its updates and compared on texts.
-pub(super) fn on_texts(
-    args: &PeftToTied,
-    adapter: &Path,
-    texts: &Calibration,
-    options: &ToTiedOptions<'_>,
-    target: CodeTarget,
-    output: &Output,
-) -> Result<Outcome> {
-    let mut import = options.clone();
-    import.base = options.base.or(Some(texts.model().checkpoint()));
-    let tied = import_to_code(adapter, &import).map_err(|e| e.file(adapter))?;
-    let found = with_progress("batches", Work::SomeItems, |progress| {
-        texts.code(&tied.adapter, target, progress)
-    });
-    let (coded, report, calibration) = found.map_err(|e| e.file(adapter))?;
-    let report = write_coded(tied, coded, report, args.output()?, &import)?;
-    for note in &report.notes {
-        output.note(note);
-    }
-    let report = OnTexts {
-        report,
-        calibration,
-    };
-    output.report(&report, || {
-        let texts = coded_text(&report.calibration);
-        format!(
-            "{}.\n\n{texts}\n\n{}",
-            report.calibration.summary,
-            text(&report.report)
-        )
-    })?;
-    Ok(Outcome::Success)
-}
-
-/// A fit that was coded to its own factors, compared with the LoRA on texts.
-pub(super) fn compare(
-    adapter: &Path,
-    texts: &Calibration,
-    options: &ToTiedOptions<'_>,
-    fitted: ToFitted,
-    output: &Output,
-) -> Result<Outcome> {
-    let tied = import_tied(adapter, options).map_err(|e| e.file(adapter))?;
-    let written = TlFile::open(&fitted.output)?.load(&NoBlobs)?;
-    let error = fitted.fit.error;
-    let calibration = with_progress("batches", Work::SomeItems, |progress| {
-        texts.compare(&tied.source, &written, error, progress)
-    });
-    let report = OnTexts {
-        report: fitted,
-        calibration: calibration.map_err(|e| e.file(adapter))?,
-    };
-    output.report(&report, || {
-        let texts = coded_text(&report.calibration);
-        let fitted = fitted_text(&report.report);
-        format!("{}.\n\n{texts}\n\n{fitted}", report.calibration.summary)
-    })?;
-    Ok(Outcome::Success)
-}
-
 /// Several adapters at one level.
 pub(in crate::command::cmd) fn fleet(
     args: &PeftToTied,
@@ -163,7 +86,7 @@ pub(in crate::command::cmd) fn coded_rows(
     [("coding", relative_error(error)), ("bits", bits)]
 }
 
-fn text(r: &ToCoded) -> String {
+pub(super) fn text(r: &ToCoded) -> String {
     let c = &r.coded;
     let mut rows = coded_rows(c.error, c.bits, c.bound).to_vec();
     if let Some(outputs) = c.output_error {

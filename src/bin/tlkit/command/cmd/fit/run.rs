@@ -34,7 +34,7 @@ pub(in crate::command::cmd) fn run(
     let texts = texts::open(on.calibrate.as_deref(), &on.texts, &args.names.rename)?;
     if let (Some(target), true) = (target, args.fit.untied) {
         return match &texts {
-            Some(texts) => super::coded::on_texts(args, adapter, texts, options, target, output),
+            Some(texts) => super::on_texts::code(args, adapter, texts, options, target, output),
             None => super::coded::run(args, adapter, options, target, output),
         };
     }
@@ -70,7 +70,7 @@ pub(in crate::command::cmd) fn run(
         output.note(note);
     }
     if let Some(texts) = &texts {
-        return super::coded::compare(adapter, texts, options, report, output);
+        return super::on_texts::compare(adapter, texts, options, report, output);
     }
     output.report(&report, || fitted_text(&report))?;
     Ok(Outcome::Success)
