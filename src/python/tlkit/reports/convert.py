@@ -371,7 +371,7 @@ class CodedModule(TypedDict):
 
 
 class CodedTexts(TypedDict):
-    """A coded adapter beside its source on texts. Losses and divergences are nats per target token of the held-out texts."""
+    """A coded adapter beside its source on texts held out. Losses and divergences are nats per target token."""
 
     text: TextCounts
     """What the file of texts held."""
