@@ -281,6 +281,15 @@ class Words:
         width = 12 - count
         return self.take(lambda q: (q >> width, q >> width << width, 1 << width))
 
+def leb128(data, at):
+    size, shift = 0, 0
+    while True:
+        byte = data[at]
+        at, size, shift = at + 1, size | (byte & 127) << shift, shift + 7
+        need(shift <= 35 and (byte or shift == 7), "the size of a stream")
+        if byte < 128:
+            return size, at
+
 def decode(data, shape):
     """The binary32 values of coded bytes."""
     rows, columns = ([1] + shape)[-2:]
@@ -305,13 +314,7 @@ def decode(data, shape):
     need(bits.take(-bits.at % 8) == 0, "bits behind those of the lines")
     at, each, sizes = bits.at >> 3, min(matrices, max(1, -(-32768 // (rows * columns)))), []
     for _ in range(-(-matrices // each)):
-        size, shift = 0, 0
-        while True:
-            byte = data[at]
-            at, size, shift = at + 1, size | (byte & 127) << shift, shift + 7
-            need(shift <= 35 and (byte or shift == 7), "the size of a stream")
-            if byte < 128:
-                break
+        size, at = leb128(data, at)
         sizes.append(size)
     need(len(data) == at + 4 * sum(sizes), "more or less than the streams")
     out, tables = [0.0] * math.prod(shape), {}
@@ -347,11 +350,36 @@ def decode(data, shape):
         need(words.state == 0 and not words.words, "a stream is not one that a coder leaves")
     return out
 
+# ---- chapter 9: exponents coded apart ----
+def unpack_planes(data, size, width):
+    """The raw bytes, so many of elements of `width`, of a tensor packed as planes/1."""
+    raw, at, left = bytearray(), 0, size // width
+    while left:
+        count, least, above = min(left, 65536), data[at], data[at + 1]
+        need(len(data) >= at + 4 + 2 * above, "a chunk is cut short")
+        counts = struct.unpack_from(f"<{above + 1}H", data, at + 2)
+        left, at = left - count, at + 4 + 2 * above
+        need(least + above < 256 and counts[0] and counts[-1] and sum(counts) == 4096, "the frequencies of a chunk")
+        starts, (words, at) = [sum(counts[:i]) for i in range(len(counts))], leb128(data, at)
+        need(len(data) >= at + 4 * words, "a chunk is cut short")
+        stream, at = Words(struct.unpack_from(f"<{words}I", data, at)), at + 4 * words
+        table = [(least + i, start, n) for i, (start, n) in enumerate(zip(starts, counts)) for _ in range(n)]
+        symbols = [stream.take(table.__getitem__) for _ in range(count)]
+        need(stream.state == 0 and not stream.words, "a stream is not one that a coder leaves")
+        need(len(data) >= at + count * (width - 1), "a chunk is cut short")
+        for symbol in symbols:
+            rest, at = int.from_bytes(data[at:at + width - 1], "little"), at + width - 1
+            low = {1: 0, 2: 7, 4: 23}[width]
+            raw += (rest >> low << 8 + low | symbol << low | rest % (1 << low)).to_bytes(width, "little")
+    need(at == len(data), "bytes follow the last element")
+    return bytes(raw)
+
 # ---- chapters 4 and 8: the file ----
-def write(manifest, tensors):
+def write(manifest, tensors, pack=None):
     """The one file of a canonical manifest and the tensors {name: (entry, bytes)} that go inside."""
     text, body = canonical(manifest), b""
     header = {"__metadata__": {"tl": "1", "tl.manifest": text.decode(), "tl.root": "sha256:" + sha(text)}}
+    header["__metadata__"] = dict(sorted((header["__metadata__"] | ({"tl.pack": pack} if pack else {})).items()))
     for name in sorted(tensors, key=lambda n: (-WIDTHS[stored(tensors[n][0])[0]], n)):
         entry, raw = tensors[name]
         offsets, (dtype, shape) = [len(body), len(body) + len(raw)], stored(entry)
@@ -372,11 +400,17 @@ def read(data, blobs=None):
     need(len(text) <= 8 << 20 and metadata.get("tl.root") == "sha256:" + sha(text), "the root is not the manifest's")
     manifest = json.loads(text.decode())
     check_manifest(manifest)
-    need("tl.pack" not in metadata, "Unsupported: packed, and zstd is not in the standard library")
+    pack, packed = metadata.get("tl.pack"), {}
+    need(pack in (None, "planes/1"), "Unsupported: packed, and zstd is not in the standard library")
     for name, entry in header.items():
         fields(entry, [], dtype=str, shape=[int], data_offsets=[int])
-        need(name in manifest["tensors"], f"{name} is stored, and not in the manifest")
-        tensors[name] = body[slice(*entry["data_offsets"][:2])]
+        part, plain = body[slice(*entry["data_offsets"][:2])], name.removeprefix("z.") if pack else name
+        need(plain in manifest["tensors"] and plain not in tensors, f"{name} is stored, and not in the manifest, or twice")
+        if plain != name:
+            t = manifest["tensors"][plain]
+            packed[name], part = ({"dtype": "U8", "shape": [len(part)]}, part), unpack_planes(part, byte_len(t), WIDTHS[stored(t)[0]])
+        tensors[plain] = part
+    need(bool(packed) == bool(pack), "packed as nothing")
     for name, t in manifest["tensors"].items():
         storage[name] = "raw" if name in tensors else "seeded" if "seed" in t else "external"
         if storage[name] == "external":
@@ -395,7 +429,8 @@ def read(data, blobs=None):
         dequantise(manifest["tensors"], tensors, name)
     again, made = encode(manifest, tensors)
     need(canonical(again) == text, "the manifest is not canonical")
-    need(write(again, {name: made[name] for name in header}) == data, "the file is not canonical")
+    parts = {name: packed.get(name) or made[name] for name in header}
+    need(write(again, parts, pack) == data, "the file is not canonical")
     return manifest, storage, tensors
 
 def main(command, path, other=None):

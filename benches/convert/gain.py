@@ -10,7 +10,9 @@ transformers. The share kept is (base − coded) / (base − LoRA).
 
 import argparse
 import json
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -19,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "target/bench-gain"
 ERRORS = (0.02, 0.05, 0.1, 0.2)
-TEXTS, TOKENS = 100, 256
+TEXTS, TOKENS = 100, 512
 
 
 def tlkit(program, *words):
@@ -29,15 +31,19 @@ def tlkit(program, *words):
     return json.loads(done.stdout)
 
 
-def held_out(path, tokenizer):
-    """Token ids, and where the completion begins."""
-    for line in path.read_text().splitlines()[:TEXTS]:
+def held_out(path, tokenizer, tokens):
+    """Token ids, and where the completion begins, of the first texts whose completions begin within so many tokens."""
+    found = 0
+    for line in path.read_text().splitlines():
         example = json.loads(line)
         prompt, whole = example["prompt"], example["prompt"] + example["completion"]
-        ids = tokenizer(whole)["input_ids"][:TOKENS]
+        ids = tokenizer(whole)["input_ids"][:tokens]
         start = min(len(tokenizer(prompt)["input_ids"]), len(ids))
         if start < len(ids):
             yield torch.tensor([ids]), start
+            found += 1
+        if found == TEXTS:
+            return
 
 
 @torch.no_grad()
@@ -56,9 +62,15 @@ def row(program, base, task, steps):
     name = f"{base.name}-{task.name}"
     lora, tokenizer = OUT / f"{name}.tl", AutoTokenizer.from_pretrained(base)
     given = ("--method", "lora", "--joint", "false", "--rank", 8, "--targets", "all", "--lr", 0.003, "--global-batch", 16)
-    size = ("--batch-size", 8, "--seq-len", TOKENS, "--max-steps", steps, "--eval-every", steps)
+    tokens = min(TOKENS, json.loads((base / "config.json").read_text())["max_position_embeddings"])
+    size = ("--batch-size", 8, "--seq-len", tokens, "--max-steps", steps, "--eval-every", steps)
+    valid = next(f for f in (task / "valid.jsonl", task / "test.jsonl") if f.exists())
+    texts = list(held_out(valid, tokenizer, tokens))
+    if not texts:
+        print(f"{name}: no completion begins within {tokens} tokens", file=sys.stderr)
+        return
+    shutil.rmtree(OUT / f"{name}.tl.run", ignore_errors=True)
     tlkit(program, "train", "--model", base, "--data", task / "train.jsonl", *given, *size, "-o", lora, "--force")
-    texts = list(held_out(next(f for f in (task / "valid.jsonl", task / "test.jsonl") if f.exists()), tokenizer))
 
     def merged(adapter):
         tlkit(program, "merge", base, adapter, "-o", OUT / name, "--force")

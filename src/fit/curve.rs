@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::choose::Solution;
 use super::finish::finish;
+use super::forms::{self, CurveCoded, CurveForm};
 use super::modules::ModuleSet;
 use super::options::{Budget, FitOptions};
 use super::report::{GroupFit, report};
@@ -13,8 +14,10 @@ use super::solver::cores::fit_cores;
 use super::solver::problem::Problem;
 use super::solver::solve::{WORK, fit_within};
 use super::solver::untied::Untied;
+use crate::adapter::TieGroup;
 use crate::convert::Tied;
 use crate::error::Result;
+use crate::tensor::Dtype;
 
 /// Share of a fit's usual work that each rank of a curve gets.
 const SHARE: f64 = 0.25;
@@ -53,6 +56,8 @@ pub struct CurvePoint {
     pub core_rank: usize,
     /// Error of the LoRA of no more bytes that keeps the largest rank-one terms of all modules.
     pub global: f64,
+    /// That of such a LoRA in 16-bit floats, of the same bytes: twice the terms, and the rounding of `f16`.
+    pub truncated: f64,
     /// Error of the LoRA of no more bytes that keeps the best terms of each module, all at one rank.
     pub per_module: f64,
     /// That rank; 0 where the bytes do not buy one.
@@ -67,6 +72,12 @@ pub struct Curve {
     pub bytes_before: u64,
     /// By ascending rank, up to the bytes of the LoRA itself.
     pub points: Vec<CurvePoint>,
+    /// The LoRA's factors in 16-bit floats.
+    pub f16: CurveForm,
+    /// In 8-bit integers with a scale for each row.
+    pub int8: CurveForm,
+    /// The LoRA coded, by ascending bytes.
+    pub coded: Vec<CurveCoded>,
     /// Where tying pays, in one sentence for people.
     pub summary: String,
     /// Modules that cannot be tied, and those that are.
@@ -103,6 +114,8 @@ pub fn fit_curve(tied: &Tied, options: &CurveOptions) -> Result<Curve> {
         values.append(&mut set.values()?);
     }
     let untied = Untied::new(values);
+    let sources: Vec<TieGroup> = fitted.iter().flat_map(|s| s.sources.clone()).collect();
+    let f16 = forms::stored(&sources, Dtype::F16)?;
     let share = |square: f64| (square / untied.square()).sqrt();
     let point = |(at, rank): (usize, &usize)| {
         let fit = report(fits.iter().map(|f| f[at].0.clone()).collect(), Vec::new());
@@ -119,6 +132,7 @@ pub fn fit_curve(tied: &Tied, options: &CurveOptions) -> Result<Curve> {
             core: share(missed),
             core_rank: cores().map(|c| c.rank).max().unwrap_or(0),
             global: share(untied.spend(fit.bytes).1),
+            truncated: share(untied.spend(2 * fit.bytes).1).hypot(f16.error),
             per_module: share(per_module),
             per_module_rank,
         }
@@ -132,6 +146,9 @@ pub fn fit_curve(tied: &Tied, options: &CurveOptions) -> Result<Curve> {
         bytes_before: fitted.iter().map(ModuleSet::bytes).sum(),
         summary: summary(&points),
         points,
+        int8: forms::stored(&sources, Dtype::I8)?,
+        coded: forms::coded(&sources)?,
+        f16,
         kept,
     })
 }

@@ -7,6 +7,7 @@ use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
 use super::curve::{Curve, CurvePoint};
+use super::forms::CurveForm;
 use crate::chart::{self, Area, Drawn, colours};
 use crate::error::Result;
 
@@ -48,49 +49,81 @@ impl ValueFormatter<f64> for ByteAxis {
     }
 }
 
-/// One line of the picture, from what a point of the curve has of it.
+/// One line of the picture: bytes and errors.
 struct Line {
     name: &'static str,
     colour: RGBColor,
     width: u32,
-    of: fn(&CurvePoint) -> f64,
+    of: fn(&Curve) -> Vec<(u64, f64)>,
 }
 
-const LINES: [Line; 5] = [
+fn each(curve: &Curve, of: fn(&CurvePoint) -> f64) -> Vec<(u64, f64)> {
+    curve.points.iter().map(|p| (p.bytes, of(p))).collect()
+}
+
+const LINES: [Line; 8] = [
     Line {
         name: "no tied adapter is below",
         colour: BOUND,
         width: 1,
-        of: |p| p.bound_with_v,
+        of: |c| each(c, |p| p.bound_with_v),
     },
     Line {
         name: "LoRA, one rank for all",
         colour: colours::SKY,
         width: 2,
-        of: |p| p.per_module,
+        of: |c| each(c, |p| p.per_module),
     },
     Line {
         name: "LoRA, largest terms",
         colour: colours::BLUE,
         width: 2,
-        of: |p| p.global,
+        of: |c| each(c, |p| p.global),
+    },
+    Line {
+        name: "LoRA, largest terms, f16",
+        colour: colours::ORANGE,
+        width: 2,
+        of: |c| each(c, |p| p.truncated),
     },
     Line {
         name: "tied, with cores",
         colour: colours::GREEN,
         width: 2,
-        of: |p| p.core,
+        of: |c| each(c, |p| p.core),
     },
     Line {
         name: "tied",
         colour: colours::VERMILION,
         width: 2,
-        of: |p| p.error,
+        of: |c| each(c, |p| p.error),
+    },
+    Line {
+        name: "no code of Gaussian components is below",
+        colour: BLACK,
+        width: 1,
+        of: |c| c.coded.iter().map(|p| (p.bound_bytes, p.error)).collect(),
+    },
+    Line {
+        name: "coded",
+        colour: colours::PURPLE,
+        width: 2,
+        of: |c| c.coded.iter().map(|p| (p.bytes, p.error)).collect(),
     },
 ];
 
-/// Error against bytes on a logarithmic axis: the tied fits, what bounds them, and LoRAs of the same
-/// bytes; a disc where the LoRA itself is. The same curve gives the same bytes.
+/// The LoRA itself and its smaller types: a disc each.
+fn discs(curve: &Curve) -> [(&'static str, RGBColor, (u64, f64)); 3] {
+    let at = |f: &CurveForm| (f.bytes, f.error);
+    [
+        ("the LoRA itself", BLACK, (curve.bytes_before, 0.0)),
+        ("f16", colours::ORANGE, at(&curve.f16)),
+        ("int8", colours::GREEN, at(&curve.int8)),
+    ]
+}
+
+/// Error against bytes on a logarithmic axis: the tied fits and the coded LoRA, what bounds both, and LoRAs of the same
+/// bytes; a disc where the LoRA itself is, and where smaller types are. The same curve gives the same bytes.
 ///
 /// # Errors
 /// [`crate::Code::Io`] where the picture cannot be drawn, which no input is known to bring about.
@@ -100,8 +133,10 @@ pub fn figure(curve: &Curve) -> Result<String> {
 
 fn draw(area: &Area<'_>, curve: &Curve) -> Drawn {
     let log = |bytes: u64| (bytes.max(1) as f64).log10();
-    let logs = curve.points.iter().map(|p| p.bytes);
-    let logs = logs.chain([curve.bytes_before]).map(log);
+    let lines = LINES.iter().flat_map(|l| (l.of)(curve));
+    let discs = discs(curve);
+    let all = lines.chain(discs.iter().map(|d| d.2));
+    let logs = all.map(|(bytes, _)| log(bytes));
     let (low, high) = logs.fold((f64::INFINITY, 0.0f64), |(a, b), x| (a.min(x), b.max(x)));
     let x = low.min(high) - 0.1..high + 0.1;
     let mut chart = ChartBuilder::on(area)
@@ -115,8 +150,8 @@ fn draw(area: &Area<'_>, curve: &Curve) -> Drawn {
         .y_label_formatter(&|y| format!("{y:.1}"))
         .draw()?;
     for line in LINES {
-        let of = |p: &CurvePoint| (log(p.bytes), (line.of)(p).clamp(0.0, 1.0));
-        let points = curve.points.iter().map(of);
+        let points = (line.of)(curve).into_iter();
+        let points = points.map(|(bytes, error)| (log(bytes), error.clamp(0.0, 1.0)));
         let points: Vec<Point> = points.filter(|p| p.1.is_finite()).collect();
         let colour = line.colour;
         chart
@@ -129,11 +164,20 @@ fn draw(area: &Area<'_>, curve: &Curve) -> Drawn {
         let dots = points.iter().filter(|_| line.width > 1);
         chart.draw_series(dots.map(|at| Circle::new(*at, 3, colour.filled())))?;
     }
-    let lora = (log(curve.bytes_before), 0.0);
-    chart
-        .draw_series([Circle::new(lora, 5, BLACK.filled())])?
-        .label("the LoRA itself")
-        .legend(|(x, y)| Circle::new((x + 12, y), 5, BLACK.filled()));
+    for (name, colour, (bytes, error)) in discs {
+        let at = (
+            log(bytes),
+            if error.is_finite() {
+                error.clamp(0.0, 1.0)
+            } else {
+                1.0
+            },
+        );
+        chart
+            .draw_series([Circle::new(at, 5, colour.filled())])?
+            .label(name)
+            .legend(move |(x, y)| Circle::new((x + 12, y), 5, colour.filled()));
+    }
     chart::framed(&mut chart.configure_series_labels())
         .position(SeriesLabelPosition::LowerLeft)
         .draw()?;
@@ -142,6 +186,7 @@ fn draw(area: &Area<'_>, curve: &Curve) -> Drawn {
 
 #[cfg(test)]
 mod tests {
+    use super::super::forms::CurveCoded;
     use super::*;
 
     fn curve(sizes: &[(u64, f64)], bytes_before: u64) -> Curve {
@@ -155,12 +200,25 @@ mod tests {
             core_rank: 1,
             baseline: *error,
             global: *error,
+            truncated: *error,
             per_module: *error,
             per_module_rank: 1,
+        };
+        let form = |share: u64| CurveForm {
+            bytes: bytes_before / share,
+            error: 0.01,
+        };
+        let coded = |(bytes, error): &(u64, f64)| CurveCoded {
+            bytes: *bytes,
+            error: *error / 8.0,
+            bound_bytes: bytes / 10 * 9,
         };
         Curve {
             bytes_before,
             points: sizes.iter().enumerate().map(point).collect(),
+            f16: form(2),
+            int8: form(4),
+            coded: sizes.iter().map(coded).collect(),
             summary: String::new(),
             kept: Vec::new(),
         }
@@ -180,10 +238,14 @@ mod tests {
         }
         assert_eq!(
             svg.matches("r=\"3\"").count(),
-            4 * 3,
-            "four lines of three points"
+            6 * 3,
+            "six lines of three points"
         );
-        assert_eq!(svg.matches("r=\"5\"").count(), 2, "the LoRA and its legend");
+        assert_eq!(
+            svg.matches("r=\"5\"").count(),
+            2 * 3,
+            "the LoRA, two types, and their legends"
+        );
         assert_eq!(svg, figure(&curve(&sizes, 64_000)).unwrap());
     }
 

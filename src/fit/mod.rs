@@ -35,6 +35,7 @@ mod factors;
 mod figure;
 mod files;
 mod finish;
+mod forms;
 mod limit;
 mod measure;
 mod modules;
@@ -56,9 +57,10 @@ pub use self::curve::{Curve, CurveOptions, CurvePoint, fit_curve};
 pub use self::figure::figure;
 pub use self::files::{
     CodedFile, SharedFile, ToCoded, ToCodedFleet, ToFitted, ToShared, ToShrunk, ToTiedWithFactors,
-    peft_to_coded, peft_to_coded_fit, peft_to_coded_fleet, peft_to_tied_fit, peft_to_tied_shared,
-    peft_to_tied_with_factors_of, peft_to_untied, write_fitted,
+    import_to_code, peft_to_coded, peft_to_coded_fit, peft_to_coded_fleet, peft_to_tied_fit,
+    peft_to_tied_shared, peft_to_tied_with_factors_of, peft_to_untied, write_coded, write_fitted,
 };
+pub use self::forms::{CurveCoded, CurveForm};
 pub use self::options::{Budget, FitOptions};
 pub use self::report::{FitReport, GroupFit, LayerFit};
 pub use self::share::{PairFit, ShareOptions, Shared, SharedAdapter, fit_shared};

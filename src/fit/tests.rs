@@ -321,7 +321,18 @@ fn a_curve_compares_with_loras_of_the_same_bytes() {
             curve.summary
         );
         assert!(figure(&curve).unwrap().contains("<svg"));
+        assert!(curve.f16.error < 1e-3 && curve.f16.bytes == curve.bytes_before / 2);
+        assert!(curve.int8.error > curve.f16.error && curve.int8.error < 0.02);
+        let falls = |w: &[CurveCoded]| w[1].bytes > w[0].bytes && w[1].error < w[0].error;
+        assert!(curve.coded.windows(2).all(falls), "{curve:?}");
+        assert!(curve.coded.iter().all(|p| p.bound_bytes < p.bytes));
     }
+    // What scales the updates scales what types take off them.
+    let mut scaled = tied.source.groups.clone();
+    scaled.iter_mut().for_each(|g| g.scaling.alpha *= 4.0);
+    let [one, four] =
+        [&tied.source.groups, &scaled].map(|g| super::forms::stored(g, Dtype::I8).unwrap());
+    assert!((four.error / one.error - 1.0).abs() < 1e-6);
     // At half the bytes, each module keeps one of its three terms.
     let plan = select(&tied, &options(1, false)).unwrap();
     let values = plan.sets.iter().flat_map(|set| set.values().unwrap());

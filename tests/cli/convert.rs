@@ -214,6 +214,88 @@ fn peft_to_tied_fits_to_texts() {
     assert_transcript!(shell);
 }
 
+/// Breaks where a coded file is not what the comparison on texts says, texts change what is not coded to them, or flags that
+/// mean nothing together are taken.
+#[test]
+fn coded_adapters_are_compared_on_texts() {
+    let shell = super::train::shell();
+    let json = |line: &str| -> serde_json::Value {
+        let run = shell.quiet(&format!(
+            "{line} --model base --limit 20 --seq-len 24 --json"
+        ));
+        assert_eq!(
+            (run.code, run.stderr.as_str()),
+            (0, ""),
+            "{line}: {}",
+            run.stdout
+        );
+        serde_json::from_str(&run.stdout).unwrap()
+    };
+    let number = |v: &serde_json::Value| v.as_f64().unwrap();
+    const TEXTS: &str = "--calibrate task/train.jsonl --valid task/valid.jsonl";
+    let packed = json(&format!("pack lora -o packed.tl --error 0.2 {TEXTS}"));
+    let texts = &packed["calibration"];
+    assert_eq!(
+        (&texts["fitted_on"], &texts["held_out"]),
+        (&20.into(), &20.into())
+    );
+    assert_eq!(texts["kept"], "calibrated");
+    let outputs = number(&packed["output_error"]);
+    assert!(outputs <= 0.2 && outputs > 0.17, "{packed}");
+    assert_eq!(texts["calibrated"]["output_error"], packed["output_error"]);
+    assert_eq!(texts["calibrated"]["error"], packed["error"]);
+    assert!(
+        number(&texts["plain"]["output_error"]) > outputs,
+        "{packed}"
+    );
+    assert!(
+        number(&packed["error"]) > number(&texts["plain"]["error"]),
+        "{packed}"
+    );
+    assert!(
+        number(&texts["calibrated"]["kl"]) < number(&texts["base"]["kl"]),
+        "{packed}"
+    );
+    let same = json(&format!(
+        "convert peft-to-tied lora -o coded.tl --fit --untied --coded --error 0.2 {TEXTS}"
+    ));
+    assert_eq!(same["output_error"], packed["output_error"]);
+    shell.ok("verify adapters packed.tl coded.tl --tolerance 0");
+
+    const VALID: &str = "--valid task/valid.jsonl";
+    let compared = json(&format!("pack lora -o compared.tl --error 0.1 {VALID}"));
+    shell.ok("pack lora -o alone.tl --error 0.1");
+    let read = |name: &str| std::fs::read(shell.path(name)).unwrap();
+    assert!(read("compared.tl") == read("alone.tl"));
+    assert_eq!(compared["calibration"]["kept"], "plain");
+    assert_eq!(compared["calibration"]["plain"]["error"], compared["error"]);
+    assert!(compared["calibration"].get("calibrated").is_none());
+    let fit = json(&format!(
+        "convert peft-to-tied lora -o fit.tl --fit --rank 3 --quick --coded --error 0.1 {VALID}"
+    ));
+    assert_eq!(fit["calibration"]["plain"]["error"], fit["error"]);
+    let run = shell.quiet("pack lora -o compared.tl --force --error 0.1 --model base --limit 4 --valid task/valid.jsonl");
+    assert!(
+        run.stdout.contains("coded to the updates (written)"),
+        "{}",
+        run.stdout
+    );
+    for line in [
+        "pack lora -o x.tl --error 0.1 --valid task/valid.jsonl",
+        "pack lora -o x.tl --error 0.1 --model base",
+        "pack coded.tl -o x.tl --model base --valid task/valid.jsonl",
+        "pack coded.tl -o x.tl --model base --calibrate task/train.jsonl",
+        "pack style.tl -o x.tl --error 0.1 --model base --limit 10 --calibrate task/train.jsonl",
+        "convert peft-to-tied lora -o x.tl --fit --rank 2 --model base --valid task/valid.jsonl",
+        "convert peft-to-tied lora -o x.tl --fit --untied --rank 2 --model base --calibrate task/train.jsonl",
+        "convert peft-to-tied lora vera -o x --fit --untied --coded --error 0.1 --model base --valid task/valid.jsonl",
+    ] {
+        let run = shell.quiet(line);
+        assert_eq!(run.code, 2, "{line}: {}{}", run.stdout, run.stderr);
+    }
+    assert!(!shell.path("x.tl").exists() && !shell.path("x").exists());
+}
+
 /// Breaks where what is written is not the adapter that the comparison names, a distilled adapter
 /// is farther from the LoRA than the fit it began with, or texts that were given to compare on are
 /// not those compared on.

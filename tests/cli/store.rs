@@ -334,6 +334,8 @@ fn coded_adapters_are_like_any_other() {
 
     shell.ok("pack coded.tl -o floats.tl --dtype f32");
     shell.ok("verify adapters coded.tl served/ann/sum --tolerance 0");
+    let few = "{\"prompt\":\"say \",\"completion\":\"a\"}\n";
+    fs::write(shell.path("few.jsonl"), few).unwrap();
     for adapter in ["coded", "floats"] {
         for line in [
             "merge base {}.tl -o {}/merged",
@@ -346,11 +348,20 @@ fn coded_adapters_are_like_any_other() {
             "check base {}.tl",
             "inspect {}.tl --tensors",
             "verify file {}.tl",
+            "verify logits --base base --adapter {}.tl --merged {}/merged --text say",
+            "eval --model base --adapter {}.tl --data few.jsonl --task summarization --max-tokens 2",
         ] {
             fs::create_dir_all(shell.path(adapter)).unwrap();
             shell.ok(&line.replace("{}", adapter));
         }
     }
+    let said = ["coded", "floats"].map(|adapter| {
+        let line = "generate --model base --adapter {}.tl --max-tokens 3 --prompt say";
+        let run = shell.quiet(&line.replace("{}", adapter));
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        run.stdout
+    });
+    assert_eq!(said[0], said[1]);
     for file in [
         "merged/model-00001-of-00002.safetensors",
         "merged/model-00002-of-00002.safetensors",

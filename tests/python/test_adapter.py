@@ -118,6 +118,21 @@ def test_parts_make_the_same_adapter(fixtures: Path) -> None:
     assert roots > 5
 
 
+def test_coded_numbers_are_exact(lora: Path, tmp_path: Path) -> None:
+    """Breaks where a coded adapter is other numbers in Python than those that are stored in f32."""
+    coded, floats = tmp_path / "coded.tl", tmp_path / "floats.tl"
+    packed = tlkit.pack(lora, coded, error=0.05)
+    assert packed["error"] <= 0.05 and packed["bits"] > packed["bound"]
+    tlkit.pack(coded, floats, dtype="f32")
+    one, two = tlkit.Adapter.open(coded), tlkit.Adapter.open(floats)
+    assert one.root == packed["root"] != two.root
+    for name, values in two.tensors().items():
+        assert values.dtype == np.float32
+        assert np.array_equal(one.tensors()[name], values), name
+    for module in two.modules:
+        assert np.array_equal(one.delta(module), two.delta(module)), module
+
+
 def test_parts_of_any_names_and_order(tied: Path, tmp_path: Path) -> None:
     """Breaks where names, digests, order or spelling of what is given matter."""
     adapter = tlkit.Adapter.open(tied)

@@ -25,10 +25,10 @@ const HELD_OUT: usize = 10;
 /// A model with texts.
 #[derive(Debug)]
 pub struct Calibration {
-    model: Model,
-    text: Vec<Example>,
-    held_out: Vec<Example>,
-    stats: DataStats,
+    pub(super) model: Model,
+    pub(super) text: Vec<Example>,
+    pub(super) held_out: Vec<Example>,
+    pub(super) stats: DataStats,
 }
 
 impl Calibration {
@@ -49,21 +49,25 @@ impl Calibration {
             assistant_only: false,
             limit: options.limit,
         };
-        let Dataset { examples, stats } = Dataset::load(options.text, &vocabulary, &wanted)?;
-        let (text, held_out) = match options.valid {
-            Some(valid) => {
-                let held_out = Dataset::load(valid, &vocabulary, &wanted)?;
-                (examples, held_out.examples)
-            }
-            None => {
-                let (held_out, text) = split(examples);
+        let load = |path| Dataset::load(path, &vocabulary, &wanted);
+        let text = options.text.map(load).transpose()?;
+        let valid = options.valid.map(load).transpose()?;
+        let first = text.as_ref().or(valid.as_ref());
+        let missing = || Error::new(Code::Usage, "no texts are given");
+        let stats = first.ok_or_else(missing)?.stats;
+        let examples = text.map(|t| t.examples);
+        let (text, held_out) = match (examples, valid) {
+            (text, Some(valid)) => (text.unwrap_or_default(), valid.examples),
+            (text, None) => {
+                let (held_out, text) = split(text.unwrap_or_default());
                 (text, held_out)
             }
         };
         if held_out.is_empty() {
             let message = format!("of {} examples none is left to hold out", text.len());
+            let path = options.text.or(options.valid).unwrap_or(options.model);
             return Err(Error::new(Code::NoExamples, message)
-                .file(options.text)
+                .file(path)
                 .hint("give at least 10, or others to hold out"));
         }
         Ok(Self {
@@ -124,12 +128,11 @@ impl Calibration {
         }
         let (kept, best, (adapter, fitted)) = best;
         debug_assert!(best.near.kl <= first.near.kl);
-        let targets = |e: &Example| e.predicted.iter().skip(1).filter(|p| **p).count();
         let mut report = CalibrateReport {
             text: self.stats,
             fitted_on: self.text.len(),
             held_out: self.held_out.len(),
-            held_out_targets: self.held_out.iter().map(targets).sum(),
+            held_out_targets: self.targets(),
             lora_loss: itself.loss,
             base,
             plain: first,
@@ -137,11 +140,18 @@ impl Calibration {
             output_bound: bound,
             output_untied: untied,
             distilled,
+            coded: None,
             kept,
             summary: String::new(),
         };
         report.summary = summary(&best, &report);
         Ok((adapter, fitted, report))
+    }
+
+    /// Target tokens of the texts held out.
+    pub(super) fn targets(&self) -> usize {
+        let targets = |e: &Example| e.predicted.iter().skip(1).filter(|p| **p).count();
+        self.held_out.iter().map(targets).sum()
     }
 
     /// What training makes of a fit's tie groups, so that they predict what the LoRA does.
@@ -201,7 +211,7 @@ fn split(texts: Vec<Example>) -> (Vec<Example>, Vec<Example>) {
 }
 
 /// The LoRA on the texts that no adapter was fitted on.
-struct HeldOut<'c> {
+pub(super) struct HeldOut<'c> {
     model: &'c Model,
     texts: &'c [Example],
     lora: Branches,
@@ -209,7 +219,7 @@ struct HeldOut<'c> {
 }
 
 impl<'c> HeldOut<'c> {
-    fn of(of: &'c Calibration, lora: &Adapter, progress: Progress<'c>) -> Result<Self> {
+    pub(super) fn of(of: &'c Calibration, lora: &Adapter, progress: Progress<'c>) -> Result<Self> {
         Ok(Self {
             model: &of.model,
             texts: &of.held_out,
@@ -219,7 +229,7 @@ impl<'c> HeldOut<'c> {
     }
 
     /// How near the LoRA is to itself, and the base without an adapter to it.
-    fn ends(&self) -> Result<(Nearness, Nearness)> {
+    pub(super) fn ends(&self) -> Result<(Nearness, Nearness)> {
         let none = Branches::none(self.model.config().layers);
         Ok((self.near(&self.lora)?, self.near(&none)?))
     }
@@ -234,9 +244,20 @@ impl<'c> HeldOut<'c> {
         output_error: Option<f64>,
         lora: &Nearness,
     ) -> Result<Stage> {
+        self.compared(adapter, fit.error, output_error, lora)
+    }
+
+    /// An adapter with these errors, of its updates and its outputs.
+    pub(super) fn compared(
+        &self,
+        adapter: &Adapter,
+        error: f64,
+        output_error: Option<f64>,
+        lora: &Nearness,
+    ) -> Result<Stage> {
         let near = self.near(&attach(adapter, self.model)?)?;
         Ok(Stage {
-            error: fit.error,
+            error,
             output_error,
             near,
             loss_change: near.loss - lora.loss,
@@ -268,7 +289,7 @@ mod tests {
         let (model, text) = (fixture("llama-tiny"), fixture("task/train.jsonl"));
         let options = CalibrateOptions {
             model: &model,
-            text: &text,
+            text: Some(&text),
             valid: None,
             seq_len: 64,
             limit: Some(60),
@@ -315,7 +336,7 @@ mod tests {
         let (model, text) = (fixture("llama-tiny"), fixture("task/train.jsonl"));
         let options = |limit| CalibrateOptions {
             model: &model,
-            text: &text,
+            text: Some(&text),
             valid: None,
             seq_len: 64,
             limit: Some(limit),

@@ -2,8 +2,10 @@
 //!
 //! [`Calibration`] runs the model over the texts for the second moments of what its modules read (`moments`), fits
 //! to the outputs by them (`outputs`), and compares that with the fit to the updates on texts held out.
+//! The same for adapters that are coded (`coded`).
 
 mod calibration;
+mod coded;
 mod moments;
 mod options;
 mod outputs;
@@ -11,4 +13,4 @@ mod report;
 
 pub use calibration::Calibration;
 pub use options::CalibrateOptions;
-pub use report::{CalibrateReport, Kept, Stage};
+pub use report::{CalibrateReport, CodedTexts, Kept, Stage};

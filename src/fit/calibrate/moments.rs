@@ -5,6 +5,7 @@ use faer::{Accum, Mat, MatRef, Par};
 use rayon::prelude::*;
 
 use crate::error::Result;
+use crate::fit::coded::InputMoments;
 use crate::model::{Branches, Model, Slot};
 use crate::progress::Progress;
 use crate::text::Example;
@@ -41,13 +42,66 @@ pub(super) fn second_moments(
         .iter()
         .map(|w| Mat::zeros(size(w), size(w)))
         .collect();
+    let positions = each_input(model, branches, texts, wanted, progress, &mut |at, x| {
+        let z = product(x, wanted[at].basis);
+        sums[at] += product(z.transpose(), z.as_ref());
+    })?;
+    let share = 1.0 / positions.max(1) as f64;
+    for sum in &mut sums {
+        *sum *= faer::Scale(share);
+    }
+    Ok(sums)
+}
+
+/// `Qᵀ·E[x·xᵀ]` (p × in) for each of `wanted`, and the diagonal of E[x·xᵀ]; as [`second_moments`].
+///
+/// # Errors
+/// Those of [`second_moments`].
+pub(super) fn input_moments(
+    model: &Model,
+    branches: &Branches,
+    texts: &[Example],
+    wanted: &[Wanted<'_>],
+    progress: Progress<'_>,
+) -> Result<Vec<InputMoments>> {
+    let none = |w: &Wanted<'_>| InputMoments {
+        cross: Mat::zeros(w.basis.ncols(), w.basis.nrows()),
+        diagonal: vec![0.0; w.basis.nrows()],
+    };
+    let mut sums: Vec<InputMoments> = wanted.iter().map(none).collect();
+    let positions = each_input(model, branches, texts, wanted, progress, &mut |at, x| {
+        let sum = &mut sums[at];
+        let z = product(x, wanted[at].basis);
+        sum.cross += product(z.transpose(), x);
+        for (j, d) in sum.diagonal.iter_mut().enumerate() {
+            *d += x.col(j).iter().map(|x| x * x).sum::<f64>();
+        }
+    })?;
+    let share = 1.0 / positions.max(1) as f64;
+    for sum in &mut sums {
+        sum.cross *= faer::Scale(share);
+        sum.diagonal.iter_mut().for_each(|d| *d *= share);
+    }
+    Ok(sums)
+}
+
+/// Shows `visit` what each of `wanted` reads (tokens × in); the number of positions.
+fn each_input(
+    model: &Model,
+    branches: &Branches,
+    texts: &[Example],
+    wanted: &[Wanted<'_>],
+    progress: Progress<'_>,
+    visit: &mut dyn FnMut(usize, MatRef<'_, f64>),
+) -> Result<usize> {
     let mut positions = 0;
     for batch in batches(texts) {
         positions += batch.tokens.len();
         model.inputs(branches, &batch, &mut |layer, slot, x| {
-            let here = wanted.iter().zip(&mut sums);
-            let mut here = here
-                .filter(|(w, _)| (w.layer, w.slot) == (layer, slot))
+            let mut here = wanted
+                .iter()
+                .enumerate()
+                .filter(|(_, w)| (w.layer, w.slot) == (layer, slot))
                 .peekable();
             if here.peek().is_none() {
                 return Ok(());
@@ -56,19 +110,12 @@ pub(super) fn second_moments(
             let x = x.to_dtype(candle_core::DType::F64)?;
             let x = x.flatten_all()?.to_vec1::<f64>()?;
             let x = MatRef::from_row_major_slice(&x, tokens, width);
-            for (w, sum) in here {
-                let z = product(x, w.basis);
-                *sum += product(z.transpose(), z.as_ref());
-            }
+            here.for_each(|(at, _)| visit(at, x));
             Ok(())
         })?;
         progress.advance(1)?;
     }
-    let share = 1.0 / positions.max(1) as f64;
-    for sum in &mut sums {
-        *sum *= faer::Scale(share);
-    }
-    Ok(sums)
+    Ok(positions)
 }
 
 /// one · two

@@ -10,8 +10,8 @@ use candle_core::Device;
 pub struct CalibrateOptions<'a> {
     /// Directory of the base model, with its tokenizer.
     pub model: &'a Path,
-    /// JSONL as for training; prompts count like all else.
-    pub text: &'a Path,
+    /// JSONL as for training, to fit on; prompts count like all else. Without it there is nothing but a comparison.
+    pub text: Option<&'a Path>,
     /// JSONL to compare on; without it, every tenth example of `text` is held out.
     pub valid: Option<&'a Path>,
     /// Most tokens of an example; no more than the model has positions.
@@ -29,12 +29,21 @@ impl<'a> CalibrateOptions<'a> {
     pub fn new(model: &'a Path, text: &'a Path, device: &'a Device) -> Self {
         Self {
             model,
-            text,
+            text: Some(text),
             valid: None,
             seq_len: 512,
             limit: None,
             device,
             renames: &[],
+        }
+    }
+
+    /// To compare on these texts alone.
+    pub fn held_out(model: &'a Path, valid: &'a Path, device: &'a Device) -> Self {
+        Self {
+            text: None,
+            valid: Some(valid),
+            ..Self::new(model, valid, device)
         }
     }
 }

@@ -59,7 +59,38 @@ pub struct CalibrateReport {
     pub output_untied: f64,
     /// What was trained from the better one.
     pub distilled: Option<Stage>,
+    /// What is written, where the factors of the one that is kept were coded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub coded: Option<Stage>,
     /// The one with the lowest divergence.
+    pub kept: Kept,
+    /// What that one is worth, in one sentence for people.
+    pub summary: String,
+}
+
+/// What came of comparing a coded adapter with its source on texts. Losses and divergences are nats per target token of
+/// the held-out texts.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct CodedTexts {
+    /// What the file of texts held.
+    pub text: DataStats,
+    /// Texts that it was coded to; none where it was coded to the updates.
+    pub fitted_on: usize,
+    /// Texts held out.
+    pub held_out: usize,
+    /// Their target tokens.
+    pub held_out_targets: usize,
+    /// Loss of the adapter before.
+    pub lora_loss: f64,
+    /// The base model without an adapter.
+    pub base: Nearness,
+    /// Coded to the updates; beside one that is coded to the outputs, in no more bytes.
+    pub plain: Stage,
+    /// Coded to the outputs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibrated: Option<Stage>,
+    /// The one that is written.
     pub kept: Kept,
     /// What that one is worth, in one sentence for people.
     pub summary: String,
@@ -72,10 +103,15 @@ pub(super) fn summary(best: &Stage, r: &CalibrateReport) -> String {
         Kept::Calibrated => "the fit to the outputs",
         Kept::Distilled => "the distilled adapter",
     };
-    let verdict = match best.near.kl < r.base.kl {
+    worth(name, best, &r.base)
+}
+
+/// How far an adapter is from the LoRA beside the base.
+pub(super) fn worth(name: &str, best: &Stage, base: &Nearness) -> String {
+    let verdict = match best.near.kl < base.kl {
         true => format!(
             "the base alone is {:.2} times as far",
-            r.base.kl / best.near.kl.max(f64::MIN_POSITIVE)
+            base.kl / best.near.kl.max(f64::MIN_POSITIVE)
         ),
         false => "no nearer than the base alone: do not use it".to_owned(),
     };

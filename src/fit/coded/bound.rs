@@ -5,6 +5,9 @@
 //! takes at least m/2·log2(1/d_u) + n/2·log2(1/d_v) bits. Of all distributions of their variance, Gaussian
 //! numbers take most; those of adapters are near it.
 //!
+//! Where errors count by the outputs, σ is of ΔW·K^½, and v is off by σ²·s·d_v, where s has the geometric mean of K's
+//! diagonal: less than any code gets by with that treats the inputs as uncorrelated, however it shares the error out.
+//!
 //! The bound of a sum of terms is the largest value of the Lagrangian dual: for any price λ of a bit,
 //! Σ min(R + D/λ) − D_max/λ bits are not too many, however the error is shared out.
 
@@ -15,6 +18,9 @@ pub(super) struct Term {
     pub(super) square: f64,
     /// Numbers of u and of v; of a line, its numbers and none.
     pub(super) sizes: [f64; 2],
+    /// The error of v's numbers beside σ² where none of them is coded: 1 but where errors of numbers count
+    /// otherwise than the numbers do.
+    pub(super) second: f64,
 }
 
 impl Term {
@@ -23,6 +29,7 @@ impl Term {
         Self {
             square,
             sizes: [size as f64, 0.0],
+            second: 1.0,
         }
     }
 
@@ -40,15 +47,16 @@ impl Term {
                 false => dropped,
             };
         }
-        // At the optimum d_u·(1 − d_v) and d_v·(1 − d_u) are these shares.
+        // At the optimum d_u·(1 − s·d_v) and d_v·(1 − d_u) are these shares.
         let shares = self
             .sizes
             .map(|n| n * price / (2.0 * self.square * std::f64::consts::LN_2));
+        let shares = [shares[0], shares[1] / self.second];
         let mut d = shares;
         for _ in 0..STEPS {
-            let u = shares[0] / (1.0 - d[1]).max(1e-9);
-            let v = shares[1] / (1.0 - u).max(1e-9);
-            if u >= 1.0 || v >= 1.0 {
+            let u = shares[0] / (1.0 - self.second * d[1]).max(1e-9);
+            let v = (shares[1] / (1.0 - u).max(1e-9)).min(1.0);
+            if u >= 1.0 || (v >= 1.0 && self.second >= 1.0) {
                 return dropped;
             }
             let moved = (u - d[0]).abs() + (v - d[1]).abs();
@@ -58,7 +66,7 @@ impl Term {
             }
         }
         let bits = -0.5 * (self.sizes[0] * d[0].log2() + self.sizes[1] * d[1].log2());
-        let off = self.square * (d[0] + d[1] - d[0] * d[1]);
+        let off = self.square * (d[0] + self.second * d[1] - self.second * d[0] * d[1]);
         match bits + off / price < self.square / price {
             true => (bits, off),
             false => dropped,
@@ -98,6 +106,7 @@ mod tests {
         Term {
             square,
             sizes: [n, n],
+            second: 1.0,
         }
     }
 

@@ -4,12 +4,13 @@ use faer::Mat;
 use faer::linalg::solvers::Solve;
 
 use super::bound::Term;
+use super::inputs::{InputMoments, Inputs};
 use super::trellis::{CodedLine, PRICE_OF_STEP, code_line, values};
 use crate::adapter::LowRank;
 use crate::coding::Line;
 use crate::coding::model::Model;
 use crate::error::Result;
-use crate::fit::solver::problem::leading_factors;
+use crate::fit::solver::problem::{failed, leading_factors};
 
 /// Bits of mantissa of steps that need not be exact: the integers make up for them.
 pub(super) const COARSE: u8 = 3;
@@ -31,6 +32,8 @@ pub(super) struct Module {
     first: usize,
     /// ‖ΔW‖² of the lines as they are, rounded to F32.
     square: f64,
+    /// Where errors count by the outputs: then σ, ‖ΔW‖ and the lengths of A's lines are those of ΔW·K^½.
+    inputs: Option<Inputs>,
 }
 
 /// A module's terms as they are coded; `None` for those that are left out.
@@ -85,6 +88,113 @@ impl Module {
             sides,
             sigma,
             first: usize::from(update.out > n),
+            inputs: None,
+        })
+    }
+
+    /// The directions that it reads, as orthonormal columns.
+    pub(super) fn basis(&self) -> Mat<f64> {
+        let lengths: Vec<f64> = self.sides[1].iter().map(|a| square(a).sqrt()).collect();
+        let n = self.sides[1].first().map_or(0, Vec::len);
+        Mat::from_fn(n, self.sigma.len(), |j, k| {
+            f64::from(self.sides[1][k][j]) / lengths[k]
+        })
+    }
+
+    /// The same update as terms of what it makes of its inputs: the singular triplets of ΔW·K^½. The moments are those of
+    /// [`Self::basis`].
+    ///
+    /// # Errors
+    /// [`crate::Code::NonFinite`].
+    pub(super) fn weighed(self, moments: InputMoments) -> Result<Self> {
+        let inputs = Inputs::of(self.basis(), moments)?;
+        let [b, a] = &self.sides;
+        let lengths: Vec<f64> = b.iter().map(|b| square(b).sqrt()).collect();
+        let seen: Vec<Vec<f32>> = a.iter().map(|a| inputs.weighed(a)).collect();
+        let inner_a = gram(&seen, &seen);
+        let rank = self.sigma.len();
+        let whole = Mat::from_fn(rank, rank, |i, j| lengths[i] * inner_a[(i, j)] * lengths[j]);
+        let eigen = whole
+            .self_adjoint_eigen(faer::Side::Lower)
+            .map_err(|_| failed())?;
+        let values = eigen.S().column_vector();
+        // Ascending as they come.
+        let order = (0..rank).rev().filter(|k| values[*k] > 0.0);
+        let terms: Vec<(f64, Vec<f64>)> = order
+            .map(|k| (values[k].sqrt(), eigen.U().col(k).iter().copied().collect()))
+            .collect();
+        let turned = |lines: &[Vec<f32>],
+                      weight: &dyn Fn(usize) -> f64,
+                      (sigma, turn): &(f64, Vec<f64>),
+                      up: bool| {
+            let root = if up { sigma.sqrt() } else { 1.0 / sigma.sqrt() };
+            let mut sum = vec![0.0f64; lines.first().map_or(0, Vec::len)];
+            for (i, line) in lines.iter().enumerate() {
+                let share = root * turn[i] * weight(i);
+                sum.iter_mut()
+                    .zip(line)
+                    .for_each(|(s, x)| *s += share * f64::from(*x));
+            }
+            sum.into_iter().map(|x| x as f32).collect::<Vec<f32>>()
+        };
+        let sides = [
+            terms
+                .iter()
+                .map(|t| turned(b, &|i| 1.0 / lengths[i], t, true))
+                .collect(),
+            terms
+                .iter()
+                .map(|t| turned(a, &|i| lengths[i], t, false))
+                .collect(),
+        ];
+        let mut weighed = Self {
+            sides,
+            sigma: terms.iter().map(|t| t.0).collect(),
+            first: self.first,
+            square: 0.0,
+            inputs: Some(inputs),
+        };
+        let [left, right] =
+            [0, 1].map(|side| weighed.gram(side, &weighed.sides[side], &weighed.sides[side]));
+        weighed.square = inner(&left, &right);
+        Ok(weighed)
+    }
+
+    /// Products of lines of a side, as they count.
+    fn gram(&self, side: usize, one: &[impl AsRef<[f32]>], two: &[impl AsRef<[f32]>]) -> Mat<f64> {
+        let Some(inputs) = self.inputs.as_ref().filter(|_| side == 1) else {
+            return gram(one, two);
+        };
+        let weighed = |line: &[f32]| inputs.weighed(line);
+        let one: Vec<Vec<f32>> = one.iter().map(|l| weighed(l.as_ref())).collect();
+        let two: Vec<Vec<f32>> = two.iter().map(|l| weighed(l.as_ref())).collect();
+        gram(&one, &two)
+    }
+
+    /// ‖one − two‖² of lines of a side, as it counts.
+    fn distance(&self, side: usize, one: &[f32], two: &[f32]) -> f64 {
+        match self.inputs.as_ref().filter(|_| side == 1) {
+            None => distance(one, two),
+            Some(inputs) => {
+                let off: Vec<f32> = one.iter().zip(two).map(|(x, y)| x - y).collect();
+                square(&inputs.weighed(&off))
+            }
+        }
+    }
+
+    /// What a squared error of any number of a side counts.
+    fn each(&self, side: usize) -> f64 {
+        let inputs = self.inputs.as_ref().filter(|_| side == 1);
+        inputs.map_or(1.0, |i| i.means[0])
+    }
+
+    /// The numbers of B and of A of a coded update, line by line.
+    pub(super) fn values(&self, coded: &CodedTerms, steps: Steps) -> [Vec<Vec<f32>>; 2] {
+        let mantissas = self.mantissas(steps);
+        [0, 1].map(|side| {
+            let terms = coded.terms.iter().flatten();
+            let line = |l: &SideLine| values(&l.integers, l.line.step(mantissas[side]));
+            terms.map(|t| line(&t[side])).collect()
         })
     }
 
@@ -97,9 +207,15 @@ impl Module {
             .sides
             .each_ref()
             .map(|s| s.first().map_or(0, Vec::len) as f64);
-        self.sigma.iter().map(move |s| Term {
+        let even = |k: usize| match &self.inputs {
+            None => 1.0,
+            // What errors of A that are alike in all numbers count, beside what A itself does.
+            Some(i) => square(&self.sides[1][k]) * i.means[1] / self.sigma[k],
+        };
+        self.sigma.iter().enumerate().map(move |(k, s)| Term {
             square: s * s,
             sizes,
+            second: even(k),
         })
     }
 
@@ -133,24 +249,29 @@ impl Module {
         let first: Vec<Coded> = kept
             .iter()
             .filter_map(|k| {
-                let line = code(&self.sides[one][*k], self.sigma[*k], model(*k, one))?;
+                let weight = self.sigma[*k] * self.each(one);
+                let line = code(&self.sides[one][*k], weight, model(*k, one))?;
                 Coded::of(*k, line)
             })
             .collect();
         // The second, anew: what goes best with the first as it is.
-        let wanted = best_partners(&first, &self.sides[one], &self.sides[two]);
+        let values: Vec<&Vec<f32>> = first.iter().map(|f| &f.values).collect();
+        let own = self.gram(one, &values, &values);
+        let mixed = self.gram(one, &values, &self.sides[one]);
+        let wanted = best_partners(&own, &mixed, &self.sides[two]);
+        let lengths: Vec<f64> = (0..first.len()).map(|i| own[(i, i)]).collect();
         let mut pairs = Vec::with_capacity(first.len());
-        for (first, wanted) in first.into_iter().zip(wanted) {
-            let weight = square(&first.values);
-            let Some(second) = code(&wanted, weight, model(first.term, two)) else {
+        for ((first, wanted), weight) in first.into_iter().zip(wanted).zip(lengths) {
+            let each = weight * self.each(two);
+            let Some(second) = code(&wanted, each, model(first.term, two)) else {
                 continue;
             };
             let Some(second) = Coded::of(first.term, second) else {
                 continue;
             };
             let k = first.term;
-            let off = self.sigma[k] * distance(&self.sides[one][k], &first.values)
-                + weight * distance(&wanted, &second.values);
+            let off = self.sigma[k] * self.distance(one, &self.sides[one][k], &first.values)
+                + weight * self.distance(two, &wanted, &second.values);
             let bits = first.line.bits + second.line.bits + 2.0 * SIDE_BITS;
             if off + price * bits < self.sigma[k] * self.sigma[k] {
                 pairs.push([first, second]);
@@ -164,8 +285,12 @@ impl Module {
         let lines = |side: usize| pairs.iter().map(|p| &p[side].values).collect::<Vec<_>>();
         let (one, two) = (lines(0), lines(1));
         let (first, second) = (&self.sides[self.first], &self.sides[1 - self.first]);
-        let own = times(&gram(&one, &one), &gram(&two, &two));
-        let mixed = times(&gram(&one, first), &gram(&two, second));
+        let of = [self.first, 1 - self.first];
+        let own = times(&self.gram(of[0], &one, &one), &self.gram(of[1], &two, &two));
+        let mixed = times(
+            &self.gram(of[0], &one, first),
+            &self.gram(of[1], &two, second),
+        );
         let mixed = Mat::from_fn(pairs.len(), 1, |i, _| {
             (0..mixed.ncols()).map(|j| mixed[(i, j)]).sum::<f64>()
         });
@@ -283,12 +408,8 @@ fn step_for(values: &[f32], weight: f64, price: f64) -> Option<(u32, f32)> {
 }
 
 /// The second factors that bring the coded first ones closest: (F'ᵀF')⁻¹·F'ᵀF·S.
-fn best_partners(first: &[Coded], before: &[Vec<f32>], second: &[Vec<f32>]) -> Vec<Vec<f32>> {
-    let r = first.len();
-    let coded: Vec<&Vec<f32>> = first.iter().map(|f| &f.values).collect();
-    let weights = gram(&coded, &coded)
-        .partial_piv_lu()
-        .solve(&gram(&coded, before));
+fn best_partners(own: &Mat<f64>, mixed: &Mat<f64>, second: &[Vec<f32>]) -> Vec<Vec<f32>> {
+    let weights = own.partial_piv_lu().solve(mixed);
     let len = second.first().map_or(0, Vec::len);
     let row = |i: usize| {
         let mut sum = vec![0.0f64; len];
@@ -300,7 +421,7 @@ fn best_partners(first: &[Coded], before: &[Vec<f32>], second: &[Vec<f32>]) -> V
         }
         sum.into_iter().map(|x| x as f32).collect()
     };
-    (0..r).map(row).collect()
+    (0..own.nrows()).map(row).collect()
 }
 
 /// Products of all lines with all lines.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::bound::Term;
+use super::lost::Lost;
 use super::module::{CodedTerms, Module, Steps};
 use super::tied::{CodedTied, Tied};
 use crate::adapter::{Adapter, Factor, LowRank, TieGroup};
@@ -45,6 +46,8 @@ pub(super) struct Found {
     pub(super) steps: Steps,
     pub(super) price: f64,
     pub(super) error: f64,
+    /// What the texts say of each place, where it was coded to outputs.
+    pub(super) lost: Option<Vec<Lost>>,
 }
 
 impl<'a> Plan<'a> {
@@ -113,6 +116,7 @@ impl<'a> Plan<'a> {
             coded,
             steps,
             price,
+            lost: None,
         };
         found.error = (found.square() / self.square).sqrt();
         found

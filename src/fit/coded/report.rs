@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::assemble::{Assembled, coded_bytes};
 use super::bound::bound;
+use super::lost;
 use super::plan::{At, Found, Plan};
 
 /// One module of a coded adapter.
@@ -20,6 +21,9 @@ pub struct CodedModule {
     pub error: f64,
     /// ‖ΔW‖_F.
     pub norm: f64,
+    /// √(E‖(ΔW − ΔW')·x‖² ÷ E‖ΔW·x‖²), where it was coded to outputs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output_error: Option<f64>,
 }
 
 /// What coding lost and saved. Errors are ‖ΔW − ΔW'‖_F / ‖ΔW‖_F over all coded modules together, of the F32 values
@@ -29,6 +33,10 @@ pub struct CodedModule {
 pub struct CodedReport {
     /// Error of what is written.
     pub error: f64,
+    /// √(Σ E‖(ΔW − ΔW')·x‖² ÷ Σ E‖ΔW·x‖²), x being what modules read on the texts, where it was coded to outputs. Then this
+    /// is the error that `bound` is for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output_error: Option<f64>,
     /// Numbers of the coded modules' factors before.
     pub numbers: u64,
     /// Bytes of the file, all of them.
@@ -37,7 +45,8 @@ pub struct CodedReport {
     pub coded_bytes: u64,
     /// Bits of the whole file for each of the numbers.
     pub bits: f64,
-    /// Bits that no code of Gaussian components of these energies needs less than at this error.
+    /// Bits that no code of Gaussian components of these energies needs less than at this error; of an error of outputs, no
+    /// code that treats the inputs of a module as uncorrelated.
     pub bound: f64,
     /// `bits` less `bound`.
     pub gap: f64,
@@ -69,6 +78,9 @@ pub struct CodedAdapter {
 pub struct CodedFleet {
     /// Error over all coded modules of all adapters.
     pub error: f64,
+    /// As [`CodedReport::output_error`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output_error: Option<f64>,
     /// Numbers of the factors before; shared ones count once.
     pub numbers: u64,
     /// Bytes of all files, and of what they share.
@@ -97,6 +109,7 @@ impl CodedReport {
         let (modules, kept) = only.map(|a| (a.modules, a.kept)).unwrap_or_default();
         Self {
             error: fleet.error,
+            output_error: fleet.output_error,
             numbers: fleet.numbers,
             file_bytes: fleet.file_bytes,
             coded_bytes: fleet.coded_bytes,
@@ -112,7 +125,13 @@ impl CodedReport {
 
 pub(super) fn report(plan: &Plan<'_>, found: &Found, made: &Assembled) -> CodedFleet {
     let per_number = |bits: f64| bits / plan.numbers.max(1) as f64;
-    let off = found.error * found.error * plan.square;
+    let outputs = found.lost.as_ref().map(|l| lost::share(l, |l| l.outputs));
+    let updates = found.lost.as_ref().map(|l| lost::share(l, |l| l.updates));
+    let (error, counted) = (
+        updates.unwrap_or(found.error),
+        outputs.unwrap_or(found.error),
+    );
+    let off = counted * counted * plan.square;
     let bits = per_number(8.0 * made.total() as f64);
     let bound = per_number(bound(&plan.terms, off).0);
     let all = modules(plan, found);
@@ -127,8 +146,17 @@ pub(super) fn report(plan: &Plan<'_>, found: &Found, made: &Assembled) -> CodedF
             kept: kept(plan, number),
         }
     };
+    let told = match outputs {
+        None => format!("the updates are off by {:.2} %", 100.0 * error),
+        Some(outputs) => format!(
+            "the outputs on the texts are off by {:.2} % and the updates by {:.2} %,",
+            100.0 * outputs,
+            100.0 * error
+        ),
+    };
     CodedFleet {
-        error: found.error,
+        error,
+        output_error: outputs,
         numbers: plan.numbers,
         file_bytes: made.total(),
         shared_bytes: made.shared_bytes,
@@ -137,9 +165,7 @@ pub(super) fn report(plan: &Plan<'_>, found: &Found, made: &Assembled) -> CodedF
         bound,
         gap: bits - bound,
         summary: format!(
-            "coded, the updates are off by {:.2} % in {bits:.2} bits a number; no code of Gaussian \
-             components needs less than {bound:.2}",
-            100.0 * found.error,
+            "coded, {told} in {bits:.2} bits a number; no code of Gaussian components needs less than {bound:.2}",
         ),
         adapters: made.bytes.iter().enumerate().map(adapter).collect(),
     }
@@ -163,6 +189,7 @@ impl Measured {
                 rank: ranks[1],
                 error: share(squares[0], squares[1]),
                 norm: squares[1].sqrt(),
+                output_error: None,
             },
         }
     }
@@ -177,15 +204,25 @@ fn share(off: f64, square: f64) -> f64 {
 }
 
 fn modules(plan: &Plan<'_>, found: &Found) -> Vec<Measured> {
-    let plain = plan.places.iter().zip(&found.coded).map(|(place, coded)| {
+    let measured = |i: usize| found.lost.as_ref().map(|l| l[i]);
+    let plain = plan.places.iter().zip(&found.coded).enumerate();
+    let plain = plain.map(|(i, (place, coded))| {
         let group = plan.group(place.at);
         let paths = group.targets.iter();
         let paths: Vec<String> = paths
             .map(|t| group.module_path(t, place.instance))
             .collect();
         let ranks = [group.rank, coded.terms.iter().flatten().count()];
-        let squares = [coded.square, place.module.square()];
-        Measured::new(place.at, paths.join("+"), ranks, squares)
+        let (name, squares) = (paths.join("+"), [coded.square, place.module.square()]);
+        match measured(i) {
+            None => Measured::new(place.at, name, ranks, squares),
+            Some(lost) => {
+                let mut measured = Measured::new(place.at, name, ranks, lost.updates);
+                let [off, all] = lost.outputs;
+                measured.module.output_error = Some(share(off, all));
+                measured
+            }
+        }
     });
     let tied = plan.ties.iter().zip(&found.tied).flat_map(|(ties, coded)| {
         let squares = coded.squares.iter().zip(&ties.tied.squares);

@@ -75,7 +75,7 @@ pub fn code_all(adapters: &[&Adapter], target: CodeTarget) -> Result<(Vec<Adapte
 
 impl Plan<'_> {
     /// The highest price at which the error is no more than asked for.
-    fn for_error(&self, error: f64) -> Result<Found> {
+    pub(super) fn for_error(&self, error: f64) -> Result<Found> {
         const MOST_TRIES: usize = 8;
         let fine = fine_for(error);
         let mut price = self.first_price(error * (1.0 + NEAR) / 2.0, fine);
@@ -179,7 +179,7 @@ impl Plan<'_> {
     }
 
     /// The lowest price at which the file has no more bytes than asked for.
-    fn for_bytes(&self, bytes: u64) -> Result<Found> {
+    pub(super) fn for_bytes(&self, bytes: u64) -> Result<Found> {
         const MOST_TRIES: usize = 14;
         const NEAR: f64 = 0.998;
         let (mut low, mut high) = (self.square * 1e-14, self.square);

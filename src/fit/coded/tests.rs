@@ -1,3 +1,5 @@
+use faer::Mat;
+
 use super::*;
 use crate::adapter::{Adapter, Factor, Seed, TieGroup, delta_error};
 use crate::convert::{ToTiedOptions, coalesce, import_tied};
@@ -111,6 +113,118 @@ fn the_bytes_are_those_asked_for() {
     assert_eq!(refused(CodeTarget::Bytes(900)), Code::Usage);
     assert_eq!(refused(CodeTarget::Error(1.0)), Code::Usage);
     assert_eq!(refused(CodeTarget::Bits(f64::NAN)), Code::Usage);
+}
+
+/// Texts of which only the moments are known: those of a few inputs, some of their numbers far larger than others.
+struct Made {
+    inputs: Vec<f64>,
+    asked: usize,
+}
+
+impl Made {
+    const POSITIONS: usize = 300;
+
+    fn new(n: usize) -> Self {
+        let mut inputs: Vec<f64> = values(Self::POSITIONS * n, 77, 3)
+            .into_iter()
+            .map(f64::from)
+            .collect();
+        for x in inputs.chunks_mut(n) {
+            let common = x[0];
+            for (j, x) in x.iter_mut().enumerate() {
+                *x = (*x + 0.6 * common) * if j % 29 == 3 { 8.0 } else { 1.0 };
+            }
+        }
+        Self { inputs, asked: 0 }
+    }
+
+    /// Every input along the directions: positions × p.
+    fn along(&self, basis: &Mat<f64>) -> Mat<f64> {
+        let n = basis.nrows();
+        let x = Mat::from_fn(Self::POSITIONS, n, |t, j| self.inputs[t * n + j]);
+        x * basis
+    }
+}
+
+impl Texts for Made {
+    fn moments(&mut self, of: &[Reading]) -> crate::error::Result<Vec<Mat<f64>>> {
+        self.asked += 1;
+        let one = |r: &Reading| {
+            let z = self.along(&r.basis);
+            (z.transpose() * &z) * faer::Scale(1.0 / Self::POSITIONS as f64)
+        };
+        Ok(of.iter().map(one).collect())
+    }
+
+    fn inputs(&mut self, of: &[Reading]) -> crate::error::Result<Vec<InputMoments>> {
+        let one = |r: &Reading| {
+            let n = r.basis.nrows();
+            let x = self.along(&Mat::identity(n, n));
+            let cross =
+                (self.along(&r.basis).transpose() * &x) * faer::Scale(1.0 / Self::POSITIONS as f64);
+            let diagonal = (0..n).map(|j| x.col(j).squared_norm_l2() / Self::POSITIONS as f64);
+            InputMoments {
+                cross,
+                diagonal: diagonal.collect(),
+            }
+        };
+        Ok(of.iter().map(one).collect())
+    }
+}
+
+/// √(Σ E‖(ΔW − ΔW')·x‖² ÷ Σ E‖ΔW·x‖²), by the updates in full.
+fn output_distance(before: &Adapter, after: &Adapter, texts: &Made) -> f64 {
+    let (mut off, mut all) = (0.0, 0.0);
+    for old in &before.groups {
+        let own = |g: &&TieGroup| g.targets[0].module == old.targets[0].module;
+        let new = after.groups.iter().find(own).unwrap();
+        for layer in 0..old.instances() {
+            let [old, new] = [old, new].map(|g| g.low_rank(layer, 0).unwrap().delta());
+            let transposed = |of: &dyn Fn(usize, usize) -> f32| {
+                let (m, n) = old.dim();
+                texts
+                    .along(&Mat::from_fn(n, m, |j, i| f64::from(of(i, j))))
+                    .squared_norm_l2()
+            };
+            off += transposed(&|i, j| old[[i, j]] - new[[i, j]]);
+            all += transposed(&|i, j| old[[i, j]]);
+        }
+    }
+    (off / all).sqrt()
+}
+
+/// Breaks where the error of outputs that is told is not that of the numbers, is beyond what was asked for, or costs no less
+/// than by way of the updates.
+#[test]
+fn outputs_are_off_by_what_was_asked_for() {
+    let (lora, mut texts) = (lora(), Made::new(140));
+    let found = code_outputs(&lora, CodeTarget::Error(0.1), &mut texts).unwrap();
+    let (report, plain) = (&found.report, &found.plain_report);
+    let told = report.output_error.unwrap();
+    assert!(told <= 0.1 && told > 0.09, "{}", report.summary);
+    let off = output_distance(&lora, &found.adapter, &texts);
+    assert!((off / told - 1.0).abs() < 1e-3, "{off} {told}");
+    let updates = distance(&lora, &found.adapter);
+    assert!((updates / report.error - 1.0).abs() < 1e-3, "{updates}");
+    // The same bytes to the updates.
+    let beside = plain.output_error.unwrap();
+    assert!(beside > 1.05 * told, "{beside} {told}");
+    assert!(plain.error < report.error && plain.file_bytes <= report.file_bytes);
+    let off = output_distance(&lora, &found.plain, &texts);
+    assert!((off / beside - 1.0).abs() < 1e-3, "{off} {beside}");
+    assert!(
+        report.bound > 0.0 && report.bound < report.bits,
+        "{report:?}"
+    );
+    let of = |m: &&CodedModule| m.output_error.is_some();
+    assert_eq!(report.modules.iter().filter(of).count(), 6);
+    assert!(texts.asked <= 5, "{}", texts.asked);
+
+    let error = code_outputs(&tied(false, false), CodeTarget::Error(0.1), &mut texts);
+    assert_eq!(error.unwrap_err().code(), Code::Usage);
+    texts.inputs.fill(f64::NAN);
+    let error = code_outputs(&lora, CodeTarget::Error(0.1), &mut texts);
+    assert_eq!(error.unwrap_err().code(), Code::NonFinite);
 }
 
 /// The adapter with both groups tied, over three layers; each with what it has on the rank side, and v or not.

@@ -78,11 +78,34 @@ pub fn peft_to_coded(
     options: &ToTiedOptions<'_>,
     target: CodeTarget,
 ) -> Result<ToCoded> {
+    let tied = import_to_code(dir, options)?;
+    let (adapter, coded) = code(&tied.adapter, target)?;
+    write_coded(tied, adapter, coded, output, options)
+}
+
+/// A PEFT adapter directory as it is to be coded; the base's fingerprint comes with what is left of its modules.
+///
+/// # Errors
+/// Those of [`import_tied`].
+pub fn import_to_code(dir: &Path, options: &ToTiedOptions<'_>) -> Result<Tied> {
     let tied = import_unbound(dir, options)?;
     if let Some(base) = options.base {
         touched_tensors(&tied.adapter, base, &[])?;
     }
-    let (mut adapter, coded) = code(&tied.adapter, target)?;
+    Ok(tied)
+}
+
+/// Writes what coding of `tied` gave.
+///
+/// # Errors
+/// Those of [`write_tl`].
+pub fn write_coded(
+    tied: Tied,
+    mut adapter: Adapter,
+    coded: CodedReport,
+    output: &Path,
+    options: &ToTiedOptions<'_>,
+) -> Result<ToCoded> {
     if let Some(base) = options.base {
         // Of the modules that are left.
         adapter.base = Some(fingerprinted(&adapter, base)?);

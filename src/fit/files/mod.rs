@@ -9,7 +9,8 @@ mod untied;
 mod with_factors;
 
 pub use coded::{
-    CodedFile, ToCoded, ToCodedFleet, peft_to_coded, peft_to_coded_fit, peft_to_coded_fleet,
+    CodedFile, ToCoded, ToCodedFleet, import_to_code, peft_to_coded, peft_to_coded_fit,
+    peft_to_coded_fleet, write_coded,
 };
 pub use shared::{SharedFile, ToShared, peft_to_tied_shared};
 pub use tied::{ToFitted, peft_to_tied_fit, write_fitted};

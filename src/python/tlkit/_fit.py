@@ -96,6 +96,12 @@ def fit_untied(
     coded: bool = False,
     error: float | None = None,
     dtype: str = "f32",
+    calibrate: StrPath | None = None,
+    model: StrPath | None = None,
+    valid: StrPath | None = None,
+    seq_len: int = 512,
+    limit: int | None = None,
+    device: str = "cpu",
     base: StrPath | None = None,
     rename: Mapping[str, str] | None = None,
     strict: bool = False,
@@ -117,6 +123,12 @@ def fit_untied(
         coded: Code the factors, in the fewest bytes that ``error`` or ``max_bytes`` allows.
         error: With ``coded``: at most this relative error that coding adds, over all modules together.
         dtype: As in :func:`fit`.
+        calibrate: With ``coded``: JSONL with texts; the error is that of the outputs on them, not of the updates.
+        model: The base model to run on texts.
+        valid: Texts to compare on what is coded; every tenth of ``calibrate`` where there is none.
+        seq_len: Most tokens of a text.
+        limit: Most texts to read of each file.
+        device: What computes: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"auto"``.
         base: The base model: a safetensors file or a model directory.
         rename: Leading parts of module names, and what they are in the base: ``{"backbone": "model"}``.
         strict: Refuse an adapter that lacks tensors of modules which config and base say are adapted.

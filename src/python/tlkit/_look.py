@@ -175,6 +175,12 @@ def pack(
     error: float | None = None,
     max_bytes: int | str | None = None,
     bits: float | None = None,
+    calibrate: StrPath | None = None,
+    model: StrPath | None = None,
+    valid: StrPath | None = None,
+    seq_len: int = 512,
+    limit: int | None = None,
+    device: str = "cpu",
     blobs: StrPath | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -192,6 +198,12 @@ def pack(
         error: Code the factors in the fewest bytes with which all updates together have at most this relative error.
         max_bytes: Code them at the smallest error with a file of at most so many bytes; also ``"64k"``, ``"8M"``.
         bits: Code them at the smallest error within so many bits for each of their numbers.
+        calibrate: JSONL with texts: the error of what is coded is that of the outputs on them, not of the updates.
+        model: The base model to run on texts.
+        valid: Texts to compare on; every tenth of ``calibrate`` where there is none.
+        seq_len: Most tokens of a text.
+        limit: Most texts to read of each file.
+        device: What computes: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"auto"``.
         blobs: Where left-out tensors are read from, and with ``thin`` written to.
         force: Replace an existing output; links, devices and inputs never are.
         progress: Called with ``(done, total, what)`` from this thread; what it raises stops the work.

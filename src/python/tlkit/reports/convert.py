@@ -339,6 +339,9 @@ class Calibration(TypedDict):
     distilled: CalibrationStage | None
     """What was trained from the better one."""
 
+    coded: NotRequired[CalibrationStage]
+    """What is written, where the factors of the one that is kept were coded."""
+
     kept: Literal["plain", "calibrated", "distilled"]
     """The one with the lowest divergence."""
 
@@ -363,12 +366,55 @@ class CodedModule(TypedDict):
     norm: float
     """Frobenius norm of the update."""
 
+    output_error: NotRequired[float]
+    """Relative error of its outputs on the texts, where it was coded to them."""
+
+
+class CodedTexts(TypedDict):
+    """A coded adapter beside its source on texts held out. Losses and divergences are nats per target token."""
+
+    text: TextCounts
+    """What the file of texts held."""
+
+    fitted_on: int
+    """Texts that it was coded to; none where it was coded to the updates."""
+
+    held_out: int
+    """Texts held out."""
+
+    held_out_targets: int
+    """Their target tokens."""
+
+    lora_loss: float
+    """Loss of the adapter before."""
+
+    base: Nearness
+    """The base model without an adapter."""
+
+    plain: CalibrationStage
+    """Coded to the updates; beside one that is coded to the outputs, in no more bytes."""
+
+    calibrated: NotRequired[CalibrationStage]
+    """Coded to the outputs."""
+
+    kept: Literal["plain", "calibrated"]
+    """The one that is written."""
+
+    summary: str
+    """What that one is worth, in one sentence for people."""
+
 
 class _Coded(TypedDict, total=False):
     """What coding lost and saved; bits are for each number of the factors as they were."""
 
     error: float
     """Relative error of all coded updates together."""
+
+    output_error: float
+    """Relative error of their outputs on the texts, where they were coded to them; then `bound` is for this error."""
+
+    calibration: CodedTexts
+    """What texts held out say, where there are any."""
 
     numbers: int
     """Numbers of the coded modules' factors before."""
@@ -585,11 +631,30 @@ class CurvePoint(_Global):
     core_rank: int
     """The highest rank of its tie groups; 0 where the bytes buy none of them one."""
 
+    truncated: float
+    """Error of the LoRA in 16-bit floats, of the same bytes, that keeps the largest terms of all modules."""
+
     per_module: float
     """Error of the LoRA of no more bytes that keeps the best terms of each module, all at one rank."""
 
     per_module_rank: int
     """That rank; 0 where the bytes do not buy one."""
+
+
+class CurveForm(TypedDict):
+    """A form of the LoRA."""
+
+    bytes: int
+    """Bytes of the factors in this form."""
+
+    error: float
+
+
+class CurveCoded(CurveForm):
+    """The LoRA coded at an error."""
+
+    bound_bytes: int
+    """Bytes that no code of Gaussian components of these energies needs less than at this error."""
 
 
 class Curve(TypedDict):
@@ -600,6 +665,15 @@ class Curve(TypedDict):
 
     points: list[CurvePoint]
     """By ascending rank, up to the bytes of the LoRA itself."""
+
+    f16: CurveForm
+    """The LoRA's factors in 16-bit floats."""
+
+    int8: CurveForm
+    """In 8-bit integers with a scale for each row."""
+
+    coded: list[CurveCoded]
+    """The LoRA coded, by ascending bytes."""
 
     summary: str
     """Where tying pays, in one sentence for people."""

@@ -10,6 +10,7 @@ use super::base::BaseNames;
 use super::foreign::{MlxToTied, NemoToTied, TiedToMlx};
 use super::gguf::TiedToGguf;
 use super::merge::Blobs;
+use super::texts::OnTexts;
 use super::values::{byte_count, float_dtype, positive, storage_dtype};
 
 #[derive(Debug, Subcommand)]
@@ -120,8 +121,8 @@ pub(crate) struct Fit {
     /// The ranks that give a file of at most so many bytes (before --zstd): 300kB; with --coded the smallest error
     #[arg(long, value_name = "BYTES", requires = "fit", conflicts_with = "curve", value_parser = byte_count)]
     pub(crate) max_bytes: Option<u64>,
-    /// Write no adapter; show error against bytes for many ranks, beside LoRAs of the same bytes, and
-    /// draw it as FILE.svg
+    /// Write no adapter; show error against bytes for many ranks, beside LoRAs of the same bytes, the LoRA as f16, int8
+    /// and coded, and draw it as FILE.svg
     #[arg(
         long,
         value_name = "FILE.svg",
@@ -133,7 +134,7 @@ pub(crate) struct Fit {
     )]
     pub(crate) curve: Option<Option<PathBuf>>,
     /// Write the closest LoRA instead, where tying does not pay: untied, every module at the rank it needs
-    #[arg(long, requires = "fit", conflicts_with_all = ["curve", "joint", "core", "quick", "calibrate"])]
+    #[arg(long, requires = "fit", conflicts_with_all = ["curve", "joint", "core", "quick"])]
     pub(crate) untied: bool,
     /// Code the factors, in the fewest bytes that --error or --max-bytes allows: with --untied the LoRA's terms,
     /// else those of the fit at --rank or --tolerance; of several adapters into a folder, all at one level
@@ -168,31 +169,13 @@ pub(crate) struct Fit {
 #[command(next_help_heading = "Fitting to texts")]
 pub(crate) struct Calibrate {
     /// Fit to the outputs on the texts of this JSONL file (as for `train`), instead of to the updates,
-    /// and compare both fits with the LoRA on held-out texts
+    /// and compare both fits with the LoRA on held-out texts; with --untied --coded, code to the outputs
     #[arg(long, value_name = "FILE", requires_all = ["fit", "model"], value_hint = ValueHint::FilePath)]
     pub(crate) calibrate: Option<PathBuf>,
-    /// The base model to run: a directory with config.json, safetensors weights and tokenizer.json
-    #[arg(long, value_name = "DIR", requires = "calibrate", value_hint = ValueHint::DirPath)]
-    pub(crate) model: Option<PathBuf>,
-    /// Texts to compare on [default: every tenth of --calibrate]
-    #[arg(long, value_name = "FILE", requires = "calibrate", value_hint = ValueHint::FilePath)]
-    pub(crate) valid: Option<PathBuf>,
-    /// Most tokens of a text
-    #[arg(long, value_name = "N", requires = "calibrate", default_value = "512", value_parser = positive())]
-    pub(crate) seq_len: u64,
-    /// Most texts to read of each file
-    #[arg(long, value_name = "N", requires = "calibrate", value_parser = positive())]
-    pub(crate) limit: Option<u64>,
-    /// What runs the model: cpu, cuda, cuda:N, or auto
-    #[arg(
-        long,
-        value_name = "DEVICE",
-        requires = "calibrate",
-        default_value = "cpu"
-    )]
-    pub(crate) device: String,
+    #[command(flatten)]
+    pub(crate) texts: OnTexts,
     /// Then train the better fit for so many steps to predict what the LoRA predicts
-    #[arg(long, value_name = "STEPS", requires = "calibrate", num_args = 0..=1, require_equals = true, default_missing_value = "200", value_parser = positive())]
+    #[arg(long, value_name = "STEPS", requires = "calibrate", conflicts_with = "coded", num_args = 0..=1, require_equals = true, default_missing_value = "200", value_parser = positive())]
     pub(crate) distill: Option<u64>,
     /// Highest learning rate of --distill
     #[arg(

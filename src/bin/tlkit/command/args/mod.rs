@@ -14,6 +14,7 @@ mod method;
 mod settings;
 mod sign;
 mod store;
+mod texts;
 mod tools;
 mod train;
 mod values;
@@ -24,9 +25,7 @@ pub(crate) use base::BaseNames;
 pub(crate) use check::Check;
 pub(crate) use cli::{Cli, Command};
 pub(crate) use combine::Combine;
-pub(crate) use convert::{
-    Calibrate, Convert, Fit, PeftForm, PeftToTied, ProjectionRounding, TiedToPeft,
-};
+pub(crate) use convert::{Convert, Fit, PeftForm, PeftToTied, ProjectionRounding, TiedToPeft};
 pub(crate) use extract::Extract;
 pub(crate) use foreign::{MlxToTied, NemoToTied, TiedToMlx, ToTied};
 pub(crate) use gguf::TiedToGguf;
@@ -37,6 +36,7 @@ pub(crate) use store::{
     Export, Fsck, Gc, Get, History, Import, Init, Limit, List, Publish, Pull, Push, Put, Quota, Rm,
     Serving, Stat, Store, Tag,
 };
+pub(crate) use texts::OnTexts;
 pub(crate) use tools::{Demo, Devices, Inspect, Pack};
 pub(crate) use train::{Eval, Generate, ModelSizes, Params, Running, Sweep, Train};
 pub(crate) use verify::{Verify, VerifyAdapters, VerifyFile, VerifyLogits, VerifyMerged};

@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueHint};
+use clap::{ArgGroup, Args, ValueHint};
 use tlkit::tensor::Dtype;
 
 use super::base::BaseNames;
+use super::texts::OnTexts;
 use super::values::{byte_count, storage_dtype};
 
 #[derive(Debug, Args)]
@@ -24,6 +25,7 @@ pub(crate) struct Inspect {
 }
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("code").args(["error", "max_bytes", "bits"]).multiple(true))]
 pub(crate) struct Pack {
     /// The .tl file to read; with --error, --max-bytes or --bits, also a PEFT directory
     #[arg(value_hint = ValueHint::AnyPath)]
@@ -58,6 +60,21 @@ pub(crate) struct Pack {
     /// Replace an existing file; links, devices and inputs never are
     #[arg(long)]
     pub(crate) force: bool,
+    // Last: what follows them would stand under their heading.
+    #[command(flatten)]
+    pub(crate) coding: Coding,
+}
+
+/// Coding to what the adapter does to texts.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Coding to texts")]
+pub(crate) struct Coding {
+    /// Let the error be that of the outputs on the texts of this JSONL file (as for `train`), instead of the updates,
+    /// and compare with as many bytes coded to the updates
+    #[arg(long, value_name = "FILE", requires_all = ["code", "model"], value_hint = ValueHint::FilePath)]
+    pub(crate) calibrate: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) texts: OnTexts,
 }
 
 #[derive(Debug, Args)]

@@ -66,8 +66,8 @@ fn check_tied(args: &PeftToTied) -> Result<()> {
         &args.sharing.onto,
         &args.sharing.blobs,
         &args.calibrate.calibrate,
-        &args.calibrate.model,
-        &args.calibrate.valid,
+        &args.calibrate.texts.model,
+        &args.calibrate.texts.valid,
     ];
     inputs.extend(others.into_iter().flatten().map(PathBuf::as_path));
     if let Some(Some(picture)) = &args.fit.curve {

@@ -32,6 +32,7 @@ mod share;
 pub(crate) mod sign;
 pub(crate) mod store;
 pub(crate) mod sweep;
+mod texts;
 pub(crate) mod train;
 pub(crate) mod verify;
 

@@ -1,11 +1,13 @@
 //! `pack`: the same adapter fat, thin, compressed, or in another type.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use tlkit::adapter::Adapter;
 use tlkit::convert::{ToTiedOptions, import_or_open, store_as};
 use tlkit::digest::Digest;
+use tlkit::fit::calibrate::CodedTexts;
 use tlkit::fit::{CodeTarget, CodedReport, code};
 use tlkit::format::{
     BlobSource, DirBlobs, Encoded, NoBlobs, Packing, TlFile, WriteOptions, encode, write_blobs,
@@ -16,9 +18,11 @@ use tlkit::fs::Output as Kind;
 use tlkit::peft::is_peft_dir;
 use tlkit::{Code, Error, Result};
 
+use super::texts::{self, coded_text};
 use super::{as_closed_as, check_output, existing, show};
 use crate::command::args::Pack;
 use crate::command::output::{Outcome, Output, bytes, fields, number, relative_error};
+use crate::command::progress::{Work, with_progress};
 
 #[derive(Serialize)]
 struct Report {
@@ -27,6 +31,8 @@ struct Report {
     stored: Option<Restored>,
     #[serde(flatten)]
     coded: Option<CodedReport>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    calibration: Option<CodedTexts>,
     bytes_before: u64,
     bytes_after: u64,
     blobs_written: usize,
@@ -42,7 +48,15 @@ struct Restored {
 }
 
 pub(crate) fn pack(args: &Pack, output: &Output) -> Result<Outcome> {
-    check_output(&args.output, Kind::File, args.force, &[&args.file])?;
+    let on = &args.coding;
+    let mut inputs: Vec<&Path> = vec![&args.file];
+    let others = [&on.calibrate, &on.texts.model, &on.texts.valid];
+    inputs.extend(others.into_iter().flatten().map(PathBuf::as_path));
+    check_output(&args.output, Kind::File, args.force, &inputs)?;
+    if on.texts.model.is_some() && target(args).is_none() {
+        let message = "--model and --valid are for --error, --max-bytes and --bits";
+        return Err(Error::new(Code::Usage, message));
+    }
     as_closed_as([args.file.as_path()]);
     let Source {
         mut adapter,
@@ -53,9 +67,20 @@ pub(crate) fn pack(args: &Pack, output: &Output) -> Result<Outcome> {
     for note in &notes {
         output.note(note);
     }
-    let mut coded = None;
+    let (mut coded, mut calibration) = (None, None);
     if let Some(target) = target(args) {
-        let (other, report) = code(&adapter, target)?;
+        let texts = texts::open(on.calibrate.as_deref(), &on.texts, &[])?;
+        let (other, report) = match &texts {
+            None => code(&adapter, target)?,
+            Some(texts) => {
+                let found = with_progress("batches", Work::SomeItems, |progress| {
+                    texts.code(&adapter, target, progress)
+                });
+                let (other, report, compared) = found.map_err(|e| e.file(&args.file))?;
+                calibration = Some(compared);
+                (other, report)
+            }
+        };
         adapter = other;
         coded = Some(report);
     }
@@ -90,6 +115,7 @@ pub(crate) fn pack(args: &Pack, output: &Output) -> Result<Outcome> {
         root: written.root.to_string(),
         stored,
         coded,
+        calibration,
         bytes_before,
         bytes_after: written.bytes,
         blobs_written,
@@ -153,6 +179,9 @@ fn text(report: &Report) -> String {
             coded.bits, coded.gap, coded.bound
         );
         rows.push(("error", relative_error(coded.error)));
+        if let Some(outputs) = coded.output_error {
+            rows.push(("outputs", relative_error(outputs)));
+        }
         rows.push(("bits", bits));
         if !coded.kept.is_empty() {
             let kept = format!(
@@ -174,7 +203,15 @@ fn text(report: &Report) -> String {
         ("blobs", format!("{} written", report.blobs_written)),
         ("output", report.output.clone()),
     ]);
-    fields(&rows)
+    match &report.calibration {
+        None => fields(&rows),
+        Some(texts) => format!(
+            "{}.\n\n{}\n\n{}",
+            texts.summary,
+            coded_text(texts),
+            fields(&rows)
+        ),
+    }
 }
 
 fn projections(encoded: &Encoded) -> BTreeSet<Digest> {

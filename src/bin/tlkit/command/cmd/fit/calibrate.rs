@@ -3,15 +3,14 @@
 use std::path::Path;
 
 use serde::Serialize;
-use tlkit::Result;
 use tlkit::convert::{ToTiedOptions, import_tied};
-use tlkit::fit::calibrate::{CalibrateOptions, CalibrateReport, Calibration, Kept, Stage};
-use tlkit::fit::{FitOptions, ToFitted, write_fitted};
-use tlkit::model::device;
+use tlkit::fit::calibrate::{CalibrateReport, Calibration, Kept, Stage};
+use tlkit::fit::{CodeTarget, FitOptions, ToFitted, write_fitted};
 use tlkit::train::distil::DistilOptions;
+use tlkit::{Error, Result};
 
 use super::tied::fitted_tables;
-use crate::command::args::Calibrate;
+use crate::command::args::PeftToTied;
 use crate::command::output::{Outcome, Output, number, plural, relative_error, table};
 use crate::command::progress::{Work, with_progress};
 
@@ -23,49 +22,38 @@ struct Calibrated {
     calibration: CalibrateReport,
 }
 
-/// What a fit to texts is told.
-pub(super) struct Texts<'a> {
-    pub(super) args: &'a Calibrate,
-    pub(super) text: &'a Path,
-    pub(super) model: &'a Path,
-    pub(super) renames: &'a [(String, String)],
-}
-
 pub(super) fn run(
-    (adapter, to): (&Path, &Path),
-    of: &Texts<'_>,
+    args: &PeftToTied,
+    adapter: &Path,
+    calibration: &Calibration,
     options: &ToTiedOptions<'_>,
-    fit: &FitOptions,
+    (fit, target): (&FitOptions, Option<CodeTarget>),
     output: &Output,
 ) -> Result<Outcome> {
-    let Texts {
-        args: of,
-        text,
-        model,
-        renames,
-    } = of;
-    let number = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    let of = &args.calibrate;
     let distil = of.distill.map(|steps| DistilOptions {
         steps,
         lr: of.distill_lr,
-        batch_size: number(of.distill_batch),
+        batch_size: usize::try_from(of.distill_batch).unwrap_or(usize::MAX),
         ..DistilOptions::default()
     });
-    let device = device(Some(&of.device))?;
-    let mut reading = CalibrateOptions::new(model, text, &device);
-    reading.valid = of.valid.as_deref();
-    reading.seq_len = number(of.seq_len);
-    reading.renames = renames;
-    reading.limit = of.limit.map(number);
-    let calibration = Calibration::open(&reading)?;
     let mut import = options.clone();
     import.base = options.base.or(Some(calibration.model().checkpoint()));
     let tied = import_tied(adapter, &import).map_err(|e| e.file(adapter))?;
-    let found = with_progress("batches", Work::SomeItems, |progress| {
-        calibration.run(&tied, fit, distil.as_ref(), progress)
+    let found = with_progress("batches", Work::SomeItems, |progress| match target {
+        Some(target) => {
+            let (adapter, fit, coded, texts) =
+                calibration.run_coded(&tied, fit, target, progress)?;
+            Ok((adapter, fit, Some(coded), texts))
+        }
+        None => {
+            let (adapter, fit, texts) = calibration.run(&tied, fit, distil.as_ref(), progress)?;
+            Ok((adapter, fit, None, texts))
+        }
     });
-    let (fitted, fit, report) = found.map_err(|e| e.file(adapter))?;
-    let fitted = write_fitted(tied, &fitted, fit, to, &options.write)?;
+    let (fitted, fit, coded, report) = found.map_err(|e: Error| e.file(adapter))?;
+    let mut fitted = write_fitted(tied, &fitted, fit, args.output()?, &options.write)?;
+    fitted.coded = coded;
     for note in &fitted.notes {
         output.note(note);
     }
@@ -89,9 +77,9 @@ fn calibration_text(r: &CalibrateReport) -> String {
         true => format!("{name} (written)"),
         false => name.to_owned(),
     };
-    let row = |name: &str, stage: &Stage, kept: Kept| {
+    let row = |name: &str, stage: &Stage, written: bool| {
         vec![
-            mark(name, r.kept == kept),
+            mark(name, written),
             relative_error(stage.error),
             stage
                 .output_error
@@ -101,6 +89,7 @@ fn calibration_text(r: &CalibrateReport) -> String {
             number(stage.loss_change),
         ]
     };
+    let written = |kept: Kept| r.coded.is_none() && r.kept == kept;
     let none = || "-".to_owned();
     let mut rows = vec![
         vec![
@@ -111,10 +100,15 @@ fn calibration_text(r: &CalibrateReport) -> String {
             number(r.base.loss),
             number(r.base.loss - r.lora_loss),
         ],
-        row("fit to the updates", &r.plain, Kept::Plain),
-        row("fit to the outputs", &r.calibrated, Kept::Calibrated),
+        row("fit to the updates", &r.plain, written(Kept::Plain)),
+        row(
+            "fit to the outputs",
+            &r.calibrated,
+            written(Kept::Calibrated),
+        ),
     ];
-    rows.extend((r.distilled.as_ref()).map(|s| row("distilled", s, Kept::Distilled)));
+    rows.extend((r.distilled.as_ref()).map(|s| row("distilled", s, written(Kept::Distilled))));
+    rows.extend((r.coded.as_ref()).map(|s| row("the nearer one, coded", s, true)));
     let header = ["", "updates", "outputs", "KL", "loss", "change"];
     let table = table(&header, &[1, 2, 3, 4, 5], rows);
     format!(

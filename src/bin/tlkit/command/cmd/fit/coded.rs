@@ -61,6 +61,10 @@ pub(in crate::command::cmd) fn fleet(
 ) -> Result<Outcome> {
     let missing = || Error::new(Code::Usage, "--coded needs --error or --max-bytes");
     let target = target(&args.fit)?.ok_or_else(missing)?;
+    if args.calibrate.texts.model.is_some() {
+        let message = "texts are for one adapter at a time";
+        return Err(Error::new(Code::Usage, message));
+    }
     let report = peft_to_coded_fleet(&args.adapters, args.output()?, options, target)?;
     for note in &report.notes {
         output.note(note);
@@ -82,9 +86,12 @@ pub(in crate::command::cmd) fn coded_rows(
     [("coding", relative_error(error)), ("bits", bits)]
 }
 
-fn text(r: &ToCoded) -> String {
+pub(super) fn text(r: &ToCoded) -> String {
     let c = &r.coded;
     let mut rows = coded_rows(c.error, c.bits, c.bound).to_vec();
+    if let Some(outputs) = c.output_error {
+        rows.insert(0, ("outputs", relative_error(outputs)));
+    }
     rows.push(("modules", plural(c.modules.len(), "module")));
     if !c.kept.is_empty() {
         rows.push(("kept", plural(c.kept.len(), "module")));

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tlkit::Result;
 use tlkit::convert::{ToTiedOptions, import_tied};
-use tlkit::fit::{Curve, CurveOptions, CurvePoint, figure, fit_curve};
+use tlkit::fit::{Curve, CurveCoded, CurveForm, CurveOptions, CurvePoint, figure, fit_curve};
 use tlkit::fs::AtomicFile;
 
 use crate::command::args::PeftToTied;
@@ -49,6 +49,7 @@ fn curve_text(c: &Curve) -> String {
             relative_error(p.bound_with_v),
             relative_error(p.baseline),
             relative_error(p.global),
+            relative_error(p.truncated),
             match p.per_module_rank {
                 0 => "-".to_owned(),
                 rank => format!("{} (rank {rank})", relative_error(p.per_module)),
@@ -64,20 +65,50 @@ fn curve_text(c: &Curve) -> String {
         "with v",
         "triplets",
         "LoRA",
+        "f16",
         "LoRA, one rank",
     ];
     let table = table(
         &header,
-        &[0, 1, 2, 3, 4, 5, 6, 7, 8],
+        &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9],
         c.points.iter().map(row),
     );
+    let forms = forms(c);
     format!(
-        "{}.\n\n{table}\n\n\
+        "{}.\n\n{table}\n\n{forms}\n\n\
          bytes: of the tie groups, and their share of the LoRA's {}; tied: the fit without v; cores: the fit\n\
          with a core for each layer, of no more bytes; bound, with v: no tied adapter of this rank is below,\n\
          without v and with any; LoRA: untied ones of no more bytes, of the largest terms of all modules and\n\
-         of one rank",
+         of one rank, f16 the largest terms in 16 bits; coded: the LoRA's factors coded, and what no code of Gaussian\n\
+         components needs less than",
         c.summary,
         bytes(c.bytes_before)
     )
+}
+
+/// The LoRA in smaller types, and coded.
+fn forms(c: &Curve) -> String {
+    let size = |size: u64| {
+        let share = 100.0 * size as f64 / c.bytes_before.max(1) as f64;
+        format!("{} ({share:.1} %)", bytes(size))
+    };
+    let stored = |name: &str, form: &CurveForm| {
+        vec![
+            name.to_owned(),
+            size(form.bytes),
+            relative_error(form.error),
+            "-".to_owned(),
+        ]
+    };
+    let coded = |p: &CurveCoded| {
+        vec![
+            "coded".to_owned(),
+            size(p.bytes),
+            relative_error(p.error),
+            size(p.bound_bytes),
+        ]
+    };
+    let mut rows = vec![stored("f16", &c.f16), stored("int8", &c.int8)];
+    rows.extend(c.coded.iter().rev().map(coded));
+    table(&["form", "bytes", "error", "bound"], &[1, 2, 3], rows)
 }

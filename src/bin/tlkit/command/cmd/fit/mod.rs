@@ -3,6 +3,7 @@
 mod calibrate;
 mod coded;
 mod curve;
+mod on_texts;
 mod run;
 mod tied;
 mod untied;

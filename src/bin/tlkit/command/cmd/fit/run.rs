@@ -6,10 +6,10 @@ use tlkit::convert::ToTiedOptions;
 use tlkit::fit::{Budget, FitOptions, peft_to_coded_fit, peft_to_tied_fit, peft_to_untied};
 use tlkit::{Code, Error, Result};
 
-use super::calibrate::Texts;
 use super::tied::fitted_text;
 use super::untied::untied_text;
 use crate::command::args::{Fit, PeftToTied};
+use crate::command::cmd::texts;
 use crate::command::output::{Outcome, Output};
 
 pub(in crate::command::cmd) fn run(
@@ -22,8 +22,21 @@ pub(in crate::command::cmd) fn run(
         return super::curve::run(args, adapter, options, picture.as_deref(), output);
     }
     let target = super::coded::target(&args.fit)?;
+    let on = &args.calibrate;
+    if on.calibrate.is_none() && on.texts.model.is_some() && target.is_none() {
+        let message = "--valid without --calibrate compares what is --coded";
+        return Err(Error::new(Code::Usage, message));
+    }
+    if args.fit.untied && on.calibrate.is_some() && target.is_none() {
+        let message = "--untied with --calibrate is for --coded";
+        return Err(Error::new(Code::Usage, message));
+    }
+    let texts = texts::open(on.calibrate.as_deref(), &on.texts, &args.names.rename)?;
     if let (Some(target), true) = (target, args.fit.untied) {
-        return super::coded::run(args, adapter, options, target, output);
+        return match &texts {
+            Some(texts) => super::on_texts::code(args, adapter, texts, options, target, output),
+            None => super::coded::run(args, adapter, options, target, output),
+        };
     }
     let missing = || {
         Error::new(
@@ -45,14 +58,8 @@ pub(in crate::command::cmd) fn run(
     fit.joint = args.fit.joint;
     fit.core = args.fit.core;
     fit.quick = args.fit.quick;
-    if let (Some(text), Some(model)) = (&args.calibrate.calibrate, &args.calibrate.model) {
-        let of = Texts {
-            args: &args.calibrate,
-            text,
-            model,
-            renames: &args.names.rename,
-        };
-        return super::calibrate::run((adapter, to), &of, options, &fit, output);
+    if let (Some(texts), Some(_)) = (&texts, &on.calibrate) {
+        return super::calibrate::run(args, adapter, texts, options, (&fit, target), output);
     }
     let report = match target {
         Some(target) => peft_to_coded_fit(adapter, to, options, &fit, target),
@@ -61,6 +68,9 @@ pub(in crate::command::cmd) fn run(
     let report = report.map_err(|e| e.file(adapter))?;
     for note in &report.notes {
         output.note(note);
+    }
+    if let Some(texts) = &texts {
+        return super::on_texts::compare(adapter, texts, options, report, output);
     }
     output.report(&report, || fitted_text(&report))?;
     Ok(Outcome::Success)
