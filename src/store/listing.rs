@@ -41,6 +41,22 @@ impl Store {
         Ok(found)
     }
 
+    /// As [`sequences`](Self::sequences), where a number that is missing before a larger one was there and is gone,
+    /// and is not one that the listing had passed by when it was made: that one is in a listing that begins later.
+    pub(super) fn settled(&self, folder: &str) -> Result<Sequences> {
+        let first = self.sequences(folder)?;
+        if !first.has_gaps() {
+            return Ok(first);
+        }
+        let mut again = self.sequences(folder)?;
+        again.numbers.retain(|subject, numbers| {
+            let last = first.last(subject).unwrap_or(0);
+            numbers.retain(|n| *n <= last);
+            !numbers.is_empty()
+        });
+        Ok(again)
+    }
+
     /// The record at a key.
     pub(super) fn record(&self, key: &str) -> Result<Option<Read>> {
         let object = self.backend.read(key, MAX_RECORD_BYTES)?;
@@ -97,6 +113,14 @@ impl Store {
 impl Sequences {
     pub(super) fn last(&self, subject: &Subject) -> Option<u64> {
         self.numbers.get(subject).and_then(|n| n.last().copied())
+    }
+
+    /// Whether a number is missing before the last one, in a sequence of which that says something.
+    pub(super) fn has_gaps(&self) -> bool {
+        let counted = |(subject, numbers): (&Subject, &Vec<u64>)| {
+            *subject != Subject::Collection && numbers.last() != Some(&(numbers.len() as u64))
+        };
+        self.numbers.iter().any(counted)
     }
 
     pub(super) fn key(&self, subject: &Subject, number: u64) -> String {
