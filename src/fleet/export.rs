@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::get::{Form, GetOptions, get};
+use super::get::{Form, GetOptions, Gguf, get};
 use crate::error::{Code, Error, Result};
 use crate::fit::CodeTarget;
 use crate::fs::Existing;
@@ -23,6 +23,8 @@ pub struct ExportOptions {
     pub user: Option<Name>,
     /// Whether seeded tensors and published blobs are left out, the blobs once in `blobs/`.
     pub thin: bool,
+    /// Whether they are written for llama.cpp, as `DIR/USER/TASK.gguf`.
+    pub gguf: Option<Gguf>,
     /// What each adapter's numbers are coded to keep to; as they are where not given.
     pub code: Option<CodeTarget>,
     /// What to do with existing files.
@@ -35,6 +37,7 @@ impl Default for ExportOptions {
         Self {
             user: None,
             thin: false,
+            gguf: None,
             code: None,
             existing: Existing::Refuse,
         }
@@ -72,7 +75,7 @@ pub struct NotExported {
     pub message: String,
 }
 
-/// Writes the last version of every adapter as `dir/USER/TASK.tl`, each whole or not at all, and
+/// Writes the last version of every adapter as `dir/USER/TASK.tl`, or `.gguf`, each whole or not at all, and
 /// holds one at a time. One that fails is reported, and the others go on. `progress` counts tenants,
 /// and may end the export before each adapter.
 ///
@@ -109,7 +112,8 @@ pub fn export(
         for adapter in &listed {
             progress.advance(0)?;
             let name = format!("{user}/{}", adapter.task);
-            let output = folder.join(format!("{}.tl", adapter.task));
+            let end = if options.gguf.is_some() { "gguf" } else { "tl" };
+            let output = folder.join(format!("{}.{end}", adapter.task));
             let was_there = output.symlink_metadata().is_ok();
             match one(store, dir, &output, adapter, options) {
                 Ok((bytes, blobs)) => {
@@ -174,9 +178,10 @@ fn one(
         which: Which::Latest,
     };
     let get_options = GetOptions {
-        form: match options.thin {
-            true => Form::Thin(Some(dir.join(BLOBS))),
-            false => Form::Fat,
+        form: match (&options.gguf, options.thin) {
+            (Some(gguf), _) => Form::Gguf(gguf.clone()),
+            (None, true) => Form::Thin(Some(dir.join(BLOBS))),
+            (None, false) => Form::Fat,
         },
         code: options.code,
         // An export that was killed has left some of its files.
@@ -219,6 +224,7 @@ mod tests {
         let options = ExportOptions {
             user: None,
             thin: false,
+            gguf: None,
             code: None,
             existing: Existing::Refuse,
         };

@@ -32,6 +32,7 @@ mod bitflip;
 mod blob;
 mod cache;
 mod catalog;
+mod changes;
 #[cfg_attr(not(feature = "cloud"), path = "no_cloud.rs")]
 mod cloud;
 mod collect;
@@ -73,6 +74,7 @@ mod tests;
 pub use backend::{Backend, Entry};
 pub use blob::MAX_BLOB_BYTES;
 pub use catalog::{Inventory, Listed, Stat, StoredAdapter, TenantStat, VersionEntry};
+pub use changes::{Change, Seen, Watcher};
 pub use collect::{CollectOptions, Collected};
 pub use fsck::{Checked, Problem};
 pub use get::{Fetched, TenantBlobs};

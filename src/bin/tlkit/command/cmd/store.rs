@@ -7,12 +7,13 @@ use serde::Serialize;
 use tlkit::convert::ToTiedOptions;
 use tlkit::digest::Digest;
 use tlkit::fit::CodeTarget;
-use tlkit::fleet::{self, Chain, CodedAs, Form, GetOptions, Got};
+use tlkit::fleet::{self, Chain, CodedAs, Form, GetOptions, Gguf, Got};
 use tlkit::fs::{Output as Kind, check_outside};
 use tlkit::safetensors::Checkpoint;
 use tlkit::store::{
     AdapterName, Listed, Name, PutReport, Scope, Signer, Store, Trust, TrustedKey, VersionEntry,
 };
+use tlkit::tensor::Dtype;
 use tlkit::{Code, Error, Result};
 
 use super::opened::Opened;
@@ -112,10 +113,12 @@ pub(crate) fn get(args: &args::Get, output: &Output) -> Result<Outcome> {
     let mut trust = trust(&args.require_signature)?;
     trust.root_only = args.allow_root_signature;
     let mut options = GetOptions::default();
-    let peft = args.peft || args.serving.is_asked();
-    options.form = match (peft, args.thin) {
-        (true, _) => Form::Peft,
-        (_, true) => Form::Thin(args.blobs.clone()),
+    let gguf = gguf(args.gguf, args.dtype, &args.serving);
+    let peft = gguf.is_none() && (args.peft || args.serving.is_asked());
+    options.form = match (gguf, peft, args.thin) {
+        (Some(gguf), ..) => Form::Gguf(gguf),
+        (_, true, _) => Form::Peft,
+        (_, _, true) => Form::Thin(args.blobs.clone()),
         _ => Form::Fat,
     };
     options.zstd = args.zstd;
@@ -132,7 +135,9 @@ pub(crate) fn get(args: &args::Get, output: &Output) -> Result<Outcome> {
     check_output(&args.output, kind, args.force, &inputs)?;
     check_outside(&args.output, Path::new(&args.url), "the store")?;
     let mut store = Opened::open(&args.url, output)?;
-    options.base = base(&args.serving)?;
+    if peft {
+        options.base = base(&args.serving)?;
+    }
     let got = fleet::get(&store, &name, &args.output, &options)?;
     for note in &got.notes {
         output.note(note);
@@ -147,6 +152,17 @@ pub(super) fn trust(keys: &[PathBuf]) -> Result<Trust> {
     let keys = keys.iter().map(|p| TrustedKey::open(p));
     trust.keys = keys.collect::<Result<_>>()?;
     Ok(trust)
+}
+
+/// How adapters are written for llama.cpp, where that is asked for.
+pub(super) fn gguf(asked: bool, dtype: Dtype, serving: &args::Serving) -> Option<Gguf> {
+    let base = serving.base.clone().filter(|_| asked)?;
+    let renames = serving.names.rename.clone();
+    Some(Gguf {
+        base,
+        dtype,
+        renames,
+    })
 }
 
 /// The base model of PEFT directories.
