@@ -2,8 +2,8 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::process::Stdio;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -119,10 +119,11 @@ fn a_watch_goes_on_until_it_is_asked_to_end() {
     assert_eq!(next()["cursor"]["chat"], 1);
     shell.ok("store rm store ann/chat");
     assert_eq!(next()["change"], "removed");
-    let pid = rustix::process::Pid::from_child(&watch);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    let ended = super::wait_for(&mut watch, Duration::from_secs(5));
-    assert_eq!(ended, Some(0));
+    let status = Command::new("kill").arg(watch.id().to_string()).status();
+    assert!(status.unwrap().success());
+    let start = Instant::now();
+    assert_eq!(watch.wait().unwrap().code(), Some(0));
+    assert!(start.elapsed() < Duration::from_secs(5));
 }
 
 /// Breaks where a form of get or of an export has other factors than the conversion of its name.
