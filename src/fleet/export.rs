@@ -95,7 +95,8 @@ pub fn export(
         output: dir.to_owned(),
         ..Exported::default()
     };
-    let mut same = Vec::new();
+    // What was there already, as long as nothing else was written.
+    let (mut same, mut fresh) = (Vec::new(), false);
     for user in &tenants {
         let listed = match store.list(user) {
             // The tenant's part of the store, not the store.
@@ -120,8 +121,13 @@ pub fn export(
                     done.adapters += 1;
                     done.bytes += bytes;
                     done.blobs += blobs;
-                    if was_there && options.existing == Existing::Refuse {
-                        same.push((name, output));
+                    match was_there && options.existing == Existing::Refuse {
+                        true if !fresh => same.push((name, output)),
+                        true => {}
+                        false => {
+                            fresh = true;
+                            same.clear();
+                        }
                     }
                 }
                 Err(e) if e.code() == Code::NoSpace => return Err(e),
@@ -132,7 +138,7 @@ pub fn export(
         }
         progress.advance(1)?;
     }
-    if same.len() == done.adapters {
+    if !fresh {
         // None was missing: the files exist, as those of any other command.
         (done.adapters, done.bytes, done.blobs) = (0, 0, 0);
         for (adapter, output) in same {

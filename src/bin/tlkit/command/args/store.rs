@@ -44,9 +44,9 @@ pub(crate) enum Store {
     /// Put every adapter below some folders, each under the name that its path tells
     Import(Import),
     /// Bring over to another store what it lacks of this one
-    Sync(Sync),
+    Sync(SyncStore),
     /// Print what changes in a store, as JSON lines
-    Watch(Watch),
+    Watch(WatchStore),
     /// Push an adapter to a registry, as a ModelPack artefact
     Push(Push),
     /// Pull an adapter from a registry, as a new version of USER/TASK
@@ -400,7 +400,7 @@ pub(crate) struct Import {
 /// on where it stopped.
 #[derive(Debug, Args)]
 #[command(after_help = URLS)]
-pub(crate) struct Sync {
+pub(crate) struct SyncStore {
     /// The store to copy
     #[arg(value_name = "URL")]
     pub(crate) url: String,
@@ -419,7 +419,7 @@ pub(crate) struct Sync {
 /// them together, in a file, are what --since takes: nothing is lost between two runs, and nothing told twice.
 #[derive(Debug, Args)]
 #[command(after_help = URLS)]
-pub(crate) struct Watch {
+pub(crate) struct WatchStore {
     /// The store
     pub(crate) url: String,
     /// Only of this user

@@ -18,7 +18,7 @@ use crate::command::watch::Stop;
 /// How long a wait goes on before somebody looks whether it should.
 const STEP: Duration = Duration::from_millis(100);
 
-pub(crate) fn watch(args: &args::Watch, output: &Output) -> Result<Outcome> {
+pub(crate) fn watch(args: &args::WatchStore, output: &Output) -> Result<Outcome> {
     let only = user(args.user.as_ref())?;
     let seen = args.since.as_deref().map(read).transpose()?;
     let mut store = Opened::open(&args.url, output)?;

@@ -14,7 +14,7 @@ use crate::command::progress::{Work, with_progress};
 /// Lines of the text's table of what failed; `--json` has all.
 const TOP: usize = 20;
 
-pub(crate) fn sync(args: &args::Sync, output: &Output) -> Result<Outcome> {
+pub(crate) fn sync(args: &args::SyncStore, output: &Output) -> Result<Outcome> {
     let mut options = SyncOptions::default();
     options.user = user(args.user.as_ref())?;
     options.dry_run = args.dry_run;
