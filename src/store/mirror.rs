@@ -24,8 +24,8 @@ pub(super) struct Target<'a> {
     pub(super) sequences: Sequences,
     state: State,
     copies: Mutex<Copies>,
-    /// Of the store that is copied.
-    origin: &'a str,
+    /// Of the store that is copied, where one is.
+    origin: Option<&'a str>,
 }
 
 /// The copies of each blob: those that the listing has, and those that were written or verified since.
@@ -49,7 +49,7 @@ impl<'a> Target<'a> {
     pub(super) fn open(
         store: &'a Store,
         user: &'a Name,
-        origin: &'a str,
+        origin: Option<&'a str>,
         gaps: &[(Name, u64, u64)],
     ) -> Result<Self> {
         let folder = layout::records(user);
@@ -65,16 +65,16 @@ impl<'a> Target<'a> {
         })
     }
 
-    /// Writes a version after the last one; the bytes of the objects that were written.
+    /// Writes a version after the last one; the bytes of the objects that were written, and how many blobs were there.
     pub(super) fn append(
         &self,
         task: &Name,
         tip: &mut Tip,
         number: u64,
         original: &Original,
-    ) -> Result<u64> {
+    ) -> Result<(u64, usize)> {
         let subject = Subject::Adapter(task.clone());
-        let mut written = 0;
+        let (mut written, mut known) = (0, 0);
         let (mut inline, mut names) = (Vec::new(), BTreeSet::new());
         let (body, manifest) = match &original.content {
             None => (Body::Removed, &[][..]),
@@ -82,7 +82,8 @@ impl<'a> Target<'a> {
                 let mut version = content.version.clone();
                 version.blobs.clear();
                 for blob in &content.blobs {
-                    let at = self.place(blob, &mut inline, &mut names, &mut written)?;
+                    let at =
+                        self.place(blob, &mut inline, &mut names, (&mut written, &mut known))?;
                     version.blobs.push(StoredBlob {
                         sha256: blob.digest,
                         bytes: blob.bytes,
@@ -94,7 +95,7 @@ impl<'a> Target<'a> {
         };
         let stamp = Stamp {
             time: original.time,
-            origin: Some(self.origin),
+            origin: self.origin,
         };
         // Of one that is not there nothing is known.
         let before = tip.digest.filter(|_| tip.number + 1 == number);
@@ -126,7 +127,7 @@ impl<'a> Target<'a> {
             number,
             digest: Some(appended.digest),
         };
-        Ok(written + appended.bytes)
+        Ok((written + appended.bytes, known))
     }
 
     /// Where a blob lies: published, in the record, or as an object of the tenant.
@@ -135,10 +136,11 @@ impl<'a> Target<'a> {
         blob: &OriginalBlob,
         inline: &mut Vec<Vec<u8>>,
         names: &mut BTreeSet<String>,
-        written: &mut u64,
+        (written, count): (&mut u64, &mut usize),
     ) -> Result<Place> {
         if blob.public || self.store.published()?.contains_key(&blob.digest) {
             *written += self.store.publish_object(blob)?;
+            *count += 1;
             return Ok(Place::Public);
         }
         if blob.bytes <= MAX_INLINE_BYTES as u64 {
@@ -152,7 +154,10 @@ impl<'a> Target<'a> {
             known.good = self.good_copy(blob, &known.listed)?;
         }
         let generation = match known.good {
-            Some(generation) => generation,
+            Some(generation) => {
+                *count += 1;
+                generation
+            }
             None => {
                 *written += blob.object.len() as u64;
                 let new = self

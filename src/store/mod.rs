@@ -28,6 +28,7 @@
 //! packages of blobs and back.
 
 mod backend;
+mod batch;
 mod bitflip;
 mod blob;
 mod cache;
@@ -72,6 +73,7 @@ mod interleaved;
 mod tests;
 
 pub use backend::{Backend, Entry};
+pub use batch::Batch;
 pub use blob::MAX_BLOB_BYTES;
 pub use catalog::{Inventory, Listed, Stat, StoredAdapter, TenantStat, VersionEntry};
 pub use changes::{Change, Seen, Watcher};

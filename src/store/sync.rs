@@ -232,7 +232,7 @@ impl Sync<'_> {
             false => Some(Target::open(
                 self.to,
                 user,
-                &self.from.origin,
+                Some(&self.from.origin),
                 &gaps(&planned),
             )?),
         };
@@ -332,7 +332,7 @@ impl Sync<'_> {
             let original = self.from.original((user, &task.task, number), read)?;
             missigned = original.content.as_ref().is_some_and(|c| c.missigned);
             self.to.check_room(user, bytes.unwrap_or(0))?;
-            sent = target.append(&task.task, &mut task.tip, number, &original)?;
+            (sent, _) = target.append(&task.task, &mut task.tip, number, &original)?;
         }
         self.count(|done| {
             done.sent += sent;

@@ -352,8 +352,8 @@ fn requests_are_counted_and_bounded() {
     let mut keep = CollectOptions::default();
     keep.keep = Some(1);
     store.collect(&keep).unwrap();
-    measure("put, after a collection", 6, &|| put(&store, 30, &style));
-    measure("put of a version, after a collection", 7, &|| {
+    measure("put, after a collection", 5, &|| put(&store, 30, &style));
+    measure("put of a version, after a collection", 6, &|| {
         put(&store, 30, &vera)
     });
     store = Store::open_in(backend_at(&endpoint, "counted")).unwrap();
