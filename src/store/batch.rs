@@ -106,3 +106,54 @@ impl Batch<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rayon::prelude::*;
+
+    use super::super::layout;
+    use super::super::testing::sample;
+    use super::*;
+    use crate::progress::Progress;
+    use crate::store::Backend;
+
+    fn name(text: &str) -> AdapterName {
+        text.parse().unwrap()
+    }
+
+    /// Breaks where adapters of a batch keep what they have in common twice, or one that somebody else put meanwhile is
+    /// written over or lost.
+    #[test]
+    fn a_batch_is_as_many_puts() {
+        let store = Store::init_in(Backend::open("memory:").unwrap(), 100).unwrap();
+        let common = sample(100, &[20_000]).blobs.remove(0);
+        let packages: Vec<Package> = (0..8)
+            .map(|n| {
+                let mut package = sample(n, &[24]);
+                package.blobs.push(common.clone());
+                package
+            })
+            .collect();
+        let user = name("u/t").user;
+        let batch = store.batch(&user).unwrap();
+        let put = store.put(&name("u/t-3"), &packages[0], None).unwrap();
+        assert_eq!(put.version, 1);
+        let reports: Vec<PutReport> = packages
+            .par_iter()
+            .enumerate()
+            .map(|(n, package)| batch.put(&name(&format!("u/t-{n}")), package).unwrap())
+            .collect();
+        let versions: Vec<u64> = reports.iter().map(|r| r.version).collect();
+        assert_eq!(versions, [1, 1, 1, 2, 1, 1, 1, 1]);
+        for (n, package) in packages.iter().enumerate() {
+            let fetched = store.get(&name(&format!("u/t-{n}"))).unwrap();
+            assert_eq!(fetched.version().root, package.root);
+        }
+        // That of the put in between, and one of all others at most.
+        assert!(store.backend().list(&layout::blobs(&user)).unwrap().len() <= 2);
+        let again = store.batch(&user).unwrap();
+        let same = again.put(&name("u/t-1"), &packages[1]).unwrap();
+        assert!(same.unchanged && same.written == 0);
+        assert_eq!(store.fsck(None, Progress::new()).unwrap().problems, []);
+    }
+}
