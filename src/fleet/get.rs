@@ -166,10 +166,11 @@ pub fn get(store: &Store, name: &AdapterName, output: &Path, options: &GetOption
             return Ok(got);
         }
         Form::Gguf(gguf) => {
-            let mut to_gguf = ToGgufOptions::default();
-            to_gguf.dtype = gguf.dtype;
-            to_gguf.existing = options.existing;
-            to_gguf.renames = gguf.renames.clone();
+            let to_gguf = ToGgufOptions {
+                dtype: gguf.dtype,
+                existing: options.existing,
+                renames: gguf.renames.clone(),
+            };
             let root = encoded.manifest.root();
             got.bytes = adapter_to_gguf(&adapter, &root, output, &gguf.base, &to_gguf)?;
             return Ok(got);

@@ -121,8 +121,10 @@ fn what_was_collected_meanwhile_is_passed_by() {
         put(&store, "u/t", seed);
     }
     clock.fetch_add(1_000, Ordering::SeqCst);
-    let mut keep = CollectOptions::default();
-    keep.keep = Some(1);
+    let keep = CollectOptions {
+        keep: Some(1),
+        ..CollectOptions::default()
+    };
     store.collect(&keep).unwrap();
     assert_eq!(texts(&poll(&mut watcher, &store)), ["put u t @5"]);
 }

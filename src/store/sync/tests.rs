@@ -99,8 +99,10 @@ fn fleet(objects: &Arc<dyn ObjectStore>) -> Store {
 fn another_store_says_the_same() {
     let first = fleet(&memory());
     let second = init(&memory(), "second");
-    let mut dry = SyncOptions::default();
-    dry.dry_run = true;
+    let dry = SyncOptions {
+        dry_run: true,
+        ..SyncOptions::default()
+    };
     let planned = sync(&first, &second, &dry, Progress::new()).unwrap();
     assert_eq!(second.tenants().unwrap(), []);
     let counted = AtomicU64::new(0);
@@ -123,8 +125,10 @@ fn another_store_says_the_same() {
     assert_eq!((done.failed, done.notes), (vec![], vec![]));
     assert_eq!(said(&first), said(&second));
     assert_sound(&second);
-    let mut trust = Trust::default();
-    trust.keys = vec![Signer::from_seed(1).trusted()];
+    let trust = Trust {
+        keys: vec![Signer::from_seed(1).trusted()],
+        ..Trust::default()
+    };
     let signed = second.get(&name("alice/signed")).unwrap();
     signed.require_signature(&trust).unwrap();
     let again = bring(&first, &second);
@@ -210,8 +214,10 @@ fn numbers_stay_where_versions_were_collected() {
     let first = init(&memory(), "first").with_clock(move || now.load(Ordering::SeqCst));
     let behind = memory();
     let second = init(&behind, "second");
-    let mut keep = CollectOptions::default();
-    keep.keep = Some(1);
+    let keep = CollectOptions {
+        keep: Some(1),
+        ..CollectOptions::default()
+    };
     let round = |numbers: std::ops::Range<u64>| {
         for n in numbers {
             put(&first, "u/t", &sample(n, LENGTHS));
