@@ -4,6 +4,9 @@
 //! that share one frozen A and B, in a folder on this machine, every object synced to the disk.
 //! Beside it, in the same run, the same adapters as plain synced `.tl` files, thin over the same A
 //! and B: what a folder of files costs.
+//!
+//! `cargo bench --bench store -- scale 1000 10000 100000 …` makes stores of that many adapters, 100 tasks a user, one
+//! after another, and prints what each step takes beside its peak of memory.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
 use std::fs;
@@ -16,7 +19,7 @@ use tlkit::fleet::{self, package_adapter};
 use tlkit::format::{Packing, WriteOptions, encode, seeded_tensor, write_encoded};
 use tlkit::fs::Existing;
 use tlkit::progress::Progress;
-use tlkit::store::{AdapterName, CollectOptions, Store};
+use tlkit::store::{AdapterName, CollectOptions, Seen, Store, SyncOptions, Watcher, sync};
 use tlkit::tensor::{Dtype, Tensor};
 
 const LAYERS: usize = 6;
@@ -112,6 +115,13 @@ fn main() {
         .skip(1)
         .filter(|a| !a.starts_with("--"))
         .collect();
+    if let Some(("scale", sizes)) = args
+        .split_first()
+        .map(|(first, rest)| (first.as_str(), rest))
+    {
+        let sizes: Vec<u64> = sizes.iter().map(|n| n.parse().unwrap()).collect();
+        return scale(&sizes);
+    }
     let number =
         |n: usize, default: u64| args.get(n).and_then(|a| a.parse().ok()).unwrap_or(default);
     let (users, tasks) = (number(0, 1000), number(1, 100));
@@ -222,4 +232,106 @@ fn main() {
         per(file_bytes),
         per(file_blocks)
     );
+}
+
+/// Tasks of each user of [`scale`].
+const TASKS: u64 = 100;
+
+/// Steps over stores of several sizes: what depends on the size of a fleet, and what does not.
+fn scale(sizes: &[u64]) {
+    println!("| adapters | step | seconds | each, µs | peak MiB |\n|---|---|---|---|---|");
+    for size in sizes {
+        let dir = tempfile::tempdir().unwrap();
+        let address = dir.path().join("store");
+        one_scale(dir.path(), address.to_str().unwrap(), (*size).max(TASKS));
+    }
+}
+
+fn one_scale(dir: &Path, address: &str, size: u64) {
+    let users = size / TASKS;
+    let (a, b) = (
+        Factor::frozen(random(1, &[RANK, WIDTH])),
+        Factor::frozen(random(2, &[3 * WIDTH, RANK])),
+    );
+    let store = Store::init(address, GRACE).unwrap();
+    store
+        .publish(&package_adapter(&adapter(&a, &b, 0)).unwrap())
+        .unwrap();
+    let all = users * TASKS;
+    let step = |what: &str, count: u64, work: &dyn Fn()| {
+        // Peaks are those of one step.
+        let _ = fs::write("/proc/self/clear_refs", "5");
+        let started = Instant::now();
+        work();
+        let seconds = started.elapsed().as_secs_f64();
+        let each = seconds * 1e6 / count.max(1) as f64;
+        let peak = peak_kb() / 1024;
+        println!("| {all} | {what} | {seconds:.2} | {each:.0} | {peak} |");
+    };
+    step("put, synced", all, &|| {
+        (0..users).into_par_iter().for_each(|user| {
+            for task in 0..TASKS {
+                let package = package_adapter(&adapter(&a, &b, user * TASKS + task)).unwrap();
+                store.put(&name(user, task), &package, None).unwrap();
+            }
+        });
+    });
+    let user = name(users / 2, 0).user;
+    let store = Store::open(address).unwrap();
+    step("list one tenant, 10 times", 10, &|| {
+        for _ in 0..10 {
+            assert_eq!(store.list(&user).unwrap().len() as u64, TASKS);
+        }
+    });
+    let picks = 1000;
+    step("get at random, verified", picks, &|| {
+        for n in 0..picks {
+            let at = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) % all;
+            let fetched = store.get(&name(at / TASKS, at % TASKS)).unwrap();
+            fleet::adapter(&fetched).unwrap();
+        }
+    });
+    step("export one tenant", TASKS, &|| {
+        let mut options = fleet::ExportOptions::default();
+        options.user = Some(user.clone());
+        let done = fleet::export(&store, &dir.join("out"), &options, Progress::new());
+        assert_eq!(done.unwrap().adapters as u64, TASKS);
+    });
+    step("list all, one after another", all, &|| {
+        store
+            .each_tenant(|user| store.list(user).map(|_| ()))
+            .unwrap();
+    });
+    step("stat", all, &|| {
+        assert_eq!(store.stat().unwrap().adapters, all)
+    });
+    step("fsck", all, &|| {
+        let checked = store.fsck(None, Progress::new()).unwrap();
+        assert_eq!((checked.versions, checked.problems.len()), (all, 0));
+    });
+    step("gc, nothing to do", all, &|| {
+        store.collect(&CollectOptions::default()).unwrap();
+    });
+    let mut watcher = Watcher::after(None, Seen::default());
+    let begun = watcher.begin(&store, Progress::new(), &mut |_| Ok(()));
+    begun.unwrap();
+    let watcher = std::cell::RefCell::new(watcher);
+    step("look for changes", all, &|| {
+        let mut watcher = watcher.borrow_mut();
+        watcher
+            .poll(&store, Progress::new(), &mut |_| Ok(()))
+            .unwrap();
+    });
+    let copy = dir.join("copy");
+    let copy = Store::init(copy.to_str().unwrap(), GRACE).unwrap();
+    if all <= 100_000 {
+        step("sync into an empty store", all, &|| {
+            let done = sync(&store, &copy, &SyncOptions::default(), Progress::new()).unwrap();
+            assert_eq!((done.versions, done.failed.len()), (all, 0));
+        });
+        step("sync again", all, &|| {
+            let done = sync(&store, &copy, &SyncOptions::default(), Progress::new()).unwrap();
+            assert_eq!((done.unchanged, done.sent), (all, 0));
+        });
+    }
 }

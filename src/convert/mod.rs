@@ -47,7 +47,7 @@ pub use storage::store_as;
 pub(crate) use tied::import_unbound;
 pub use tied::{Found, Tied, ToTiedOptions, find_ties, import_or_open, import_tied};
 pub use ties::recover_ties;
-pub use to_gguf::{ToGguf, ToGgufOptions, tied_to_gguf};
+pub use to_gguf::{ToGguf, ToGgufOptions, adapter_to_gguf, tied_to_gguf};
 pub use to_mlx::{ToMlx, tied_to_mlx};
 pub use to_peft::{ToPeft, adapter_to_peft, tied_to_peft};
 pub use to_tied::{ToTied, peft_to_tied};

@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::adapter::{Adapter, Method, Module, ModuleKind};
 use crate::base::llama_cpp::{GgufWeight, LlamaCpp};
 use crate::compute::transpose;
+use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
 use crate::format::BlobSource;
 use crate::fs::Existing;
@@ -84,10 +85,57 @@ pub fn tied_to_gguf(
 ) -> Result<ToGguf> {
     let model = LlamaCpp::in_folder(base, &options.renames)?;
     let opened = open(input, base, blobs)?;
-    let adapter = &opened.adapter;
-    check_kinds(&opened).map_err(|e| e.file(input))?;
+    if let Some(module) = opened.magnitudes.keys().next() {
+        let message = "DoRA depends on the base's weights, and llama.cpp has no place for it";
+        return Err(Error::new(Code::UnsupportedDora, message)
+            .tensor(module)
+            .hint(MERGE)
+            .file(input));
+    }
+    let written = write(&model, &opened.adapter, &opened.identity, output, options);
+    let (tensors, bytes) = written.map_err(|e| match e.path() {
+        Some(_) => e,
+        None => e.file(input),
+    })?;
+    Ok(ToGguf {
+        architecture: model.arch().to_owned(),
+        method: opened.adapter.method(),
+        modules: opened.adapter.modules().len(),
+        tensors,
+        bytes_before: opened.bytes,
+        bytes_after: bytes,
+        root: opened.identity.to_string(),
+        notes: opened.notes,
+        output: output.to_owned(),
+    })
+}
+
+/// As [`tied_to_gguf`], of an adapter in memory whose root is given; the bytes of the file.
+///
+/// # Errors
+/// As [`tied_to_gguf`].
+pub fn adapter_to_gguf(
+    adapter: &Adapter,
+    root: &Digest,
+    output: &Path,
+    base: &Path,
+    options: &ToGgufOptions,
+) -> Result<u64> {
+    let model = LlamaCpp::in_folder(base, &options.renames)?;
+    Ok(write(&model, adapter, root, output, options)?.1)
+}
+
+/// Writes the file; its tensors and bytes.
+fn write(
+    model: &LlamaCpp,
+    adapter: &Adapter,
+    root: &Digest,
+    output: &Path,
+    options: &ToGgufOptions,
+) -> Result<(usize, u64)> {
+    check_kinds(adapter)?;
     let modules = adapter.modules();
-    let weights = weights(&model, adapter, &modules).map_err(|e| e.file(input))?;
+    let weights = weights(model, adapter, &modules)?;
     let pairs = modules.iter().zip(&weights);
     let infos: Vec<TensorInfo> = pairs
         .flat_map(|(module, weight)| infos(adapter, module, weight, options.dtype))
@@ -98,7 +146,7 @@ pub fn tied_to_gguf(
         ("adapter.type", Value::Text("lora".to_owned())),
         // 0 stands for a scale of 1.
         ("adapter.lora.alpha", Value::F32(0.0)),
-        ("tlkit.root", Value::Text(opened.identity.to_string())),
+        ("tlkit.root", Value::Text(root.to_string())),
     ];
     let mut writer = Writer::create(output, options.existing, &metadata, &infos)?;
     for (module, weight) in modules.iter().zip(&weights) {
@@ -106,17 +154,7 @@ pub fn tied_to_gguf(
             writer.push(tensor.data())?;
         }
     }
-    Ok(ToGguf {
-        architecture: model.arch().to_owned(),
-        method: adapter.method(),
-        modules: modules.len(),
-        tensors: infos.len(),
-        bytes_before: opened.bytes,
-        bytes_after: writer.finish()?,
-        root: opened.identity.to_string(),
-        notes: opened.notes,
-        output: output.to_owned(),
-    })
+    Ok((infos.len(), writer.finish()?))
 }
 
 /// The adapter, with the weights of the base only where it needs them.
@@ -130,23 +168,17 @@ fn open(input: &Path, base: &Path, blobs: &dyn BlobSource) -> Result<Opened> {
 }
 
 /// Refuses what is not a low-rank update of a linear module or an embedding.
-fn check_kinds(opened: &Opened) -> Result<()> {
-    if let Some(module) = opened.magnitudes.keys().next() {
-        let message = "DoRA depends on the base's weights, and llama.cpp has no place for it";
-        return Err(Error::new(Code::UnsupportedDora, message)
-            .tensor(module)
-            .hint(MERGE));
-    }
+fn check_kinds(adapter: &Adapter) -> Result<()> {
     let impossible = |message: &str, name: &str| {
         Err(Error::new(Code::ExportImpossible, message)
             .tensor(name)
             .hint(MERGE))
     };
-    if let Some(extra) = opened.adapter.extras.first() {
+    if let Some(extra) = adapter.extras.first() {
         let message = "goes with the adapter, and llama.cpp's adapters hold low-rank updates alone";
         return impossible(message, &extra.name);
     }
-    let mut targets = opened.adapter.groups.iter().flat_map(|g| &g.targets);
+    let mut targets = adapter.groups.iter().flat_map(|g| &g.targets);
     let other = |kind| !matches!(kind, ModuleKind::Linear | ModuleKind::Embedding);
     match targets.find(|t| other(t.kind)) {
         Some(t) if t.kind.is_parameter() => {
@@ -156,9 +188,7 @@ fn check_kinds(opened: &Opened) -> Result<()> {
             "stored (in, out), as none of the models that are converted",
             &t.module,
         ),
-        None if opened.adapter.groups.is_empty() => {
-            impossible("the adapter has no low-rank update", "")
-        }
+        None if adapter.groups.is_empty() => impossible("the adapter has no low-rank update", ""),
         None => Ok(()),
     }
 }

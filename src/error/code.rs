@@ -342,6 +342,8 @@ codes! {
     BundleInvalid = "TL0722", Malformed;
     /// Files are others than were signed.
     SignedFilesDiffer = "TL0723", Integrity;
+    /// Two stores have different histories of one adapter.
+    StoreDiverged = "TL0724", Incompatible;
 
     /// The template that finds user and task in a path is not valid.
     PathTemplate = "TL0801", Usage;

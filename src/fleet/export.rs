@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::get::{Form, GetOptions, get};
+use super::get::{Form, GetOptions, Gguf, get};
 use crate::error::{Code, Error, Result};
 use crate::fit::CodeTarget;
 use crate::fs::Existing;
@@ -23,6 +23,8 @@ pub struct ExportOptions {
     pub user: Option<Name>,
     /// Whether seeded tensors and published blobs are left out, the blobs once in `blobs/`.
     pub thin: bool,
+    /// Whether they are written for llama.cpp, as `DIR/USER/TASK.gguf`.
+    pub gguf: Option<Gguf>,
     /// What each adapter's numbers are coded to keep to; as they are where not given.
     pub code: Option<CodeTarget>,
     /// What to do with existing files.
@@ -35,6 +37,7 @@ impl Default for ExportOptions {
         Self {
             user: None,
             thin: false,
+            gguf: None,
             code: None,
             existing: Existing::Refuse,
         }
@@ -72,7 +75,7 @@ pub struct NotExported {
     pub message: String,
 }
 
-/// Writes the last version of every adapter as `dir/USER/TASK.tl`, each whole or not at all, and
+/// Writes the last version of every adapter as `dir/USER/TASK.tl`, or `.gguf`, each whole or not at all, and
 /// holds one at a time. One that fails is reported, and the others go on. `progress` counts tenants,
 /// and may end the export before each adapter.
 ///
@@ -92,7 +95,8 @@ pub fn export(
         output: dir.to_owned(),
         ..Exported::default()
     };
-    let mut same = Vec::new();
+    // What was there already, as long as nothing else was written.
+    let (mut same, mut fresh) = (Vec::new(), false);
     for user in &tenants {
         let listed = match store.list(user) {
             // The tenant's part of the store, not the store.
@@ -109,15 +113,21 @@ pub fn export(
         for adapter in &listed {
             progress.advance(0)?;
             let name = format!("{user}/{}", adapter.task);
-            let output = folder.join(format!("{}.tl", adapter.task));
+            let end = if options.gguf.is_some() { "gguf" } else { "tl" };
+            let output = folder.join(format!("{}.{end}", adapter.task));
             let was_there = output.symlink_metadata().is_ok();
             match one(store, dir, &output, adapter, options) {
                 Ok((bytes, blobs)) => {
                     done.adapters += 1;
                     done.bytes += bytes;
                     done.blobs += blobs;
-                    if was_there && options.existing == Existing::Refuse {
-                        same.push((name, output));
+                    match was_there && options.existing == Existing::Refuse {
+                        true if !fresh => same.push((name, output)),
+                        true => {}
+                        false => {
+                            fresh = true;
+                            same.clear();
+                        }
                     }
                 }
                 Err(e) if e.code() == Code::NoSpace => return Err(e),
@@ -128,7 +138,7 @@ pub fn export(
         }
         progress.advance(1)?;
     }
-    if same.len() == done.adapters {
+    if !fresh {
         // None was missing: the files exist, as those of any other command.
         (done.adapters, done.bytes, done.blobs) = (0, 0, 0);
         for (adapter, output) in same {
@@ -174,9 +184,10 @@ fn one(
         which: Which::Latest,
     };
     let get_options = GetOptions {
-        form: match options.thin {
-            true => Form::Thin(Some(dir.join(BLOBS))),
-            false => Form::Fat,
+        form: match (&options.gguf, options.thin) {
+            (Some(gguf), _) => Form::Gguf(gguf.clone()),
+            (None, true) => Form::Thin(Some(dir.join(BLOBS))),
+            (None, false) => Form::Fat,
         },
         code: options.code,
         // An export that was killed has left some of its files.
@@ -219,6 +230,7 @@ mod tests {
         let options = ExportOptions {
             user: None,
             thin: false,
+            gguf: None,
             code: None,
             existing: Existing::Refuse,
         };

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::coded::{CodedAs, or_as_it_is};
 use crate::adapter::Adapter;
+use crate::convert::{ToGgufOptions, adapter_to_gguf};
 use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
 use crate::fit::CodeTarget;
@@ -18,6 +19,7 @@ use crate::peft::export;
 use crate::peft::target_names::BaseModules;
 use crate::safetensors::Checkpoint;
 use crate::store::{AdapterName, Fetched, Store, Trust};
+use crate::tensor::Dtype;
 
 /// What an adapter is written as.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -30,6 +32,19 @@ pub enum Form {
     Thin(Option<PathBuf>),
     /// A PEFT directory: that merges to the same bytes, or with [`GetOptions::portable`] that servers load alike.
     Peft,
+    /// llama.cpp's adapter for a base, as [`convert::tied_to_gguf`](crate::convert::tied_to_gguf) writes it.
+    Gguf(Gguf),
+}
+
+/// How an adapter is written for llama.cpp.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gguf {
+    /// The folder of the base model; of its files `config.json` is read.
+    pub base: PathBuf,
+    /// Element type of the factors: F32, F16 or BF16.
+    pub dtype: Dtype,
+    /// Prefixes of adapter names and what the base has for them.
+    pub renames: Vec<(String, String)>,
 }
 
 /// How to get an adapter.
@@ -148,6 +163,16 @@ pub fn get(store: &Store, name: &AdapterName, output: &Path, options: &GetOption
             })?;
             got.bytes = written.bytes;
             got.notes.extend(written.notes);
+            return Ok(got);
+        }
+        Form::Gguf(gguf) => {
+            let to_gguf = ToGgufOptions {
+                dtype: gguf.dtype,
+                existing: options.existing,
+                renames: gguf.renames.clone(),
+            };
+            let root = encoded.manifest.root();
+            got.bytes = adapter_to_gguf(&adapter, &root, output, &gguf.base, &to_gguf)?;
             return Ok(got);
         }
         Form::Fat => Packing::Fat,

@@ -12,7 +12,10 @@ use crate::error::{Code, Error, Result};
 use crate::fit::CodeTarget;
 use crate::format::NoBlobs;
 use crate::progress::Progress;
-use crate::store::{AdapterName, Name, PutReport, Store, Which};
+use crate::store::{AdapterName, Batch, Name, PutReport, Store, Which};
+
+/// Adapters that are put at a time, where none is coded.
+const WRITERS: usize = 16;
 
 /// An adapter to put, and whose it is; names as they stand in its path.
 #[derive(Debug, Clone)]
@@ -116,10 +119,14 @@ pub fn import(
         }
     }
     let tenants = by_user.len();
-    let of_user = |(_, adapters): (Name, Vec<(&Candidate, AdapterName)>)| {
+    let of_user = |(user, adapters): (Name, Vec<(&Candidate, AdapterName)>)| {
+        let batch = match options.dry_run {
+            true => None,
+            false => Some(store.batch(&user)?),
+        };
         let one = |(candidate, name): &(&Candidate, AdapterName)| {
             progress.check()?;
-            let row = match put(store, candidate, name, options) {
+            let row = match put(batch.as_ref(), candidate, name, options) {
                 Err(e) if is_the_end(&e) => return Err(e),
                 Err(e) => failed(candidate, Some(name), &e),
                 Ok(row) => row,
@@ -127,15 +134,22 @@ pub fn import(
             progress.advance(1)?;
             Ok(row)
         };
-        adapters.iter().map(one).collect::<Result<Vec<_>>>()
+        adapters.par_iter().map(one).collect::<Result<Vec<_>>>()
     };
-    let put: Vec<Vec<ImportedRow>> = by_user
-        .into_par_iter()
-        .map(of_user)
-        .collect::<Result<_>>()?;
+    let all = || by_user.into_par_iter().map(of_user).collect::<Result<_>>();
+    let put: Vec<Vec<ImportedRow>> = match options.code.is_some() || options.dry_run {
+        true => all()?,
+        false => waiting()?.install(all)?,
+    };
     rows.extend(put.into_iter().flatten());
     rows.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(summed(rows, tenants, options.dry_run))
+}
+
+/// Threads for work that is mostly waiting for the store.
+fn waiting() -> Result<rayon::ThreadPool> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(WRITERS).build();
+    pool.map_err(|e| Error::new(Code::OutOfMemory, format!("cannot start threads: {e}")).cause(e))
 }
 
 /// Whether an error is of the store, and no adapter's.
@@ -170,7 +184,7 @@ fn named(candidate: &Candidate, taken: &mut BTreeSet<(Name, Name)>) -> Result<Ad
 }
 
 fn put(
-    store: &Store,
+    batch: Option<&Batch<'_>>,
     candidate: &Candidate,
     name: &AdapterName,
     options: &ImportOptions,
@@ -178,12 +192,12 @@ fn put(
     let conversion = ToTiedOptions::default();
     let packed = package_coded(&candidate.path, &conversion, &NoBlobs, options.code);
     let (package, coded, _) = packed.map_err(|e| e.file(&candidate.path))?;
-    let report = match options.dry_run {
-        true => PutReport {
+    let report = match batch {
+        None => PutReport {
             bytes: package.logical_bytes(),
             ..PutReport::default()
         },
-        false => store.put(name, &package, None)?,
+        Some(batch) => batch.put(name, &package)?,
     };
     Ok(ImportedRow {
         path: candidate.path.display().to_string(),

@@ -14,7 +14,7 @@ mod serving;
 pub use blobs::Chain;
 pub use coded::{CodedAs, package_coded};
 pub use export::{ExportOptions, Exported, NotExported, export};
-pub use get::{Form, GetOptions, Got, adapter, get};
+pub use get::{Form, GetOptions, Gguf, Got, adapter, get};
 pub use import::{Candidate, ImportOptions, Imported, ImportedRow, import};
 pub use package::{package, package_adapter, package_any};
 #[cfg(feature = "cloud")]

@@ -15,6 +15,7 @@ use super::export::{NotExported, tenants};
 use super::get::{Form, GetOptions, get};
 use crate::digest::Hasher;
 use crate::error::{Code, Error, ErrorKind, Result};
+use crate::fit::CodeTarget;
 use crate::fs::{Existing, rename_new};
 use crate::peft::{CARD_FILE, CONFIG_FILE, WEIGHTS_FILE};
 use crate::progress::Progress;
@@ -42,6 +43,8 @@ pub struct ServingOptions {
     pub base: Option<Arc<Checkpoint>>,
     /// Whether `DIR/USER/TASK@N` is there too, of the same version.
     pub versions: bool,
+    /// What each adapter's numbers are coded to keep to; as they are where not given.
+    pub code: Option<CodeTarget>,
     /// Whose signature is asked for; none where there are no keys.
     pub trust: Trust,
 }
@@ -102,6 +105,7 @@ pub fn serve_folder(
     options: &ServingOptions,
     progress: Progress<'_>,
 ) -> Result<Pass> {
+    options.code.map_or(Ok(()), CodeTarget::check)?;
     let users = tenants(store, options.user.as_ref())?;
     fs::create_dir_all(dir).map_err(|e| Error::io(dir, "create", e))?;
     own_folder(&dir.join(ROOTS))?;
@@ -194,6 +198,7 @@ fn bring(
             portable: options.portable,
             base_name: options.base_name.clone(),
             base: options.base.clone(),
+            code: options.code,
             existing: Existing::Replace,
             trust: options.trust.clone(),
             ..GetOptions::default()
@@ -237,8 +242,12 @@ fn form(options: &ServingOptions) -> Result<String> {
         let shapes = tensors.map(|(name, at)| format!("{name}{:?}", base.at(*at).1.shape));
         shapes.collect::<Vec<_>>()
     });
-    let what = serde_json::to_vec(&(1, options.portable, &options.base_name, modules))
-        .map_err(|e| Error::new(Code::Internal, "the form of an export").cause(e))?;
+    let plain = (1, options.portable, &options.base_name, modules);
+    let what = match options.code {
+        None => serde_json::to_vec(&plain),
+        Some(code) => serde_json::to_vec(&(plain, format!("{code:?}"))),
+    };
+    let what = what.map_err(|e| Error::new(Code::Internal, "the form of an export").cause(e))?;
     let mut hasher = Hasher::default();
     hasher.update(&what);
     Ok(hasher.finish().hex()[..16].to_owned())

@@ -280,9 +280,20 @@ impl Backend {
     /// # Errors
     /// [`Code::StoreBackend`].
     pub fn list(&self, folder: &str) -> Result<Vec<Entry>> {
+        self.runtime.block_on(self.listing(folder))
+    }
+
+    /// As [`list`](Self::list) for many folders, some at a time, in their order.
+    pub(super) fn list_many(&self, folders: &[String]) -> Vec<Result<Vec<Entry>>> {
+        let listings = folders.iter().map(|folder| self.listing(folder));
+        let all = futures_util::stream::iter(listings).buffered(PARALLEL);
+        self.runtime.block_on(all.collect())
+    }
+
+    async fn listing(&self, folder: &str) -> Result<Vec<Entry>> {
         let path = self.path(folder)?;
         let listing = || self.objects.list(Some(&path)).try_collect::<Vec<_>>();
-        let found = match self.runtime.block_on(again(listing)) {
+        let found = match again(listing).await {
             Ok(found) => found,
             Err(object_store::Error::NotFound { .. }) => Vec::new(),
             Err(e) => return Err(self.failed("list", folder, e)),

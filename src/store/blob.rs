@@ -47,6 +47,15 @@ pub(super) fn is_restored(object: &[u8]) -> bool {
     object.get(RESTORED_AT) == Some(&1)
 }
 
+/// The same object as it is first written.
+pub(super) fn unmarked(object: &[u8]) -> Vec<u8> {
+    let mut object = object.to_vec();
+    if let Some(mark) = object.get_mut(RESTORED_AT) {
+        *mark = 0;
+    }
+    object
+}
+
 /// The length of the raw bytes, as an object says it.
 pub(super) fn announced(object: &[u8]) -> Option<u64> {
     let size = object.get(8..FRAME)?.first_chunk()?;

@@ -105,16 +105,17 @@ impl Store {
     /// [`crate::Code::StoreBackend`].
     pub fn collect(&self, options: &CollectOptions) -> Result<Collected> {
         let mut all = Collected::default();
-        let (each, skipped) = self.each_tenant(|user| self.collect_tenant(user, options))?;
-        all.skipped = skipped;
-        for one in each {
+        let (_, skipped) = self.each_tenant(|user| {
+            let one = self.collect_tenant(user, options)?;
             all.versions += one.versions;
             all.records += one.records;
             all.blobs += one.blobs;
             all.bytes += one.bytes;
             all.condemned += one.condemned;
             all.condemned_bytes += one.condemned_bytes;
-        }
+            Ok(())
+        })?;
+        all.skipped = skipped;
         if !options.dry_run {
             all.temporary = self
                 .backend

@@ -33,16 +33,20 @@ impl Dropped {
     }
 
     fn add(&mut self, task: Name, number: u64) {
-        if self.contains(&task, number) {
-            return;
+        if !self.contains(&task, number) {
+            self.add_run(task, number, number);
         }
+    }
+
+    /// Adds a run of versions, none of which is there.
+    pub(super) fn add_run(&mut self, task: Name, first: u64, last: u64) {
         let runs = self.0.entry(task).or_default();
-        runs.push([number, number]);
+        runs.push([first, last]);
         runs.sort_unstable();
         let mut joined: Vec<[u64; 2]> = Vec::with_capacity(runs.len());
         for [first, last] in runs.drain(..) {
             match joined.last_mut() {
-                Some([_, end]) if end.checked_add(1) == Some(first) => *end = last,
+                Some([_, end]) if first <= end.saturating_add(1) => *end = last.max(*end),
                 _ => joined.push([first, last]),
             }
         }

@@ -13,6 +13,7 @@ use super::layout;
 use super::marker::{FORMAT, MAX_MARKER_BYTES, Marker};
 use super::record::Settings;
 use super::system::{random, unix_time};
+use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
 use crate::fs::read_limited;
 
@@ -20,6 +21,8 @@ use crate::fs::read_limited;
 pub struct Store {
     pub(super) backend: Backend,
     pub(super) marker_bytes: u64,
+    /// The first digits of the SHA-256 of the marker, by which records that were copied from here name this store.
+    pub(super) origin: String,
     pub(super) grace: u64,
     /// Whether there are no records of builds that did not say where they lie.
     pub(super) bound: bool,
@@ -89,6 +92,7 @@ impl Store {
         let mut store = Self {
             backend,
             marker_bytes: json.len() as u64,
+            origin: Digest::of(&json).hex()[..16].to_owned(),
             grace: marker.grace,
             bound: marker.binds_records(),
             known: KnownSettings::default(),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::backend::Entry;
 use super::failure::{ATTEMPTS, conflict};
 use super::handle::Store;
 use super::layout::{self, Subject};
@@ -22,23 +23,36 @@ pub(super) struct Sequences {
 
 impl Store {
     pub(super) fn sequences(&self, folder: &str) -> Result<Sequences> {
-        let mut found = Sequences {
-            folder: folder.to_owned(),
-            numbers: BTreeMap::new(),
-            foreign: Vec::new(),
-            bytes: 0,
-        };
-        for entry in self.backend.list(folder)? {
-            found.bytes += entry.bytes;
-            match layout::parse_record(folder, &entry.key) {
-                Some((subject, number)) => found.numbers.entry(subject).or_default().push(number),
-                None => found.foreign.push(entry.key),
-            }
+        Ok(Sequences::of(folder, self.backend.list(folder)?))
+    }
+
+    /// As [`sequences`](Self::sequences) of many folders, some at a time.
+    pub(super) fn sequences_of(&self, folders: &[String]) -> Vec<Result<Sequences>> {
+        let listed = self.backend.list_many(folders);
+        let of =
+            |(folder, listed): (&String, Result<Vec<Entry>>)| Ok(Sequences::of(folder, listed?));
+        folders.iter().zip(listed).map(of).collect()
+    }
+
+    /// As [`sequences`](Self::sequences), where a number that is missing before a larger one was there and is gone,
+    /// and is not one that the listing had passed by when it was made: that one is in a listing that begins later.
+    pub(super) fn settled(&self, folder: &str) -> Result<Sequences> {
+        let first = self.sequences(folder)?;
+        match first.has_gaps() {
+            false => Ok(first),
+            true => self.settled_after(first),
         }
-        for numbers in found.numbers.values_mut() {
-            numbers.sort_unstable();
-        }
-        Ok(found)
+    }
+
+    /// As [`settled`](Self::settled), after a first listing.
+    pub(super) fn settled_after(&self, first: Sequences) -> Result<Sequences> {
+        let mut again = self.sequences(&first.folder)?;
+        again.numbers.retain(|subject, numbers| {
+            let last = first.last(subject).unwrap_or(0);
+            numbers.retain(|n| *n <= last);
+            !numbers.is_empty()
+        });
+        Ok(again)
     }
 
     /// The record at a key.
@@ -95,8 +109,36 @@ impl Store {
 }
 
 impl Sequences {
+    fn of(folder: &str, entries: Vec<Entry>) -> Self {
+        let mut found = Self {
+            folder: folder.to_owned(),
+            numbers: BTreeMap::new(),
+            foreign: Vec::new(),
+            bytes: 0,
+        };
+        for entry in entries {
+            found.bytes += entry.bytes;
+            match layout::parse_record(folder, &entry.key) {
+                Some((subject, number)) => found.numbers.entry(subject).or_default().push(number),
+                None => found.foreign.push(entry.key),
+            }
+        }
+        for numbers in found.numbers.values_mut() {
+            numbers.sort_unstable();
+        }
+        found
+    }
+
     pub(super) fn last(&self, subject: &Subject) -> Option<u64> {
         self.numbers.get(subject).and_then(|n| n.last().copied())
+    }
+
+    /// Whether a number is missing before the last one, in a sequence of which that says something.
+    pub(super) fn has_gaps(&self) -> bool {
+        let counted = |(subject, numbers): (&Subject, &Vec<u64>)| {
+            *subject != Subject::Collection && numbers.last() != Some(&(numbers.len() as u64))
+        };
+        self.numbers.iter().any(counted)
     }
 
     pub(super) fn key(&self, subject: &Subject, number: u64) -> String {

@@ -28,10 +28,12 @@
 //! packages of blobs and back.
 
 mod backend;
+mod batch;
 mod bitflip;
 mod blob;
 mod cache;
 mod catalog;
+mod changes;
 #[cfg_attr(not(feature = "cloud"), path = "no_cloud.rs")]
 mod cloud;
 mod collect;
@@ -46,7 +48,9 @@ mod handle;
 mod layout;
 mod listing;
 mod marker;
+mod mirror;
 mod name;
+mod original;
 mod publish;
 mod put;
 mod quota;
@@ -57,6 +61,7 @@ mod sequence;
 mod settings;
 mod sign;
 mod state;
+mod sync;
 mod system;
 mod tenants;
 #[cfg(any(test, feature = "testing"))]
@@ -68,8 +73,10 @@ mod interleaved;
 mod tests;
 
 pub use backend::{Backend, Entry};
+pub use batch::Batch;
 pub use blob::MAX_BLOB_BYTES;
 pub use catalog::{Inventory, Listed, Stat, StoredAdapter, TenantStat, VersionEntry};
+pub use changes::{Change, Seen, Watcher};
 pub use collect::{CollectOptions, Collected};
 pub use fsck::{Checked, Problem};
 pub use get::{Fetched, TenantBlobs};
@@ -81,4 +88,5 @@ pub use put::{Package, PackageBlob, PutReport};
 pub use record::{MAX_RECORDED_MANIFEST_BYTES, Place, Settings, StoredBlob, Version};
 pub use repair::{Repair, Repaired};
 pub use sign::{Scope, Signature, Signer, Trust, TrustedKey};
+pub use sync::{NotSynced, SyncOptions, Synced, sync};
 pub use tenants::Skipped;

@@ -426,7 +426,7 @@ impl Store {
 
     /// Writes a blob under a key that was never used. A request whose answer does not come may take
     /// effect at any time, so the next one is for another key.
-    fn create_blob(&self, user: &Name, digest: &Digest, object: &[u8]) -> Result<u32> {
+    pub(super) fn create_blob(&self, user: &Name, digest: &Digest, object: &[u8]) -> Result<u32> {
         let mut failed = None;
         for _ in 0..ATTEMPTS {
             let generation = ((self.random)() >> 32) as u32;

@@ -2,9 +2,9 @@
 
 use super::failure::is_damage;
 use super::handle::Store;
-use super::layout::Subject;
+use super::layout::{self, Subject};
 use super::listing::Sequences;
-use super::name::AdapterName;
+use super::name::{AdapterName, Name};
 use super::put::Package;
 use crate::error::{Code, Error, Result};
 
@@ -21,18 +21,27 @@ impl Store {
         name: &AdapterName,
         package: &Package,
     ) -> Result<()> {
-        let Some(quota) = self.quota_of(&name.user)? else {
+        match self.quota_of(&name.user)? {
+            None => Ok(()),
+            Some(quota) => self.check_kept(sequences, &name.user, quota, package.logical_bytes()),
+        }
+    }
+
+    /// As [`check_quota`](Self::check_quota), against a listing of its own.
+    pub(super) fn check_room(&self, user: &Name, need: u64) -> Result<()> {
+        let Some(quota) = self.quota_of(user)? else {
             return Ok(());
         };
-        let kept = self.kept_bytes(sequences)?;
-        let need = package.logical_bytes();
+        let sequences = self.sequences(&layout::records(user))?;
+        self.check_kept(&sequences, user, quota, need)
+    }
+
+    fn check_kept(&self, of: &Sequences, user: &Name, quota: u64, need: u64) -> Result<()> {
+        let kept = self.kept_bytes(of)?;
         if kept.saturating_add(need) <= quota {
             return Ok(());
         }
-        let message = format!(
-            "{} keeps {kept} of {quota} bytes, the adapter needs {need}",
-            name.user
-        );
+        let message = format!("{user} keeps {kept} of {quota} bytes, the adapter needs {need}");
         let hint =
             "all versions count until they are collected: keep fewer of them, or raise the quota";
         Err(Error::new(Code::QuotaExceeded, message).hint(hint))

@@ -12,6 +12,13 @@ use crate::error::{Code, Error, Result};
 /// How often a request is sent whose answer did not come.
 const TRIES: u32 = 3;
 
+/// When a record was first written, and in which store where that is another one.
+pub(super) struct Stamp<'a> {
+    pub(super) time: u64,
+    /// [`Store::origin`] of that store.
+    pub(super) origin: Option<&'a str>,
+}
+
 /// A record that was created.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Appended {
@@ -64,8 +71,25 @@ impl Store {
     /// Creates the record after number `last` of a sequence; `None` where there is one.
     pub(super) fn create_record(
         &self,
+        place: (&str, &Subject, u64),
+        before: Option<Digest>,
+        body: Body,
+        manifest: &[u8],
+        inline: &[Vec<u8>],
+    ) -> Result<Option<Appended>> {
+        let stamp = Stamp {
+            time: (self.now)(),
+            origin: None,
+        };
+        self.create_stamped(place, before, &stamp, body, manifest, inline)
+    }
+
+    /// As [`create_record`](Self::create_record), at a time and from another store.
+    pub(super) fn create_stamped(
+        &self,
         (folder, subject, last): (&str, &Subject, u64),
         before: Option<Digest>,
+        stamp: &Stamp<'_>,
         body: Body,
         manifest: &[u8],
         inline: &[Vec<u8>],
@@ -85,8 +109,11 @@ impl Store {
         at.before = before;
         let record = Record {
             body,
-            time: (self.now)(),
-            writer: format!("{:016x}", (self.random)()),
+            time: stamp.time,
+            writer: match stamp.origin {
+                None => format!("{:016x}", (self.random)()),
+                Some(origin) => format!("{:016x}-{origin}", (self.random)()),
+            },
             at: Some(at),
         };
         let object = record::encode(&record, manifest, inline)?;

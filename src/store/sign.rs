@@ -70,6 +70,18 @@ impl Signer {
         Ok(Self(key))
     }
 
+    /// A key that is always the same.
+    #[cfg(test)]
+    pub(super) fn from_seed(seed: u8) -> Self {
+        Self(SigningKey::from_bytes(&[seed; 32]))
+    }
+
+    /// Its public key.
+    #[cfg(test)]
+    pub(super) fn trusted(&self) -> TrustedKey {
+        TrustedKey(self.0.verifying_key())
+    }
+
     /// Signs an adapter as a version of a task.
     pub fn sign(&self, user: &Name, task: &Name, version: u64, root: &Digest) -> Signature {
         let text = version_text((user, task, version), root);

@@ -11,6 +11,7 @@ mod convert;
 mod ending;
 mod errors;
 mod extract;
+mod fleet;
 mod help;
 mod inspect;
 mod limits;

@@ -66,6 +66,8 @@ FUNCTIONS |= {
         "publish",
         "quota",
         "export",
+        "sync",
+        "watch",
         "push",
         "pull",
     ]
@@ -79,6 +81,7 @@ SAID = {
     "merge": {"each", "dry_run"},
     # Without an end.
     "store export": {"watch", "every"},
+    "store watch": {"interval", "once"},
 }
 # Of one adapter where the command takes several.
 ALIASES = {"adapter": "adapters"}

@@ -4,20 +4,25 @@
 //! that has it can be named in `TLKIT_S3_SERVER`. Without either the tests say so and pass.
 #![allow(clippy::print_stderr)]
 
+use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
-#[cfg(feature = "testing")]
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use object_store::aws::AmazonS3Builder;
 use serde_json::Value;
 use tempfile::TempDir;
-use tlkit::store::Backend;
+use tlkit::convert::ToTiedOptions;
+use tlkit::fleet;
+use tlkit::format::NoBlobs;
+use tlkit::progress::Progress;
 #[cfg(feature = "testing")]
 use tlkit::store::testing::conformance;
+use tlkit::store::{AdapterName, Backend, CollectOptions, Seen, Store, Watcher};
 
 const BUCKET: &str = "fleet";
 
@@ -75,18 +80,22 @@ impl Server {
 
     /// The backend under a prefix, for the library in this process.
     fn backend(&self, prefix: &str) -> Backend {
-        // As the store itself does where it opens an address.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let objects = AmazonS3Builder::new()
-            .with_bucket_name(BUCKET)
-            .with_endpoint(self.endpoint())
-            .with_allow_http(true)
-            .with_access_key_id("x")
-            .with_secret_access_key("x")
-            .with_region("us-east-1");
-        let address = format!("s3://{BUCKET}/{prefix}");
-        Backend::new(Arc::new(objects.build().unwrap()), prefix, &address).unwrap()
+        backend_at(&self.endpoint(), prefix)
     }
+}
+
+fn backend_at(endpoint: &str, prefix: &str) -> Backend {
+    // As the store itself does where it opens an address.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let objects = AmazonS3Builder::new()
+        .with_bucket_name(BUCKET)
+        .with_endpoint(endpoint)
+        .with_allow_http(true)
+        .with_access_key_id("x")
+        .with_secret_access_key("x")
+        .with_region("us-east-1");
+    let address = format!("s3://{BUCKET}/{prefix}");
+    Backend::new(Arc::new(objects.build().unwrap()), prefix, &address).unwrap()
 }
 
 impl Drop for Server {
@@ -251,6 +260,163 @@ fn writers_of_one_name_lose_nothing() {
             .collect();
         assert!(round > 0 || told.len() == 3);
         assert_eq!(told, stored);
+    }
+}
+
+/// Breaks where a store is another one after it went to a bucket and back, or a second run sends anything.
+#[test]
+fn a_store_goes_to_a_bucket_and_back() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let shell = Shell::new(&server);
+    let url = "s3://fleet/synced";
+    for line in [
+        "init here",
+        "publish here FIXTURES/style-tl6.tl",
+        "put here ann/style FIXTURES/style-tl6.tl",
+        "put here ann/style FIXTURES/vera",
+        "put here bob/gone FIXTURES/vera",
+        "rm here bob/gone",
+        "tag here ann/style@1 live",
+        "init back",
+    ] {
+        shell.ok(line);
+    }
+    shell.ok(&format!("init {url}"));
+    for (from, to) in [("here", url), (url, "back")] {
+        let done = shell.ok(&format!("sync {from} {to}"));
+        let told = [&done["versions"], &done["removals"], &done["tags"]];
+        assert_eq!(told, [&3.into(), &1.into(), &Value::from(1)], "{from}");
+        let again = shell.ok(&format!("sync {from} {to}"));
+        assert_eq!(
+            (&again["sent"], &again["unchanged"]),
+            (&0.into(), &2.into())
+        );
+        let checked = shell.ok(&format!("fsck {to}"));
+        assert_eq!(checked["problems"].as_array().unwrap().len(), 0);
+    }
+    shell.ok("get back ann/style:live -o style.tl");
+    assert_eq!(
+        std::fs::read(shell.dir.path().join("style.tl")).unwrap(),
+        std::fs::read(fixture("style-tl6.tl")).unwrap()
+    );
+    let changes = shell.ok(&format!("watch {url} --once"));
+    assert_eq!(changes[0]["cursor"]["style:live"], 1);
+}
+
+/// Breaks where an operation takes more requests over HTTP than `spec/tl-store-v1.md` §9 tells.
+#[test]
+fn requests_are_counted_and_bounded() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let slow = Slow::before(server.port, Duration::from_millis(20));
+    let endpoint = format!("http://127.0.0.1:{}", slow.port);
+    let mut store = Store::init_in(backend_at(&endpoint, "counted"), 0).unwrap();
+    let package = |name: &str| {
+        let options = ToTiedOptions::default();
+        fleet::package_any(&fixture(name), &options, &NoBlobs)
+            .unwrap()
+            .0
+    };
+    let (style, vera) = (package("style-tl6.tl"), package("vera"));
+    let name = |task: u64| -> AdapterName { format!("ann/task-{task}").parse().unwrap() };
+    let put = |store: &Store, task, package| {
+        store.put(&name(task), package, None).unwrap();
+    };
+    let measure = |what: &str, most: u64, work: &dyn Fn()| {
+        let before = slow.count.load(Ordering::SeqCst);
+        let started = Instant::now();
+        work();
+        let requests = slow.count.load(Ordering::SeqCst) - before;
+        eprintln!(
+            "{what}: {requests} requests, {:.0} ms",
+            started.elapsed().as_secs_f64() * 1e3
+        );
+        assert!(requests <= most, "{what}: {requests}");
+    };
+    measure("put, the first", 4, &|| put(&store, 0, &style));
+    measure("put, another adapter", 3, &|| put(&store, 1, &style));
+    measure("put, another version", 4, &|| put(&store, 1, &vera));
+    measure("put, the same again", 3, &|| put(&store, 1, &vera));
+    for task in 2..20 {
+        put(&store, task, &style);
+    }
+    measure("get", 2, &|| {
+        fleet::adapter(&store.get(&name(3)).unwrap()).unwrap();
+    });
+    measure("list of 20", 21, &|| {
+        assert_eq!(store.list(&name(0).user).unwrap().len(), 20);
+    });
+    let mut keep = CollectOptions::default();
+    keep.keep = Some(1);
+    store.collect(&keep).unwrap();
+    measure("put, after a collection", 5, &|| put(&store, 30, &style));
+    measure("put of a version, after a collection", 6, &|| {
+        put(&store, 30, &vera)
+    });
+    store = Store::open_in(backend_at(&endpoint, "counted")).unwrap();
+    let mut watcher = Watcher::after(None, Seen::default());
+    watcher
+        .begin(&store, Progress::new(), &mut |_| Ok(()))
+        .unwrap();
+    let watcher = RefCell::new(watcher);
+    measure("look for changes", 2, &|| {
+        let told = watcher
+            .borrow_mut()
+            .poll(&store, Progress::new(), &mut |_| Ok(()));
+        told.unwrap();
+    });
+}
+
+/// Passes requests on to a server, each a while later, and counts them.
+struct Slow {
+    port: u16,
+    count: Arc<AtomicU64>,
+}
+
+impl Slow {
+    fn before(server: u16, delay: Duration) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let count = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&count);
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let counter = Arc::clone(&counter);
+                std::thread::spawn(move || relay(client, server, delay, &counter));
+            }
+        });
+        Self { port, count }
+    }
+}
+
+fn relay(client: TcpStream, server: u16, delay: Duration, count: &AtomicU64) -> Option<()> {
+    let mut server = TcpStream::connect(("127.0.0.1", server)).ok()?;
+    let (mut answers, mut back) = (server.try_clone().ok()?, client.try_clone().ok()?);
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut answers, &mut back);
+        let _ = back.shutdown(Shutdown::Both);
+    });
+    let mut client = BufReader::new(client);
+    loop {
+        let (mut head, mut length) = (String::new(), 0);
+        while !head.ends_with("\r\n\r\n") {
+            let from = head.len();
+            if client.read_line(&mut head).ok()? == 0 {
+                let _ = server.shutdown(Shutdown::Both);
+                return None;
+            }
+            let line = head[from..].to_ascii_lowercase();
+            if let Some(value) = line.strip_prefix("content-length:") {
+                length = value.trim().parse().ok()?;
+            }
+        }
+        count.fetch_add(1, Ordering::SeqCst);
+        std::thread::sleep(delay);
+        server.write_all(head.as_bytes()).ok()?;
+        std::io::copy(&mut (&mut client).take(length), &mut server).ok()?;
     }
 }
 

@@ -22,6 +22,7 @@ _Listed: TypeAlias = list[reports.Listed]
 _Versions: TypeAlias = list[reports.Version]
 _Published: TypeAlias = list[reports.Published]
 _Removed: TypeAlias = Removed
+_Changes: TypeAlias = list[reports.Change]
 
 
 class Store:
@@ -98,6 +99,8 @@ class Store:
         code: float | None = None,
         zstd: bool = False,
         peft: bool = False,
+        gguf: bool = False,
+        dtype: str = "f32",
         portable: bool = False,
         base_name: str | None = None,
         base: StrPath | None = None,
@@ -106,7 +109,7 @@ class Store:
         allow_root_signature: bool = False,
         force: bool = False,
     ) -> reports.Got:
-        """Write an adapter as a ``.tl`` or a PEFT directory, every byte verified.
+        """Write an adapter as a ``.tl``, a PEFT directory or a GGUF file, every byte verified.
 
         Args:
             name: ``USER/TASK``; ``USER/TASK@N`` or ``USER/TASK:TAG`` for another version than the last.
@@ -116,10 +119,12 @@ class Store:
             code: Code its numbers at this error of all updates together: ``0.05``. What is written has its own root.
             zstd: Compress tensors; the root stays the same.
             peft: Write a PEFT directory.
+            gguf: Write llama.cpp's adapter for ``base``, as ``convert.tied_to_gguf`` does.
+            dtype: Element type of the factors in a GGUF file: ``"f32"``, ``"f16"`` or ``"bf16"``.
             portable: Write the PEFT form that PEFT, vLLM, SGLang and llama.cpp load alike.
             base_name: What the PEFT config calls the base: the name that the server has for it.
             base: The base model of the PEFT form: names targets by suffix only where that is exact, and gives zeros for
-                what SGLang does not do without.
+                what SGLang does not do without. Of a GGUF file's, ``config.json`` is needed.
             rename: Leading parts of module names, and what they are in the base: ``{"backbone": "model"}``.
             require_signature: Refuse a version that none of these Ed25519 public keys signed.
             allow_root_signature: Take signatures of the root alone too.
@@ -288,6 +293,8 @@ class Store:
         user: str | None = None,
         thin: bool = False,
         code: float | None = None,
+        gguf: bool = False,
+        dtype: str = "f32",
         peft: bool = False,
         portable: bool = False,
         base_name: str | None = None,
@@ -304,10 +311,12 @@ class Store:
         the last version, what the store has no more goes, and the report is a ``Served``.
 
         Args:
-            output: The folder to write ``USER/TASK.tl`` into.
+            output: The folder to write ``USER/TASK.tl`` or ``.gguf`` into.
             user: Only of this user.
             thin: Leave out seeded tensors, and keep published blobs once, in ``blobs``.
             code: Code each adapter's numbers at this error of all its updates together: ``0.05``.
+            gguf: Write llama.cpp's adapters for ``base``.
+            dtype: Element type of the factors in GGUF files: ``"f32"``, ``"f16"`` or ``"bf16"``.
             peft: Write PEFT directories for servers.
             portable: Write the PEFT form that PEFT, vLLM, SGLang and llama.cpp load alike.
             base_name: What the PEFT configs call the base: the name that the server has for it.
@@ -321,7 +330,7 @@ class Store:
         Raises:
             Error: ``.kind`` ``"io"``, ``"malformed"``, ``"integrity"``.
         """
-        if peft or portable or base_name is not None or base is not None:
+        if not gguf and (peft or portable or base_name is not None or base is not None):
             return call("store export", locals(), reports.Served, url=self.url)
         return call("store export", locals(), reports.Exported, url=self.url)
 
@@ -352,6 +361,51 @@ class Store:
                 ``"usage"``, ``"io"``.
         """
         return call("store import", locals(), reports.Imported, url=self.url)
+
+    def sync(
+        self,
+        target: StrPath,
+        *,
+        user: str | None = None,
+        dry_run: bool = False,
+        progress: Progress | None = None,
+    ) -> reports.Synced:
+        """Bring over to another store what it lacks of this one.
+
+        Versions and removals keep their numbers, and signatures what they bind; tags and published blobs come along.
+        Nothing goes from the target. A stopped run may be started again.
+
+        Args:
+            target: The address of the store that is brought up to date.
+            user: Only of this user.
+            dry_run: Say what would be copied, and copy nothing.
+            progress: Called with ``(done, total, what)`` from this thread; what it raises stops the work.
+
+        Raises:
+            Error: Where an adapter could not be copied, with the code of the first, after all others were:
+                ``.kind`` ``"incompatible"`` where the target has another history of it; ``"io"``, ``"integrity"``.
+        """
+        return call("store sync", locals(), reports.Synced, url=self.url)
+
+    def watch(
+        self,
+        user: str | None = None,
+        *,
+        since: StrPath | None = None,
+    ) -> _Changes:
+        """Look once at what changed; a loop of such calls is what the command does.
+
+        Append every line to a file, as JSON, and give the file as ``since`` the next time: nothing is lost, and nothing told
+        twice. Without ``since`` the lines say what is known now.
+
+        Args:
+            user: Only of this user.
+            since: A file with the lines of earlier calls; an empty one for everything from the beginning.
+
+        Raises:
+            Error: ``.kind`` ``"malformed"`` where the file has other lines; ``"io"``.
+        """
+        return call("store watch", locals(), list[reports.Change], url=self.url, once=True)
 
     def push(
         self,

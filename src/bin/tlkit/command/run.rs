@@ -90,6 +90,8 @@ fn store(command: &Store, output: &Output) -> tlkit::Result<Outcome> {
         Store::Quota(args) => cmd::fleet::quota(args, output),
         Store::Export(args) => cmd::fleet::export(args, output),
         Store::Import(args) => cmd::import::import(args, output),
+        Store::Sync(args) => cmd::sync::sync(args, output),
+        Store::Watch(args) => cmd::changes::watch(args, output),
         Store::Push(args) => cmd::registry::push(args, output),
         Store::Pull(args) => cmd::registry::pull(args, output),
     }

@@ -489,6 +489,96 @@ class Imported(TypedDict):
     """One for each adapter, by path."""
 
 
+class NotSynced(TypedDict):
+    """An adapter that could not be brought over."""
+
+    adapter: str
+    """`USER/TASK`, or `USER` whose adapters could not be listed."""
+
+    code: str
+    """The code of what is wrong."""
+
+    message: str
+    """What is wrong."""
+
+
+class Synced(TypedDict):
+    """What was brought over to another store."""
+
+    tenants: int
+    """Number of tenants of the first store that were looked at."""
+
+    adapters: int
+    """Number of their adapters, removed ones too."""
+
+    unchanged: int
+    """Adapters of which the second store had everything."""
+
+    versions: int
+    """Versions that were written, or would be."""
+
+    removals: int
+    """Removals that were."""
+
+    tags: int
+    """Tags that were set, moved or taken away."""
+
+    published: int
+    """Blobs that were published."""
+
+    bytes: int
+    """Logical bytes of the versions."""
+
+    sent: int
+    """Bytes of the objects that were written; none in a dry run."""
+
+    dry_run: bool
+    """Whether nothing was written, since that was asked for."""
+
+    failed: list[NotSynced]
+    """Adapters, or tenants, of which not everything could be brought over."""
+
+    notes: NotRequired[list[str]]
+    """What whoever uses the second store should know."""
+
+
+class Change(TypedDict):
+    """A change in a store, or what is known when a watch begins."""
+
+    change: Literal["known", "put", "removed", "tagged", "untagged", "damaged"]
+    """What it is; `damaged`: a record that cannot be read."""
+
+    user: str
+    """The tenant."""
+
+    task: NotRequired[str]
+    """The task; none of what is known."""
+
+    tag: NotRequired[str]
+    """The tag."""
+
+    version: NotRequired[int]
+    """The number of the version or removal, or of the version that the tag names."""
+
+    root: NotRequired[str]
+    """The root of a version."""
+
+    bytes: NotRequired[int]
+    """Logical bytes of a version."""
+
+    time: NotRequired[int]
+    """Seconds of Unix time, by the writer's clock."""
+
+    code: NotRequired[str]
+    """The code of what is wrong."""
+
+    message: NotRequired[str]
+    """What is wrong."""
+
+    cursor: dict[str, int]
+    """The last number of each sequence of the tenant that this says something of: `TASK`, or `TASK:TAG`."""
+
+
 class ServedVersion(TypedDict):
     """A version that is served from here on."""
 

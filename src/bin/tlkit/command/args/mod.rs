@@ -34,7 +34,7 @@ pub(crate) use method::ByMethod;
 pub(crate) use sign::{Sign, VerifySignature};
 pub(crate) use store::{
     Export, Fsck, Gc, Get, History, Import, Init, Limit, List, Publish, Pull, Push, Put, Quota, Rm,
-    Serving, Stat, Store, Tag,
+    Serving, Stat, Store, SyncStore, Tag, WatchStore,
 };
 pub(crate) use texts::OnTexts;
 pub(crate) use tools::{Demo, Devices, Inspect, Pack};

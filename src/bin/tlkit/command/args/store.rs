@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueHint};
+use tlkit::tensor::Dtype;
 
 use super::base::BaseNames;
 use super::merge::Blobs;
-use super::values::{bytes, positive, with_unit};
+use super::values::{bytes, float_dtype, positive, with_unit};
 
 const URLS: &str = "\
 URL is a folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix. Credentials, region and \
@@ -42,6 +43,10 @@ pub(crate) enum Store {
     Export(Export),
     /// Put every adapter below some folders, each under the name that its path tells
     Import(Import),
+    /// Bring over to another store what it lacks of this one
+    Sync(SyncStore),
+    /// Print what changes in a store, as JSON lines
+    Watch(WatchStore),
     /// Push an adapter to a registry, as a ModelPack artefact
     Push(Push),
     /// Pull an adapter from a registry, as a new version of USER/TASK
@@ -95,7 +100,7 @@ pub(crate) struct Get {
     /// Which adapter: its last version, version N, or the one that a tag names
     #[arg(value_name = "USER/TASK[@N|:TAG]")]
     pub(crate) name: String,
-    /// The .tl file to write, or with --peft the directory
+    /// The .tl or GGUF file to write, or with --peft the directory
     #[arg(short, long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
     pub(crate) output: PathBuf,
     /// Leave out seeded tensors and published blobs
@@ -113,6 +118,12 @@ pub(crate) struct Get {
     /// Write a PEFT directory
     #[arg(long, conflicts_with_all = ["thin", "zstd"])]
     pub(crate) peft: bool,
+    /// Write llama.cpp's adapter for --base, as convert tied-to-gguf does
+    #[arg(long, requires = "base", conflicts_with_all = ["thin", "zstd", "peft", "portable", "base_name"])]
+    pub(crate) gguf: bool,
+    /// Element type of the factors in a GGUF file: f32, f16 or bf16
+    #[arg(long, value_name = "TYPE", value_parser = float_dtype, requires = "gguf", default_value = "f32")]
+    pub(crate) dtype: Dtype,
     #[command(flatten)]
     pub(crate) serving: Serving,
     /// Refuse a version that none of these Ed25519 keys signed; may be given several times
@@ -185,7 +196,7 @@ pub(crate) struct Serving {
     #[arg(long, value_name = "NAME", conflicts_with = "thin")]
     pub(crate) base_name: Option<String>,
     /// The base model of the PEFT form: names targets by suffix only where that is exact, and gives zeros
-    /// for what SGLang does not do without
+    /// for what SGLang does not do without. Of a GGUF file's, config.json is needed
     #[arg(long, conflicts_with = "thin", value_hint = ValueHint::AnyPath)]
     pub(crate) base: Option<PathBuf>,
     #[command(flatten)]
@@ -314,7 +325,7 @@ pub(crate) struct Limit(pub(crate) Option<u64>);
 pub(crate) struct Export {
     /// The store
     pub(crate) url: String,
-    /// The folder to write USER/TASK.tl into, or with --peft the folders USER/TASK
+    /// The folder to write USER/TASK.tl or .gguf into, or with --peft the folders USER/TASK
     #[arg(short, long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) output: PathBuf,
     /// Only of this user
@@ -324,8 +335,14 @@ pub(crate) struct Export {
     #[arg(long)]
     pub(crate) thin: bool,
     /// Code each adapter's numbers at this error of all its updates together, as pack does: 0.05
-    #[arg(long, value_name = "X", conflicts_with_all = ["peft", "portable", "base_name", "base"])]
+    #[arg(long, value_name = "X")]
     pub(crate) code: Option<f64>,
+    /// Write llama.cpp's adapters for --base, as convert tied-to-gguf does
+    #[arg(long, requires = "base", conflicts_with_all = ["thin", "peft", "portable", "base_name", "versions", "watch"])]
+    pub(crate) gguf: bool,
+    /// Element type of the factors in GGUF files: f32, f16 or bf16
+    #[arg(long, value_name = "TYPE", value_parser = float_dtype, requires = "gguf", default_value = "f32")]
+    pub(crate) dtype: Dtype,
     /// Write PEFT directories for servers: DIR/USER/TASK leads to the adapter's last version. What is there
     /// already is brought up to date, and what the store has no more goes
     #[arg(long, conflicts_with_all = ["thin", "force"])]
@@ -376,6 +393,46 @@ pub(crate) struct Import {
     /// Read and code everything, and put nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+}
+
+/// Versions and removals keep their numbers, and signatures what they bind; tags and published blobs come along. Nothing goes
+/// from TARGET. An adapter of which TARGET has another history is left as it is, and told. A run that was stopped goes
+/// on where it stopped.
+#[derive(Debug, Args)]
+#[command(after_help = URLS)]
+pub(crate) struct SyncStore {
+    /// The store to copy
+    #[arg(value_name = "URL")]
+    pub(crate) url: String,
+    /// The store that is brought up to date; init makes it
+    #[arg(value_name = "TARGET")]
+    pub(crate) target: String,
+    /// Only of this user
+    #[arg(long)]
+    pub(crate) user: Option<String>,
+    /// Show what would be copied, and copy nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// From now on, or from where --since ends. The first lines say what is known already; each later one has a change. All of
+/// them together, in a file, are what --since takes: nothing is lost between two runs, and nothing told twice.
+#[derive(Debug, Args)]
+#[command(after_help = URLS)]
+pub(crate) struct WatchStore {
+    /// The store
+    pub(crate) url: String,
+    /// Only of this user
+    pub(crate) user: Option<String>,
+    /// How often to look
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = seconds)]
+    pub(crate) interval: u64,
+    /// Go on after the lines in this file, which earlier runs printed; after none of an empty one
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) since: Option<PathBuf>,
+    /// Look once, and end; with --json that is one list
+    #[arg(long)]
+    pub(crate) once: bool,
 }
 
 fn seconds(text: &str) -> Result<u64, String> {

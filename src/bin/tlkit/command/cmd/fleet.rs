@@ -14,7 +14,7 @@ use tlkit::store::{
 use tlkit::{Code, Error, Result};
 
 use super::opened::Opened;
-use super::store::{tenant, user};
+use super::store::{gguf, tenant, user};
 use super::{blob_source, existing, show};
 use crate::command::args;
 use crate::command::output::{Outcome, Output, bytes, count, fields, plural, table};
@@ -283,7 +283,8 @@ fn shown(quota: Option<u64>) -> String {
 }
 
 pub(crate) fn export(args: &args::Export, output: &Output) -> Result<Outcome> {
-    if args.peft || args.serving.is_asked() {
+    let gguf = gguf(args.gguf, args.dtype, &args.serving);
+    if gguf.is_none() && (args.peft || args.serving.is_asked()) {
         return super::serving::export(args, output);
     }
     if args.watch || args.versions || !args.require_signature.is_empty() {
@@ -295,6 +296,7 @@ pub(crate) fn export(args: &args::Export, output: &Output) -> Result<Outcome> {
     let mut options = ExportOptions::default();
     options.user = user(args.user.as_ref())?;
     options.thin = args.thin;
+    options.gguf = gguf;
     options.code = args.code.map(CodeTarget::Error);
     options.existing = existing(args.force);
     check_outside(&args.output, Path::new(&args.url), "the store")?;

@@ -2,6 +2,7 @@
 
 pub(crate) mod audit;
 mod by_method;
+pub(crate) mod changes;
 pub(crate) mod check;
 pub(crate) mod combine;
 pub(crate) mod completions;
@@ -32,6 +33,7 @@ mod share;
 pub(crate) mod sign;
 pub(crate) mod store;
 pub(crate) mod sweep;
+pub(crate) mod sync;
 mod texts;
 pub(crate) mod train;
 pub(crate) mod verify;

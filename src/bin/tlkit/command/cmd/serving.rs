@@ -4,6 +4,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
+use tlkit::fit::CodeTarget;
 use tlkit::fleet::{Pass, ServingOptions, serve_folder};
 use tlkit::fs::check_outside;
 use tlkit::{Error, ErrorKind, Result};
@@ -26,6 +27,7 @@ pub(crate) fn export(args: &Export, output: &Output) -> Result<Outcome> {
     options.base_name = args.serving.base_name.clone();
     options.base = base(&args.serving)?;
     options.versions = args.versions;
+    options.code = args.code.map(CodeTarget::Error);
     options.trust = trust(&args.require_signature)?;
     check_outside(&args.output, Path::new(&args.url), "the store")?;
     let mut store = Opened::open(&args.url, output)?;

@@ -1,18 +1,21 @@
 //! The store, adapter by adapter. What concerns a whole fleet is in `fleet`.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::ser::{Serialize, SerializeSeq, Serializer};
 use tlkit::convert::ToTiedOptions;
 use tlkit::digest::Digest;
 use tlkit::fit::CodeTarget;
-use tlkit::fleet::{self, Chain, CodedAs, Form, GetOptions, Got};
+use tlkit::fleet::{self, Chain, CodedAs, Form, GetOptions, Gguf, Got};
 use tlkit::fs::{Output as Kind, check_outside};
 use tlkit::safetensors::Checkpoint;
 use tlkit::store::{
-    AdapterName, Listed, Name, PutReport, Scope, Signer, Store, Trust, TrustedKey, VersionEntry,
+    AdapterName, Listed, Name, PutReport, Scope, Signer, Skipped, Store, Trust, TrustedKey,
+    VersionEntry,
 };
+use tlkit::tensor::Dtype;
 use tlkit::{Code, Error, Result};
 
 use super::opened::Opened;
@@ -22,7 +25,7 @@ use crate::command::output::{Outcome, Output, bytes, fields, plural, relative_er
 
 pub(crate) fn init(args: &args::Init, output: &Output) -> Result<Outcome> {
     let store = Store::init(&args.url, args.grace)?;
-    #[derive(Serialize)]
+    #[derive(serde::Serialize)]
     struct Report<'a> {
         store: &'a str,
         version: u32,
@@ -60,7 +63,7 @@ pub(crate) fn put(args: &args::Put, output: &Output) -> Result<Outcome> {
         output.note(note);
     }
     let report = store.put(&name, &package, signer.as_ref())?;
-    #[derive(Serialize)]
+    #[derive(serde::Serialize)]
     struct Report {
         #[serde(flatten)]
         put: PutReport,
@@ -112,10 +115,12 @@ pub(crate) fn get(args: &args::Get, output: &Output) -> Result<Outcome> {
     let mut trust = trust(&args.require_signature)?;
     trust.root_only = args.allow_root_signature;
     let mut options = GetOptions::default();
-    let peft = args.peft || args.serving.is_asked();
-    options.form = match (peft, args.thin) {
-        (true, _) => Form::Peft,
-        (_, true) => Form::Thin(args.blobs.clone()),
+    let gguf = gguf(args.gguf, args.dtype, &args.serving);
+    let peft = gguf.is_none() && (args.peft || args.serving.is_asked());
+    options.form = match (gguf, peft, args.thin) {
+        (Some(gguf), ..) => Form::Gguf(gguf),
+        (_, true, _) => Form::Peft,
+        (_, _, true) => Form::Thin(args.blobs.clone()),
         _ => Form::Fat,
     };
     options.zstd = args.zstd;
@@ -132,7 +137,9 @@ pub(crate) fn get(args: &args::Get, output: &Output) -> Result<Outcome> {
     check_output(&args.output, kind, args.force, &inputs)?;
     check_outside(&args.output, Path::new(&args.url), "the store")?;
     let mut store = Opened::open(&args.url, output)?;
-    options.base = base(&args.serving)?;
+    if peft {
+        options.base = base(&args.serving)?;
+    }
     let got = fleet::get(&store, &name, &args.output, &options)?;
     for note in &got.notes {
         output.note(note);
@@ -147,6 +154,17 @@ pub(super) fn trust(keys: &[PathBuf]) -> Result<Trust> {
     let keys = keys.iter().map(|p| TrustedKey::open(p));
     trust.keys = keys.collect::<Result<_>>()?;
     Ok(trust)
+}
+
+/// How adapters are written for llama.cpp, where that is asked for.
+pub(super) fn gguf(asked: bool, dtype: Dtype, serving: &args::Serving) -> Option<Gguf> {
+    let base = serving.base.clone().filter(|_| asked)?;
+    let renames = serving.names.rename.clone();
+    Some(Gguf {
+        base,
+        dtype,
+        renames,
+    })
 }
 
 /// The base model of PEFT directories.
@@ -176,23 +194,105 @@ fn got_text(got: &Got, args: &args::Get) -> String {
 pub(crate) fn list(args: &args::List, output: &Output) -> Result<Outcome> {
     let only = user(args.user.as_ref())?;
     let mut store = Opened::open(&args.url, output)?;
-    let (listed, skipped) = match only {
-        Some(user) => (store.list(&user)?, Vec::new()),
-        None => {
-            let (each, skipped) = store.each_tenant(|user| store.list(user))?;
-            (each.concat(), skipped)
-        }
+    if let Some(user) = only {
+        let listed = store.list(&user)?;
+        output.report(&listed, || list_text(&listed))?;
+        store.tell();
+        return Ok(match listed.iter().filter(|l| l.error.is_some()).count() {
+            0 => Outcome::Success,
+            damaged => damaged_records(damaged, &args.url),
+        });
+    }
+    let walk = Walk {
+        store: &store,
+        seen: RefCell::default(),
     };
-    output.report(&listed, || list_text(&listed))?;
+    match output.is_json() {
+        true => output.report(&walk, String::new)?,
+        false => walk.print(output)?,
+    }
+    let Seen {
+        damaged,
+        skipped,
+        failed,
+    } = walk.seen.into_inner();
     store.tell();
-    let damaged = listed.iter().filter(|l| l.error.is_some()).count();
-    Ok(match damaged {
-        0 => store.skipped(&args.url, &skipped),
-        _ => {
-            store.skipped(&args.url, &skipped);
-            damaged_records(damaged, &args.url)
-        }
+    let left_out = store.skipped(&args.url, &skipped);
+    Ok(match (failed, damaged) {
+        (Some(e), _) => Outcome::Reported(e),
+        (None, 0) => left_out,
+        (None, damaged) => damaged_records(damaged, &args.url),
     })
+}
+
+/// Adapters that one table of a listing has.
+const TABLE: usize = 10_000;
+
+/// The adapters of a store, told tenant by tenant: those of all of them may be more than memory holds.
+struct Walk<'a> {
+    store: &'a Store,
+    seen: RefCell<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    damaged: usize,
+    skipped: Vec<Skipped>,
+    /// What ended the listing early, after some of it was told.
+    failed: Option<Error>,
+}
+
+impl Walk<'_> {
+    fn each(&self, tell: &mut dyn FnMut(Listed) -> Result<()>) {
+        let mut seen = self.seen.borrow_mut();
+        let mut damaged = 0;
+        let done = self.store.each_tenant(|user| {
+            for listed in self.store.list(user)? {
+                damaged += usize::from(listed.error.is_some());
+                tell(listed)?;
+            }
+            Ok(())
+        });
+        match done {
+            Ok((_, skipped)) => seen.skipped = skipped,
+            Err(e) => seen.failed = Some(e),
+        }
+        seen.damaged = damaged;
+    }
+
+    /// Prints tables of bounded length.
+    fn print(&self, output: &Output) -> Result<()> {
+        let (mut rows, mut tables) = (Vec::new(), 0);
+        self.each(&mut |listed| {
+            rows.push(listed);
+            if rows.len() == TABLE {
+                tables += 1;
+                output.print(&list_text(&std::mem::take(&mut rows)))?;
+            }
+            Ok(())
+        });
+        match tables > 0 && rows.is_empty() {
+            true => Ok(()),
+            false => output.print(list_text(&rows).trim_end()),
+        }
+    }
+}
+
+impl Serialize for Walk<'_> {
+    fn serialize<S: Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
+        let mut list = to.serialize_seq(None)?;
+        let mut failed = None;
+        self.each(&mut |listed| {
+            list.serialize_element(&listed).map_err(|e| {
+                failed = Some(e);
+                Error::new(Code::Io, "stdout")
+            })
+        });
+        match failed {
+            Some(e) => Err(e),
+            None => list.end(),
+        }
+    }
 }
 
 /// How a command ends that showed damaged records among others.
@@ -276,7 +376,7 @@ fn root(entry: &VersionEntry) -> String {
     digest.map_or_else(|| "-".into(), |d| d.hex()[..16].to_owned())
 }
 
-#[derive(Serialize)]
+#[derive(serde::Serialize)]
 struct TagReport {
     adapter: String,
     tag: Name,
@@ -314,7 +414,7 @@ pub(crate) fn rm(args: &args::Rm, output: &Output) -> Result<Outcome> {
     let name: AdapterName = args.name.parse()?;
     let mut store = Opened::open(&args.url, output)?;
     store.remove(&name)?;
-    #[derive(Serialize)]
+    #[derive(serde::Serialize)]
     struct Report {
         removed: String,
     }
