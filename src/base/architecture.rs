@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::config::read_config;
-use super::cut::Link;
+use super::cut::{Chunk, Cut, Flip, Link};
 use super::load_rules::{LoadRules, Rule, Scope};
 use super::modules::is_any_embedding;
 use super::table::{Facts, TypeEntry, rules};
@@ -14,6 +14,16 @@ use crate::safetensors::Checkpoint;
 pub(crate) const TIE_KEY: &str = "tie_word_embeddings";
 /// Renamings that transformers knows for every model.
 const LEGACY: &str = "legacy";
+
+/// What a layout of the table begins with that is known from what the class computes, and that its module does not
+/// state.
+const UNSTATED: &str = "unknown,";
+/// What weights of single experts are called, the parameter that has them for all experts, and which half of it they are.
+const SINGLE_EXPERTS: [(&str, &str, Option<usize>); 3] = [
+    ("gate_proj", "gate_up_proj", Some(0)),
+    ("up_proj", "gate_up_proj", Some(1)),
+    ("down_proj", "down_proj", None),
+];
 
 /// How the experts of a parameter lie, as its module says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -207,6 +217,48 @@ impl Architecture {
         Some(ExpertLayout::Stated {
             transposed,
             interleaved,
+        })
+    }
+
+    /// What a weight of a single expert is, by the names that such weights have where each expert is a module, of a
+    /// parameter that the class has for all of them; `None` for any other name, and where nobody knows how the
+    /// parameter lies.
+    pub(crate) fn single_expert(&self, name: &str) -> Option<Link> {
+        let facts = self.facts.as_ref()?;
+        let (module, leaf) = name.strip_suffix(".weight")?.rsplit_once('.')?;
+        let (parent, index) = module.rsplit_once('.')?;
+        let index = index.parse().ok()?;
+        let (_, fused, part) = SINGLE_EXPERTS.iter().find(|(own, ..)| *own == leaf)?;
+        let class = format!("{parent}.{fused}");
+        let (_, layout) = facts
+            .experts
+            .iter()
+            .find(|(t, _)| facts.is_name(t, &class))?;
+        let layout = layout.strip_prefix(UNSTATED).unwrap_or(layout);
+        let flip = match layout.split(',').take(2).collect::<Vec<_>>()[..] {
+            ["in", "out"] => Flip::Yes,
+            ["out", "in"] => Flip::No,
+            _ => return None,
+        };
+        let chunk = match (part, layout.split(',').nth(2)) {
+            (None, None) => None,
+            (Some(part), Some(order)) => Some(Chunk {
+                axis: 1,
+                part: *part,
+                of: 2,
+                interleaved: order == "interleaved",
+            }),
+            _ => return None,
+        };
+        Some(Link {
+            class,
+            of: Cut {
+                index: Some(index),
+                chunk,
+                flip,
+            },
+            at: Cut::WHOLE,
+            unknown: None,
         })
     }
 

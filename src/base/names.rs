@@ -160,8 +160,17 @@ where
         match self.as_it_is(name) {
             Some(place) => Answer::Found(Found::whole(place)),
             None if self.base.locate(name).is_some() => self.by_class().find(name),
-            None => self.by_class().find_parts(&self.architecture.links(name)),
+            None => match self.by_class().find_parts(&self.architecture.links(name)) {
+                Answer::Missing => self.of_one_expert(name),
+                answer => answer,
+            },
         }
+    }
+
+    /// Where a single expert's weight leads in a parameter that the class has for all of them.
+    fn of_one_expert(&self, name: &str) -> Answer<K::Place> {
+        let part = self.architecture.single_expert(name);
+        part.map_or(Answer::Missing, |part| self.by_class().find_parts(&[part]))
     }
 
     fn read(
