@@ -8,8 +8,8 @@ use super::architecture::Architecture;
 use super::class_names::{Answer, ClassNames};
 use super::cut::{Cut, Found, Link};
 pub(crate) use super::known::Known;
-pub(crate) use super::rewrite::quantised;
 use super::rewrite::{Rule, WHICH, candidate_rules, uniform};
+pub(crate) use super::rewrite::{quantised, renamed};
 use crate::error::{Code, Error, Result};
 
 /// Names that fit no rewrite after which [`Finder`] looks for none: each costs a look at all of the base.
@@ -108,8 +108,7 @@ where
 
     /// A name as the caller's renames of the base have it.
     pub(crate) fn asked(&self, name: &str) -> Option<String> {
-        let mut renames = self.base.renames().iter();
-        renames.find_map(|(from, to)| Rule::asked(from, to).apply(name))
+        renamed(self.base.renames(), name)
     }
 
     /// What a caller's renames have for a name of the base: the inverse of [`asked`](Self::asked).

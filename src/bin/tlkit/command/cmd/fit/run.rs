@@ -50,7 +50,7 @@ pub(in crate::command::cmd) fn run(
             args: &args.calibrate,
             text,
             model,
-            renames: &args.names.rename,
+            renames: &args.read.names.rename,
         };
         return super::calibrate::run((adapter, to), &of, options, &fit, output);
     }
