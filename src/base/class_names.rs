@@ -118,7 +118,10 @@ fn overlap<P: Copy>(part: &Link, stored: Piece<P>) -> Option<(Piece<P>, Cut)> {
         let at = match (inner, stored.at) {
             (inner, at) if inner == Cut::WHOLE => at,
             (inner, at) if at.index.is_none() && at.chunk.is_none() => Cut {
-                flip: at.flip,
+                flip: match (inner.flip, at.flip) {
+                    (Flip::No, flip) | (flip, Flip::No) => flip,
+                    _ => return None,
+                },
                 ..inner
             },
             _ => return None,

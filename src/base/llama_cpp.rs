@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::architecture::{Architecture, class_of_task};
 use super::config::read_config_of;
-use super::rewrite::Rule;
+use super::rewrite::renamed;
 use crate::error::{Code, Error, Result};
 
 const TABLE: &str = include_str!("llama_cpp.json");
@@ -118,8 +118,7 @@ impl LlamaCpp {
     /// [`Code::UnmatchedModule`] where llama.cpp's model has no such weight, or has it not to itself;
     /// [`Code::ModelConfig`] where the config does not give its size.
     pub(crate) fn weight(&self, module: &str) -> Result<GgufWeight> {
-        let mut renames = self.renames.iter();
-        let renamed = renames.find_map(|(from, to)| Rule::asked(from, to).apply(module));
+        let renamed = renamed(&self.renames, module);
         let module = renamed.as_deref().unwrap_or(module);
         let prefixes = self.class.prefixes.iter();
         let mut found = prefixes.filter_map(|p| {

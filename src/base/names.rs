@@ -8,8 +8,8 @@ use super::architecture::Architecture;
 use super::class_names::{Answer, ClassNames};
 use super::cut::{Cut, Found, Link};
 pub(crate) use super::known::Known;
-pub(crate) use super::rewrite::quantised;
 use super::rewrite::{Rule, WHICH, candidate_rules, uniform};
+pub(crate) use super::rewrite::{quantised, renamed};
 use crate::error::{Code, Error, Result};
 
 /// Names that fit no rewrite after which [`Finder`] looks for none: each costs a look at all of the base.
@@ -108,8 +108,7 @@ where
 
     /// A name as the caller's renames of the base have it.
     pub(crate) fn asked(&self, name: &str) -> Option<String> {
-        let mut renames = self.base.renames().iter();
-        renames.find_map(|(from, to)| Rule::asked(from, to).apply(name))
+        renamed(self.base.renames(), name)
     }
 
     /// What a caller's renames have for a name of the base: the inverse of [`asked`](Self::asked).
@@ -160,8 +159,17 @@ where
         match self.as_it_is(name) {
             Some(place) => Answer::Found(Found::whole(place)),
             None if self.base.locate(name).is_some() => self.by_class().find(name),
-            None => self.by_class().find_parts(&self.architecture.links(name)),
+            None => match self.by_class().find_parts(&self.architecture.links(name)) {
+                Answer::Missing => self.of_one_expert(name),
+                answer => answer,
+            },
         }
+    }
+
+    /// Where a single expert's weight leads in a parameter that the class has for all of them.
+    fn of_one_expert(&self, name: &str) -> Answer<K::Place> {
+        let part = self.architecture.single_expert(name);
+        part.map_or(Answer::Missing, |part| self.by_class().find_parts(&[part]))
     }
 
     fn read(

@@ -51,6 +51,12 @@ impl Rule {
     }
 }
 
+/// A name as the first of a caller's `renames` that fits makes it.
+pub(crate) fn renamed(renames: &[(String, String)], name: &str) -> Option<String> {
+    let mut renames = renames.iter();
+    renames.find_map(|(from, to)| Rule::asked(from, to).apply(name))
+}
+
 /// Finds `wanted` among the names there are: as they are, or by one rewrite of leading segments that is
 /// the same for all; it may insert or remove segments, never exchange them.
 ///

@@ -133,45 +133,43 @@ impl<'m> Joined<'m> {
 
     /// A' of all members below one another, with the weights inside: one for all instances, or for each.
     fn inputs(&self, each: bool) -> Result<Factor> {
-        let each = each
-            || self
-                .members
-                .iter()
-                .any(|m| m.group.a.tensor.shape().len() == 3);
-        let instances = if each { self.instances } else { 1 };
-        let mut values = Vec::with_capacity(instances * self.rank * self.n);
-        for instance in 0..instances {
-            for member in self.members {
-                let (scale, right) = (member.scale(), member.group.right(instance)?);
-                values.extend(right.iter().map(|a| (scale * f64::from(*a)) as f32));
-            }
-        }
-        let shape = match each {
-            true => self.stacked([self.rank, self.n]),
-            false => vec![self.rank, self.n],
+        let scaled = |member: &Member, instance: usize| {
+            let (scale, right) = (member.scale(), member.group.right(instance)?);
+            let scaled = right.iter().map(|a| (scale * f64::from(*a)) as f32);
+            Ok(scaled.collect())
         };
+        let (shape, values) = self.below(each, scaled)?;
         Ok(self.factor(Tensor::from_f32(shape, &values)?, |g| g.a.trained))
     }
 
     /// A of all members below one another, in the narrowest type that holds all.
     fn inputs_as_they_are(&self) -> Result<Factor> {
-        let each = self
-            .members
-            .iter()
-            .any(|m| m.group.a.tensor.shape().len() == 3);
+        let own = |member: &Member, instance: usize| member.group.inputs(instance);
+        let (shape, values) = self.below(false, own)?;
+        let tensor = Tensor::narrowed(self.common(|g| &g.a), shape, &values)?;
+        Ok(self.factor(tensor, |g| g.a.trained))
+    }
+
+    /// The rows of all members below one another, for `each` instance, or for all where no A is an instance's own.
+    fn below(
+        &self,
+        each: bool,
+        rows: impl Fn(&Member, usize) -> Result<Vec<f32>>,
+    ) -> Result<(Vec<usize>, Vec<f32>)> {
+        let mut members = self.members.iter();
+        let each = each || members.any(|m| m.group.a.tensor.shape().len() == 3);
         let instances = if each { self.instances } else { 1 };
         let mut values = Vec::with_capacity(instances * self.rank * self.n);
         for instance in 0..instances {
             for member in self.members {
-                values.extend(member.group.inputs(instance)?);
+                values.extend(rows(member, instance)?);
             }
         }
         let shape = match each {
             true => self.stacked([self.rank, self.n]),
             false => vec![self.rank, self.n],
         };
-        let tensor = Tensor::narrowed(self.common(|g| &g.a), shape, &values)?;
-        Ok(self.factor(tensor, |g| g.a.trained))
+        Ok((shape, values))
     }
 
     /// B of all members side by side, and the v that they have in common; `plain`, or with different v, each instance's

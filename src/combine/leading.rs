@@ -1,4 +1,5 @@
-//! The largest singular triplets of a dense matrix.
+//! The largest singular triplets of a dense matrix in memory, in f64 until nothing more is found: what is cut is known to be
+//! nearly of the rank. `extract` looks for them otherwise, in f32 over rows that are read again and again, with a bound.
 
 use faer::{Mat, MatRef};
 use rayon::prelude::*;

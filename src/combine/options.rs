@@ -53,7 +53,9 @@ impl CombineOptions<'_> {
         let method = self.method;
         match self.density {
             None if method.is_sparse() => {
-                return wrong(format!("`{method}` needs the share of elements to keep"));
+                let message = format!("`{method}` needs the share of elements to keep");
+                let error = Error::new(Code::Usage, message);
+                return Err(error.hint("give a density above 0 and at most 1, which keeps all"));
             }
             Some(_) if !method.is_sparse() => {
                 return wrong(format!(
@@ -66,9 +68,9 @@ impl CombineOptions<'_> {
             _ => {}
         }
         if self.budget.is_some() && !method.truncates() {
-            return wrong(format!(
-                "`{method}` cuts nothing, and takes no rank, error or size"
-            ));
+            let message = format!("`{method}` cuts nothing, and takes no rank, error or size");
+            let error = Error::new(Code::Usage, message);
+            return Err(error.hint("`svd` does, and every method whose name ends so"));
         }
         let bytes = matches!(self.budget, Some(Budget::Bytes(_)));
         match bytes && self.dtype.is_some_and(|d| d != Dtype::F32) {

@@ -52,7 +52,8 @@ pub fn tied_to_mlx(
 ) -> Result<ToMlx> {
     let opened = match open_adapter(input, None, blobs) {
         Err(e) if e.code() == Code::NeedsBase => {
-            open_adapter(input, Some(&Checkpoint::open(base)?), blobs)?
+            let base = Checkpoint::open(base)?.with_renames(options.renames.clone());
+            open_adapter(input, Some(&base), blobs)?
         }
         opened => opened?,
     };

@@ -215,7 +215,7 @@ codes! {
     /// `layer_replication`: the adapter's layers do not exist in the base checkpoint.
     UnsupportedLayerReplication = "TL0411", Unsupported;
     /// `target_parameters`: which factors are of which parameter is not known, or a task has no form for
-    /// parameters.
+    /// parameters. Or pairs of all experts in one tensor, under a name that does not say how gate and up lie.
     UnsupportedTargetParameters = "TL0412", Unsupported;
     /// BD-LoRA: the factors are block-diagonal shards.
     UnsupportedBdlora = "TL0413", Unsupported;

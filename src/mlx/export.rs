@@ -1,5 +1,6 @@
 //! An adapter as an MLX folder.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -8,6 +9,7 @@ use serde_json::{Value, json};
 use super::files::MLX_WEIGHTS_FILE;
 use super::names::{check_type, key_of, mlx_name, stacked};
 use crate::adapter::{Adapter, ExtraRole, LowRank, Module, ModuleKind};
+use crate::base::names::renamed;
 use crate::base::{layers_of, read_config_of};
 use crate::compute::transpose;
 use crate::error::{Code, Error, Result};
@@ -27,6 +29,8 @@ pub struct MlxOptions {
     pub dtype: Dtype,
     /// What to do with an existing folder.
     pub existing: Existing,
+    /// Prefixes of adapter names and what the base has for them, as for a merge.
+    pub renames: Vec<(String, String)>,
 }
 
 impl Default for MlxOptions {
@@ -34,6 +38,7 @@ impl Default for MlxOptions {
         Self {
             dtype: Dtype::F32,
             existing: Existing::Refuse,
+            renames: Vec::new(),
         }
     }
 }
@@ -53,10 +58,18 @@ pub struct MlxWritten {
 }
 
 /// What of a base's config mlx-lm's names and numbers depend on.
-struct Model {
+struct Model<'o> {
     model_type: String,
     layers: usize,
     experts: usize,
+    renames: &'o [(String, String)],
+}
+
+impl Model<'_> {
+    /// What the base calls a module of the adapter.
+    fn called<'m>(&self, module: &'m str) -> Cow<'m, str> {
+        renamed(self.renames, module).map_or(Cow::Borrowed(module), Cow::Owned)
+    }
 }
 
 /// Where the values of a tensor come from.
@@ -98,7 +111,7 @@ pub fn export_mlx(
     options: &MlxOptions,
 ) -> Result<MlxWritten> {
     adapter.validate()?;
-    let model = model(base)?;
+    let model = model(base, &options.renames)?;
     let modules = adapter.modules();
     let plan = match adapter.groups.is_empty() {
         true => whole(adapter, &model)?,
@@ -132,7 +145,7 @@ struct Plan {
     scale_inside: bool,
 }
 
-fn model(base: &Path) -> Result<Model> {
+fn model<'o>(base: &Path, renames: &'o [(String, String)]) -> Result<Model<'o>> {
     let missing = |what: &str| {
         Error::new(Code::ModelConfig, format!("the base's config.json {what}")).file(base)
     };
@@ -153,6 +166,7 @@ fn model(base: &Path) -> Result<Model> {
         model_type: model_type.to_owned(),
         layers,
         experts: experts.and_then(|n| usize::try_from(n).ok()).unwrap_or(0),
+        renames,
     })
 }
 
@@ -163,7 +177,7 @@ fn impossible(message: impl Into<String>, name: &str) -> Error {
 }
 
 /// An adapter of whole tensors: MLX's `full`.
-fn whole(adapter: &Adapter, model: &Model) -> Result<Plan> {
+fn whole(adapter: &Adapter, model: &Model<'_>) -> Result<Plan> {
     let mut entries = Vec::new();
     let mut layers = BTreeSet::new();
     for extra in &adapter.extras {
@@ -173,6 +187,7 @@ fn whole(adapter: &Adapter, model: &Model) -> Result<Plan> {
             return Err(impossible(message, &extra.name));
         }
         let (module, parameter) = extra.name.rsplit_once('.').unwrap_or(("", &extra.name));
+        let module = &*model.called(module);
         if model.model_type == "gpt2" || stacked(module, &model.model_type).is_some() {
             let message = "is stored otherwise in mlx-lm than in a base";
             return Err(impossible(message, &extra.name));
@@ -207,7 +222,7 @@ fn low_rank(
     adapter: &Adapter,
     modules: &[Module],
     magnitudes: &BTreeMap<String, Tensor>,
-    model: &Model,
+    model: &Model<'_>,
     dtype: Dtype,
 ) -> Result<Plan> {
     if let Some(extra) = adapter.extras.first() {
@@ -223,7 +238,7 @@ fn low_rank(
     let mut stacks: BTreeMap<String, Vec<Option<usize>>> = BTreeMap::new();
     let mut taken = BTreeSet::new();
     for (i, module) in modules.iter().enumerate() {
-        let path = mlx_name(&module.path, &model.model_type);
+        let path = mlx_name(&model.called(&module.path), &model.model_type);
         let (name, expert) = match stacked(&path, &model.model_type) {
             Some((name, expert)) => (name, Some(expert)),
             None => (path, None),
@@ -367,7 +382,7 @@ fn common_scale(adapter: &Adapter) -> Option<f64> {
 
 /// How many of the last layers have to be adapted for these to be among them; 1 for an adapter of none, as
 /// mlx-lm takes 0 for all.
-fn num_layers(layers: &BTreeSet<u32>, model: &Model) -> Result<usize> {
+fn num_layers(layers: &BTreeSet<u32>, model: &Model<'_>) -> Result<usize> {
     let last = layers.last().map_or(0, |l| *l as usize);
     if last >= model.layers {
         let message = format!(

@@ -1,6 +1,7 @@
 //! A base checkpoint, as PEFT's importer and exporter ask it.
 
 use crate::base::architecture::{Architecture, ExpertLayout};
+use crate::base::cut::Piece;
 use crate::base::modules::{has_joint_conv1d, is_conv1d};
 use crate::base::names::{Finder, Names};
 use crate::base::shapes::ParameterShape;
@@ -9,7 +10,7 @@ use crate::error::{Code, Result};
 use crate::peft::import::BaseShapes;
 use crate::peft::target_names::BaseModules;
 use crate::quant::{Quantised, View};
-use crate::safetensors::Checkpoint;
+use crate::safetensors::{Checkpoint, Location};
 use crate::tensor::Dtype;
 
 /// The architecture of a base that is asked for its shapes alone: a broken config leaves it unknown.
@@ -88,7 +89,13 @@ impl BaseShapes for CheckpointModules<'_> {
     }
 
     fn has_tensor(&self, name: &str) -> bool {
-        self.finder.find(&self.names, name).is_some()
+        // A fused parameter is found for any expert, and has only so many.
+        let there = |p: &Piece<Location>| {
+            let extent = self.view.shape(p.place).first();
+            p.at.index.is_none_or(|i| extent.is_some_and(|e| i < *e))
+        };
+        let found = self.finder.find(&self.names, name);
+        found.is_some_and(|found| found.pieces.iter().all(there))
     }
 
     fn is_of_model(&self, name: &str) -> bool {

@@ -47,6 +47,8 @@ OPEN = {"head_dim": 64, "attention_head_dim": 64, "vocab_size": 128, "prediction
         "num_experts": 8, "n_routed_experts": 8, "num_local_experts": 8, "n_shared_experts": 1}
 # The same by model type, where a value means something there alone.
 OPEN_OF = {"lfm2_moe": {"layer_types": ["conv", "full_attention"]}}
+# How parameters lie that these classes multiply with, and say nothing of.
+UNSTATED = {"Llama4TextExperts": "in,out"}
 # How many layers at the beginning have no experts: one, so that two layers have both kinds.
 DENSE_KEYS = ("first_k_dense_replace", "num_dense_layers")
 
@@ -219,6 +221,8 @@ def experts(model):
                 text = "in,out" if module.is_transposed else "out,in"
                 if "gate_up" in leaf:
                     text += ",concatenated" if module.is_concatenated else ",interleaved"
+            elif type(module).__name__ in UNSTATED:
+                text = "unknown," + UNSTATED[type(module).__name__] + (",concatenated" if "gate_up" in leaf else "")
             out[templated(f"{name}.{leaf}")] = text or "unknown"
     return out
 

@@ -310,3 +310,51 @@ fn a_hint_writes_out_the_rename_that_works() {
         .unwrap_err();
     assert!(e.hint_text().unwrap().ends_with("lm=a or lm=b"), "{e}");
 }
+
+/// Breaks where the weight of one expert goes into the other half of a fused parameter, into another order of its
+/// halves, or the wrong way round.
+#[test]
+fn single_experts_are_pieces_of_parameters_without_load_rules() {
+    let of = |model_type: &str, class: &str, parent: &str, leaf: &str| {
+        let config = serde_json::json!({"model_type": model_type, "architectures": [class]});
+        let disk = [
+            format!("{parent}.down_proj"),
+            format!("{parent}.gate_up_proj"),
+        ];
+        let disk: Vec<&str> = disk.iter().map(String::as_str).collect();
+        let mut found = lead(&disk, &config, &format!("{parent}.2.{leaf}.weight")).unwrap();
+        let piece = found.pieces.pop().unwrap();
+        assert!(found.pieces.is_empty() && piece.of == Cut::WHOLE);
+        let chunk = piece
+            .at
+            .chunk
+            .map(|c| (c.axis, c.part, c.of, c.interleaved));
+        (piece.place, piece.at.index, chunk, piece.at.flip)
+    };
+    let oss = |leaf| {
+        of(
+            "gpt_oss",
+            "GptOssForCausalLM",
+            "model.layers.0.mlp.experts",
+            leaf,
+        )
+    };
+    let llama = |leaf| {
+        let parent = "model.layers.0.feed_forward.experts";
+        of("llama4_text", "Llama4ForCausalLM", parent, leaf)
+    };
+    assert_eq!(
+        oss("gate_proj"),
+        (1, Some(2), Some((1, 0, 2, true)), Flip::Yes)
+    );
+    assert_eq!(
+        oss("up_proj"),
+        (1, Some(2), Some((1, 1, 2, true)), Flip::Yes)
+    );
+    assert_eq!(oss("down_proj"), (0, Some(2), None, Flip::Yes));
+    assert_eq!(
+        llama("up_proj"),
+        (1, Some(2), Some((1, 1, 2, false)), Flip::Yes)
+    );
+    assert_eq!(llama("down_proj"), (0, Some(2), None, Flip::Yes));
+}

@@ -1,6 +1,6 @@
 //! Groups of one module each, as an adapter's tensors give them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::imported::ImportOptions;
 use crate::adapter::{Adapter, Factor, ModuleKind, Scaling, Target, TieGroup, split_layer};
@@ -19,6 +19,8 @@ pub(super) struct Importer<'a> {
     pub(super) magnitudes: BTreeMap<String, Tensor>,
     /// Parameters by the paths of their wrappers.
     pub(super) parameters: BTreeMap<String, String>,
+    /// Modules of single experts that are in the file as tensors of all.
+    pub(super) of_stacks: BTreeSet<String>,
     /// Modules that should have tensors, and have none.
     pub(super) missing: Vec<String>,
 }

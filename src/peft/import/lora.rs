@@ -34,6 +34,9 @@ impl Importer<'_> {
             }
             match parameters.get(path.as_str()) {
                 Some(name) => self.parameter(name, module, config, &rules)?,
+                None if Self::is_stacked(path, module)? => {
+                    self.stacked(path, module, config, &rules)?;
+                }
                 None => self.module(path, module, config, &rules)?,
             }
         }
@@ -196,7 +199,7 @@ impl Importer<'_> {
     }
 }
 
-fn scaling(path: &str, config: &LoraConfig, rules: &LoraRules<'_>) -> Result<Scaling> {
+pub(super) fn scaling(path: &str, config: &LoraConfig, rules: &LoraRules<'_>) -> Result<Scaling> {
     let rule = if config.use_rslora {
         ScalingRule::AlphaOverSqrtRank
     } else {
@@ -208,7 +211,7 @@ fn scaling(path: &str, config: &LoraConfig, rules: &LoraRules<'_>) -> Result<Sca
     })
 }
 
-fn other_rank(path: &str, rank: usize, configured: usize) -> Error {
+pub(super) fn other_rank(path: &str, rank: usize, configured: usize) -> Error {
     let message = format!("`{path}` has rank {rank}, the config gives it {configured}");
     Error::new(Code::RankMismatch, message)
         .hint("r and rank_pattern must be those of the training run")

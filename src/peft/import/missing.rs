@@ -318,6 +318,7 @@ mod tests {
             rank_zero: Vec::new(),
             magnitudes: BTreeMap::new(),
             parameters: wrapped.iter().map(owned).collect(),
+            of_stacks: BTreeSet::new(),
             missing: Vec::new(),
         };
         let rules = TargetRules::new(&Selection {

@@ -10,6 +10,7 @@ mod importer;
 mod lora;
 mod missing;
 mod read;
+mod stacked;
 mod tokens;
 mod vera;
 

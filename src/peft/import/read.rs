@@ -36,6 +36,7 @@ pub fn import(dir: &Path, options: &ImportOptions<'_>) -> Result<Imported> {
         rank_zero: Vec::new(),
         magnitudes: BTreeMap::new(),
         parameters: BTreeMap::new(),
+        of_stacks: BTreeSet::new(),
         missing: Vec::new(),
     };
     let unknown = &files.config.common().unknown;
@@ -74,10 +75,12 @@ pub fn import(dir: &Path, options: &ImportOptions<'_>) -> Result<Imported> {
     importer
         .extras(&files.config, &sorted)
         .map_err(|e| e.file(dir))?;
+    let of_stacks = std::mem::take(&mut importer.of_stacks);
     let paths: BTreeSet<&str> = sorted
         .lora
         .keys()
         .chain(sorted.vera.keys())
+        .chain(&of_stacks)
         .map(String::as_str)
         .collect();
     let selection = files.config.selection();

@@ -195,6 +195,7 @@ def tied_to_mlx(
     output: StrPath,
     *,
     base: StrPath,
+    rename: Mapping[str, str] | None = None,
     dtype: str = "f32",
     blobs: StrPath | None = None,
     force: bool = False,
@@ -209,6 +210,7 @@ def tied_to_mlx(
         adapter: The ``.tl``, folder or file.
         output: The folder to write.
         base: The base model's folder; of its files only ``config.json`` is needed.
+        rename: Leading parts of module names, and what they are in the base.
         dtype: Of the factors: ``"f32"``, ``"f16"``, ``"bf16"``.
         blobs: Folder with the tensors that a thin ``.tl`` leaves out.
         force: Replace an adapter's folder without other files.

@@ -7,7 +7,7 @@ use tlkit::tensor::Dtype;
 use tlkit::{Code, Error, Result};
 
 use super::base::BaseNames;
-use super::foreign::{MlxToTied, NemoToTied, TiedToMlx};
+use super::foreign::{MlxToTied, NemoToTied, Read, TiedToMlx};
 use super::gguf::TiedToGguf;
 use super::merge::Blobs;
 use super::texts::OnTexts;
@@ -49,16 +49,7 @@ pub(crate) struct PeftToTied {
     #[arg(long, value_hint = ValueHint::AnyPath)]
     pub(crate) base: Option<PathBuf>,
     #[command(flatten)]
-    pub(crate) names: BaseNames,
-    /// Refuse an adapter that lacks tensors of modules which its config and the base say are adapted
-    #[arg(long, requires = "some_base")]
-    pub(crate) strict: bool,
-    /// Keep whole tensors that are the base's own, which are left out with --base
-    #[arg(long, requires = "some_base")]
-    pub(crate) keep_equal: bool,
-    /// Compress tensors with zstd; the root stays the same
-    #[arg(long)]
-    pub(crate) zstd: bool,
+    pub(crate) read: Read,
     /// How torch rounded VeRA projections that are not stored
     #[arg(long, value_enum, default_value = "fused")]
     pub(crate) projection_rounding: ProjectionRounding,

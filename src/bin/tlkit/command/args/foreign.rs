@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueHint};
+use clap::{ArgGroup, Args, ValueHint};
 use tlkit::tensor::Dtype;
 
 use super::base::BaseNames;
@@ -29,8 +29,26 @@ pub(crate) struct NemoToTied {
     pub(crate) to: ToTied,
 }
 
+/// How any tool's adapter becomes a .tl; `some_base` is the group of what names a base.
+#[derive(Debug, Args)]
+#[group(skip)]
+pub(crate) struct Read {
+    #[command(flatten)]
+    pub(crate) names: BaseNames,
+    /// Refuse an adapter that lacks tensors of modules which its config and the base say are adapted
+    #[arg(long, requires = "some_base")]
+    pub(crate) strict: bool,
+    /// Keep whole tensors that are the base's own, which are left out with --base
+    #[arg(long, requires = "some_base")]
+    pub(crate) keep_equal: bool,
+    /// Compress tensors with zstd; the root stays the same
+    #[arg(long)]
+    pub(crate) zstd: bool,
+}
+
 /// Where the .tl goes, and over which base.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("some_base").args(["base"]))]
 #[group(skip)]
 pub(crate) struct ToTied {
     /// The .tl file to write
@@ -40,16 +58,7 @@ pub(crate) struct ToTied {
     #[arg(long, value_hint = ValueHint::AnyPath)]
     pub(crate) base: Option<PathBuf>,
     #[command(flatten)]
-    pub(crate) names: BaseNames,
-    /// Refuse an adapter that lacks tensors of modules which its config and the base say are adapted
-    #[arg(long, requires = "base")]
-    pub(crate) strict: bool,
-    /// Keep whole tensors that are the base's own, which are left out with --base
-    #[arg(long, requires = "base")]
-    pub(crate) keep_equal: bool,
-    /// Compress tensors with zstd; the root stays the same
-    #[arg(long)]
-    pub(crate) zstd: bool,
+    pub(crate) read: Read,
     /// Replace an existing file; links, devices and inputs never are
     #[arg(long)]
     pub(crate) force: bool,
@@ -67,6 +76,8 @@ pub(crate) struct TiedToMlx {
     /// The base model's folder; of its files only config.json is needed
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) base: PathBuf,
+    #[command(flatten)]
+    pub(crate) names: BaseNames,
     /// Element type of the factors: f32, f16 or bf16
     #[arg(long, value_name = "TYPE", value_parser = float_dtype, default_value = "f32")]
     pub(crate) dtype: Dtype,

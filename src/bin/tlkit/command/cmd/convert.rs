@@ -15,14 +15,14 @@ use crate::command::output::{Outcome, Output, change, count, fields, number, plu
 
 pub(crate) fn peft_to_tied(args: &PeftToTied, output: &Output) -> Result<Outcome> {
     check_tied(args)?;
-    let base = open_base(args.base.as_ref(), &args.names)?;
+    let base = open_base(args.base.as_ref(), &args.read.names)?;
     let mut write = WriteOptions::default();
-    write.zstd = args.zstd;
+    write.zstd = args.read.zstd;
     write.existing = existing(args.force);
     let mut options = ToTiedOptions::default();
     options.base = base.as_ref();
-    options.strict = args.strict;
-    options.keep_equal = args.keep_equal;
+    options.strict = args.read.strict;
+    options.keep_equal = args.read.keep_equal;
     options.write = write;
     options.fma = match args.projection_rounding {
         ProjectionRounding::Fused => Fma::Fused,

@@ -32,14 +32,14 @@ fn from_tool(
     let mut inputs = vec![adapter];
     inputs.extend(to.base.as_deref());
     check_output(&to.output, Kind::File, to.force, &inputs)?;
-    let base = open_base(to.base.as_ref(), &to.names)?;
+    let base = open_base(to.base.as_ref(), &to.read.names)?;
     let mut write = WriteOptions::default();
-    write.zstd = to.zstd;
+    write.zstd = to.read.zstd;
     write.existing = existing(to.force);
     let mut options = ToTiedOptions::default();
     options.base = base.as_ref();
-    options.strict = to.strict;
-    options.keep_equal = to.keep_equal;
+    options.strict = to.read.strict;
+    options.keep_equal = to.read.keep_equal;
     options.write = write;
     let report = convert(adapter, &to.output, &options).map_err(|e| e.file(adapter))?;
     for note in &report.notes {
@@ -56,6 +56,7 @@ pub(crate) fn to_mlx(args: &TiedToMlx, output: &Output) -> Result<Outcome> {
     let mut options = MlxOptions::default();
     options.dtype = args.dtype;
     options.existing = existing(args.force);
+    options.renames = args.names.rename.clone();
     let blobs = blob_source(&args.blobs);
     let report = convert::tied_to_mlx(&args.adapter, &args.output, &args.base, &*blobs, &options)?;
     for note in &report.notes {

@@ -53,6 +53,9 @@ struct AdapterView {
     /// How its name says that it is quantised.
     #[serde(skip_serializing_if = "Option::is_none")]
     base_kind: Option<&'static str>,
+    /// How the base that is at hand is quantised.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    base_quantised: Option<QuantisedView>,
     task: Option<String>,
     fingerprint: Option<String>,
     provenance: BTreeMap<String, String>,
@@ -119,6 +122,7 @@ impl AdapterView {
             modules: adapter.modules().len(),
             base: base.and_then(|b| b.name.clone()),
             base_kind: base.and_then(|b| quantisation_of_name(b.name.as_deref()?)),
+            base_quantised: None,
             task: adapter.task.clone(),
             fingerprint: base.and_then(|b| b.weights.clone()),
             provenance: adapter.provenance.clone(),
@@ -155,7 +159,9 @@ impl AdapterView {
             ("modules", self.modules.to_string()),
         ];
         pairs.extend(self.base.clone().map(|b| ("base", b)));
-        if let Some(kind) = self.base_kind {
+        if let Some(quantised) = &self.base_quantised {
+            pairs.push(("base kind", quantised.text()));
+        } else if let Some(kind) = self.base_kind {
             pairs.push(("base kind", format!("{kind}, by its name")));
         }
         pairs.extend(
@@ -356,6 +362,7 @@ fn peft(path: &Path, args: &Inspect, output: &Output) -> Result<Outcome> {
         &adapter,
     );
     view.refused = base.as_ref().and_then(|base| by_merge(path, base));
+    view.base_quantised = base.as_ref().and_then(QuantisedView::of);
     output.report(&view, || view.text())?;
     Ok(Outcome::Success)
 }

@@ -31,7 +31,7 @@ pub(in crate::command::cmd) fn run(
         let message = "--untied with --calibrate is for --coded";
         return Err(Error::new(Code::Usage, message));
     }
-    let texts = texts::open(on.calibrate.as_deref(), &on.texts, &args.names.rename)?;
+    let texts = texts::open(on.calibrate.as_deref(), &on.texts, &args.read.names.rename)?;
     if let (Some(target), true) = (target, args.fit.untied) {
         return match &texts {
             Some(texts) => super::on_texts::code(args, adapter, texts, options, target, output),
