@@ -12,6 +12,7 @@ use super::elementwise::Elementwise;
 use super::exact::exact;
 use super::extras::{Added, by_elements, extras, scale_with_modules, weighted_sum};
 use super::factors::of_factors;
+use super::in_order::first_error;
 use super::input::CombineInput;
 use super::join::Numbers;
 use super::measure::{Measured, measured};
@@ -141,8 +142,7 @@ fn groups(
                 progress.advance(class.modules())?;
                 exact(class.members, Numbers::Kept)
             };
-            let groups = classes.into_par_iter().map(of);
-            let groups: Vec<Option<TieGroup>> = groups.collect::<Result<_>>()?;
+            let groups = first_error(classes.into_par_iter().map(of))?;
             together(groups.into_iter().flatten().collect()).map(whole)
         }
         CombineMethod::Svd => {
@@ -158,7 +158,7 @@ fn groups(
                 progress.advance(class.modules())?;
                 of_factors(class, inputs, &elementwise)
             };
-            let groups = classes.par_iter().map(of).collect::<Result<_>>()?;
+            let groups = first_error(classes.par_iter().map(of))?;
             together(groups).map(whole)
         }
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
+use super::in_order::first_error;
 use super::input::CombineInput;
 use super::report::CombinedModule;
 use crate::adapter::error::{left_columns, product_norm, ratio, right_columns};
@@ -50,7 +51,7 @@ pub(super) fn measured(
         progress.advance(parts.terms.len() as u64)?;
         of_module(name, &parts, result)
     };
-    modules.into_par_iter().map(of).collect()
+    first_error(modules.into_par_iter().map(of))
 }
 
 fn of_module(name: String, parts: &Parts<'_>, result: &Adapter) -> Result<Measured> {

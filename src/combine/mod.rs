@@ -30,6 +30,7 @@ mod exact;
 mod extras;
 mod factor_sum;
 mod factors;
+mod in_order;
 mod input;
 mod join;
 mod leading;

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::classes::{Class, Member};
 use super::exact::exact;
+use super::in_order::first_error;
 use super::input::CombineInput;
 use super::join::Numbers;
 use super::split::by_module;
@@ -68,7 +69,7 @@ pub(super) fn truncated(
         progress.check()?;
         exact(class.members, Numbers::Plain)
     };
-    let sources: Vec<Option<TieGroup>> = apart.into_par_iter().map(plain).collect::<Result<_>>()?;
+    let sources = first_error(apart.into_par_iter().map(plain))?;
     let sources: Vec<TieGroup> = sources.into_iter().flatten().collect();
     let (fixed, cut) = (squared_norm(&kept)?, squared_norm(&sources)?);
     if cut == 0.0 {
@@ -113,7 +114,7 @@ fn squared_norm(groups: &[TieGroup]) -> Result<f64> {
         }
         Ok(sum)
     };
-    let squares: Vec<f64> = groups.par_iter().map(of_group).collect::<Result<_>>()?;
+    let squares = first_error(groups.par_iter().map(of_group))?;
     Ok(squares.iter().sum())
 }
 

@@ -395,8 +395,8 @@ class Store:
     ) -> _Changes:
         """Look once at what changed; a loop of such calls is what the command does.
 
-        Append every line to a file, as JSON, and give the file as ``since`` the next time: nothing is lost, and nothing told
-        twice. Without ``since`` the lines say what is known now.
+        Append every line to a file, as JSON, and give the file as ``since`` the next time: nothing is lost, and
+        nothing told twice. Without ``since`` the lines say what is known now.
 
         Args:
             user: Only of this user.
