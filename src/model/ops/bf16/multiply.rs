@@ -102,10 +102,19 @@ pub(super) fn block(
         add,
     };
     // SAFETY: the sides have so many steps and the place so much room, as was measured.
+    unsafe { tiles(kernel, rows, panel, steps, &to) }
+}
+
+/// 32 rows × 32 columns by the kernel's instructions.
+///
+/// # Safety
+/// As for [`amx::block`] and [`avx512::block`]; the kernel is ready.
+unsafe fn tiles(kernel: Kernel, rows: &[u16], panel: &[u32], steps: usize, to: &Target) {
+    // SAFETY: as the caller promises.
     unsafe {
         match kernel {
-            Kernel::Amx => amx::block(rows, panel, steps, &to),
-            Kernel::Avx512 => avx512::block(rows, panel, steps, &to),
+            Kernel::Amx => amx::block(rows, panel, steps, to),
+            Kernel::Avx512 => avx512::block(rows, panel, steps, to),
         }
     }
 }
@@ -138,10 +147,7 @@ unsafe fn block_into(
         if !whole && to.add {
             load(to.start, to.stride, tall, wide, aside);
         }
-        match kernel {
-            Kernel::Amx => amx::block(rows, packed, steps, &place),
-            Kernel::Avx512 => avx512::block(rows, packed, steps, &place),
-        }
+        tiles(kernel, rows, packed, steps, &place);
         if !whole {
             store(to.start, to.stride, tall, wide, aside);
         }

@@ -5,6 +5,7 @@ use std::path::Path;
 use tlkit::Result;
 use tlkit::fit::calibrate::{CalibrateOptions, Calibration, CodedTexts, Kept, Stage};
 use tlkit::model::device;
+use tlkit::train::distil::Nearness;
 
 use crate::command::args::OnTexts;
 use crate::command::output::{number, plural, relative_error, table};
@@ -35,37 +36,50 @@ pub(super) fn open(
     Calibration::open(&reading).map(Some)
 }
 
-/// How near coded adapters are on texts held out.
-pub(super) fn coded_text(r: &CodedTexts) -> String {
-    let mark = |name: &str, kept: Kept| match r.kept == kept {
-        true => format!("{name} (written)"),
-        false => name.to_owned(),
-    };
+/// How near an adapter is on texts held out, and whether it is the one that is written.
+pub(super) struct StageRow<'a> {
+    pub(super) name: &'a str,
+    pub(super) stage: &'a Stage,
+    pub(super) written: bool,
+}
+
+/// A table of stages, below the base model without an adapter.
+pub(super) fn stages(base: &Nearness, lora_loss: f64, stages: &[StageRow<'_>]) -> String {
     let none = || "-".to_owned();
-    let row = |name: &str, stage: &Stage, kept: Kept| {
+    let mut rows = vec![vec![
+        "no adapter".to_owned(),
+        none(),
+        none(),
+        number(base.kl),
+        number(base.loss),
+        number(base.loss - lora_loss),
+    ]];
+    rows.extend(stages.iter().map(|row| {
+        let mark = if row.written { " (written)" } else { "" };
+        let stage = row.stage;
         vec![
-            mark(name, kept),
+            format!("{}{mark}", row.name),
             relative_error(stage.error),
             stage.output_error.map_or_else(none, relative_error),
             number(stage.near.kl),
             number(stage.near.loss),
             number(stage.loss_change),
         ]
-    };
-    let mut rows = vec![
-        vec![
-            "no adapter".to_owned(),
-            none(),
-            none(),
-            number(r.base.kl),
-            number(r.base.loss),
-            number(r.base.loss - r.lora_loss),
-        ],
-        row("coded to the updates", &r.plain, Kept::Plain),
-    ];
-    rows.extend((r.calibrated.as_ref()).map(|s| row("coded to the outputs", s, Kept::Calibrated)));
+    }));
     let header = ["", "updates", "outputs", "KL", "loss", "change"];
-    let table = table(&header, &[1, 2, 3, 4, 5], rows);
+    table(&header, &[1, 2, 3, 4, 5], rows)
+}
+
+/// How near coded adapters are on texts held out.
+pub(super) fn coded_text(r: &CodedTexts) -> String {
+    let row = |name, stage, kept: Kept| StageRow {
+        name,
+        stage,
+        written: r.kept == kept,
+    };
+    let mut rows = vec![row("coded to the updates", &r.plain, Kept::Plain)];
+    rows.extend((r.calibrated.as_ref()).map(|s| row("coded to the outputs", s, Kept::Calibrated)));
+    let table = stages(&r.base, r.lora_loss, &rows);
     let outputs = match r.calibrated {
         Some(_) => format!(
             "updates, outputs: relative errors, outputs on {}; both take the same bytes\n",

@@ -4,14 +4,15 @@ use std::path::Path;
 
 use serde::Serialize;
 use tlkit::convert::{ToTiedOptions, import_tied};
-use tlkit::fit::calibrate::{CalibrateReport, Calibration, Kept, Stage};
+use tlkit::fit::calibrate::{CalibrateReport, Calibration, Kept};
 use tlkit::fit::{CodeTarget, FitOptions, ToFitted, write_fitted};
 use tlkit::train::distil::DistilOptions;
 use tlkit::{Error, Result};
 
 use super::tied::fitted_tables;
 use crate::command::args::PeftToTied;
-use crate::command::output::{Outcome, Output, number, plural, relative_error, table};
+use crate::command::cmd::texts::{StageRow, stages};
+use crate::command::output::{Outcome, Output, number, plural, relative_error};
 use crate::command::progress::{Work, with_progress};
 
 /// A fit with what it does to texts.
@@ -73,33 +74,13 @@ pub(super) fn run(
 }
 
 fn calibration_text(r: &CalibrateReport) -> String {
-    let mark = |name: &str, kept: bool| match kept {
-        true => format!("{name} (written)"),
-        false => name.to_owned(),
-    };
-    let row = |name: &str, stage: &Stage, written: bool| {
-        vec![
-            mark(name, written),
-            relative_error(stage.error),
-            stage
-                .output_error
-                .map_or_else(|| "-".to_owned(), relative_error),
-            number(stage.near.kl),
-            number(stage.near.loss),
-            number(stage.loss_change),
-        ]
+    let row = |name, stage, written| StageRow {
+        name,
+        stage,
+        written,
     };
     let written = |kept: Kept| r.coded.is_none() && r.kept == kept;
-    let none = || "-".to_owned();
     let mut rows = vec![
-        vec![
-            "no adapter".to_owned(),
-            none(),
-            none(),
-            number(r.base.kl),
-            number(r.base.loss),
-            number(r.base.loss - r.lora_loss),
-        ],
         row("fit to the updates", &r.plain, written(Kept::Plain)),
         row(
             "fit to the outputs",
@@ -109,8 +90,7 @@ fn calibration_text(r: &CalibrateReport) -> String {
     ];
     rows.extend((r.distilled.as_ref()).map(|s| row("distilled", s, written(Kept::Distilled))));
     rows.extend((r.coded.as_ref()).map(|s| row("the nearer one, coded", s, true)));
-    let header = ["", "updates", "outputs", "KL", "loss", "change"];
-    let table = table(&header, &[1, 2, 3, 4, 5], rows);
+    let table = stages(&r.base, r.lora_loss, &rows);
     format!(
         "{table}\n\n\
          updates, outputs: relative errors, outputs on {}, where no tied adapter of these ranks\n\
