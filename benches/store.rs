@@ -179,6 +179,15 @@ fn main() {
     });
     row("put, synced", all, started.elapsed());
     let (bytes, blocks) = disk(&folder);
+    let packed = dir.path().join("packed");
+    let started = Instant::now();
+    let store = Store::init(packed.to_str().unwrap(), GRACE).unwrap();
+    store.publish(&shared).unwrap();
+    (0..users)
+        .into_par_iter()
+        .for_each(|user| put_all(&store, user, tasks, &(&a, &b)));
+    row("put all of a user, synced", all, started.elapsed());
+    let (packed_bytes, packed_blocks) = disk(&packed);
 
     let store = Store::open(address).unwrap();
     let started = Instant::now();
@@ -228,10 +237,28 @@ fn main() {
         per(blocks)
     );
     println!(
+        "  store, all of a user put at once           {:>10.0}   {:>10.0}",
+        per(packed_bytes),
+        per(packed_blocks)
+    );
+    println!(
         "  plain .tl files                            {:>10.0}   {:>10.0}",
         per(file_bytes),
         per(file_blocks)
     );
+}
+
+/// Puts all adapters of a user at once, as an import does.
+fn put_all(store: &Store, user: u64, tasks: u64, (a, b): &(&Factor, &Factor)) {
+    let names: Vec<AdapterName> = (0..tasks).map(|task| name(user, task)).collect();
+    let packages: Vec<_> = (0..tasks)
+        .map(|task| package_adapter(&adapter(a, b, user * tasks + task)).unwrap())
+        .collect();
+    let batch = store.batch(&names[0].user).unwrap();
+    let adapters: Vec<_> = names.iter().zip(&packages).collect();
+    for put in batch.put_all(&adapters) {
+        assert_eq!(put.unwrap().version, 1);
+    }
 }
 
 /// Tasks of each user of [`scale`].
@@ -268,16 +295,22 @@ fn one_scale(dir: &Path, address: &str, size: u64) {
         let peak = peak_kb() / 1024;
         println!("| {all} | {what} | {seconds:.2} | {each:.0} | {peak} |");
     };
-    step("put, synced", all, &|| {
-        (0..users).into_par_iter().for_each(|user| {
-            for task in 0..TASKS {
-                let package = package_adapter(&adapter(&a, &b, user * TASKS + task)).unwrap();
-                store.put(&name(user, task), &package, None).unwrap();
-            }
-        });
+    step("put all of each user at once, synced", all, &|| {
+        (0..users)
+            .into_par_iter()
+            .for_each(|user| put_all(&store, user, TASKS, &(&a, &b)));
     });
+    let (bytes, blocks) = disk(Path::new(address));
+    println!("| {all} | bytes of objects, and on disk: {bytes}, {blocks} | | | |");
     let user = name(users / 2, 0).user;
     let store = Store::open(address).unwrap();
+    step("put 100 new versions, one after another", TASKS, &|| {
+        for task in 0..TASKS {
+            let package = package_adapter(&adapter(&a, &b, all + task)).unwrap();
+            let name = name(task % users, task % TASKS);
+            store.put(&name, &package, None).unwrap();
+        }
+    });
     step("list one tenant, 10 times", 10, &|| {
         for _ in 0..10 {
             assert_eq!(store.list(&user).unwrap().len() as u64, TASKS);
@@ -307,7 +340,8 @@ fn one_scale(dir: &Path, address: &str, size: u64) {
     });
     step("fsck", all, &|| {
         let checked = store.fsck(None, Progress::new()).unwrap();
-        assert_eq!((checked.versions, checked.problems.len()), (all, 0));
+        assert_eq!(checked.versions, all + TASKS);
+        assert_eq!(checked.problems.len(), 0);
     });
     step("gc, nothing to do", all, &|| {
         store.collect(&CollectOptions::default()).unwrap();
@@ -327,7 +361,7 @@ fn one_scale(dir: &Path, address: &str, size: u64) {
     if all <= 100_000 {
         step("sync into an empty store", all, &|| {
             let done = sync(&store, &copy, &SyncOptions::default(), Progress::new()).unwrap();
-            assert_eq!((done.versions, done.failed.len()), (all, 0));
+            assert_eq!((done.versions, done.failed.len()), (all + TASKS, 0));
         });
         step("sync again", all, &|| {
             let done = sync(&store, &copy, &SyncOptions::default(), Progress::new()).unwrap();

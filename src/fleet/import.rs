@@ -12,10 +12,13 @@ use crate::error::{Code, Error, Result};
 use crate::fit::CodeTarget;
 use crate::format::NoBlobs;
 use crate::progress::Progress;
-use crate::store::{AdapterName, Batch, Name, PutReport, Store, Which};
+use crate::store::{AdapterName, Batch, Name, Package, PutReport, Store, Which};
 
 /// Adapters that are put at a time, where none is coded.
 const WRITERS: usize = 16;
+
+/// Adapters of a tenant that are read before they are put, where they are small.
+const TOGETHER: usize = 128;
 
 /// An adapter to put, and whose it is; names as they stand in its path.
 #[derive(Debug, Clone)]
@@ -124,17 +127,11 @@ pub fn import(
             true => None,
             false => Some(store.batch(&user)?),
         };
-        let one = |(candidate, name): &(&Candidate, AdapterName)| {
-            progress.check()?;
-            let row = match put(batch.as_ref(), candidate, name, options) {
-                Err(e) if is_the_end(&e) => return Err(e),
-                Err(e) => failed(candidate, Some(name), &e),
-                Ok(row) => row,
-            };
-            progress.advance(1)?;
-            Ok(row)
-        };
-        adapters.par_iter().map(one).collect::<Result<Vec<_>>>()
+        let mut rows = Vec::with_capacity(adapters.len());
+        for some in adapters.chunks(TOGETHER) {
+            rows.extend(together(batch.as_ref(), some, options, progress)?);
+        }
+        Ok(rows)
     };
     let all = || by_user.into_par_iter().map(of_user).collect::<Result<_>>();
     let put: Vec<Vec<ImportedRow>> = match options.code.is_some() || options.dry_run {
@@ -183,34 +180,94 @@ fn named(candidate: &Candidate, taken: &mut BTreeSet<(Name, Name)>) -> Result<Ad
     named().map_err(|e| e.file(&candidate.path))
 }
 
-fn put(
+/// An adapter that was read, and what coding it came to.
+type Packed = (Package, Option<CodedAs>);
+
+/// Puts some adapters of one tenant: the small ones at once, each other one when it was read, so that no two are in memory.
+fn together(
     batch: Option<&Batch<'_>>,
-    candidate: &Candidate,
-    name: &AdapterName,
+    adapters: &[(&Candidate, AdapterName)],
     options: &ImportOptions,
-) -> Result<ImportedRow> {
+    progress: Progress<'_>,
+) -> Result<Vec<ImportedRow>> {
+    let row = |at: &(&Candidate, AdapterName), packed: &Packed, put: Result<PutReport>| {
+        let (candidate, name) = at;
+        let row = match put {
+            Err(e) if is_the_end(&e) => return Err(e),
+            Err(e) => failed(candidate, Some(name), &e),
+            Ok(report) => imported(candidate, name, packed, &report, options.dry_run),
+        };
+        progress.advance(1)?;
+        Ok(row)
+    };
+    let read = |at: &(&Candidate, AdapterName)| {
+        progress.check()?;
+        let (candidate, name) = at;
+        let packed = match read(candidate, options) {
+            Ok(packed) => packed,
+            Err(e) if is_the_end(&e) => return Err(e),
+            Err(e) => {
+                progress.advance(1)?;
+                return Ok(Err(failed(candidate, Some(name), &e)));
+            }
+        };
+        let report = match batch {
+            None => Ok(PutReport {
+                bytes: packed.0.logical_bytes(),
+                ..PutReport::default()
+            }),
+            Some(batch) if packed.0.logical_bytes() > Batch::MAX_PACKED_BYTES => {
+                batch.put(name, &packed.0)
+            }
+            Some(_) => return Ok(Ok(packed)),
+        };
+        Ok(Err(row(at, &packed, report)?))
+    };
+    let read: Vec<Result<std::result::Result<Packed, ImportedRow>>> =
+        adapters.par_iter().map(read).collect();
+    let read: Vec<_> = read.into_iter().collect::<Result<_>>()?;
+    let small: Vec<(&(&Candidate, AdapterName), &Packed)> = adapters
+        .iter()
+        .zip(&read)
+        .filter_map(|(at, read)| Some((at, read.as_ref().ok()?)))
+        .collect();
+    let named: Vec<(&AdapterName, &Package)> =
+        small.iter().map(|((_, n), (p, _))| (n, p)).collect();
+    let put = batch.map_or_else(Vec::new, |batch| batch.put_all(&named));
+    let rows = small.iter().zip(put);
+    let mut rows = rows
+        .map(|((at, packed), put)| row(at, packed, put))
+        .collect::<Result<Vec<_>>>()?;
+    rows.extend(read.into_iter().filter_map(std::result::Result::err));
+    Ok(rows)
+}
+
+fn read(candidate: &Candidate, options: &ImportOptions) -> Result<Packed> {
     let conversion = ToTiedOptions::default();
     let packed = package_coded(&candidate.path, &conversion, &NoBlobs, options.code);
     let (package, coded, _) = packed.map_err(|e| e.file(&candidate.path))?;
-    let report = match batch {
-        None => PutReport {
-            bytes: package.logical_bytes(),
-            ..PutReport::default()
-        },
-        Some(batch) => batch.put(name, &package)?,
-    };
-    Ok(ImportedRow {
+    Ok((package, coded))
+}
+
+fn imported(
+    candidate: &Candidate,
+    name: &AdapterName,
+    (package, coded): &Packed,
+    report: &PutReport,
+    dry_run: bool,
+) -> ImportedRow {
+    ImportedRow {
         path: candidate.path.display().to_string(),
         adapter: Some(name.to_string()),
-        version: (!options.dry_run).then_some(report.version),
+        version: (!dry_run).then_some(report.version),
         root: Some(package.root.to_string()),
         unchanged: report.unchanged,
         bytes: report.bytes,
         written: report.written,
-        coded,
+        coded: *coded,
         code: None,
         message: None,
-    })
+    }
 }
 
 fn failed(candidate: &Candidate, name: Option<&AdapterName>, error: &Error) -> ImportedRow {

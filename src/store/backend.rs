@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::io::ErrorKind;
+use std::ops::Range;
 use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::time::Duration;
@@ -252,6 +253,43 @@ impl Backend {
         let reads = keys.iter().map(|key| self.fetch(key, limit));
         let all = futures_util::stream::iter(reads).buffered(PARALLEL);
         self.runtime.block_on(all.collect())
+    }
+
+    /// Parts of one object, in the order of `ranges`; `None` where there is no object.
+    ///
+    /// # Errors
+    /// [`Code::StoreDamaged`] where it is shorter; [`Code::StoreBackend`].
+    pub(super) fn read_ranges(
+        &self,
+        key: &str,
+        ranges: &[Range<u64>],
+    ) -> Result<Option<Vec<Bytes>>> {
+        let path = self.path(key)?;
+        let short = || {
+            let message = "it is shorter than what should be in it";
+            Error::new(Code::StoreDamaged, message).file(self.show(key))
+        };
+        let get = || self.objects.get_ranges(&path, ranges);
+        let e = match self.runtime.block_on(again(get)) {
+            Ok(parts) => {
+                let full = |(part, range): (&bytes::Bytes, &Range<u64>)| {
+                    part.len() as u64 == range.end - range.start
+                };
+                return match parts.iter().zip(ranges).all(full) {
+                    true => Ok(Some(parts.into_iter().map(Bytes::from_owner).collect())),
+                    false => Err(short()),
+                };
+            }
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            Err(e) => e,
+        };
+        // How a service says that a range is not there differs from one to the next.
+        let head = || self.objects.head(&path);
+        let end = ranges.iter().map(|r| r.end).max().unwrap_or(0);
+        match self.runtime.block_on(again(head)) {
+            Ok(meta) if meta.size < end => Err(short()),
+            _ => Err(self.failed("read", key, e)),
+        }
     }
 
     async fn fetch(&self, key: &str, limit: u64) -> Result<Option<Bytes>> {

@@ -1,5 +1,9 @@
 //! Puts of many adapters of one tenant, which share what a put reads before it writes.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use rayon::prelude::*;
+
 use super::blob;
 use super::failure::is_damage;
 use super::handle::Store;
@@ -9,7 +13,10 @@ use super::name::{AdapterName, Name};
 use super::original::{Content, Original, OriginalBlob};
 use super::put::{Package, PutReport};
 use super::record::Version;
-use crate::error::{Code, Result};
+use crate::error::{Code, Error, Result};
+
+/// Fewest adapters that share an object: a state and its fence are objects too.
+const MIN_PACKED: usize = if cfg!(test) { 1 } else { 4 };
 
 /// Puts into one tenant, from any number of threads.
 ///
@@ -40,6 +47,9 @@ impl Store {
 }
 
 impl Batch<'_> {
+    /// Most logical bytes of an adapter that [`put_all`](Self::put_all) lets share an object.
+    pub const MAX_PACKED_BYTES: u64 = 256 << 10;
+
     /// As [`Store::put`], of an adapter of the batch's tenant.
     ///
     /// # Errors
@@ -68,6 +78,87 @@ impl Batch<'_> {
                 ..PutReport::default()
             }),
         }
+    }
+
+    /// As [`put`](Self::put) of each, in their order. Small ones of which the store has none share an object, where there are
+    /// some: they are durable when this returns, not before.
+    pub fn put_all(&self, adapters: &[(&AdapterName, &Package)]) -> Vec<Result<PutReport>> {
+        let mut done: BTreeMap<usize, Result<PutReport>> = BTreeMap::new();
+        if let Some(target) = &self.target {
+            let mut names = BTreeSet::new();
+            let new = adapters.iter().enumerate().filter(|(_, (name, package))| {
+                let subject = Subject::Adapter(name.task.clone());
+                name.latest_only().is_ok()
+                    && name.user == *target.user
+                    && target.sequences.last(&subject).is_none()
+                    && package.logical_bytes() <= Self::MAX_PACKED_BYTES
+                    && names.insert(&name.task)
+            });
+            let new: Vec<(usize, &AdapterName, &Package)> = new
+                .map(|(n, (name, package))| (n, *name, *package))
+                .collect();
+            done = self.pack(target, &new);
+        }
+        let all = adapters.iter().enumerate();
+        let rest: Vec<_> = all.filter(|(n, _)| !done.contains_key(n)).collect();
+        let put = each(&rest, |(n, (name, package))| (*n, self.put(name, package)));
+        done.extend(put);
+        done.into_values().collect()
+    }
+
+    /// Puts adapters into packs, as far as they get there; of the others nothing is said.
+    fn pack(
+        &self,
+        target: &Target<'_>,
+        new: &[(usize, &AdapterName, &Package)],
+    ) -> BTreeMap<usize, Result<PutReport>> {
+        let mut done = BTreeMap::new();
+        let known = target.state.collection().is_ok();
+        if !target.store.packs || !known || new.len() < MIN_PACKED {
+            return done;
+        }
+        let packings_of = |(n, name, package): &(usize, &AdapterName, &Package)| {
+            let original = self.original(package);
+            let packing = original.and_then(|o| target.packing(&name.task, &o));
+            (*n, packing)
+        };
+        let mut packings = Vec::new();
+        for (n, packing) in each(new, packings_of) {
+            match packing {
+                Ok(packing) => packings.push((n, packing)),
+                Err(e) => {
+                    done.insert(n, Err(e));
+                }
+            }
+        }
+        let (numbers, packings): (Vec<usize>, Vec<_>) = packings.into_iter().unzip();
+        let packed = match target.add_packed(&packings) {
+            Ok(packed) => packed,
+            // Another writer was faster, again and again.
+            Err(e) if e.code() == Code::StoreConflict || is_damage(&e) => BTreeSet::new(),
+            Err(e) => {
+                let again =
+                    |_| Error::new(e.code(), e.message()).file(target.store.backend.address());
+                done.extend(numbers.iter().map(|n| (*n, Err(again(n)))));
+                return done;
+            }
+        };
+        for (n, packing) in numbers.into_iter().zip(packings) {
+            let place = new.iter().find(|(of, _, _)| *of == n);
+            if let (true, Some((_, name, package))) = (packed.contains(&packing.task), place) {
+                let report = PutReport {
+                    adapter: format!("{}/{}", name.user, name.task),
+                    version: 1,
+                    root: package.root.to_string(),
+                    bytes: package.logical_bytes(),
+                    written: packing.written + packing.record.len() as u64,
+                    known_blobs: packing.known,
+                    ..PutReport::default()
+                };
+                done.insert(n, Ok(report));
+            }
+        }
+        done
     }
 
     fn original(&self, package: &Package) -> Result<Original> {
@@ -107,10 +198,16 @@ impl Batch<'_> {
     }
 }
 
+/// In parallel where the caller is in a pool of threads: most of the time is waiting for the store.
+fn each<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync + Send) -> Vec<R> {
+    match rayon::current_thread_index() {
+        Some(_) => items.par_iter().map(work).collect(),
+        None => items.iter().map(work).collect(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use rayon::prelude::*;
-
     use super::super::layout;
     use super::super::testing::sample;
     use super::*;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::pack::index::KnownPacks;
 use super::record::Settings;
 use crate::digest::Digest;
 
@@ -13,6 +14,8 @@ pub(super) struct Cache {
     pub(super) public: Option<Arc<BTreeMap<Digest, u64>>>,
     /// Published blobs whose bytes were verified since the store was opened.
     pub(super) verified: BTreeSet<Digest>,
+    /// Of some tenants, by the folder of their records, where records lie in packs.
+    pub(super) packs: KnownPacks,
     /// What was found damaged and worked around.
     pub(super) warnings: Vec<String>,
 }

@@ -207,7 +207,7 @@ impl Store {
         let records = layout::records(user);
         let sequences = self.sequences(&records)?;
         let mut objects: BTreeMap<String, u64> = BTreeMap::new();
-        for folder in [records, layout::blobs(user)] {
+        for folder in [records, layout::blobs(user), layout::packs(user)] {
             let found = self.backend.list(&folder)?;
             objects.extend(found.into_iter().map(|e| (e.key, e.bytes)));
         }
@@ -223,7 +223,8 @@ impl Store {
                 blob_bytes: Vec::new(),
                 error: None,
             };
-            let key = sequences.key(&Subject::Adapter(stored.task.clone()), number);
+            let subject = Subject::Adapter(stored.task.clone());
+            let key = sequences.key(&subject, number);
             match read {
                 Err(e) if is_damage(&e) => stored.error = Some(e),
                 Err(e) => return Err(e),
@@ -232,6 +233,11 @@ impl Store {
                     stored.manifest = read.manifest;
                 }
                 Ok(_) => continue,
+            }
+            if let Some(slot) = sequences.packs.slot(&subject, number) {
+                stored.bytes += slot.bytes();
+                let pack = objects.get_mut(&layout::pack(user, slot.pack));
+                pack.map(|bytes| *bytes = bytes.saturating_sub(slot.bytes()));
             }
             let mut take = |key: &str| {
                 let bytes = objects.remove(key);
@@ -386,7 +392,7 @@ impl Store {
             if void || state.dead.contains(&key) {
                 return Ok(Some(Lost { before }));
             }
-            if self.rescue(&folder, &view.state, [&key].into_iter())? {
+            if self.rescue(&folder, &view.state, [&key].into_iter(), false)? {
                 return Ok(match self.exists(&key)? {
                     true => None,
                     false => Some(Lost { before }),
@@ -502,7 +508,8 @@ impl Store {
     /// [`Code::StoreBackend`].
     pub fn tenant_stat(&self, user: &Name) -> Result<TenantStat> {
         let sequences = self.sequences(&layout::records(user))?;
-        let blobs = self.backend.list(&layout::blobs(user))?;
+        let mut blobs = self.backend.list(&layout::blobs(user))?;
+        blobs.extend(self.pack_objects(user)?);
         let listed = self.list(user)?;
         let settings = self.settings();
         let own = settings.quotas.get(user).copied();

@@ -105,6 +105,17 @@ impl Store {
         let Some(last) = view.sequences.last(subject) else {
             return Ok(Standing::Unknown);
         };
+        // What a pack has is the record, and an object of its own with this key is none.
+        if view.sequences.packs.slot(subject, record.number).is_some() {
+            let packed = self.record(&view.sequences.key(subject, record.number));
+            let packed = match packed {
+                Err(e) if is_damage(&e) => None,
+                packed => packed?,
+            };
+            if packed.is_none_or(|read| read.digest() != record.digest) {
+                return Ok(Standing::Void);
+            }
+        }
         if last == record.number {
             return Ok(Standing::Holds);
         }
@@ -122,6 +133,26 @@ impl Store {
         })
     }
 
+    /// The records of a tenant, for whoever appends to them: what it follows may be an object that a pack is about to make
+    /// none, as long as there is a fence, so that goes first.
+    pub(super) fn unfenced(&self, folder: &str) -> Result<Sequences> {
+        for _ in 0..ATTEMPTS {
+            let sequences = self.sequences(folder)?;
+            let Some(state) = &sequences.state else {
+                return Ok(sequences);
+            };
+            #[cfg(test)]
+            if self.fenceless {
+                return Ok(sequences);
+            }
+            if state.collection().map_or(true, |s| s.fence.is_none()) {
+                return Ok(sequences);
+            }
+            self.rescue(folder, state, std::iter::empty(), true)?;
+        }
+        Err(conflict("the garbage"))
+    }
+
     /// Appends a record that has nothing but its body, and knows that it was: `make` says what, from
     /// the listing that it follows.
     pub(super) fn append_surely(
@@ -131,7 +162,7 @@ impl Store {
         make: &mut dyn FnMut(&Sequences) -> Result<Body>,
     ) -> Result<(Sequences, Option<View>)> {
         for _ in 0..ATTEMPTS {
-            let sequences = self.sequences(folder)?;
+            let sequences = self.unfenced(folder)?;
             let body = make(&sequences)?;
             let Some(appended) = self.append(&sequences, subject, body)? else {
                 continue;
@@ -159,7 +190,12 @@ impl Store {
                 Standing::Void => return Ok(Outcome::Void),
                 Standing::Unknown => return Ok(Outcome::Unknown),
             }
-            if claim.names.is_empty() {
+            // A pack may be about to have a record of this number, whose writer has not seen this one.
+            let state = view.state.collection();
+            let fenced = claim.record.number == 1 && state.is_ok_and(|s| s.fence.is_some());
+            #[cfg(test)]
+            let fenced = fenced && !self.fenceless;
+            if claim.names.is_empty() && !fenced {
                 return Ok(Outcome::Holds);
             }
             let known = claim.seen.last(&Subject::Collection).unwrap_or(0);
@@ -176,10 +212,10 @@ impl Store {
                 return Ok(Outcome::Void);
             }
             let keys = claim.names.iter().chain([&own]);
-            if !self.rescue(&claim.seen.folder, &view.state, keys)? {
+            if !self.rescue(&claim.seen.folder, &view.state, keys, fenced)? {
                 continue;
             }
-            return match view.state.number == known {
+            return match view.state.number == known || claim.names.is_empty() {
                 true => Ok(Outcome::Holds),
                 false => self.all_there(claim.names),
             };
@@ -187,21 +223,22 @@ impl Store {
         Err(conflict("the garbage"))
     }
 
-    /// Takes condemned keys back; `false` where the state is no longer the last one.
+    /// Takes condemned keys back, and a fence away where asked; `false` where the state is no longer the last one.
     pub(super) fn rescue<'k>(
         &self,
         folder: &str,
         state: &State,
         keys: impl Iterator<Item = &'k String>,
+        fenced: bool,
     ) -> Result<bool> {
         let collection = state.collection()?;
         let condemned: Vec<&String> = keys
             .filter(|k| collection.condemned.contains_key(*k))
             .collect();
-        if condemned.is_empty() {
+        if condemned.is_empty() && !fenced {
             return Ok(true);
         }
-        let mut next = collection.clone();
+        let mut next = state.next()?;
         for key in condemned {
             next.condemned.remove(key);
         }
@@ -212,9 +249,12 @@ impl Store {
     pub(super) fn condemn_records(&self, folder: &str, keys: &BTreeSet<String>) -> Result<()> {
         for _ in 0..ATTEMPTS {
             let state = self.state(&self.sequences(folder)?)?;
-            let mut next = state.collection()?.clone();
+            let mut next = state.next()?;
             let now = (self.now)();
-            let new = keys.iter().filter(|k| !next.dead.contains(*k));
+            // A record in a pack is another writer's, and the object of its key goes as it is.
+            let own =
+                |k: &&String| !next.dead.contains(*k) && next.packs.slot_at(folder, k).is_none();
+            let new = keys.iter().filter(own);
             let new: BTreeMap<String, u64> = new.map(|k| (k.clone(), now)).collect();
             if new.keys().all(|k| next.condemned.contains_key(k)) {
                 return Ok(());
@@ -229,7 +269,7 @@ impl Store {
 
     /// Whether all of these blobs are there, as they were first written: one that was restored may
     /// have been deleted before, by a request that is still on its way.
-    fn all_there(&self, keys: &BTreeSet<String>) -> Result<Outcome> {
+    pub(super) fn all_there(&self, keys: &BTreeSet<String>) -> Result<Outcome> {
         for key in keys {
             match self.backend.read(key, u64::MAX)? {
                 None => return Ok(Outcome::Void),

@@ -17,6 +17,11 @@ impl Dropped {
         self.0.is_empty()
     }
 
+    /// The tasks of which versions were taken.
+    pub(super) fn tasks(&self) -> impl Iterator<Item = &Name> {
+        self.0.keys()
+    }
+
     pub(super) fn contains(&self, task: &Name, number: u64) -> bool {
         let runs = self.0.get(task);
         let inside = |[first, last]: &[u64; 2]| (*first..=*last).contains(&number);

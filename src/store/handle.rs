@@ -26,6 +26,8 @@ pub struct Store {
     pub(super) grace: u64,
     /// Whether there are no records of builds that did not say where they lie.
     pub(super) bound: bool,
+    /// Whether records may lie in packs.
+    pub(super) packs: bool,
     pub(super) known: KnownSettings,
     pub(super) cache: Mutex<Cache>,
     pub(super) now: Arc<dyn Fn() -> u64 + Send + Sync>,
@@ -33,6 +35,9 @@ pub struct Store {
     /// A writer that does not look again after it wrote, to see that the tests notice.
     #[cfg(test)]
     pub(super) careless: bool,
+    /// A writer that passes by fences, likewise.
+    #[cfg(test)]
+    pub(super) fenceless: bool,
 }
 
 impl fmt::Debug for Store {
@@ -95,12 +100,15 @@ impl Store {
             origin: Digest::of(&json).hex()[..16].to_owned(),
             grace: marker.grace,
             bound: marker.binds_records(),
+            packs: marker.has_packs(),
             known: KnownSettings::default(),
             cache: Mutex::default(),
             now: Arc::new(unix_time),
             random: Arc::new(random),
             #[cfg(test)]
             careless: false,
+            #[cfg(test)]
+            fenceless: false,
         };
         store.known = store.read_settings()?;
         Ok(store)

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::name::Name;
+use super::pack::name::PackName;
 use crate::digest::Digest;
 
 /// What makes a place a store.
@@ -21,7 +22,7 @@ pub(super) const MAX_NUMBER: u64 = 9_999_999_999;
 pub(super) const DAMAGED: &str = "damaged";
 /// The folders right below the store, and right below a tenant.
 pub(super) const IN_STORE: [&str; 4] = [TENANTS, PUBLIC, STORE_RECORDS, DAMAGED];
-pub(super) const IN_TENANT: [&str; 2] = ["records", "blobs"];
+pub(super) const IN_TENANT: [&str; 3] = ["records", "blobs", "packs"];
 
 /// Keys of objects that repairs have set aside.
 pub(super) type Moved = BTreeSet<String>;
@@ -90,6 +91,27 @@ pub(super) fn blobs(user: &Name) -> String {
     format!("{TENANTS}/{user}/blobs")
 }
 
+/// The folder of a tenant's packs.
+pub(super) fn packs(user: &Name) -> String {
+    format!("{TENANTS}/{user}/packs")
+}
+
+/// The tenant whose records are in a folder.
+pub(super) fn tenant_of(records: &str) -> Option<Name> {
+    let user = records.strip_prefix(TENANTS)?.strip_prefix('/')?;
+    user.strip_suffix("/records")?.parse().ok()
+}
+
+/// The key of a pack.
+pub(super) fn pack(user: &Name, name: PackName) -> String {
+    format!("{}/{name}", packs(user))
+}
+
+/// The pack at a key right below a tenant's `folder` of packs.
+pub(super) fn parse_pack(folder: &str, key: &str) -> Option<PackName> {
+    key.strip_prefix(folder)?.strip_prefix('/')?.parse().ok()
+}
+
 /// The key of record `number` of a sequence in `folder`.
 pub(super) fn record(folder: &str, subject: &Subject, number: u64) -> String {
     format!("{folder}/{}@{number:010}", subject.stem())
@@ -152,8 +174,11 @@ pub(super) fn is_key(key: &str) -> bool {
             .strip_prefix('/')?
             .split_once('/')?;
         let user: Name = user.parse().ok()?;
-        let blob = below.starts_with("blobs/") && parse_blob(&blobs(&user), key).is_some();
-        Some(blob || parse_record(&records(&user), key).is_some())
+        Some(match below.split_once('/')?.0 {
+            "blobs" => parse_blob(&blobs(&user), key).is_some(),
+            "packs" => parse_pack(&packs(&user), key).is_some(),
+            _ => parse_record(&records(&user), key).is_some(),
+        })
     };
     key == MARKER
         || parse_blob(PUBLIC, key).is_some()

@@ -7,7 +7,9 @@ use super::failure::{ATTEMPTS, conflict};
 use super::handle::Store;
 use super::layout::{self, Subject};
 use super::name::Name;
+use super::pack::index::Packs;
 use super::record::{self, MAX_RECORD_BYTES, Read};
+use super::state::State;
 use crate::error::{Code, Error, Result};
 use crate::tensor::Bytes;
 
@@ -17,12 +19,24 @@ pub(super) struct Sequences {
     pub(super) numbers: BTreeMap<Subject, Vec<u64>>,
     /// Keys that are no record's.
     pub(super) foreign: Vec<String>,
-    /// Bytes of all records as objects.
+    /// Bytes of all records that are objects.
     pub(super) bytes: u64,
+    /// Where records lie that have no object of their own.
+    pub(super) packs: Packs,
+    /// Keys of objects that are none, since the record of this key lies in a pack.
+    pub(super) shadowed: Vec<String>,
+    /// The last state of collection, where it was read.
+    pub(super) state: Option<State>,
 }
 
 impl Store {
+    /// The records of a tenant, or of the store itself, in packs or not.
     pub(super) fn sequences(&self, folder: &str) -> Result<Sequences> {
+        self.with_packs(self.listed(folder)?, None)
+    }
+
+    /// The records that are objects of their own.
+    pub(super) fn listed(&self, folder: &str) -> Result<Sequences> {
         Ok(Sequences::of(folder, self.backend.list(folder)?))
     }
 
@@ -31,7 +45,20 @@ impl Store {
         let listed = self.backend.list_many(folders);
         let of =
             |(folder, listed): (&String, Result<Vec<Entry>>)| Ok(Sequences::of(folder, listed?));
-        folders.iter().zip(listed).map(of).collect()
+        let listed: Vec<Result<Sequences>> = folders.iter().zip(listed).map(of).collect();
+        let last = |listed: &Result<Sequences>| {
+            let listed = listed.as_ref().ok().filter(|_| self.packs)?;
+            let number = listed.last(&Subject::Collection)?;
+            Some(listed.key(&Subject::Collection, number))
+        };
+        let states: Vec<Option<String>> = listed.iter().map(last).collect();
+        let keys: Vec<String> = states.iter().flatten().cloned().collect();
+        let mut objects = self.backend.read_many(&keys, MAX_RECORD_BYTES).into_iter();
+        let whole = |(listed, state): (Result<Sequences>, Option<String>)| {
+            let object = state.and_then(|_| objects.next());
+            self.with_packs(listed?, object)
+        };
+        listed.into_iter().zip(states).map(whole).collect()
     }
 
     /// As [`sequences`](Self::sequences), where a number that is missing before a larger one was there and is gone,
@@ -57,7 +84,7 @@ impl Store {
 
     /// The record at a key.
     pub(super) fn record(&self, key: &str) -> Result<Option<Read>> {
-        let object = self.backend.read(key, MAX_RECORD_BYTES)?;
+        let object = self.record_object(key)?;
         object.map(|o| self.decode(key, &o)).transpose()
     }
 
@@ -99,7 +126,7 @@ impl Store {
 
     /// The records at some keys, a few at a time.
     pub(super) fn records(&self, keys: &[String]) -> Vec<Result<Option<Read>>> {
-        let objects = self.backend.read_many(keys, record::MAX_RECORD_BYTES);
+        let objects = self.record_objects(keys);
         let decode = |(key, object): (&String, Result<Option<Bytes>>)| {
             let object = object?;
             object.map(|o| self.decode(key, &o)).transpose()
@@ -115,6 +142,9 @@ impl Sequences {
             numbers: BTreeMap::new(),
             foreign: Vec::new(),
             bytes: 0,
+            packs: Packs::default(),
+            shadowed: Vec::new(),
+            state: None,
         };
         for entry in entries {
             found.bytes += entry.bytes;
@@ -127,6 +157,20 @@ impl Sequences {
             numbers.sort_unstable();
         }
         found
+    }
+
+    /// Adds the records that lie in packs.
+    pub(super) fn add_packs(&mut self, packs: Packs) {
+        for task in packs.tasks() {
+            let subject = Subject::Adapter(task.clone());
+            let key = layout::record(&self.folder, &subject, 1);
+            let numbers = self.numbers.entry(subject).or_default();
+            match numbers.first() {
+                Some(1) => self.shadowed.push(key),
+                _ => numbers.insert(0, 1),
+            }
+        }
+        self.packs = packs;
     }
 
     pub(super) fn last(&self, subject: &Subject) -> Option<u64> {

@@ -5,9 +5,11 @@ use serde::{Deserialize, Serialize};
 /// The version of the layout.
 pub const VERSION: u32 = 1;
 /// The features that a store may require and this build knows.
-pub const FEATURES: &[&str] = &[BOUND_RECORDS];
+pub const FEATURES: &[&str] = &[BOUND_RECORDS, PACKS];
 /// Every record says where it lies.
 const BOUND_RECORDS: &str = "bound-records";
+/// Records may lie in packs.
+const PACKS: &str = "packs";
 /// Seconds for which what nothing names is kept, unless the store says otherwise.
 pub const GRACE: u64 = 24 * 60 * 60;
 /// How every marker begins.
@@ -31,7 +33,7 @@ impl Marker {
         Self {
             format: FORMAT.into(),
             version: VERSION,
-            requires: vec![BOUND_RECORDS.into()],
+            requires: vec![BOUND_RECORDS.into(), PACKS.into()],
             created,
             grace,
         }
@@ -45,6 +47,11 @@ impl Marker {
     /// Whether no record of the store may be silent about where it lies.
     pub(super) fn binds_records(&self) -> bool {
         self.requires.iter().any(|f| f == BOUND_RECORDS)
+    }
+
+    /// Whether records of the store may lie in packs.
+    pub(super) fn has_packs(&self) -> bool {
+        self.requires.iter().any(|f| f == PACKS)
     }
 
     /// What this build does not know of the store; nothing where it knows all.

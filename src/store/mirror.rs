@@ -22,7 +22,7 @@ pub(super) struct Target<'a> {
     pub(super) store: &'a Store,
     pub(super) user: &'a Name,
     pub(super) sequences: Sequences,
-    state: State,
+    pub(super) state: State,
     copies: Mutex<Copies>,
     /// Of the store that is copied, where one is.
     origin: Option<&'a str>,
@@ -35,6 +35,19 @@ type Copies = Option<BTreeMap<Digest, Arc<Mutex<Known>>>>;
 struct Known {
     listed: Vec<u32>,
     good: Option<u32>,
+}
+
+/// A version that is about to be written, and whose blobs are.
+pub(super) struct Prepared<'o> {
+    pub(super) body: Body,
+    pub(super) manifest: &'o [u8],
+    pub(super) inline: Vec<Vec<u8>>,
+    /// The keys of the tenant's blobs that it names.
+    pub(super) names: BTreeSet<String>,
+    /// Bytes of the objects that were written.
+    pub(super) written: u64,
+    /// Number of blobs that were there.
+    pub(super) known: usize,
 }
 
 /// The last record of a sequence.
@@ -54,7 +67,7 @@ impl<'a> Target<'a> {
     ) -> Result<Self> {
         let folder = layout::records(user);
         store.note_gaps(&folder, gaps)?;
-        let sequences = store.sequences(&folder)?;
+        let sequences = store.unfenced(&folder)?;
         Ok(Self {
             store,
             user,
@@ -74,29 +87,15 @@ impl<'a> Target<'a> {
         original: &Original,
     ) -> Result<(u64, usize)> {
         let subject = Subject::Adapter(task.clone());
-        let (mut written, mut known) = (0, 0);
-        let (mut inline, mut names) = (Vec::new(), BTreeSet::new());
-        let (body, manifest) = match &original.content {
-            None => (Body::Removed, &[][..]),
-            Some(content) => {
-                let mut version = content.version.clone();
-                version.blobs.clear();
-                for blob in &content.blobs {
-                    let at =
-                        self.place(blob, &mut inline, &mut names, (&mut written, &mut known))?;
-                    version.blobs.push(StoredBlob {
-                        sha256: blob.digest,
-                        bytes: blob.bytes,
-                        at,
-                    });
-                }
-                (Body::Adapter(version), content.manifest.as_slice())
-            }
-        };
-        let stamp = Stamp {
-            time: original.time,
-            origin: self.origin,
-        };
+        let Prepared {
+            body,
+            manifest,
+            inline,
+            names,
+            written,
+            known,
+        } = self.prepare(original)?;
+        let stamp = self.stamp(original);
         // Of one that is not there nothing is known.
         let before = tip.digest.filter(|_| tip.number + 1 == number);
         let place = (self.sequences.folder.as_str(), &subject, number - 1);
@@ -130,14 +129,49 @@ impl<'a> Target<'a> {
         Ok((written + appended.bytes, known))
     }
 
+    pub(super) fn stamp(&self, original: &Original) -> Stamp<'_> {
+        Stamp {
+            time: original.time,
+            origin: self.origin,
+        }
+    }
+
+    /// What the record of a version or removal says, whose blobs are there then.
+    pub(super) fn prepare<'o>(&self, original: &'o Original) -> Result<Prepared<'o>> {
+        let mut prepared = Prepared {
+            body: Body::Removed,
+            manifest: &[],
+            inline: Vec::new(),
+            names: BTreeSet::new(),
+            written: 0,
+            known: 0,
+        };
+        if let Some(content) = &original.content {
+            let mut version = content.version.clone();
+            version.blobs.clear();
+            for blob in &content.blobs {
+                let at = self.place(blob, &mut prepared)?;
+                version.blobs.push(StoredBlob {
+                    sha256: blob.digest,
+                    bytes: blob.bytes,
+                    at,
+                });
+            }
+            prepared.body = Body::Adapter(version);
+            prepared.manifest = &content.manifest;
+        }
+        Ok(prepared)
+    }
+
     /// Where a blob lies: published, in the record, or as an object of the tenant.
-    fn place(
-        &self,
-        blob: &OriginalBlob,
-        inline: &mut Vec<Vec<u8>>,
-        names: &mut BTreeSet<String>,
-        (written, count): (&mut u64, &mut usize),
-    ) -> Result<Place> {
+    fn place(&self, blob: &OriginalBlob, prepared: &mut Prepared<'_>) -> Result<Place> {
+        let Prepared {
+            inline,
+            names,
+            written,
+            known: count,
+            ..
+        } = prepared;
         if blob.public || self.store.published()?.contains_key(&blob.digest) {
             *written += self.store.publish_object(blob)?;
             *count += 1;
@@ -220,13 +254,13 @@ impl Store {
         }
         for _ in 0..ATTEMPTS {
             let state = self.state(&self.sequences(folder)?)?;
-            let mut next = state.collection()?.clone();
+            let mut next = state.next()?;
             for (task, first, last) in gaps {
                 if !next.dropped.contains(task, *last) {
                     next.dropped.add_run(task.clone(), *first, *last);
                 }
             }
-            if next == *state.collection()? || self.advance(folder, &state, next)?.is_some() {
+            if next == state.next()? || self.advance(folder, &state, next)?.is_some() {
                 return Ok(());
             }
         }

@@ -27,6 +27,7 @@
 //! The store knows blobs and digests, not tensors; [`fleet`](crate::fleet) is where adapters become
 //! packages of blobs and back.
 
+mod advance;
 mod backend;
 mod batch;
 mod bitflip;
@@ -51,6 +52,7 @@ mod marker;
 mod mirror;
 mod name;
 mod original;
+mod pack;
 mod publish;
 mod put;
 mod quota;

@@ -139,7 +139,7 @@ impl Store {
         let folder = layout::records(&name.user);
         let mut earlier = EarlierAttempts::default();
         for _ in 0..ATTEMPTS {
-            let sequences = self.sequences(&folder)?;
+            let sequences = self.unfenced(&folder)?;
             let mut attempt = Attempt {
                 name,
                 package,
@@ -329,6 +329,8 @@ impl Store {
         };
         let outcome = self.confirm(&claim)?;
         if outcome == Outcome::Void {
+            // Whatever has this number is another writer's.
+            earlier.numbers.remove(&appended.number);
             earlier.void.insert(seen.key(&subject, appended.number));
         }
         attempt.report.version = appended.number;

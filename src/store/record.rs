@@ -8,6 +8,8 @@ use super::blob;
 use super::dropped::Dropped;
 use super::layout::{self, Subject};
 use super::name::Name;
+use super::pack::index::Packs;
+use super::pack::name::PackName;
 use super::sign::Signature;
 use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
@@ -65,11 +67,7 @@ impl At {
         let (subject, number) = layout::parse_record(folder, key)?;
         let tenant = match folder {
             layout::STORE_RECORDS => None,
-            _ => {
-                let user = folder.strip_prefix(layout::TENANTS)?.strip_prefix('/')?;
-                let user: Name = user.strip_suffix("/records")?.parse().ok()?;
-                Some(user)
-            }
+            _ => Some(layout::tenant_of(folder)?),
         };
         Some(Self::new(tenant, &subject, number, None))
     }
@@ -169,6 +167,12 @@ pub(super) struct Collection {
     /// Versions that collections took. Any other number that is missing is lost.
     #[serde(default, skip_serializing_if = "Dropped::is_empty")]
     pub(super) dropped: Dropped,
+    /// Where records lie that have no object of their own.
+    #[serde(default, skip_serializing_if = "Packs::is_empty")]
+    pub(super) packs: Packs,
+    /// By whom records of a pack are about to be added; anybody may make a state without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) fence: Option<PackName>,
 }
 
 /// The settings of a store, all of which its operator may change.

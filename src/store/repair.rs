@@ -108,13 +108,53 @@ impl Work<'_> {
                     Err(e) => return Err(e),
                 };
                 let last = numbers.last() == Some(number);
-                if !self.restore(&key, &e)? {
+                if sequences.packs.slot(subject, *number).is_some() {
+                    self.unpack((&sequences, subject), *number, last, &e)?;
+                } else if !self.restore(&key, &e)? {
                     let last_good = good.as_ref().filter(|_| last);
                     self.replace((user, &sequences), subject, *number, last_good, last, &e)?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Takes a damaged first version out of its pack, where a later one is there.
+    fn unpack(
+        &mut self,
+        (sequences, subject): (&Sequences, &Subject),
+        number: u64,
+        last: bool,
+        e: &Error,
+    ) -> Result<()> {
+        let key = sequences.key(subject, number);
+        let (false, Subject::Adapter(task)) = (last, subject) else {
+            self.leave(
+                &key,
+                e,
+                "put a good copy of the adapter again, or remove it",
+            );
+            return Ok(());
+        };
+        let repair = Repair {
+            key: key.clone(),
+            why: e.message().to_owned(),
+            action: "a later record holds; taken out of its pack".to_owned(),
+            moved_to: None,
+        };
+        self.done.repairs.push(repair);
+        if self.dry_run {
+            return Ok(());
+        }
+        let folder = &sequences.folder;
+        let state = self.store.state(&self.store.sequences(folder)?)?;
+        let mut next = state.next()?;
+        next.packs.remove(task);
+        next.dropped.extend(folder, [&key]);
+        match self.store.advance(folder, &state, next)? {
+            Some(_) => Ok(()),
+            None => Err(conflict(&key)),
+        }
     }
 
     /// Restores a record of which one bit has changed. `false` where it is not that.
@@ -197,6 +237,7 @@ impl Work<'_> {
             next.dropped = good.dropped.clone();
             next.dead = good.dead.clone();
         }
+        next.packs = sequences.packs.clone();
         let Some(user) = user else { return Ok(next) };
         let named = match self.store.named_blobs(sequences, user) {
             // What a damaged version names is not known. Its tenant is not collected either.

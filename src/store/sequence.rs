@@ -94,6 +94,34 @@ impl Store {
         manifest: &[u8],
         inline: &[Vec<u8>],
     ) -> Result<Option<Appended>> {
+        let (key, object) = self.new_record(
+            (folder, subject, last),
+            before,
+            stamp,
+            body,
+            manifest,
+            inline,
+        )?;
+        let appended = Appended {
+            number: last + 1,
+            bytes: object.len() as u64,
+            digest: Digest::of(&object),
+        };
+        Ok(self
+            .create_own(&key, &object, &appended.digest)?
+            .then_some(appended))
+    }
+
+    /// The key and the bytes of the record after number `last` of a sequence.
+    pub(super) fn new_record(
+        &self,
+        (folder, subject, last): (&str, &Subject, u64),
+        before: Option<Digest>,
+        stamp: &Stamp<'_>,
+        body: Body,
+        manifest: &[u8],
+        inline: &[Vec<u8>],
+    ) -> Result<(String, Vec<u8>)> {
         if last >= layout::MAX_NUMBER {
             let key = self.backend.show(&layout::record(folder, subject, last));
             let message = "the sequence is full: this record has the largest number there is";
@@ -117,14 +145,7 @@ impl Store {
             at: Some(at),
         };
         let object = record::encode(&record, manifest, inline)?;
-        let appended = Appended {
-            number,
-            bytes: object.len() as u64,
-            digest: Digest::of(&object),
-        };
-        Ok(self
-            .create_own(&key, &object, &appended.digest)?
-            .then_some(appended))
+        Ok((key, object))
     }
 
     /// Creates an object unlike all others. Where no answer comes it is looked whether it is
@@ -155,7 +176,7 @@ impl Store {
     }
 
     pub(super) fn exists(&self, key: &str) -> Result<bool> {
-        match self.backend.read(key, MAX_RECORD_BYTES) {
+        match self.record_object(key) {
             Ok(there) => Ok(there.is_some()),
             Err(e) if is_damage(&e) => Ok(true),
             Err(e) => Err(e),

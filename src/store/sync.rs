@@ -203,7 +203,10 @@ impl Sync<'_> {
     fn tenant(&self, user: &Name) -> Result<()> {
         let folder = layout::records(user);
         let from = self.from.settled(&folder)?;
-        let to = self.to.sequences(&folder)?;
+        let to = match self.options.dry_run {
+            true => self.to.sequences(&folder)?,
+            false => self.to.unfenced(&folder)?,
+        };
         let all: Vec<(&Name, &[u64])> = from.tasks().collect();
         self.count(|done| done.adapters += all.len() as u64);
         let planned: Vec<Task> = all

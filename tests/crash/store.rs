@@ -99,3 +99,51 @@ fn a_store_beside_killed_collections() {
     let stat: serde_json::Value = serde_json::from_str(&stat).unwrap();
     assert_eq!(stat["adapters"], 3, "{stat}");
 }
+
+/// Breaks where an import or a sync that is killed at any moment, beside collections, leaves a store that is not sound, or
+/// one that the next run does not finish.
+#[test]
+fn imports_and_syncs_go_on_after_they_were_killed() {
+    let _alone = ALONE.lock();
+    let dir = tempfile::tempdir().unwrap();
+    let site = Site { dir };
+    site.adapter("all.tl", (0..LAYERS as u32).collect());
+    site.adapter("ends.tl", vec![0, LAYERS as u32 - 1]);
+    fs::create_dir_all(site.path("fleet/alice")).unwrap();
+    let of = |n: usize| ["all.tl", "ends.tl"][n % 2];
+    for n in 0..12 {
+        let to = site.path(&format!("fleet/alice/task-{n}.tl"));
+        fs::copy(site.path(of(n)), to).unwrap();
+    }
+    site.ok("store init store --grace 0s");
+    site.ok("store init copy --grace 0s");
+    let import = "store import store fleet --template {user}/{task}";
+    let steps = [(import, "store"), ("store sync store copy", "copy")];
+    for (line, target) in steps {
+        for wait in (0..60).step_by(4) {
+            site.signal_after(line, Duration::from_millis(wait), Signal::Kill);
+            site.ok(&format!("store fsck {target}"));
+            if wait % 3 == 0 {
+                site.ok(&format!("store gc {target}"));
+            }
+        }
+        site.ok(line);
+        for n in 0..12 {
+            site.ok(&format!(
+                "store get {target} alice/task-{n} -o got.tl --force"
+            ));
+            let got = fs::read(site.path("got.tl")).unwrap();
+            assert!(got == content_of(&site, of(n)), "{target} task-{n}");
+        }
+        for _ in 0..3 {
+            site.ok(&format!("store gc {target}"));
+        }
+        site.ok(&format!("store fsck {target}"));
+        let stat = site.ok(&format!("store stat {target} --json")).1;
+        let stat: serde_json::Value = serde_json::from_str(&stat).unwrap();
+        assert_eq!(
+            (&stat["adapters"], &stat["versions"]),
+            (&12.into(), &12.into())
+        );
+    }
+}

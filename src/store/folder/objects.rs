@@ -108,11 +108,15 @@ impl ObjectStore for Folder {
     }
 
     async fn get_opts(&self, from: &Path, options: GetOptions) -> Result<GetResult> {
-        if options.range.is_some() {
-            return unsupported("reading a range");
-        }
         let (file, stat) = blocking(self, from, |folder, key| folder.read(key)).await?;
         let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let range = match &options.range {
+            None => 0..size,
+            Some(range) => range.as_range(size).map_err(|e| Error::Generic {
+                store: "folder",
+                source: Box::new(e),
+            })?,
+        };
         Ok(GetResult {
             payload: GetResultPayload::File(file, self.path.join(from.as_ref())),
             meta: ObjectMeta {
@@ -122,7 +126,7 @@ impl ObjectStore for Folder {
                 e_tag: None,
                 version: None,
             },
-            range: 0..size,
+            range,
             attributes: Default::default(),
             extensions: Default::default(),
         })

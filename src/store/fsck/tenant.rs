@@ -11,7 +11,7 @@ use crate::store::handle::Store;
 use crate::store::layout::{self, Moved, Subject};
 use crate::store::listing::Sequences;
 use crate::store::name::Name;
-use crate::store::record::{Body, Collection, MAX_RECORD_BYTES, Place, Read, StoredBlob};
+use crate::store::record::{Body, Collection, Place, Read, StoredBlob};
 
 /// Records that are held at a time.
 const AT_ONCE: usize = 256;
@@ -220,7 +220,7 @@ impl Tenant<'_> {
         }
         // It was not there when the folder was listed, or not good: both may be otherwise by now,
         // and a collection may have taken both the record and the blob.
-        let there = |store: &Store| store.backend.read(record, MAX_RECORD_BYTES);
+        let there = |store: &Store| store.record_object(record);
         if there(self.store)?.is_none() {
             return Ok(None);
         }
@@ -269,10 +269,7 @@ impl Tenant<'_> {
     }
 
     fn is_there(&self, key: &str) -> Result<bool> {
-        match self.store.backend.read(key, MAX_RECORD_BYTES) {
-            Err(e) if is_damage(&e) => Ok(true),
-            there => Ok(there?.is_some()),
-        }
+        self.store.exists(key)
     }
 
     fn check_unnamed(&self, checked: &mut Checked) -> Result<()> {

@@ -2,15 +2,17 @@
 
 use crate::digest::Digest;
 use crate::store::marker::Marker;
+use crate::store::pack::read::look_through;
 use crate::store::{blob, record};
 use crate::tensor::Bytes;
 
-/// Reads arbitrary bytes as a blob, and as what follows the digest of a record, for fuzzing: a
+/// Reads arbitrary bytes as a blob, as a pack, and as what follows the digest of a record, for fuzzing: a
 /// digest would keep nearly all of them out. `true` where they are a record.
 pub fn decode(bytes: &[u8]) -> bool {
     let object: Bytes = bytes.to_vec().into();
     let len = blob::announced(&object).unwrap_or(0).min(1 << 24);
     let _ = blob::decode(&object, &Digest::of(bytes), len);
+    let _ = look_through("tenants/u/records", &object);
     record::decode(&record::framed(bytes).into()).is_ok()
 }
 

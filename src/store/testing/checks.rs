@@ -172,6 +172,19 @@ fn objects_are_read_whole(backend: Backend) -> Result<()> {
         Code::StoreRecord,
         "a limit",
     )?;
+    let parts = [5..9, 4_000_000..4_000_001, 8_388_600..8_388_608];
+    let read = backend.read_ranges("big", &parts)?.unwrap_or_default();
+    ensure(read.len() == parts.len(), "as many parts as asked for")?;
+    for (part, range) in read.iter().zip(parts) {
+        let range = range.start as usize..range.end as usize;
+        ensure(bytes.get(range) == Some(part), "the bytes of a part")?;
+    }
+    let none = backend.read_ranges("none", std::slice::from_ref(&(0..1)))?;
+    ensure(none.is_none(), "no part of no object")?;
+    for beyond in [8_388_600..8_388_609, 9 << 20..10 << 20] {
+        let read = backend.read_ranges("big", std::slice::from_ref(&beyond));
+        refused(read, Code::StoreDamaged, "a part beyond the end")?;
+    }
     backend.create("empty", Vec::new())?;
     ensure(
         backend.read("empty", 0)?.is_some_and(|b| b.is_empty()),
