@@ -15,9 +15,6 @@ use super::put::{Package, PutReport};
 use super::record::Version;
 use crate::error::{Code, Error, Result};
 
-/// Fewest adapters that share an object: a state and its fence are objects too.
-const MIN_PACKED: usize = if cfg!(test) { 1 } else { 4 };
-
 /// Puts into one tenant, from any number of threads.
 ///
 /// They go by one listing and one state, which is what a put does that stands still for as long (`spec/tl-store-v1.md` §7), so each
@@ -47,6 +44,9 @@ impl Store {
 }
 
 impl Batch<'_> {
+    /// Fewest adapters that share an object: a state and its fence are objects too.
+    pub(super) const MIN_PACKED: usize = if cfg!(test) { 1 } else { 4 };
+
     /// Most logical bytes of an adapter that [`put_all`](Self::put_all) lets share an object.
     pub const MAX_PACKED_BYTES: u64 = 256 << 10;
 
@@ -114,7 +114,7 @@ impl Batch<'_> {
     ) -> BTreeMap<usize, Result<PutReport>> {
         let mut done = BTreeMap::new();
         let known = target.state.collection().is_ok();
-        if !target.store.packs || !known || new.len() < MIN_PACKED {
+        if !target.store.packs || !known || new.len() < Self::MIN_PACKED {
             return done;
         }
         let packings_of = |(n, name, package): &(usize, &AdapterName, &Package)| {

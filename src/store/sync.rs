@@ -5,17 +5,21 @@ use std::sync::{Mutex, PoisonError};
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::batch::Batch;
 use super::handle::Store;
 use super::layout::{self, Subject};
 use super::listing::Sequences;
 use super::mirror::{Target, Tip};
 use super::name::{AdapterName, Name, Which};
 use super::record::Read;
+use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
 use crate::progress::Progress;
 
 /// Adapters under way at once: most of the time is waiting for the stores.
 const AT_ONCE: usize = 16;
+/// First versions of a tenant that are read before they are written, where they are small.
+const TOGETHER: usize = 128;
 /// A version of more logical bytes is the only such one in memory.
 const LARGE: u64 = 64 << 20;
 
@@ -77,6 +81,15 @@ struct Task {
     task: Name,
     tip: Tip,
     numbers: Vec<u64>,
+    /// Versions and removals that were brought over.
+    brought: u64,
+}
+
+impl Task {
+    /// Whether the second store has nothing of it, and the first one all.
+    fn is_new(&self) -> bool {
+        self.tip.number == 0 && self.numbers.first() == Some(&1)
+    }
 }
 
 struct Sync<'a> {
@@ -209,7 +222,7 @@ impl Sync<'_> {
         };
         let all: Vec<(&Name, &[u64])> = from.tasks().collect();
         self.count(|done| done.adapters += all.len() as u64);
-        let planned: Vec<Task> = all
+        let mut planned: Vec<Task> = all
             .into_par_iter()
             .map(|(task, numbers)| {
                 let plan = self.plan(&from, &to, (user, task), numbers);
@@ -219,6 +232,7 @@ impl Sync<'_> {
                 Ok(planned.map(|tip| Task {
                     task: task.clone(),
                     tip,
+                    brought: 0,
                     numbers: numbers
                         .iter()
                         .copied()
@@ -239,6 +253,12 @@ impl Sync<'_> {
                 &gaps(&planned),
             )?),
         };
+        if let Some(target) = &target {
+            let mut new: Vec<&mut Task> = planned.iter_mut().filter(|t| t.is_new()).collect();
+            for some in new.chunks_mut(TOGETHER) {
+                self.first_versions(&from, user, target, some)?;
+            }
+        }
         planned.into_par_iter().try_for_each(|mut task| {
             let whom = format!("{user}/{}", task.task);
             let done = self.adapter((&from, &to), user, target.as_ref(), &mut task);
@@ -302,7 +322,7 @@ impl Sync<'_> {
         target: Option<&Target<'_>>,
         task: &mut Task,
     ) -> Result<()> {
-        let mut changes = task.numbers.len() as u64;
+        let mut changes = task.brought + task.numbers.len() as u64;
         for number in std::mem::take(&mut task.numbers) {
             self.progress.check()?;
             self.version(from, user, target, task, number)?;
@@ -311,6 +331,60 @@ impl Sync<'_> {
         changes += self.tags((from, to), user, &task.task)?;
         if changes == 0 {
             self.count(|done| done.unchanged += 1);
+        }
+        Ok(())
+    }
+
+    /// Brings the first versions of adapters over that share an object in the target. Those for which that fails are
+    /// left to be brought over alone, which tells why.
+    fn first_versions(
+        &self,
+        from: &Sequences,
+        user: &Name,
+        target: &Target<'_>,
+        tasks: &mut [&mut Task],
+    ) -> Result<()> {
+        let limited = !matches!(self.to.quota_of(user), Ok(None));
+        if !self.to.packs || limited || tasks.len() < Batch::MIN_PACKED {
+            return Ok(());
+        }
+        self.progress.check()?;
+        let read = |task: &&mut Task| {
+            let key = from.key(&Subject::Adapter(task.task.clone()), 1);
+            let read = self.from.record(&key).ok()??;
+            let bytes = read.version()?.bytes;
+            if bytes > Batch::MAX_PACKED_BYTES {
+                return None;
+            }
+            let original = self.from.original((user, &task.task, 1), read).ok()?;
+            let missigned = original.content.as_ref()?.missigned;
+            Some((
+                target.packing(&task.task, &original).ok()?,
+                bytes,
+                missigned,
+            ))
+        };
+        let read: Vec<_> = tasks.par_iter().filter_map(read).collect();
+        let (packings, facts): (Vec<_>, Vec<_>) =
+            read.into_iter().map(|(p, b, m)| (p, (b, m))).unzip();
+        let added = match target.add_packed(&packings) {
+            Err(e) if is_the_end(&e) => return Err(e),
+            added => added.unwrap_or_default(),
+        };
+        for (packing, (bytes, missigned)) in packings.iter().zip(facts) {
+            let task = tasks.iter_mut().find(|t| t.task == packing.task);
+            let Some(task) = task.filter(|_| added.contains(&packing.task)) else {
+                continue;
+            };
+            task.numbers.remove(0);
+            task.brought += 1;
+            task.tip = Tip {
+                number: 1,
+                digest: Some(Digest::of(&packing.record)),
+            };
+            let sent = packing.written + packing.record.len() as u64;
+            self.brought((user, &task.task, 1), Some(bytes), sent, missigned);
+            self.progress.count(1);
         }
         Ok(())
     }
@@ -337,6 +411,17 @@ impl Sync<'_> {
             self.to.check_room(user, bytes.unwrap_or(0))?;
             (sent, _) = target.append(&task.task, &mut task.tip, number, &original)?;
         }
+        self.brought((user, &task.task, number), bytes, sent, missigned);
+        Ok(())
+    }
+
+    fn brought(
+        &self,
+        (user, task, number): (&Name, &Name, u64),
+        bytes: Option<u64>,
+        sent: u64,
+        missigned: bool,
+    ) {
         self.count(|done| {
             done.sent += sent;
             match bytes {
@@ -347,12 +432,11 @@ impl Sync<'_> {
                 }
             }
             if missigned {
-                let name = format!("{user}/{}@{number}", task.task);
+                let name = format!("{user}/{task}@{number}");
                 done.notes
                     .push(format!("{name}: its signature is not valid"));
             }
         });
-        Ok(())
     }
 
     /// Lets the tags of an adapter name what they name there; how many did not.
