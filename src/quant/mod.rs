@@ -37,6 +37,7 @@ mod recognise;
 mod scaled;
 #[cfg(test)]
 mod tests;
+mod told;
 mod unknown;
 mod view;
 mod weight;
@@ -45,5 +46,6 @@ pub use checkpoint::Quantised;
 pub(crate) use config::{KEYS, OTHER_FILES};
 pub use decode::Native;
 pub(crate) use held::Held;
+pub(crate) use told::kind_of_base;
 pub(crate) use view::View;
 pub use weight::QuantisedWeight;
