@@ -223,8 +223,10 @@ mod tests {
         fs::write(dir.path().join("adapter_model.safetensors"), bytes).unwrap();
         let config = r#"{"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["w1", "down_proj", "gate_up_proj"]}"#;
         fs::write(dir.path().join("adapter_config.json"), config).unwrap();
-        let mut options = ImportOptions::default();
-        options.base = base;
+        let options = ImportOptions {
+            base,
+            ..ImportOptions::default()
+        };
         import(dir.path(), &options).map(|imported| imported.adapter)
     }
 
