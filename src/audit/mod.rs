@@ -20,6 +20,7 @@
 //! # }
 //! ```
 
+mod bases;
 #[cfg(feature = "plots")]
 mod cells;
 #[cfg(feature = "plots")]

@@ -137,6 +137,9 @@ pub struct Row {
     /// How the base that it was trained over is quantised, as far as the base's name says so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base_kind: Option<&'static str>,
+    /// How the base's weights are stored, where it is one of those given: `plain`, or how they are quantised.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_stored: Option<String>,
     /// Fingerprint of the base's weights (`.tl` only).
     pub base_fingerprint: Option<String>,
     /// Largest rank.
@@ -185,6 +188,7 @@ impl Row {
             task: None,
             base: None,
             base_kind: None,
+            base_stored: None,
             base_fingerprint: None,
             rank: None,
             alpha: None,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use rayon::prelude::*;
 
+use super::bases::Bases;
 use super::money::Prices;
 use super::owner::{Owner, Owners};
 use super::problem::Problem;
@@ -27,6 +28,8 @@ pub struct AuditOptions<'a> {
     /// coded at the errors [`Form::PERCENT`](super::Form::PERCENT), as int8, truncated, and of each LoRA in a folder
     /// the closest tied adapter at its own rank.
     pub fit: Option<usize>,
+    /// Folders of base models: rows whose adapters were trained over one of them, by its name, say how it is stored.
+    pub bases: Vec<PathBuf>,
     /// What bytes and requests cost.
     pub prices: Prices,
     /// Counts adapters, and may end the audit.
@@ -66,10 +69,11 @@ fn nothing(paths: &[PathBuf]) -> Error {
 /// threads.
 ///
 /// # Errors
-/// [`Code::NothingToAudit`]; [`Code::NotFound`] and [`Code::Io`] for the paths themselves;
-/// [`Code::Usage`] for prices that are none; [`Code::Interrupted`] by `progress`.
+/// [`Code::NothingToAudit`]; [`Code::NotFound`] and [`Code::Io`] for the paths themselves, and for the bases, also
+/// [`Code::ConfigInvalid`] and those of opening a checkpoint; [`Code::Usage`] for prices that are none; [`Code::Interrupted`] by `progress`.
 pub fn audit(paths: &[PathBuf], options: &AuditOptions<'_>) -> Result<Report> {
     options.prices.check()?;
+    let bases = Bases::open(&options.bases)?;
     let (mut stores, folders): (Vec<PathBuf>, Vec<PathBuf>) =
         paths.iter().cloned().partition(|p| stored::is_remote(p));
     let mut scan = scan::scan(&folders)?;
@@ -108,6 +112,7 @@ pub fn audit(paths: &[PathBuf], options: &AuditOptions<'_>) -> Result<Report> {
     let rows = scan.found.par_iter().enumerate().map(row);
     let mut rows: Vec<Row> = rows.collect::<Result<_>>()?;
     rows.extend(stored);
+    bases.tell(&mut rows);
     let context = Context {
         roots: paths.iter().map(|p| p.display().to_string()).collect(),
         hashed: options.hash,

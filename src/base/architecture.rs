@@ -25,6 +25,13 @@ const SINGLE_EXPERTS: [(&str, &str, Option<usize>); 3] = [
     ("down_proj", "down_proj", None),
 ];
 
+/// What unsloth calls the list of single experts' modules of a parameter: all that the parameter has of each, in its
+/// order.
+const LISTED_EXPERTS: [(&str, &str); 2] = [
+    ("gate_up_projs", "gate_up_proj"),
+    ("down_projs", "down_proj"),
+];
+
 /// How the experts of a parameter lie, as its module says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ExpertLayout {
@@ -225,10 +232,19 @@ impl Architecture {
     /// parameter lies.
     pub(crate) fn single_expert(&self, name: &str) -> Option<Link> {
         let facts = self.facts.as_ref()?;
-        let (module, leaf) = name.strip_suffix(".weight")?.rsplit_once('.')?;
-        let (parent, index) = module.rsplit_once('.')?;
-        let index = index.parse().ok()?;
-        let (_, fused, part) = SINGLE_EXPERTS.iter().find(|(own, ..)| *own == leaf)?;
+        let (module, last) = name.strip_suffix(".weight")?.rsplit_once('.')?;
+        let (parent, inner) = module.rsplit_once('.')?;
+        // `experts.3.gate_proj`, or `experts.gate_up_projs.3`.
+        let (index, fused, part) = match last.parse() {
+            Ok(index) => {
+                let (_, fused) = LISTED_EXPERTS.iter().find(|(own, _)| *own == inner)?;
+                (index, fused, &None)
+            }
+            Err(_) => {
+                let (_, fused, part) = SINGLE_EXPERTS.iter().find(|(own, ..)| *own == last)?;
+                (inner.parse().ok()?, fused, part)
+            }
+        };
         let class = format!("{parent}.{fused}");
         let (_, layout) = facts
             .experts
@@ -241,7 +257,7 @@ impl Architecture {
             _ => return None,
         };
         let chunk = match (part, layout.split(',').nth(2)) {
-            (None, None) => None,
+            (None, _) => None,
             (Some(part), Some(order)) => Some(Chunk {
                 axis: 1,
                 part: *part,
@@ -260,6 +276,20 @@ impl Architecture {
             at: Cut::WHOLE,
             unknown: None,
         })
+    }
+
+    /// As [`single_expert`](Self::single_expert), of a stored tensor: its part of the parameter that the class makes of
+    /// all of them, where the parameter's module says how it lies.
+    pub(crate) fn stored_expert(&self, name: &str) -> Option<Link> {
+        let mut link = self.single_expert(name)?;
+        let ExpertLayout::Stated { transposed, .. } = self.experts(&link.class)? else {
+            return None;
+        };
+        // A part of the parameter counts the parameter's axes.
+        if let Some(chunk) = link.of.chunk.as_mut().filter(|_| transposed) {
+            chunk.axis = 2;
+        }
+        Some(link)
     }
 
     /// The tensors that are one where the config says so.

@@ -37,7 +37,12 @@ impl<P: Copy> ClassNames<P> {
             let Some(place) = base.locate(name) else {
                 continue;
             };
-            for link in architecture.links(name) {
+            let mut links = architecture.links(name);
+            // Where no load rule says what single experts become.
+            let kept = matches!(links.as_slice(), [link] if link.class == name);
+            let part = architecture.stored_expert(name).filter(|_| kept);
+            links.extend(part.filter(|part| base.locate(&part.class).is_none()));
+            for link in links {
                 let piece = Piece {
                     place,
                     at: link.at,

@@ -2,6 +2,7 @@
 //! model, and what names say of modules. It knows no adapter.
 
 pub(crate) mod architecture;
+mod called;
 mod class_names;
 mod config;
 pub(crate) mod cut;
@@ -19,6 +20,7 @@ pub(crate) mod shapes;
 mod table;
 pub(crate) mod ties;
 
+pub(crate) use called::Called;
 pub(crate) use config::{CONFIG_FILE, MAX_CONFIG_BYTES, layers_of, read_config, read_config_of};
 pub(crate) use hub::hub_name;
 pub(crate) use python_json::strict_json;

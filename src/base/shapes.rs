@@ -7,6 +7,9 @@ pub struct ParameterShape {
     pub experts: Option<usize>,
     /// Whether its module says `is_transposed`: (experts, in, out).
     pub transposed: bool,
+    /// Whether gate and up alternate in it, in place of the one after the other; `None` where it has not both, or nobody
+    /// knows.
+    pub interleaved: Option<bool>,
 }
 
 /// What the caller knows of the base model. An adapter alone does not say how its base stores a

@@ -11,7 +11,7 @@ use super::orient::Layouts;
 use super::plan::{Addition, MergePlan, Origin, TensorPlan};
 use super::read_base::{ReadBase, with_base};
 use super::request::{MergeInput, PlanOptions, TiedPolicy, TokenizerFrom};
-use super::trained::{self, Called};
+use super::trained::{self, BaseName};
 use super::{heads, tokenizer, untie, vocabulary};
 use crate::adapter::{Extra, ExtraRole, Module, ModuleKind};
 use crate::base::architecture::Architecture;
@@ -114,7 +114,7 @@ struct Builder<'a, 'o, 'p> {
     architecture: &'o Architecture,
     inputs: &'a [MergeInput],
     options: &'p PlanOptions,
-    called: &'o Called,
+    called: &'o BaseName,
     ties: &'o Ties<'o>,
     tensors: BTreeMap<Site, TensorPlan>,
     aliases: BTreeMap<(usize, usize), String>,

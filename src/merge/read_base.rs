@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::dequantised::Dequantised;
-use super::trained::Called;
+use super::trained::BaseName;
 use crate::base::architecture::Architecture;
 use crate::base::names::Names;
 use crate::base::ties::Ties;
@@ -16,7 +16,7 @@ pub(super) struct ReadBase<'o, 'a> {
     pub(super) base: &'a Checkpoint,
     pub(super) architecture: &'o Architecture,
     pub(super) names: &'o Names<'o, View<'o, 'a>>,
-    pub(super) called: &'o Called,
+    pub(super) called: &'o BaseName,
     pub(super) ties: &'o Ties<'o>,
     pub(super) quantised: Option<Dequantised<'a>>,
 }
@@ -35,7 +35,7 @@ pub(super) fn with_base<'a, T>(
     let view = View::new(base, weights.as_deref());
     let names = Names::new(&view, &architecture);
     let ties = Ties::of(base, &architecture, &names)?;
-    let called = Called::of(base)?;
+    let called = BaseName::of(base)?;
     f(&ReadBase {
         base,
         architecture: &architecture,

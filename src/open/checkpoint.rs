@@ -131,16 +131,17 @@ impl BaseShapes for CheckpointModules<'_> {
         };
         let links = self.architecture.links(name);
         let class = links.first().map_or(name, |l| &l.class);
-        let transposed = matches!(
-            self.architecture.experts(class),
+        let (transposed, interleaved) = match self.architecture.experts(class) {
             Some(ExpertLayout::Stated {
-                transposed: true,
-                ..
-            })
-        );
+                transposed,
+                interleaved,
+            }) => (transposed, interleaved),
+            _ => (false, None),
+        };
         Some(ParameterShape {
             experts,
             transposed,
+            interleaved,
         })
     }
 

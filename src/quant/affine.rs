@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::codes::{CODES, round};
+use super::codes::{CODES, round, unpack};
 use super::decode::{Decode, Decoder, Native, Number, Rows};
 use super::held::Held;
 use super::packed::FLOATS;
@@ -132,33 +132,26 @@ impl Decode for AffineRows<'_> {
         } = *self.weight;
         let cols = self.weight.cols();
         let row_bytes = cols * bits / 8;
-        let mask = (1u32 << bits) - 1;
         let mut values = vec![0.0; group];
+        let mut codes = vec![0; cols];
         for (row, out) in rows.zip(out.chunks_mut(cols)) {
             let row = row - self.first;
             let bytes = self.codes.get(row * row_bytes..(row + 1) * row_bytes);
-            let bytes = bytes.unwrap_or_default();
-            let code = |i: usize| {
-                let (byte, shift) = (i * bits / 8, i * bits % 8);
-                let low = bytes.get(byte).copied().unwrap_or(0);
-                let high = bytes.get(byte + 1).copied().unwrap_or(0);
-                ((u32::from(low) | u32::from(high) << 8) >> shift) & mask
-            };
-            for (g, out) in out.chunks_mut(group).enumerate() {
+            unpack(bits, bytes.unwrap_or_default(), &mut codes);
+            let of_groups = out.chunks_mut(group).zip(codes.chunks(group));
+            for (g, (out, codes)) in of_groups.enumerate() {
                 let at = row * groups + g;
                 let of = |part: &[f32]| part.get(at).copied().unwrap_or(f32::NAN);
                 let affine = (of(&self.scales), of(&self.biases));
-                let codes = (g * group..).map(code);
                 if bits <= 4 && group >= 2 * CODES {
                     let mut values: [f32; CODES] = std::array::from_fn(|code| code as f32);
                     let mut table = [N::default(); CODES];
                     self.numbers(affine, asked, &mut values, &mut table);
-                    let places = out.iter_mut().zip(codes);
-                    places.for_each(|(o, code)| *o = table[code as usize & (CODES - 1)]);
+                    N::look_up(&table, codes, out);
                     continue;
                 }
                 let places = values.iter_mut().zip(codes);
-                places.for_each(|(v, code)| *v = code as f32);
+                places.for_each(|(v, code)| *v = f32::from(*code));
                 self.numbers(affine, asked, &mut values, out);
             }
         }

@@ -90,7 +90,7 @@ impl Decoder for Awq<'_> {
             inputs: self.inputs,
             group: self.inputs / self.groups,
             dtype: self.scales.dtype(),
-            codes: words(&codes),
+            codes,
             zeros: words(&zeros),
             scales: self.scales.to_floats(&scales)?,
         }))
@@ -102,7 +102,8 @@ struct AwqRows {
     inputs: usize,
     group: usize,
     dtype: Dtype,
-    codes: Vec<u32>,
+    /// Words of all columns, along the inputs.
+    codes: Vec<u8>,
     zeros: Vec<u32>,
     scales: Vec<f32>,
 }
@@ -112,11 +113,14 @@ impl AwqRows {
     fn column<N: Number>(&self, column: usize, lanes: Range<usize>, asked: Dtype, out: &mut [N]) {
         let width = self.columns.len();
         let mut words: Vec<u32> = Vec::with_capacity(self.group);
+        let mut codes = vec![0; self.group];
+        let (all, _) = self.codes.as_chunks();
         for g in 0..self.inputs / self.group.max(1) {
             let place = g * width + column;
             words.clear();
-            let of_group = self.codes.iter().skip(g * self.group * width + column);
-            words.extend(of_group.step_by(width).take(self.group));
+            let of_group = all.iter().skip(g * self.group * width + column);
+            let of_group = of_group.step_by(width).take(self.group);
+            words.extend(of_group.map(|word| u32::from_le_bytes(*word)));
             let zeros = self.zeros.get(place).copied().unwrap_or(0);
             let mut values = [[0.0; CODES]; AWQ_PLACES.len()];
             for (lane, (values, at)) in values.iter_mut().zip(AWQ_PLACES).enumerate() {
@@ -130,11 +134,12 @@ impl AwqRows {
             N::of_all(values.as_flattened(), asked, tables.as_flattened_mut());
             let rows = out.chunks_mut(self.inputs.max(1)).zip(lanes.clone());
             for (row, lane) in rows {
-                let (numbers, shift) = (&tables[lane], AWQ_PLACES[lane] * 4);
-                let out = row.get_mut(g * self.group..).unwrap_or_default();
-                for (o, word) in out.iter_mut().zip(&words) {
-                    *o = numbers[(word >> shift) as usize & 15];
+                let shift = AWQ_PLACES[lane] * 4;
+                for (code, word) in codes.iter_mut().zip(&words) {
+                    *code = (word >> shift) as u8;
                 }
+                let out = row.get_mut(g * self.group..).unwrap_or_default();
+                N::look_up(&tables[lane], &codes, out);
             }
         }
     }

@@ -203,6 +203,9 @@ impl Decode for Bnb4Rows<'_> {
         let cols = self.weight.cols();
         let (mut at, end) = (rows.start * cols, rows.end * cols);
         let mut out = out;
+        let bytes = self.codes.get(at / 2 - self.first_byte..);
+        let unpacked = halves(bytes.unwrap_or_default());
+        let mut codes = unpacked.get(at % 2..).unwrap_or_default();
         let mut values = Vec::with_capacity(TABLES * table.len());
         let mut tables = [[N::default(); CODES]; TABLES];
         while at < end {
@@ -221,9 +224,9 @@ impl Decode for Bnb4Rows<'_> {
             for (number, numbers) in (first..).zip(made.iter()) {
                 let stop = ((number + 1) * block).min(end);
                 let (part, rest) = std::mem::take(&mut out).split_at_mut(stop - at);
-                let bytes = self.codes.get(at / 2 - self.first_byte..);
-                lookup(numbers, bytes.unwrap_or_default(), at % 2 == 1, part);
-                out = rest;
+                let (own, later) = codes.split_at(part.len().min(codes.len()));
+                N::look_up(numbers, own, part);
+                (out, codes) = (rest, later);
                 at = stop;
                 if at == end {
                     break;
@@ -233,23 +236,13 @@ impl Decode for Bnb4Rows<'_> {
     }
 }
 
-/// The values of codes, two a byte, high half first; `odd` starts in the middle of the first byte.
-fn lookup<N: Number>(values: &[N; CODES], bytes: &[u8], odd: bool, out: &mut [N]) {
-    let (out, bytes) = match (odd, out.split_first_mut(), bytes.split_first()) {
-        (true, Some((first, out)), Some((byte, bytes))) => {
-            *first = values[usize::from(byte & 15)];
-            (out, bytes)
-        }
-        (_, _, _) => (out, bytes),
-    };
-    let (pairs, last) = out.as_chunks_mut::<2>();
-    for ([high, low], byte) in pairs.iter_mut().zip(bytes) {
-        *high = values[usize::from(byte >> 4)];
-        *low = values[usize::from(byte & 15)];
+/// The codes that bytes hold, two each, the high half first.
+fn halves(bytes: &[u8]) -> Vec<u8> {
+    let mut codes = vec![0; 2 * bytes.len()];
+    for (pair, byte) in codes.as_chunks_mut().0.iter_mut().zip(bytes) {
+        *pair = [byte >> 4, byte & 15];
     }
-    if let (Some(last), Some(byte)) = (last.first_mut(), bytes.get(pairs.len())) {
-        *last = values[usize::from(byte >> 4)];
-    }
+    codes
 }
 
 /// LLM.int8: a code times its row's SCB, over 127.

@@ -98,6 +98,38 @@ pub(super) fn power_of_two(code: u8) -> f64 {
     f64::powi(2.0, i32::from(code) - 127)
 }
 
+/// The codes of `bits` bits (1 to 8) that lie in `bytes` one after the other, the lowest bits first.
+pub(super) fn unpack(bits: usize, bytes: &[u8], codes: &mut [u8]) {
+    match bits {
+        2 => {
+            for (codes, byte) in codes.chunks_mut(4).zip(bytes) {
+                match codes.as_chunks_mut().0 {
+                    [four] => *four = [byte & 3, byte >> 2 & 3, byte >> 4 & 3, byte >> 6],
+                    _ => (0..).zip(codes).for_each(|(i, c)| *c = byte >> (2 * i) & 3),
+                }
+            }
+        }
+        4 => {
+            let (pairs, last) = codes.as_chunks_mut();
+            for (pair, byte) in pairs.iter_mut().zip(bytes) {
+                *pair = [byte & 15, byte >> 4];
+            }
+            let half = bytes.get(pairs.len()).map_or(0, |byte| byte & 15);
+            last.iter_mut().for_each(|code| *code = half);
+        }
+        8 => codes.iter_mut().zip(bytes).for_each(|(c, b)| *c = *b),
+        _ => {
+            let mask = ((1u32 << bits) - 1) as u8;
+            for (i, code) in codes.iter_mut().enumerate() {
+                let (byte, shift) = (i * bits / 8, i * bits % 8);
+                let low = bytes.get(byte).copied().unwrap_or(0);
+                let high = bytes.get(byte + 1).copied().unwrap_or(0);
+                *code = (u16::from_le_bytes([low, high]) >> shift) as u8 & mask;
+            }
+        }
+    }
+}
+
 /// A table of what each code of 8 bits stands for.
 pub(super) fn table<T>(of: impl Fn(u8) -> T) -> [T; 256] {
     std::array::from_fn(|code| of(code as u8))

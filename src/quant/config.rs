@@ -1,9 +1,11 @@
 //! What a model's config says of its quantisation.
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use crate::base::architecture::Architecture;
-use crate::base::{MAX_CONFIG_BYTES, read_config};
+use crate::base::{MAX_CONFIG_BYTES, read_config, read_config_of};
 use crate::error::{Code, Error, Result};
 use crate::fs::{check_inside, read_limited};
 use crate::safetensors::Checkpoint;
@@ -39,7 +41,20 @@ pub(super) struct Config {
 
 impl Config {
     pub(super) fn of(base: &Checkpoint) -> Result<Self> {
-        let config = read_config(base)?.unwrap_or_default();
+        let folder = base.is_dir().then(|| base.folder());
+        Self::from_parts(read_config(base)?.unwrap_or_default(), folder)
+    }
+
+    /// Of a folder without weights; `None` where it has no config.
+    pub(super) fn of_folder(folder: &Path) -> Result<Option<Self>> {
+        let config = read_config_of(folder)?;
+        config
+            .map(|c| Self::from_parts(c, Some(folder)))
+            .transpose()
+    }
+
+    /// Of a config, and the folder where another file may speak in its place.
+    fn from_parts(config: Value, folder: Option<&Path>) -> Result<Self> {
         let text = |key: &str| config.get("text_config").and_then(|t| t.get(key));
         let dtype = ["dtype", "torch_dtype"].into_iter().find_map(|key| {
             let value = config.get(key).or_else(|| text(key));
@@ -53,7 +68,7 @@ impl Config {
         let mlx = config.get(MLX).filter(|v| is_mlx(v) && !named);
         let value = match mlx.or(own) {
             Some(value) => value.clone(),
-            None => beside(base)?,
+            None => folder.map(beside).transpose()?.unwrap_or_default(),
         };
         let expert_dtype = value
             .get("expert_dtype")
@@ -183,13 +198,13 @@ fn torch_dtype(name: &str) -> Option<Dtype> {
 }
 
 /// What a file beside the config says; null where there is none.
-fn beside(base: &Checkpoint) -> Result<Value> {
+fn beside(folder: &Path) -> Result<Value> {
     for name in OTHER_FILES {
-        let path = base.folder().join(name);
-        if !base.is_dir() || !path.is_file() {
+        let path = folder.join(name);
+        if !path.is_file() {
             continue;
         }
-        check_inside(base.folder(), &path)?;
+        check_inside(folder, &path)?;
         let bytes = read_limited(&path, MAX_CONFIG_BYTES)?;
         let value: Value = serde_json::from_slice(&bytes)
             .map_err(|e| Error::new(Code::ConfigInvalid, e.to_string()).file(&path))?;

@@ -6,9 +6,10 @@ use std::ops::Range;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::codes::CODES;
 use super::held::Held;
 use crate::error::Result;
-use crate::tensor::{Dtype, narrow_into};
+use crate::tensor::{Dtype, look_up, narrow_into};
 
 /// Numbers that one thread decodes at a time.
 const GRAIN: usize = 1 << 16;
@@ -43,6 +44,13 @@ pub(super) trait Number: Copy + Default + Send {
             *o = Self::of(*v, asked);
         }
     }
+
+    /// The number of each code, of which the low four bits count, into `out`.
+    fn look_up(numbers: &[Self; CODES], codes: &[u8], out: &mut [Self]) {
+        for (o, code) in out.iter_mut().zip(codes) {
+            *o = numbers[usize::from(*code) & (CODES - 1)];
+        }
+    }
 }
 
 impl Number for f32 {
@@ -62,6 +70,10 @@ impl Number for [u8; 2] {
 
     fn of_all(values: &[f32], asked: Dtype, out: &mut [Self]) {
         narrow_into(asked, values, out.as_flattened_mut());
+    }
+
+    fn look_up(numbers: &[Self; CODES], codes: &[u8], out: &mut [Self]) {
+        look_up(numbers, codes, out);
     }
 }
 

@@ -1,3 +1,4 @@
+mod gptq;
 mod mlx;
 mod unknown;
 

@@ -18,7 +18,7 @@ pub use dtype::Dtype;
 pub(crate) use dtype::not_float;
 pub use float::{narrow_into, scale_rows};
 pub(crate) use float::{widen, widen_into};
-pub(crate) use isa::{Isa, Kernel};
+pub(crate) use isa::{Isa, Kernel, look_up};
 pub use product::product;
 pub use shape::byte_len;
 pub(crate) use shape::shape_text;

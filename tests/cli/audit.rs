@@ -42,6 +42,91 @@ fn a_fleet() {
     assert_transcript!(shell);
 }
 
+/// Breaks where a base at hand is not told for what it is: plain, quantised, quantised in a way that is not read, or
+/// known by its config only; or where another base is taken for it.
+#[test]
+fn bases_at_hand_say_what_they_are() {
+    let mut shell = Shell::new();
+    let quant = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/quant");
+    for (from, base) in [
+        ("gptq-4bit", "bases/small-gptq"),
+        ("bnb-nf4", "cache/models--org--small/snapshots/1"),
+    ] {
+        copy_dir(&quant.join(from), &shell.path(base));
+    }
+    for (base, config) in [
+        (
+            "bases/odd",
+            r#"{"quantization_config": {"quant_method": "hqq"}}"#,
+        ),
+        (
+            "bases/weightless",
+            r#"{"quantization_config": {"quant_method": "awq", "bits": 4}}"#,
+        ),
+    ] {
+        fs::create_dir_all(shell.path(base)).unwrap();
+        fs::write(shell.path(base).join("config.json"), config).unwrap();
+    }
+    copy_dir(&shell.path("base"), &shell.path("bases/plain"));
+    let norm = shell.path("bases/odd/model.safetensors");
+    fs::copy(quant.join("gptq-4bit/model.safetensors"), norm).unwrap();
+    let here = shell.path("bases/plain").display().to_string();
+    for (adapter, base) in [
+        ("a", "any/small-GPTQ"),
+        ("b", "org/small"),
+        ("c", "odd"),
+        ("d", "weightless"),
+        ("e", here.as_str()),
+        ("f", "org/Plain"),
+        ("g", "org/small-awq"),
+    ] {
+        let to = shell.path("fleet").join(adapter);
+        copy_dir(&shell.path("lora"), &to);
+        let config = fs::read_to_string(to.join("adapter_config.json")).unwrap();
+        let config = config.replace("\"llama-tiny\"", &format!("{base:?}"));
+        fs::write(to.join("adapter_config.json"), config).unwrap();
+    }
+    let line = "audit fleet --base bases/small-gptq --base cache/models--org--small/snapshots/1 \
+        --base bases/odd --base bases/weightless --base bases/plain";
+    let run = shell.quiet(&format!("{line} --json"));
+    let report: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    let stored: Vec<_> = report["rows"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|r| r["base_stored"].as_str())
+        .collect();
+    assert_eq!(
+        stored,
+        [
+            Some("GPTQ 4 bit"),
+            Some("bitsandbytes nf4"),
+            Some("quantised by HQQ, which is not read"),
+            Some("awq, by its config"),
+            Some("plain"),
+            Some("plain"),
+            None,
+        ]
+    );
+    let run = shell.quiet(line);
+    let over = run
+        .stdout
+        .lines()
+        .find(|l| l.starts_with("trained over"))
+        .unwrap();
+    assert!(
+        over.contains("1 GPTQ 4 bit") && over.contains("2 plain"),
+        "{over}"
+    );
+    assert!(
+        over.contains("1 AWQ, by the names of their bases"),
+        "{over}"
+    );
+    shell.run("audit fleet --base bases/absent");
+    shell.run("audit fleet --base fleet/a");
+    assert_transcript!(shell);
+}
+
 /// Breaks where what is wrong with the options or the folder has another code.
 #[test]
 fn what_an_audit_refuses() {

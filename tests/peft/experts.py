@@ -13,6 +13,9 @@ names of its class (fused), and for adapters of fused parameters (`target_parame
     back      the .tl becomes the adapter's tensors again, byte for byte, and PEFT merges that to the same weights
     undo      a merge in place is taken back to the base's bytes
 
+So are bases of gpt-oss with a tensor for each expert, which transformers does not load: gate and up apart, and as unsloth lists them; and
+pairs of all experts in one tensor, `gate_up_proj` too, as SGLang stacks them.
+
 All values are small integers times a power of two, so that every sum and product is exact in any order.
 The exit status is 1 when a check failed.
 """
@@ -61,6 +64,8 @@ ADAPTERS = {
                      rank_pattern={r"layers.0.*experts.gate_up_proj": 16}, alpha_pattern={"experts.down_proj": 4}),
     "each": dict(r=2, lora_alpha=4),
 }
+# Forms of gpt-oss on the disk that are no others' (it alone alternates gate and up).
+SPLIT = ("apart", "listed")
 NAMES = {"qwen3_moe": ("mlp.experts", ["gate_proj", "up_proj", "down_proj"]),
          "mixtral": ("block_sparse_moe.experts", ["w1", "w3", "w2"])}
 
@@ -117,15 +122,71 @@ def adapter(kind, name, shape, where):
     model.save_pretrained(where)
 
 
+def stacked(source, where):
+    """An adapter of both fused parameters as SGLang has it: (E, r, in) and (E, out, r), under the parameters' own names."""
+    tensors, config = {}, json.loads((source / "adapter_config.json").read_text())
+    rank = config["r"]
+    for key, value in load_file(source / "adapter_model.safetensors").items():
+        leaf = "gate_up_proj" if "base_layer" in key else "down_proj"
+        name = key.replace(".experts.base_layer.", ".experts.").replace(".experts.", f".experts.{leaf}.")
+        if "lora_A" in key:
+            value = value.reshape(-1, rank, value.shape[1])
+        else:
+            value = value.reshape(value.shape[0], rank, -1).permute(2, 0, 1)
+        tensors[name] = value.contiguous()
+    where.mkdir(parents=True)
+    save_file(tensors, where / "adapter_model.safetensors", {"format": "pt"})
+    config = dict(config, target_modules=["gate_up_proj", "down_proj"], target_parameters=None)
+    (where / "adapter_config.json").write_text(json.dumps(config))
+
+
+def split(fused, where, form):
+    """A base of gpt-oss with a tensor (out, in) for each expert."""
+    shutil.copytree(fused, where)
+    tensors = {}
+    for key, value in load_file(fused / "model.safetensors").items():
+        fits = re.fullmatch(r"(.*experts)\.(gate_up_proj|down_proj)", key)
+        if not fits:
+            tensors[key] = value
+            continue
+        for expert, own in enumerate(value.transpose(1, 2)):
+            parts = {f"{fits[2]}s.{expert}": own}
+            if form == "apart":
+                both = {"gate_proj": own[::2], "up_proj": own[1::2]} if fits[2] == "gate_up_proj" else {"down_proj": own}
+                parts = {f"{expert}.{leaf}": part for leaf, part in both.items()}
+            tensors |= {f"{fits[1]}.{leaf}.weight": part.contiguous() for leaf, part in parts.items()}
+    save_file(tensors, where / "model.safetensors", {"format": "pt"})
+
+
+def joined(folder, like):
+    """What `split` was made of, or what has become of it."""
+    tensors = load_file(folder / "model.safetensors")
+    for key, value in like.items():
+        fits = re.fullmatch(r"(.*experts)\.(gate_up_proj|down_proj)", key)
+        if not fits:
+            continue
+        own = []
+        for expert in range(value.shape[0]):
+            take = lambda leaf: tensors.pop(f"{fits[1]}.{leaf}.weight", None)
+            whole = take(f"{fits[2]}s.{expert}")
+            if whole is None and fits[2] == "gate_up_proj":
+                whole = torch.stack([take(f"{expert}.gate_proj"), take(f"{expert}.up_proj")], 1).flatten(0, 1)
+            own.append(take(f"{expert}.down_proj") if whole is None else whole)
+        tensors[key] = torch.stack(own).transpose(1, 2)
+    return tensors
+
+
 def merged_by_peft(folder, adapter, dtype):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     return {k: v.clone() for k, v in model.state_dict().items()}
 
 
-def differences(expected, folder, dtype):
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    actual = model.state_dict()
+def differences(expected, folder, dtype, form):
+    if form in SPLIT:
+        actual = joined(folder, expected)
+    else:
+        actual = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).state_dict()
     if expected.keys() != actual.keys():
         return [f"names differ: {sorted(expected.keys() ^ actual.keys())[:3]}"]
     return [k for k in expected if not torch.equal(expected[k], actual[k])]
@@ -148,20 +209,22 @@ def same(what, found):
 
 
 def check(program, folder, source, expected, dtype, work, steps):
+    differing = lambda merged: differences(expected, merged, dtype, folder.name)
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     if "merge" in steps:
         tlkit(program, "merge", folder, source, "-o", work / "merged")
-        same("merge", differences(expected, work / "merged", dtype))
+        same("merge", differing(work / "merged"))
         if dtype == torch.float32:
             tlkit(program, "merge", folder, source, "-o", work / "method", "--method", "linear")
-            same("merge by a method", differences(expected, work / "method", dtype))
+            same("merge by a method", differing(work / "method"))
     if "tl" in steps:
         tlkit(program, "convert", "peft-to-tied", source, "-o", work / "a.tl", "--base", folder)
         tlkit(program, "verify", "file", work / "a.tl")
-        tlkit(program, "verify", "adapters", source, work / "a.tl")
+        if source.name != "stacked":  # which says only with the base what it is
+            tlkit(program, "verify", "adapters", source, work / "a.tl")
         tlkit(program, "merge", folder, work / "a.tl", "-o", work / "merged-tl")
-        same("merge of the .tl", differences(expected, work / "merged-tl", dtype))
+        same("merge of the .tl", differing(work / "merged-tl"))
     if "back" in steps:
         tlkit(program, "convert", "tied-to-peft", work / "a.tl", "-o", work / "back", "--base", folder)
         was, now = (load_file(d / "adapter_model.safetensors") for d in (source, work / "back"))
@@ -173,7 +236,7 @@ def check(program, folder, source, expected, dtype, work, steps):
     if "undo" in steps:
         shutil.copytree(folder, work / "place")
         tlkit(program, "merge", work / "place", source, "--in-place", "--undo", work / "undo")
-        same("in place", differences(expected, work / "place", dtype))
+        same("in place", differing(work / "place"))
         tlkit(program, "unmerge", work / "place", "--undo", work / "undo")
         for file in sorted(folder.glob("*.safetensors")):
             if file.read_bytes() != (work / "place" / file.name).read_bytes():
@@ -204,10 +267,23 @@ def main():
                     if not source.exists():
                         adapter(kind, name, shape, source)
                     expected = merged_by_peft(folders["disk"], source, dtype)
-                    for form, folder in folders.items():
-                        label = f"{row} {form} {name}"
+                    steps = options.steps.split(",")
+                    shorter = [s for s in steps if s != "back"]
+                    given = [(folder, source, steps) for folder in folders.values()]
+                    for form in SPLIT if kind == "gpt_oss" else ():
+                        folder = options.work / row / form
+                        if not folder.exists():
+                            split(folders["fused"], folder, form)
+                        given.append((folder, source, shorter))
+                    if kind in NAMES and name == "both":
+                        stack = options.work / row / "adapters" / "stacked"
+                        if not stack.exists():
+                            stacked(source, stack)
+                        given += [(folder, stack, shorter) for folder in folders.values()]
+                    for folder, own, to_do in given:
+                        label = f"{row} {folder.name} {own.name}"
                         try:
-                            check(options.tlkit, folder, source, expected, dtype, options.work / "now", options.steps.split(","))
+                            check(options.tlkit, folder, own, expected, dtype, options.work / "now", to_do)
                             counts[0] += 1
                             print(f"ok      {label}")
                         except Failed as e:

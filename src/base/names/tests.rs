@@ -352,9 +352,75 @@ fn single_experts_are_pieces_of_parameters_without_load_rules() {
         (1, Some(2), Some((1, 1, 2, true)), Flip::Yes)
     );
     assert_eq!(oss("down_proj"), (0, Some(2), None, Flip::Yes));
+    let listed = |list: &str| {
+        let disk = [
+            "model.layers.0.mlp.experts.gate_up_proj",
+            "model.layers.0.mlp.experts.down_proj",
+        ];
+        let name = format!("model.layers.0.mlp.experts.{list}.2.weight");
+        let mut found = lead(&disk, &oss_config(), &name).unwrap();
+        let piece = found.pieces.pop().unwrap();
+        assert!(found.pieces.is_empty() && piece.of == Cut::WHOLE);
+        (piece.place, piece.at.index, piece.at.chunk, piece.at.flip)
+    };
+    assert_eq!(listed("gate_up_projs"), (0, Some(2), None, Flip::Yes));
+    assert_eq!(listed("down_projs"), (1, Some(2), None, Flip::Yes));
     assert_eq!(
         llama("up_proj"),
         (1, Some(2), Some((1, 1, 2, false)), Flip::Yes)
     );
     assert_eq!(llama("down_proj"), (0, Some(2), None, Flip::Yes));
+}
+
+fn oss_config() -> serde_json::Value {
+    serde_json::json!({"model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"]})
+}
+
+/// Breaks where a parameter of all experts does not find the tensors of single ones that a base of gpt-oss has in its place:
+/// gate and up apart, or both in the parameter's order.
+#[test]
+fn parameters_are_found_in_tensors_of_single_experts() {
+    let parent = "model.layers.0.mlp.experts";
+    let wanted = format!("{parent}.gate_up_proj");
+    let leaves = [
+        "0.gate_proj",
+        "0.up_proj",
+        "1.gate_proj",
+        "1.up_proj",
+        "0.down_proj",
+        "1.down_proj",
+    ];
+    let apart = leaves.map(|leaf| format!("{parent}.{leaf}.weight"));
+    let disk: Vec<&str> = apart.iter().map(String::as_str).collect();
+    let found = lead(&disk, &oss_config(), &wanted).unwrap();
+    let parts = found.pieces.iter().map(|p| {
+        let chunk = p.of.chunk.map(|c| (c.axis, c.part, c.of, c.interleaved));
+        assert_eq!((p.at, p.of.flip), (Cut::WHOLE, Flip::Yes));
+        (p.place, p.of.index, chunk)
+    });
+    let mut parts: Vec<_> = parts.collect();
+    parts.sort();
+    let half = |part| Some((2, part, 2, true));
+    assert_eq!(
+        parts,
+        [
+            (0, Some(0), half(0)),
+            (1, Some(0), half(1)),
+            (2, Some(1), half(0)),
+            (3, Some(1), half(1))
+        ]
+    );
+    assert!(lead(&disk[1..], &oss_config(), &wanted).is_err());
+    let listed =
+        ["gate_up_projs.0", "gate_up_projs.1"].map(|leaf| format!("{parent}.{leaf}.weight"));
+    let disk: Vec<&str> = listed.iter().map(String::as_str).collect();
+    let found = lead(&disk, &oss_config(), &wanted).unwrap();
+    let parts = found.pieces.iter();
+    let parts = parts.map(|p| (p.place, p.of.index, p.of.chunk, p.of.flip));
+    let mut parts: Vec<_> = parts.collect();
+    parts.sort();
+    assert_eq!(
+        parts,
+        [(0, Some(0), None, Flip::Yes), (1, Some(1), None, Flip::Yes)]
+    );
 }

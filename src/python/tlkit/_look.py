@@ -15,6 +15,7 @@ def audit(
     *,
     template: str | None = None,
     owners: StrPath | None = None,
+    base: StrPath | Sequence[StrPath] | None = None,
     hash: bool = False,
     measure: int | bool | None = None,
     fit: int | bool | None = None,
@@ -36,6 +37,7 @@ def audit(
         paths: Folders with adapters, ``.tl`` files, or stores by their URL.
         template: Where user and task stand in a path: ``"{user}/{task}"``.
         owners: CSV with the columns path, user and task.
+        base: Folders of base models: adapters trained over one of them say how it is quantised.
         hash: Read every tensor, so that equal ones are found and VeRA projections proven.
         measure: Compress the weights of the first so many adapters; True for all.
         fit: Make other forms of the first so many in memory, and tell bytes and error: coded at 1, 5 and 10 %, int8,

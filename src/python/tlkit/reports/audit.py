@@ -130,6 +130,12 @@ class AuditRow(TypedDict):
     base: str | None
     """Name of the base model."""
 
+    base_kind: NotRequired[str]
+    """How the base that it was trained over is quantised, as far as the base's name says so."""
+
+    base_stored: NotRequired[str]
+    """How the base's weights are stored, where it is one of those given: `plain`, or how they are quantised."""
+
     base_fingerprint: str | None
     """Fingerprint of the base's weights (`.tl` only)."""
 

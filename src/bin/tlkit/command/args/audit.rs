@@ -22,6 +22,9 @@ pub(crate) struct Audit {
     /// CSV with the columns path, user and task
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) owners: Option<PathBuf>,
+    /// A base model's folder; adapters that were trained over it, by its name, say how it is quantised. May be repeated
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::AnyPath)]
+    pub(crate) base: Vec<PathBuf>,
     /// Read every tensor, so that equal ones are found and VeRA projections proven
     #[arg(long)]
     pub(crate) hash: bool,

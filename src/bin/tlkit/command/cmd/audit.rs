@@ -42,7 +42,8 @@ fn check_outputs(args: &Audit) -> Result<Existing> {
         }
         if args.force {
             let owners = args.owners.iter();
-            let inputs: Vec<&PathBuf> = args.paths.iter().chain(owners).collect();
+            let inputs = args.paths.iter().chain(owners).chain(&args.base);
+            let inputs: Vec<&PathBuf> = inputs.collect();
             fs::check_inputs(&dest, &inputs)?;
         }
     }
@@ -58,6 +59,7 @@ pub(crate) fn audit(args: &Audit, output: &Output) -> Result<Outcome> {
         options.hash = args.hash;
         options.measure = args.measure;
         options.fit = args.fit;
+        options.bases = args.base.clone();
         options.prices = args.prices.prices();
         options.progress = progress;
         run(&args.paths, &options)
@@ -198,14 +200,7 @@ fn summary(report: &Report) -> String {
             format!("{}, {} USD a month", bytes(user), usd(month)),
         ));
     }
-    let mut kinds: BTreeMap<&str, u64> = BTreeMap::new();
-    for kind in report.rows.iter().filter_map(|r| r.base_kind) {
-        *kinds.entry(kind).or_default() += 1;
-    }
-    if !kinds.is_empty() {
-        let kinds = kinds.into_iter();
-        let kinds: Vec<String> = kinds.map(|(k, n)| format!("{} {k}", count(n))).collect();
-        let text = format!("{}, by the names of their bases", kinds.join(", "));
+    if let Some(text) = trained_over(report) {
         lines.push(("trained over", text));
     }
     if report.folder_links > 0 {
@@ -215,6 +210,28 @@ fn summary(report: &Report) -> String {
         ));
     }
     fields(&lines).trim_end().to_owned()
+}
+
+/// How the adapters' bases are stored: as found out where they were given, else as their names say.
+fn trained_over(report: &Report) -> Option<String> {
+    let (mut found, mut named) = (BTreeMap::new(), BTreeMap::new());
+    for row in &report.rows {
+        let (kinds, kind) = match (&row.base_stored, row.base_kind) {
+            (Some(kind), _) => (&mut found, kind.as_str()),
+            (None, Some(kind)) => (&mut named, kind),
+            (None, None) => continue,
+        };
+        *kinds.entry(kind).or_insert(0u64) += 1;
+    }
+    let all = [(found, ""), (named, ", by the names of their bases")];
+    let all = all.into_iter().filter(|(kinds, _)| !kinds.is_empty());
+    let told = all.map(|(kinds, how)| {
+        let kinds = kinds.into_iter();
+        let kinds: Vec<String> = kinds.map(|(k, n)| format!("{} {k}", count(n))).collect();
+        format!("{}{how}", kinds.join(", "))
+    });
+    let told: Vec<String> = told.collect();
+    (!told.is_empty()).then(|| told.join("; "))
 }
 
 /// Where the bytes are: every byte in one line.
