@@ -237,7 +237,9 @@ impl Store {
             if let Some(slot) = sequences.packs.slot(&subject, number) {
                 stored.bytes += slot.bytes();
                 let pack = objects.get_mut(&layout::pack(user, slot.pack));
-                pack.map(|bytes| *bytes = bytes.saturating_sub(slot.bytes()));
+                if let Some(bytes) = pack {
+                    *bytes = bytes.saturating_sub(slot.bytes());
+                }
             }
             let mut take = |key: &str| {
                 let bytes = objects.remove(key);

@@ -244,8 +244,8 @@ fn packs_are_looked_through_where_the_state_is_damaged() {
     let last = keys(&store, "tenants/u/records").pop().unwrap();
     let object = store.backend().read(&last, u64::MAX).unwrap().unwrap();
     let mut changed = object.to_vec();
-    for at in 50..60 {
-        changed[at] ^= 0x55;
+    for byte in &mut changed[50..60] {
+        *byte ^= 0x55;
     }
     store.backend().replace(&last, changed).unwrap();
 
