@@ -20,7 +20,7 @@ use super::files::write_at;
 use super::request::{Control, UnmergeOptions};
 use crate::digest::{Digest, Hasher};
 use crate::error::{Code, Error, Result};
-use crate::fs::{parent, rename_new, sync_dir};
+use crate::fs::{lock, parent, rename_new, sync_dir};
 use crate::safetensors::{SafetensorsFile, TensorInfo};
 use crate::tensor::Dtype;
 
@@ -266,7 +266,7 @@ impl LockedFile {
             .write(true)
             .open(path)
             .map_err(|e| Error::io(path, "open for writing", e))?;
-        if let Err(TryLockError::WouldBlock) = file.try_lock() {
+        if let Err(TryLockError::WouldBlock) = lock(&file) {
             return Err(Error::new(Code::Busy, "another process is changing this file").file(path));
         }
         Ok(Self {

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Code, Error, Result};
-use crate::fs::{AtomicFile, Existing, Output, check_output};
+use crate::fs::{AtomicFile, Existing, Output, check_output, lock};
 use crate::train::checkpoint::{Fingerprint, State};
 use crate::train::curve::curve;
 use crate::train::log::{self, Line, Log};
@@ -146,7 +146,7 @@ fn mark(state: &State) -> (u64, Option<u64>) {
 /// The folder, held against other processes until it is dropped.
 pub(crate) fn locked(folder: &Path) -> Result<File> {
     let file = File::open(folder).map_err(|e| Error::io(folder, "open", e))?;
-    match file.try_lock() {
+    match lock(&file) {
         Err(fs::TryLockError::WouldBlock) => {
             let message = "another process is training in this folder";
             Err(Error::new(Code::Busy, message).file(folder))
