@@ -9,6 +9,7 @@ use candle_core::{DType, Device};
 use super::settings::RunConfig;
 use crate::adapter::{Adapter, BaseModel};
 use crate::base::{hub_name, read_config};
+use crate::convert::touched_tensors;
 use crate::digest::Digest;
 use crate::error::{Code, Error, Result};
 use crate::format::fingerprint;
@@ -130,13 +131,16 @@ impl RunInputs {
 
     /// The fingerprint of the base weights that the adapter changes.
     pub(super) fn weights(&self, adapter: &Adapter) -> Result<Digest> {
-        let names: Vec<String> = adapter.base_tensors().into_iter().collect();
+        let base = self.model.checkpoint();
+        // The base may store them under other names than its class has.
+        let names = touched_tensors(adapter, base, &[])?;
+        let key: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut known = self.weights.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(digest) = known.get(&names) {
+        if let Some(digest) = known.get(&key) {
             return Ok(*digest);
         }
-        let digest = fingerprint(self.model.checkpoint(), names.iter().map(String::as_str))?;
-        known.insert(names, digest);
+        let digest = fingerprint(base, names)?;
+        known.insert(key, digest);
         Ok(digest)
     }
 

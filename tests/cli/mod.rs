@@ -11,6 +11,7 @@ mod convert;
 mod ending;
 mod errors;
 mod extract;
+mod families;
 mod fleet;
 mod help;
 mod inspect;
