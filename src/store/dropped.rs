@@ -17,6 +17,11 @@ impl Dropped {
         self.0.is_empty()
     }
 
+    /// Whether versions of a task were taken.
+    pub(super) fn has(&self, task: &Name) -> bool {
+        self.0.contains_key(task)
+    }
+
     /// The tasks of which versions were taken.
     pub(super) fn tasks(&self) -> impl Iterator<Item = &Name> {
         self.0.keys()

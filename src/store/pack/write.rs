@@ -92,8 +92,10 @@ impl Target<'_> {
         }
         let mut added = BTreeSet::new();
         let mut next = state.next()?;
+        let gone = self.gone(packings, &first, collection)?;
         for packing in packings {
-            if self.may_be_added(packing, &listed, &first, collection)? {
+            let known = is_known(&packing.task, &listed, collection);
+            if !known && !packing.names.iter().any(|key| gone.contains(key)) {
                 added.insert(packing.task.clone());
                 let own = Subject::Adapter(packing.task.clone());
                 next.condemned.remove(&layout::record(folder, &own, 1));
@@ -119,31 +121,31 @@ impl Target<'_> {
         Ok(store.advance(folder, &state, next)?.map(|_| added))
     }
 
-    /// Whether a record is the first of its sequence, and what it names is there to stay.
-    fn may_be_added(
+    /// The keys that no version may name any more: those that are dead, and those that went since the batch's own state.
+    fn gone<'k>(
         &self,
-        packing: &Packing,
-        listed: &Sequences,
+        packings: &'k [Packing],
         first: &State,
         collection: &Collection,
-    ) -> Result<bool> {
-        let subject = Subject::Adapter(packing.task.clone());
-        let taken = listed.numbers.contains_key(&subject)
-            // Of a task that had records once, the last one may have come while the listing was under way.
-            || collection.dropped.tasks().any(|task| *task == packing.task);
-        if taken
-            || packing
-                .names
-                .iter()
-                .any(|key| collection.dead.contains(key))
-        {
-            return Ok(false);
+    ) -> Result<BTreeSet<&'k String>> {
+        let names: BTreeSet<&String> = packings.iter().flat_map(|p| &p.names).collect();
+        let mut gone = BTreeSet::new();
+        for key in names {
+            let changed = first.number != self.state.number;
+            let there = || self.store.all_there(&[key.clone()].into());
+            if collection.dead.contains(key) || (changed && there()? != Outcome::Holds) {
+                gone.insert(key);
+            }
         }
-        if first.number == self.state.number || packing.names.is_empty() {
-            return Ok(true);
-        }
-        Ok(self.store.all_there(&packing.names)? == Outcome::Holds)
+        Ok(gone)
     }
+}
+
+/// Whether an adapter has, or ever had, a record. Of a task of which some were dropped the last one may have come while
+/// the listing was under way.
+fn is_known(task: &Name, listed: &Sequences, collection: &Collection) -> bool {
+    let subject = Subject::Adapter(task.clone());
+    listed.numbers.contains_key(&subject) || collection.dropped.has(task)
 }
 
 impl Store {
