@@ -195,6 +195,10 @@ def page(args, cells, counts, listed, kinds):
     text = HEAD.format(types=len(cells), versions=versions, table=table(cells, kinds), losses=losses, reasons=reasons, **counts)
     if counts["unexplained"]:
         text = text.replace("## Refused\n", f"## Refused\n\n{counts['unexplained']} refusals, marked `!`, have no reason listed yet.\n")
+    wrong = [(row, kind, results_of(args, row)[kind].get("detail", "")) for row, line in cells.items() for kind in kinds if line[kind] == "x"]
+    if wrong:
+        rows = "\n".join(f"| {row} | {kind} | {' '.join(why.split())[:200].replace('|', ';')} |" for row, kind, why in wrong)
+        text += f"\n## Different\n\nNot mended yet: tlkit's merge is not PEFT's here.\n\n| model type | kind | what |\n|---|---|---|\n{rows}\n"
     root = HERE.parent.parent
     (root / "spec" / "peft-matrix.md").write_text(text)
     line = (f"In the [matrix](spec/peft-matrix.md) of {len(cells)} model types, {counts['equal'] + counts['memory']:,} merges are PEFT's, "
