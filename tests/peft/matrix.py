@@ -201,10 +201,11 @@ def page(args, cells, counts, listed, kinds):
         text += f"\n## Different\n\nNot mended yet: tlkit's merge is not PEFT's here.\n\n| model type | kind | what |\n|---|---|---|\n{rows}\n"
     root = HERE.parent.parent
     (root / "spec" / "peft-matrix.md").write_text(text)
+    which = " ([which](spec/peft-matrix.md#different))" if wrong else ""
     line = (f"In the [matrix](spec/peft-matrix.md) of {len(cells)} model types, {counts['equal'] + counts['memory']:,} merges are PEFT's, "
-            f"{counts['refused'] + counts['unexplained']:,} are refused by name, {counts['different']:,} differ.")
+            f"{counts['refused'] + counts['unexplained']:,} are refused by name, {counts['different']:,} differ{which}.")
     readme = root / "README.md"
-    readme.write_text(re.sub(r"In the \[matrix\]\(spec/peft-matrix.md\) of .*?differ\.", line, readme.read_text(), flags=re.S))
+    readme.write_text(re.sub(r"In the \[matrix\]\(spec/peft-matrix.md\) of .*? differ(?: \(\[which\]\([^)]*\)\))?\.", line, readme.read_text(), flags=re.S))
 
 
 def main():
