@@ -68,15 +68,7 @@ impl Batch<'_> {
             // Another writer was faster, or this batch itself.
             Err(e) if e.code() == Code::StoreConflict => self.store.put(name, package, None),
             Err(e) => Err(e),
-            Ok((written, known_blobs)) => Ok(PutReport {
-                adapter: format!("{}/{}", name.user, name.task),
-                version: tip.number,
-                root: package.root.to_string(),
-                bytes: package.logical_bytes(),
-                written,
-                known_blobs,
-                ..PutReport::default()
-            }),
+            Ok((written, known)) => Ok(first_version(name, package, written, known)),
         }
     }
 
@@ -146,15 +138,8 @@ impl Batch<'_> {
         for (n, packing) in numbers.into_iter().zip(packings) {
             let place = new.iter().find(|(of, _, _)| *of == n);
             if let (true, Some((_, name, package))) = (packed.contains(&packing.task), place) {
-                let report = PutReport {
-                    adapter: format!("{}/{}", name.user, name.task),
-                    version: 1,
-                    root: package.root.to_string(),
-                    bytes: package.logical_bytes(),
-                    written: packing.written + packing.record.len() as u64,
-                    known_blobs: packing.known,
-                    ..PutReport::default()
-                };
+                let written = packing.written + packing.record.len() as u64;
+                let report = first_version(name, package, written, packing.known);
                 done.insert(n, Ok(report));
             }
         }
@@ -195,6 +180,19 @@ impl Batch<'_> {
                 missigned: false,
             }),
         })
+    }
+}
+
+/// What is said of the first version of an adapter, when it was put.
+fn first_version(name: &AdapterName, package: &Package, written: u64, known: usize) -> PutReport {
+    PutReport {
+        adapter: format!("{}/{}", name.user, name.task),
+        version: 1,
+        root: package.root.to_string(),
+        bytes: package.logical_bytes(),
+        written,
+        known_blobs: known,
+        ..PutReport::default()
     }
 }
 

@@ -30,6 +30,14 @@ pub(in crate::store) struct Slot {
 }
 
 impl Slot {
+    pub(super) fn new(pack: PackName, [offset, length]: [u64; 2]) -> Self {
+        Self {
+            pack,
+            offset,
+            length,
+        }
+    }
+
     pub(super) fn range(&self) -> Range<u64> {
         self.offset..self.offset.saturating_add(self.length)
     }
@@ -75,14 +83,8 @@ impl Packs {
 
     /// Where the first version of an adapter lies.
     pub(in crate::store) fn find(&self, task: &Name) -> Option<Slot> {
-        let found = |(pack, contents): (&PackName, &Contents)| {
-            let [offset, length] = *contents.get(task)?;
-            Some(Slot {
-                pack: *pack,
-                offset,
-                length,
-            })
-        };
+        let found =
+            |(pack, contents): (&PackName, &Contents)| Some(Slot::new(*pack, *contents.get(task)?));
         self.0.iter().find_map(found)
     }
 

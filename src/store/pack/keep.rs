@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::index::{Packs, Slot};
-use crate::error::{Code, Error, Result};
+use crate::error::Result;
 use crate::store::backend::Entry;
 use crate::store::handle::Store;
 use crate::store::layout;
@@ -49,15 +49,9 @@ impl Store {
             let size = objects.iter().find(|o| o.key == key).map_or(0, |o| o.bytes);
             let left: u64 = contents.values().map(|[_, length]| length).sum();
             if left.saturating_mul(2) < size && !dry_run {
-                let slots = contents.iter().map(|(task, [offset, length])| {
-                    let slot = Slot {
-                        pack,
-                        offset: *offset,
-                        length: *length,
-                    };
-                    (task.clone(), slot)
-                });
-                again.extend(slots);
+                let slot =
+                    |(task, place): (&Name, &[u64; 2])| (task.clone(), Slot::new(pack, *place));
+                again.extend(contents.iter().map(slot));
                 packs.forget(pack);
             }
         }
@@ -89,10 +83,7 @@ impl Store {
             let slots: Vec<Slot> = part.iter().map(|(_, slot)| *slot).collect();
             let Some(first) = slots.first() else { continue };
             let read = self.read_slots(&folder, first.pack, &slots)?;
-            let read = read.ok_or_else(|| {
-                let key = self.backend.show(&layout::pack(user, first.pack));
-                Error::new(Code::StoreDamaged, "a pack with records is missing").file(key)
-            })?;
+            let read = read.ok_or_else(|| self.missing_pack(&folder, first.pack))?;
             records.extend(part.iter().map(|(task, _)| task.clone()).zip(read));
         }
         Ok(records)

@@ -152,10 +152,7 @@ impl Store {
             match self.sequences(folder)?.packs.slot_at(folder, key) {
                 None => return self.backend.read(key, MAX_RECORD_BYTES),
                 Some(same) if same == slot => {
-                    return Err(wrong.unwrap_or_else(|| {
-                        let key = self.pack_key(folder, &slot);
-                        Error::new(Code::StoreDamaged, "a pack with records is missing").file(key)
-                    }));
+                    return Err(wrong.unwrap_or_else(|| self.missing_pack(folder, slot.pack)));
                 }
                 Some(moved) => slot = moved,
             }
@@ -189,10 +186,12 @@ impl Store {
         self.backend.read_ranges(&key, &ranges)
     }
 
-    fn pack_key(&self, folder: &str, slot: &Slot) -> String {
+    /// The error of a pack that a state names and that is not there.
+    pub(super) fn missing_pack(&self, folder: &str, pack: PackName) -> Error {
         let user = layout::tenant_of(folder);
-        let key = user.map_or_else(String::new, |user| layout::pack(&user, slot.pack));
-        self.backend.show(&key)
+        let key = user.map_or_else(String::new, |user| layout::pack(&user, pack));
+        let error = Error::new(Code::StoreDamaged, "a pack with records is missing");
+        error.file(self.backend.show(&key))
     }
 
     /// As [`record_object`](Self::record_object) for many, in the order of `keys`.

@@ -10,7 +10,7 @@ use crate::store::failure::{ATTEMPTS, conflict};
 use crate::store::handle::Store;
 use crate::store::layout::{self, Subject};
 use crate::store::listing::Sequences;
-use crate::store::mirror::{Prepared, Target};
+use crate::store::mirror::Target;
 use crate::store::name::Name;
 use crate::store::original::Original;
 use crate::store::record::Collection;
@@ -32,26 +32,20 @@ pub(in crate::store) struct Packing {
 impl Target<'_> {
     /// Writes the blobs of a first version, and makes its record.
     pub(in crate::store) fn packing(&self, task: &Name, original: &Original) -> Result<Packing> {
-        let Prepared {
-            body,
-            manifest,
-            inline,
-            names,
-            written,
-            known,
-        } = self.prepare(original)?;
+        let prepared = self.prepare(original)?;
         let subject = Subject::Adapter(task.clone());
         let place = (self.sequences.folder.as_str(), &subject, 0);
-        let stamp = self.stamp(original);
+        let (stamp, inline) = (self.stamp(original), &prepared.inline);
+        let (body, manifest) = (prepared.body, prepared.manifest);
         let new = self
             .store
-            .new_record(place, None, &stamp, body, manifest, &inline);
+            .new_record(place, None, &stamp, body, manifest, inline);
         Ok(Packing {
             task: task.clone(),
             record: new?.1,
-            names,
-            written,
-            known,
+            names: prepared.names,
+            written: prepared.written,
+            known: prepared.known,
         })
     }
 
