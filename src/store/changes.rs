@@ -135,12 +135,18 @@ type Tell<'a> = &'a mut dyn FnMut(&Change) -> Result<()>;
 pub struct Watcher {
     user: Option<Name>,
     seen: Seen,
+    /// The last state of collection of a tenant, all of whose packs were told of: it is not read again.
+    states: HashMap<[u8; 16], u64>,
 }
 
 impl Watcher {
     /// Of one tenant or all of them, after what was told of already.
     pub fn after(user: Option<Name>, seen: Seen) -> Self {
-        Self { user, seen }
+        Self {
+            user,
+            seen,
+            states: HashMap::new(),
+        }
     }
 
     /// Takes what is there as told of: one line for each tenant. Gives the tenants that cannot be listed.
@@ -196,8 +202,17 @@ impl Watcher {
         for users in users.chunks(AT_ONCE) {
             progress.check()?;
             let folders: Vec<String> = users.iter().map(layout::records).collect();
-            for (user, listed) in users.iter().zip(store.sequences_of(&folders)) {
-                match listed.and_then(|listed| work(self, user, listed)) {
+            let state_of = |user| self.states.get(&key(user, "")).copied();
+            let known: Vec<Option<u64>> = users.iter().map(state_of).collect();
+            for (user, listed) in users.iter().zip(store.sequences_of(&folders, &known)) {
+                let told = listed.and_then(|listed| {
+                    let state = listed.last(&Subject::Collection);
+                    work(self, user, listed)?;
+                    self.states
+                        .extend(state.map(|state| (key(user, ""), state)));
+                    Ok(())
+                });
+                match told {
                     Err(e) if is_damage(&e) => skipped.push(Skipped {
                         user: user.clone(),
                         code: e.code().as_str(),

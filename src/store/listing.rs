@@ -40,25 +40,42 @@ impl Store {
         Ok(Sequences::of(folder, self.backend.list(folder)?))
     }
 
-    /// As [`sequences`](Self::sequences) of many folders, some at a time.
-    pub(super) fn sequences_of(&self, folders: &[String]) -> Vec<Result<Sequences>> {
+    /// As [`sequences`](Self::sequences) of many folders, some at a time. Of those whose last state of collection is the
+    /// one in `known`, only the records that are objects.
+    pub(super) fn sequences_of(
+        &self,
+        folders: &[String],
+        known: &[Option<u64>],
+    ) -> Vec<Result<Sequences>> {
         let listed = self.backend.list_many(folders);
         let of =
             |(folder, listed): (&String, Result<Vec<Entry>>)| Ok(Sequences::of(folder, listed?));
         let listed: Vec<Result<Sequences>> = folders.iter().zip(listed).map(of).collect();
-        let last = |listed: &Result<Sequences>| {
+        let is_known = |listed: &Sequences, known: Option<u64>| {
+            known.is_some() && known == listed.last(&Subject::Collection)
+        };
+        let state = |(listed, known): (&Result<Sequences>, &Option<u64>)| {
             let listed = listed.as_ref().ok().filter(|_| self.packs)?;
             let number = listed.last(&Subject::Collection)?;
-            Some(listed.key(&Subject::Collection, number))
+            (!is_known(listed, *known)).then(|| listed.key(&Subject::Collection, number))
         };
-        let states: Vec<Option<String>> = listed.iter().map(last).collect();
+        let states: Vec<Option<String>> = listed.iter().zip(known).map(state).collect();
         let keys: Vec<String> = states.iter().flatten().cloned().collect();
         let mut objects = self.backend.read_many(&keys, MAX_RECORD_BYTES).into_iter();
-        let whole = |(listed, state): (Result<Sequences>, Option<String>)| {
-            let object = state.and_then(|_| objects.next());
-            self.with_packs(listed?, object)
-        };
-        listed.into_iter().zip(states).map(whole).collect()
+        let whole =
+            |((listed, known), state): ((Result<Sequences>, &Option<u64>), Option<String>)| {
+                let (listed, object) = (listed?, state.and_then(|_| objects.next()));
+                match is_known(&listed, *known) {
+                    true => Ok(listed),
+                    false => self.with_packs(listed, object),
+                }
+            };
+        listed
+            .into_iter()
+            .zip(known)
+            .zip(states)
+            .map(whole)
+            .collect()
     }
 
     /// As [`sequences`](Self::sequences), where a number that is missing before a larger one was there and is gone,
