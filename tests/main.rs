@@ -5,11 +5,11 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod cli;
+mod clouds;
 mod cuda;
 mod format;
 mod hostile;
 mod house;
 mod interop;
 mod registry;
-mod s3;
 mod shared;
