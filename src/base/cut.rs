@@ -79,6 +79,33 @@ impl Cut {
         })
     }
 
+    /// The extents of the part of a tensor of the extents `whole`; `None` where it has no such part, or its
+    /// extents say whether axes are exchanged.
+    pub(crate) fn extents(self, whole: &[usize]) -> Option<Vec<usize>> {
+        let mut extents = whole.to_vec();
+        if let Some(Chunk { axis, part, of, .. }) = self.chunk {
+            let axis = extents.get_mut(axis)?;
+            if part >= of || !axis.is_multiple_of(of) {
+                return None;
+            }
+            *axis /= of;
+        }
+        if let Some(index) = self.index {
+            let first = (!extents.is_empty()).then(|| extents.remove(0))?;
+            if index >= first {
+                return None;
+            }
+        }
+        match (self.flip, &mut extents[..]) {
+            (Flip::No, _) => Some(extents),
+            (Flip::Yes, [.., a, b]) => {
+                std::mem::swap(a, b);
+                Some(extents)
+            }
+            _ => None,
+        }
+    }
+
     /// Whether two parts of one tensor have nothing in common.
     pub(crate) fn is_apart(self, other: Self) -> bool {
         let indices = matches!((self.index, other.index), (Some(a), Some(b)) if a != b);

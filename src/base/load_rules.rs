@@ -67,6 +67,10 @@ enum Action {
         axis: usize,
         interleaved: bool,
     },
+    /// Two parts that alternate on the disk follow one another in the class.
+    Part {
+        axis: usize,
+    },
     Flip(Flip),
     Unknown(String),
 }
@@ -102,6 +106,9 @@ impl Action {
                     }),
                     _ => None,
                 }
+            }
+            ([de], 1, 1) if de.starts_with("deinterleave") => {
+                axis(de, "deinterleave").map(|axis| Self::Part { axis })
             }
             (["flip"], 1, 1) => Some(Self::Flip(Flip::Yes)),
             (["flip?"], 1, 1) => Some(Self::Flip(Flip::Unless)),
@@ -349,6 +356,21 @@ fn converted(found: &Match<'_, '_>) -> Vec<Link> {
                 flip: Flip::No,
             };
             vec![link(first(), part, Cut::WHOLE)]
+        }
+        Action::Part { axis } => {
+            let each = (0..2).map(|part| {
+                let half = |interleaved| Cut {
+                    chunk: Some(Chunk {
+                        axis: *axis,
+                        part,
+                        of: 2,
+                        interleaved,
+                    }),
+                    ..Cut::WHOLE
+                };
+                link(first(), half(false), half(true))
+            });
+            each.collect()
         }
         Action::Split { axis, interleaved } => {
             let each = rule.targets.iter().enumerate().map(|(part, target)| {

@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::by_method;
 use super::dequantised::Dequantised;
 use super::experts;
-use super::fit::{apart, misfit, mixed, no_bias, part_of, weighted};
+use super::fit::{apart, check_magnitudes, misfit, mixed, no_bias, part_of, shared_dora, weighted};
 use super::layout::lay_out;
 use super::orient::Layouts;
 use super::plan::{Addition, MergePlan, Origin, TensorPlan};
 use super::read_base::{ReadBase, with_base};
 use super::request::{MergeInput, PlanOptions, TiedPolicy, TokenizerFrom};
 use super::trained::{self, BaseName};
-use super::{heads, tokenizer, untie, vocabulary};
+use super::{heads, joint, tokenizer, untie, vocabulary};
 use crate::adapter::{Extra, ExtraRole, Module, ModuleKind};
 use crate::base::architecture::Architecture;
 use crate::base::cut::Found;
@@ -138,15 +138,27 @@ impl<'a> Builder<'a, '_, '_> {
         let weights: Vec<&[Module]> = modules.chunk_by(Module::shares_weight).collect();
         let places = places.and_then(|mut found| {
             let of_extras = found.split_off(weights.len().min(found.len()));
-            let (_, extras) = wanted.split_at(found.len());
-            Ok((found, whole_places(extras, of_extras)?))
+            let (_, names) = wanted.split_at(found.len());
+            let part = |(extra, found): (&Extra, &Option<Found<_>>)| {
+                joint::rows_of(extra, found.as_ref(), self.options)
+            };
+            let parts: Vec<_> = extras.iter().zip(&of_extras).map(part).collect();
+            let whole = of_extras.into_iter().zip(&parts);
+            let whole = whole.map(|(found, part)| found.filter(|_| part.is_none()));
+            Ok((found, whole_places(names, whole.collect())?, parts))
         });
-        let (weights_at, extras_at) = places.map_err(|e| no_bias(e, extras))?;
+        let (weights_at, extras_at, parts) = places.map_err(|e| no_bias(e, extras))?;
         let (own, of_extras) = wanted.split_at(weights.len());
         apart(own, &weights_at)?;
-        let whole: Vec<_> = extras_at.iter().map(|p| p.map(Found::whole)).collect();
+        let both = extras_at.iter().zip(&parts);
+        let found = both.map(|(place, part)| match part {
+            Some(part) => Some(Found {
+                pieces: vec![*part],
+            }),
+            None => place.map(Found::whole),
+        });
         // A module's weight may be replaced too: then it is an extra and a module.
-        apart(of_extras, &whole)?;
+        apart(of_extras, &found.collect::<Vec<_>>())?;
         let copies = self.options.tied == TiedPolicy::Untie
             && !untie::saved_as_one(self.ties, extras, &extras_at);
         self.grow(extras, &extras_at, copies)?;
@@ -156,6 +168,12 @@ impl<'a> Builder<'a, '_, '_> {
         }
         let mut added = BTreeSet::new();
         for (e, (extra, place)) in extras.iter().zip(&extras_at).enumerate() {
+            if let Some(Some(part)) = parts.get(e) {
+                let (base, inputs, options) = (self.base, self.inputs, self.options);
+                let tensor = self.tensor(Site::Stored(part.place))?;
+                joint::add(base, tensor, inputs, (index, e), part.at, options)?;
+                continue;
+            }
             if place.is_none() && absent.contains(extra.name.as_str()) {
                 added.insert(extra.name.as_str());
                 let site = self.add_absent(extra)?;
@@ -252,8 +270,7 @@ impl<'a> Builder<'a, '_, '_> {
         let ties = self.ties;
         let found = ties.find(&extra.name, place).filter(|_| copies);
         let tie = found.and_then(|(t, _)| ties.all.get(t));
-        let (Some((t, alias)), Some(tie)) = (found, tie.filter(|tie| untie::is_copy(extra, tie)))
-        else {
+        let (Some((t, alias)), Some(tie)) = (found, tie.filter(|_| untie::is_copy(extra))) else {
             return self.sites(place, &extra.name);
         };
         self.untie()?;
@@ -416,21 +433,15 @@ impl<'a> Builder<'a, '_, '_> {
         if tensor.shape != needs {
             return Err(misfit(base, tensor, &needs));
         }
-        if let Some(m) = input.magnitudes.get(&module.path)
-            && m.len() != target.out
-        {
-            let message = format!("{} magnitudes for {} outputs", m.len(), target.out);
-            return Err(Error::new(Code::FactorShape, message).tensor(&module.path));
+        if let Some(m) = input.magnitudes.get(&module.path) {
+            check_magnitudes(m.len(), target.out, &module.path)?;
         }
         let others = |a: &Addition| match a {
             Addition::Module { input, dora: d, .. } => *input != index && (dora || *d),
             _ => false,
         };
         if !by_method && tensor.additions.iter().any(others) {
-            let message = "a DoRA depends on the weight alone, and cannot share a module with another adapter";
-            return Err(Error::new(Code::AdaptersConflict, message)
-                .tensor(&tensor.name)
-                .hint("merge one, then the other into the result, if the order is right for you"));
+            return Err(shared_dora(&tensor.name));
         }
         if tensor
             .additions
@@ -486,6 +497,7 @@ impl<'a> Builder<'a, '_, '_> {
             tensor.additions.push(Addition::Bias {
                 input: index,
                 extra: e,
+                part: None,
                 scale,
             });
             return Ok(());

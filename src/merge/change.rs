@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use super::pieces::Pieces;
 use super::plan::{Addition, MergePlan, TensorPlan};
+use super::region::Span;
 use super::request::MergeInput;
 use super::rows::BaseRows;
 use crate::compute::{
@@ -90,10 +91,12 @@ impl<'a> Change<'a> {
                 Addition::Bias {
                     input,
                     extra: e,
+                    part,
                     scale,
                 } => {
                     if let Some(t) = extra(*input, *e) {
-                        change.add_bias(t, *scale)?;
+                        let whole = Span::all(base.rows);
+                        change.add_bias(t, *scale, part.unwrap_or(whole), base.rows)?;
                     }
                 }
             }
@@ -167,14 +170,14 @@ impl<'a> Change<'a> {
         &mut self.stages[at]
     }
 
-    fn add_bias(&mut self, tensor: &Tensor, scale: f32) -> Result<()> {
-        let mut values = tensor.to_f32()?;
-        for v in &mut values {
-            *v *= scale;
-        }
-        match &mut self.bias {
-            None => self.bias = Some(values),
-            Some(sum) => sum.iter_mut().zip(values).for_each(|(s, v)| *s += v),
+    /// Adds to the entries `at` of a vector of `len`.
+    fn add_bias(&mut self, tensor: &Tensor, scale: f32, at: Span, len: usize) -> Result<()> {
+        // What adds nothing, a zero's sign included.
+        let sum = self.bias.get_or_insert_with(|| vec![-0.0; len]);
+        for (entry, value) in at.iter().zip(tensor.to_f32()?) {
+            if let Some(sum) = sum.get_mut(entry) {
+                *sum += value * scale;
+            }
         }
         Ok(())
     }
@@ -254,14 +257,15 @@ impl<'a> Change<'a> {
             return Ok(None);
         };
         let mut values = self.adapted(&stage.updates(), rows, block)?;
-        for (i, row) in values.chunks_mut(self.cols.max(1)).enumerate() {
-            match dora {
-                Dora::Rows(m) => {
-                    let norm = row.iter().map(|x| square(*x)).sum::<f64>().sqrt() as f32;
-                    let gain = m.get(rows.start + i).copied().unwrap_or(f32::NAN) / norm;
-                    row.iter_mut().for_each(|x| *x *= gain);
+        match dora {
+            Dora::Rows(m) => {
+                let own = m.get(rows.clone()).unwrap_or_default();
+                scale_rows(&mut values, self.cols, own);
+            }
+            Dora::Columns(gains) => {
+                for row in values.chunks_mut(self.cols.max(1)) {
+                    row.iter_mut().zip(gains).for_each(|(x, g)| *x *= g);
                 }
-                Dora::Columns(gains) => row.iter_mut().zip(gains).for_each(|(x, g)| *x *= g),
             }
         }
         narrow_into(self.dtype, &values, block);
@@ -301,12 +305,7 @@ impl<'a> Change<'a> {
         rows: &Range<usize>,
         block: &[u8],
     ) -> Result<Vec<f32>> {
-        let mut sum = vec![0.0; rows.len() * self.cols];
-        let mut weights = sum.clone();
-        delta_rows(updates, rows.clone(), self.cols, &mut sum)?;
-        widen_into(self.dtype, block, &mut weights);
-        sum.iter_mut().zip(weights).for_each(|(d, w)| *d += w);
-        Ok(sum)
+        adapted(self.dtype, updates, rows, self.cols, block)
     }
 
     /// Magnitude over the norm of each column of `W + ΔW`, where W is what the stages before `at` make.
@@ -348,17 +347,52 @@ impl Stage {
     }
 }
 
+/// `rn32(W + ΔW)` of some rows, of which `block` has W.
+pub(super) fn adapted(
+    dtype: Dtype,
+    updates: &[Update<'_>],
+    rows: &Range<usize>,
+    cols: usize,
+    block: &[u8],
+) -> Result<Vec<f32>> {
+    let mut sum = vec![0.0; rows.len() * cols];
+    let mut weights = sum.clone();
+    delta_rows(updates, rows.clone(), cols, &mut sum)?;
+    widen_into(dtype, block, &mut weights);
+    sum.iter_mut().zip(weights).for_each(|(d, w)| *d += w);
+    Ok(sum)
+}
+
+/// Gives each row the length that a DoRA's magnitude says.
+pub(super) fn scale_rows(values: &mut [f32], cols: usize, magnitudes: &[f32]) {
+    let magnitudes = magnitudes
+        .iter()
+        .copied()
+        .chain(std::iter::repeat(f32::NAN));
+    for (row, magnitude) in values.chunks_mut(cols.max(1)).zip(magnitudes) {
+        let norm = row.iter().map(|x| square(*x)).sum::<f64>().sqrt() as f32;
+        let gain = magnitude / norm;
+        row.iter_mut().for_each(|x| *x *= gain);
+    }
+}
+
 /// The rows that extras of the adapters replace. Where two replace one, they have the same bytes.
 fn row_replacements<'a>(
     inputs: &'a [MergeInput],
     tensor: &TensorPlan,
 ) -> BTreeMap<usize, (&'a Tensor, usize)> {
-    let extras = tensor.row_replacements.iter();
-    let extras = extras.filter_map(|(i, e)| inputs.get(*i)?.adapter.extras.get(*e));
-    let rows = extras.flat_map(|x| {
-        let rows = x.rows.iter().enumerate();
-        rows.map(|(from, row)| (*row as usize, (&x.tensor, from)))
+    let all = tensor.row_replacements.iter();
+    let rows = all.filter_map(|r| {
+        let extra = inputs.get(r.input)?.adapter.extras.get(r.extra)?;
+        let listed = extra.rows.iter().map(|row| *row as usize);
+        let rows: Vec<usize> = match r.part {
+            Some(part) => part.iter().collect(),
+            None => listed.collect(),
+        };
+        let rows = rows.into_iter().enumerate();
+        Some(rows.map(|(from, row)| (row, (&extra.tensor, from))))
     });
+    let rows = rows.flatten();
     rows.collect()
 }
 
@@ -392,7 +426,12 @@ pub(super) fn square(x: f32) -> f64 {
 
 /// Statistics of a change from `old` to `new`; the update before rounding is `exact` − old where
 /// it is known, else the change itself.
-fn compare(dtype: Dtype, old: &[u8], new: &[u8], exact: Option<&[f32]>) -> Result<Stats> {
+pub(super) fn compare(
+    dtype: Dtype,
+    old: &[u8],
+    new: &[u8],
+    exact: Option<&[f32]>,
+) -> Result<Stats> {
     let size = dtype.bits() / 8;
     let mut stats = Stats {
         elements: (new.len() / size.max(1)) as u64,

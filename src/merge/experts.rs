@@ -1,6 +1,6 @@
 //! Updates of experts and of other parts of tensors, planned.
 
-use super::fit::{misfit, mixed, part_of, weighted};
+use super::fit::{check_magnitudes, misfit, mixed, part_of, shared_dora, weighted};
 use super::orient::Layouts;
 use super::plan::{Addition, TensorPlan};
 use super::region::{Region, Shape, region};
@@ -17,7 +17,7 @@ use crate::safetensors::{Checkpoint, Location};
 ///
 /// # Errors
 /// [`Code::BaseShape`] where extents do not fit; [`Code::AdaptersConflict`];
-/// [`Code::UnsupportedDora`] for magnitudes.
+/// [`Code::UnsupportedDora`] for magnitudes of a part that is not whole rows.
 pub(super) fn add(
     base: &Checkpoint,
     tensor: &mut TensorPlan,
@@ -32,10 +32,9 @@ pub(super) fn add(
     };
     let group = &input.adapter.groups[first.group];
     let target = &group.targets[first.target];
-    if input.magnitudes.contains_key(&first.path) {
-        let message =
-            "a DoRA of a part of a tensor, whose rows the base does not have as one weight";
-        return Err(Error::new(Code::UnsupportedDora, message).tensor(&first.path));
+    let magnitudes = input.magnitudes.get(&first.path);
+    if let Some(m) = magnitudes {
+        check_magnitudes(m.len(), target.out, &first.path)?;
     }
     let kind = layouts.of_part(target, &tensor.name)?;
     let shape = Shape {
@@ -63,11 +62,25 @@ pub(super) fn add(
         let Some(region) = region(&tensor.shape, piece, module, &shape) else {
             return Err(misfit(base, tensor, &shape.weight()));
         };
+        let dora = magnitudes.is_some();
+        if dora && (options.method.is_some() || !region.has_whole_rows(&tensor.shape, &shape)) {
+            let message =
+                "a DoRA of a part of a tensor, whose rows the base does not have as one weight";
+            return Err(Error::new(Code::UnsupportedDora, message).tensor(&first.path));
+        }
+        let shared = |a: &Addition| {
+            matches!(a, Addition::Part { input, dora: other, region: there, .. }
+                if *input != index && (dora || *other) && !there.is_apart(&region))
+        };
+        if tensor.additions.iter().any(shared) {
+            return Err(shared_dora(&tensor.name));
+        }
         tensor.additions.push(Addition::Part {
             input: index,
             module: module.clone(),
             region,
             scale,
+            dora,
             rounding,
         });
     }

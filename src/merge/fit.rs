@@ -34,6 +34,24 @@ pub(super) fn part_of(tensor: &TensorPlan) -> Error {
         .hint("merge one, then the other into the result")
 }
 
+/// A DoRA and another adapter change the same weight.
+pub(super) fn shared_dora(tensor: &str) -> Error {
+    let message =
+        "a DoRA depends on the weight alone, and cannot share a module with another adapter";
+    Error::new(Code::AdaptersConflict, message)
+        .tensor(tensor)
+        .hint("merge one, then the other into the result, if the order is right for you")
+}
+
+/// Fails where a DoRA has not one magnitude for each output.
+pub(super) fn check_magnitudes(magnitudes: usize, out: usize, module: &str) -> Result<()> {
+    if magnitudes == out {
+        return Ok(());
+    }
+    let message = format!("{magnitudes} magnitudes for {out} outputs");
+    Err(Error::new(Code::FactorShape, message).tensor(module))
+}
+
 /// s with the adapter's weight, as f32; alone where a method weighs the whole update.
 pub(super) fn weighted(input: &MergeInput, factor: f64, options: &PlanOptions) -> Result<f32> {
     let scale = match options.method {

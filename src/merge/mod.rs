@@ -62,6 +62,7 @@ mod finished;
 mod fit;
 mod heads;
 mod inplace;
+mod joint;
 mod layout;
 mod method;
 mod orient;
@@ -101,7 +102,7 @@ pub use execute::execute;
 pub use inplace::merge_in_place;
 pub use method::{MergeMethod, MethodReport};
 pub(crate) use other_files::{WrittenFile, written_files};
-pub use plan::{Addition, MergePlan, Origin, Segment, ShardPlan, TensorPlan};
+pub use plan::{Addition, MergePlan, Origin, RowReplacement, Segment, ShardPlan, TensorPlan};
 pub use region::{Region, Span};
 pub use report::{AdapterReport, MergeReport, TensorReport, Totals};
 pub use request::{

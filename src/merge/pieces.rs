@@ -4,13 +4,14 @@
 
 use std::ops::Range;
 
+use super::change::{adapted, compare, scale_rows};
 use super::plan::{Addition, MergePlan, TensorPlan};
 use super::region::{Region, Span};
 use super::request::MergeInput;
 use crate::adapter::TieGroup;
 use crate::compute::{Rounding, Stats, Update, merge_block_parallel, transpose};
 use crate::error::{Code, Error, Result};
-use crate::tensor::{Dtype, widen_into};
+use crate::tensor::{Dtype, Tensor, narrow_into, widen_into};
 
 /// The parts of a tensor, by place.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ struct Part<'a> {
     cols: Span,
     rounding: Rounding,
     updates: Vec<PartUpdate<'a>>,
+    /// Of a DoRA, the magnitude of each row.
+    magnitudes: Option<&'a Tensor>,
 }
 
 #[derive(Debug)]
@@ -53,22 +56,16 @@ impl<'a> Pieces<'a> {
         let all = tensor.additions.iter();
         let mut all: Vec<_> = all.filter_map(|a| part(plan.inputs(), a)).collect();
         // Stable: of one place, adapters keep their order.
-        all.sort_by_key(|(update, _)| (update.region.rows, update.region.cols));
-        for (update, rounding) in all {
-            let Region { rows, cols, .. } = update.region;
+        all.sort_by_key(|one| (one.rows, one.cols));
+        for mut one in all {
             match parts.last_mut() {
-                Some(last) if (last.rows, last.cols) == (rows, cols) => {
-                    if rounding == Rounding::PeftSafe {
-                        last.rounding = rounding;
+                Some(last) if (last.rows, last.cols) == (one.rows, one.cols) => {
+                    if one.rounding == Rounding::PeftSafe {
+                        last.rounding = one.rounding;
                     }
-                    last.updates.push(update);
+                    last.updates.append(&mut one.updates);
                 }
-                _ => parts.push(Part {
-                    rows,
-                    cols,
-                    rounding,
-                    updates: vec![update],
-                }),
+                _ => parts.push(one),
             }
         }
         (!parts.is_empty()).then(|| Self {
@@ -129,7 +126,7 @@ impl<'a> Pieces<'a> {
             let from = place(own.start) * row;
             let there = block.get_mut(from..from + own.len() * row);
             let there = there.ok_or_else(beyond)?;
-            return merge_block_parallel(dtype, part.rounding, &updates, own, self.cols, there);
+            return part.combine(dtype, &updates, own, self.cols, there);
         }
         let cols = part.cols.len;
         let mut taken = Vec::with_capacity(own.len() * cols * size);
@@ -138,14 +135,7 @@ impl<'a> Pieces<'a> {
                 taken.extend_from_slice(block.get(at).ok_or_else(beyond)?);
             }
         }
-        let stats = merge_block_parallel(
-            dtype,
-            part.rounding,
-            &updates,
-            own.clone(),
-            cols,
-            &mut taken,
-        )?;
+        let stats = part.combine(dtype, &updates, own.clone(), cols, &mut taken)?;
         let mut rest = taken.as_slice();
         for k in own {
             for at in self.runs(part, place(k), size) {
@@ -172,6 +162,28 @@ impl<'a> Pieces<'a> {
             let from = first + i * step * size;
             from..from + width * size
         })
+    }
+}
+
+impl Part<'_> {
+    /// Adds to some of the part's rows, and gives them a DoRA's lengths.
+    fn combine(
+        &self,
+        dtype: Dtype,
+        updates: &[Update<'_>],
+        rows: Range<usize>,
+        cols: usize,
+        block: &mut [u8],
+    ) -> Result<Stats> {
+        let Some(magnitudes) = self.magnitudes else {
+            return merge_block_parallel(dtype, self.rounding, updates, rows, cols, block);
+        };
+        let old = block.to_vec();
+        let mut values = adapted(dtype, updates, &rows, cols, block)?;
+        let gains = magnitudes.to_f32()?;
+        scale_rows(&mut values, cols, gains.get(rows).unwrap_or_default());
+        narrow_into(dtype, &values, block);
+        compare(dtype, &old, block, Some(&values))
     }
 }
 
@@ -212,25 +224,34 @@ impl Factors {
     }
 }
 
-fn part<'a>(inputs: &'a [MergeInput], addition: &Addition) -> Option<(PartUpdate<'a>, Rounding)> {
+/// What one addition is, alone.
+fn part<'a>(inputs: &'a [MergeInput], addition: &Addition) -> Option<Part<'a>> {
     let Addition::Part {
         input,
         module,
         region,
         scale,
+        dora,
         rounding,
     } = addition
     else {
         return None;
     };
+    let input = inputs.get(*input)?;
     let update = PartUpdate {
-        group: inputs.get(*input)?.adapter.groups.get(module.group)?,
+        group: input.adapter.groups.get(module.group)?,
         instance: module.layer,
         target: module.target,
         region: *region,
         scale: *scale,
     };
-    Some((update, *rounding))
+    Some(Part {
+        rows: region.rows,
+        cols: region.cols,
+        rounding: *rounding,
+        updates: vec![update],
+        magnitudes: input.magnitudes.get(&module.path).filter(|_| *dora),
+    })
 }
 
 fn rows_of(values: Vec<f32>, width: usize, span: Span) -> Vec<f32> {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::dequantised::Dequantised;
-use super::region::Region;
+use super::region::{Region, Span};
 use super::request::{MergeInput, PlanOptions};
 use crate::adapter::Module;
 use crate::compute::{Rounding, Weight};
@@ -44,6 +44,8 @@ pub enum Addition {
         region: Region,
         /// s, weighted, as f32.
         scale: f32,
+        /// Whether the adapter is a DoRA and has a magnitude for the module, whose rows the part then has whole.
+        dora: bool,
         /// How the update is rounded.
         rounding: Rounding,
     },
@@ -53,6 +55,8 @@ pub enum Addition {
         input: usize,
         /// Index of its extra tensor.
         extra: usize,
+        /// The rows that it is of, where the base has it as a part of a tensor.
+        part: Option<Span>,
         /// s, weighted, as f32.
         scale: f32,
     },
@@ -97,6 +101,19 @@ pub enum Origin {
     Quantised,
 }
 
+/// An extra tensor of an adapter that replaces rows of one of the base's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RowReplacement {
+    /// Index of the adapter.
+    pub input: usize,
+    /// Index of its extra tensor.
+    pub extra: usize,
+    /// The rows, where the base has what the adapter names as a part of a tensor; `None` for the
+    /// [`rows`](crate::adapter::Extra::rows) that the extra lists itself.
+    pub part: Option<Span>,
+}
+
 /// What happens to one tensor.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -116,8 +133,8 @@ pub struct TensorPlan {
     pub shape: Vec<usize>,
     /// The adapter and its extra tensor that replace the values, before anything is added.
     pub replace: Option<(usize, usize)>,
-    /// The adapters and their extra tensors that replace rows, after that.
-    pub row_replacements: Vec<(usize, usize)>,
+    /// What replaces rows, after that.
+    pub row_replacements: Vec<RowReplacement>,
     /// What is added, in the order of the adapters.
     pub additions: Vec<Addition>,
 }
@@ -145,7 +162,11 @@ impl TensorPlan {
         for addition in own {
             match addition {
                 Addition::Whole { input, extra } => alone.replace = Some((*input, *extra)),
-                Addition::Rows { input, extra } => alone.row_replacements.push((*input, *extra)),
+                Addition::Rows { input, extra } => alone.row_replacements.push(RowReplacement {
+                    input: *input,
+                    extra: *extra,
+                    part: None,
+                }),
                 other => alone.additions.push(other.clone()),
             }
         }

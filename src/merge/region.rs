@@ -41,7 +41,7 @@ impl Span {
     }
 
     /// Part `part` of an axis of `len`; `None` where the parts are not of the same length.
-    fn chunk(len: usize, chunk: Chunk) -> Option<Self> {
+    pub(super) fn chunk(len: usize, chunk: Chunk) -> Option<Self> {
         let Chunk {
             part,
             of,
@@ -73,7 +73,12 @@ impl Span {
         place(start).min(last)..last
     }
 
-    fn is_apart(&self, other: &Self) -> bool {
+    /// Its entries.
+    pub(super) fn iter(self) -> impl Iterator<Item = usize> {
+        (0..self.len).map(move |i| self.start + i * self.step)
+    }
+
+    pub(super) fn is_apart(&self, other: &Self) -> bool {
         let end = |s: &Self| s.start + s.step * s.len.saturating_sub(1) + usize::from(s.len > 0);
         let off = |a: &Self, b: &Self| {
             a.step == b.step && !a.start.abs_diff(b.start).is_multiple_of(a.step.max(1))
@@ -86,6 +91,15 @@ impl Region {
     /// Whether no element of the tensor is in both.
     pub(super) fn is_apart(&self, other: &Self) -> bool {
         self.rows.is_apart(&other.rows) || self.cols.is_apart(&other.cols)
+    }
+
+    /// Whether its rows are rows of the tensor of the extents `stored`, and they are all outputs of the update.
+    pub(super) fn has_whole_rows(&self, stored: &[usize], shape: &Shape) -> bool {
+        let all = |span: Span, len: usize| span == Span::all(len);
+        !self.transposed
+            && all(self.outs, shape.out)
+            && all(self.ins, shape.in_features)
+            && all(self.cols, stored.last().copied().unwrap_or_default())
     }
 }
 

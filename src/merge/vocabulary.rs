@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::plan::{Addition, Origin, TensorPlan};
+use super::plan::{Addition, Origin, RowReplacement, TensorPlan};
 use super::request::MergeInput;
 use crate::adapter::{Extra, ExtraRole};
 use crate::base::edits::ConfigEdits;
@@ -59,7 +59,8 @@ pub(super) fn add_rows(
         Addition::Rows { input, extra } if *input == index => Some((*input, *extra)),
         _ => None,
     });
-    for (other, earlier) in tensor.row_replacements.iter().copied().chain(updates) {
+    let replacing = tensor.row_replacements.iter().map(|r| (r.input, r.extra));
+    for (other, earlier) in replacing.chain(updates) {
         let label = &inputs[other].label;
         let earlier = &inputs[other].adapter.extras[earlier];
         if let Some(row) = conflict(earlier, extra) {
@@ -72,7 +73,11 @@ pub(super) fn add_rows(
             input: index,
             extra: e,
         }),
-        false => tensor.row_replacements.push((index, e)),
+        false => tensor.row_replacements.push(RowReplacement {
+            input: index,
+            extra: e,
+            part: None,
+        }),
     }
     Ok(())
 }

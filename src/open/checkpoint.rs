@@ -1,7 +1,7 @@
 //! A base checkpoint, as PEFT's importer and exporter ask it.
 
 use crate::base::architecture::{Architecture, ExpertLayout};
-use crate::base::cut::Piece;
+use crate::base::cut::{Cut, Piece};
 use crate::base::modules::{has_joint_conv1d, is_conv1d};
 use crate::base::names::{Finder, Names};
 use crate::base::shapes::ParameterShape;
@@ -84,8 +84,11 @@ impl<'a> CheckpointModules<'a> {
 impl BaseShapes for CheckpointModules<'_> {
     fn weight_shape(&self, module: &str) -> Option<Vec<usize>> {
         let name = format!("{module}.weight");
-        let place = self.finder.find(&self.names, &name)?.as_whole()?;
-        Some(self.view.shape(place).to_vec())
+        let found = self.finder.find(&self.names, &name)?;
+        match found.pieces[..] {
+            [piece] if piece.of == Cut::WHOLE => piece.at.extents(self.view.shape(piece.place)),
+            _ => None,
+        }
     }
 
     fn has_tensor(&self, name: &str) -> bool {

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::base::cut::Chunk;
 
 fn of(model_type: &str, class: &str) -> Architecture {
     let config = json!({"model_type": model_type, "architectures": [class]});
@@ -184,4 +185,36 @@ fn configs_that_say_nothing_or_nonsense_are_unknown() {
         json!({"model_type": "llama", "architectures": "LlamaForCausalLM", "text_config": []});
     let odd = Architecture::of_config(Some(&odd));
     assert!(odd.is_known() && !odd.is_class_known());
+}
+
+/// Breaks where gate and up that alternate on the disk, and follow one another in the class, are taken as they lie.
+#[test]
+fn what_alternates_on_the_disk_is_two_halves_of_the_class() {
+    let links = of("inkling2_text", "Inkling2ForCausalLM")
+        .links("model.llm.layers.0.mlp.experts.w13_weight");
+    let chunks: Vec<_> = links.iter().map(|l| (l.of.chunk, l.at.chunk)).collect();
+    let half = |part, interleaved| {
+        Some(Chunk {
+            axis: 1,
+            part,
+            of: 2,
+            interleaved,
+        })
+    };
+    let halves = [0, 1].map(|part| (half(part, false), half(part, true)));
+    assert_eq!(chunks, halves);
+    for link in links {
+        assert_eq!(link.class, "model.layers.0.mlp.experts.gate_up_proj");
+    }
+}
+
+/// Breaks where an output that the class tells nobody of is not seen by what it is tied to.
+#[test]
+fn an_output_is_known_by_its_tie() {
+    let blip = of("blip", "BlipForConditionalGeneration");
+    let output = blip.output();
+    assert_eq!(
+        output.as_deref(),
+        Some("text_decoder.cls.predictions.decoder.weight")
+    );
 }

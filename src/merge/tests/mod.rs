@@ -2,6 +2,7 @@
 
 mod directory;
 mod each;
+mod joint;
 mod methods;
 mod names;
 mod quantised;
