@@ -88,6 +88,7 @@ impl<'a> Ties<'a> {
         let bias = bias.and_then(|o| Some(format!("{}.bias", o.strip_suffix(".weight")?)));
         if let Some(bias) = &bias {
             embeddings.extend(names.stored(bias));
+            embeddings.extend(bias_beside(base, names, bias));
         }
         for tie in &all {
             let of_bias = |n: &String| Some(n) == bias.as_ref();
@@ -145,6 +146,20 @@ impl<'a> Ties<'a> {
         let (tie, _) = self.find(name, None)?;
         Some(self.all.get(tie)?.source()?.1)
     }
+}
+
+/// BERT's and Reformer's heads have the bias of the output beside it, where it need not be tied to a bias of its own.
+fn bias_beside<K: Known<Place = Location>>(
+    base: &Checkpoint,
+    names: &Names<'_, K>,
+    bias: &str,
+) -> Option<Location> {
+    let output = bias.strip_suffix(".bias")?;
+    let (head, _) = output.rsplit_once('.')?;
+    let rows = |place| base.at(place).1.shape.first();
+    let weight = names.stored(&format!("{output}.weight"))?;
+    let beside = names.stored(&format!("{head}.bias"))?;
+    (rows(beside) == rows(weight)).then_some(beside)
 }
 
 fn located<K: Known<Place = Location>>(

@@ -52,9 +52,8 @@ pub(super) fn new_name(
 
 /// Whether an extra is the trained copy of one module, which is then a tensor of its own whatever its name was
 /// tied to: PEFT's `modules_to_save` copies a module and leaves those that it was tied to.
-pub(super) fn is_copy(extra: &Extra, tie: &Tie) -> bool {
-    // Without an output only the copy of a bias goes with one of a weight that has been untied.
-    extra.role == ExtraRole::Replace && (tie.output.is_some() || extra.name.ends_with(".bias"))
+pub(super) fn is_copy(extra: &Extra) -> bool {
+    extra.role == ExtraRole::Replace
 }
 
 /// Whether an adapter has input and output embedding alike: then they were one tensor when they were saved

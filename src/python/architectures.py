@@ -47,6 +47,8 @@ OPEN = {"head_dim": 64, "attention_head_dim": 64, "vocab_size": 128, "prediction
         "num_experts": 8, "n_routed_experts": 8, "num_local_experts": 8, "n_shared_experts": 1}
 # The same by model type, where a value means something there alone.
 OPEN_OF = {"lfm2_moe": {"layer_types": ["conv", "full_attention"]}}
+# Values that are another class's than the default's is, by model type.
+OTHER = {"reformer": {"is_decoder": True}}
 # How parameters lie that these classes multiply with, and say nothing of.
 UNSTATED = {"Llama4TextExperts": "in,out"}
 # How many layers at the beginning have no experts: one, so that two layers have both kinds.
@@ -69,7 +71,7 @@ def closed(config):
                 out[key] = config.num_attention_heads if value is None else value
         except Exception:  # noqa: BLE001: it differs between layers
             continue
-    return out
+    return out | OTHER.get(getattr(config, "model_type", None), {})
 
 
 def small(config_class):
@@ -207,6 +209,14 @@ def tied_names(model, config):
     return [[source, *sorted(targets)] for source, targets in sorted(groups.items())]
 
 
+def output_by_tie(entry):
+    """The output of a class that does not tell of it: what is tied to its input, and is no embedding."""
+    of_input = [names for names in entry["tied"] if f"{entry.get('in')}.weight" in names]
+    modules = {name.removesuffix(".weight") for names in of_input for name in names if name.endswith(".weight")}
+    outputs = modules - {*entry["embeds"]}
+    return outputs.pop() if len(outputs) == 1 else None
+
+
 def experts(model):
     """Parameters of several experts in one tensor: name, orientation, and how gate and up lie in it."""
     out = {}
@@ -316,6 +326,7 @@ def describe(cls, config):
         {tuple(dict.fromkeys(templated(relative(n)) for n in names)) for names in tied_names(model, config)}
     )
     entry["tied"] = [list(t) for t in entry["tied"] if len(t) > 1]
+    entry.setdefault("out", output_by_tie(entry))
     return {k: v for k, v in entry.items() if v not in (None, [], {}, False)}
 
 

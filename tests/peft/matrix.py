@@ -16,8 +16,8 @@ files (`--tied shared`). The cell is
     x       different
     -       not there: the model has no such part, or transformers or PEFT cannot (`--verbose` says which)
 
-All values are small integers times a power of two, so that every sum and product is exact in any order; only `random`
-and `random-bf16` are not, and are held to RANDOM.
+All values are small integers times a power of two, so that every sum and product is exact in any order; only `random`,
+`random-bf16` and DoRA's norms of rows beyond EXACT_ROW are not, and are held to RANDOM.
 
 What PEFT makes is kept in DIR and made once; --replay checks again what is there. --table writes spec/peft-matrix.md and the line of README.md.
 The exit status is 1 where a cell is different or refused without a reason.
@@ -66,7 +66,8 @@ where modules_to_save holds embeddings, which PEFT unties). {types} model types,
 copy of a tied tensor, or f32 where the base has half precision. `m` it is that of the model that PEFT merged, held against it
 in memory: the file that PEFT saves of that lacks tensors (below). A code: refused, with the reason below. `-` the model has
 no such part, or transformers or PEFT cannot do it. Values are such that every product and sum is exact, but for `random`
-(f32, rank 16: within 4 units of the last place of the largest weight) and `random-bf16` (within 1).
+(f32, rank 16: within 4 units of the last place of the largest weight), `random-bf16` (within 1), and DoRA over rows of more
+than 2,048 values, whose norms torch rounds (held to the same).
 
 Besides: `tlkit verify merged --weights-only` accepts PEFT's own file in {verified} of the `=` cells (all but the random ones and
 those in which transformers draws a head), {tl} adapters merge to the same bytes by way of a `.tl`, and {back} of them again from the
