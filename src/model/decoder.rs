@@ -218,8 +218,19 @@ impl Model {
     /// [`Code::ModelConfig`] for a token beyond the vocabulary, [`Code::Backend`].
     pub fn loss(&self, branches: &Branches, batch: &Batch) -> Result<LossSum> {
         self.check_targets(batch)?;
-        let hidden = self.normed(branches, batch)?;
-        head_loss(&hidden, self.head(), &batch.targets, &mut self.scratch())
+        self.in_pool(|| {
+            let hidden = self.normed(branches, batch)?;
+            head_loss(&hidden, self.head(), &batch.targets, &mut self.scratch())
+        })
+    }
+
+    /// Work on a thread of the pool: of one outside, every part that is shared out would wake another thread up, and wait
+    /// for it.
+    fn in_pool<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        match self.device().is_cpu() {
+            true => rayon::join(work, || ()).0,
+            false => work(),
+        }
     }
 
     /// The summed loss of a batch, and its gradient with respect to the branches' factors.
@@ -233,8 +244,10 @@ impl Model {
         keep: Keep,
     ) -> Result<(LossSum, BranchGradients)> {
         self.check_targets(batch)?;
-        self.backward_from(branches, batch, keep, |normed| {
-            head_loss_backward(normed, self.head(), &batch.targets, &mut self.scratch())
+        self.in_pool(|| {
+            self.backward_from(branches, batch, keep, |normed| {
+                head_loss_backward(normed, self.head(), &batch.targets, &mut self.scratch())
+            })
         })
     }
 

@@ -1,8 +1,8 @@
 //! What stands between the two products of an MLP.
 
 use candle_core::Tensor;
-use rayon::prelude::*;
 
+use super::fresh::made;
 use super::slices::{ROWS, wide};
 use super::vector::{exp, vectorised};
 use super::{f32s, gate, gate_backward, is_fused, tensor};
@@ -48,10 +48,10 @@ impl Activation {
             };
             return Ok(y.to_dtype(x.dtype())?);
         }
-        let mut out = vec![0.0; rows * width];
-        (out.par_chunks_mut(ROWS * width))
-            .zip(f32s(x)?.par_chunks(ROWS * cols))
-            .for_each(|(out, x)| forward(width, cols, x, out));
+        let x = f32s(x)?;
+        let out = made(rows * width, ROWS * width, |at, out| {
+            forward(width, cols, &x[at * ROWS * cols..], out);
+        });
         tensor(out, rows, width)
     }
 
@@ -75,11 +75,11 @@ impl Activation {
             };
             return Ok(dx.to_dtype(x.dtype())?);
         }
-        let mut dx = vec![0.0; rows * cols];
-        (dx.par_chunks_mut(ROWS * cols))
-            .zip(f32s(x)?.par_chunks(ROWS * cols))
-            .zip(f32s(dy)?.par_chunks(ROWS * width))
-            .for_each(|((dx, x), dy)| backward([width, cols], dy, x, dx));
+        let (x, dy) = (f32s(x)?, f32s(dy)?);
+        let dx = made(rows * cols, ROWS * cols, |at, dx| {
+            let (dy, x) = (&dy[at * ROWS * width..], &x[at * ROWS * cols..]);
+            backward([width, cols], dy, x, dx);
+        });
         tensor(dx, rows, cols)
     }
 

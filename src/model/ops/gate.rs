@@ -1,8 +1,8 @@
 //! SwiGLU: silu(gate) · up.
 
 use candle_core::Tensor;
-use rayon::prelude::*;
 
+use super::fresh::made;
 use super::kernels::{self, Call};
 use super::slices::ROWS;
 use super::slices::wide;
@@ -25,10 +25,10 @@ pub fn gate(x: &Tensor) -> Result<Tensor> {
         let [g, u] = halves(x, width)?;
         return Ok((g.silu()? * u)?.to_dtype(x.dtype())?);
     }
-    let mut out = vec![0.0; rows * width];
-    (out.par_chunks_mut(ROWS * width))
-        .zip(f32s(x)?.par_chunks(ROWS * cols))
-        .for_each(|(out, x)| forward(width, x, out));
+    let x = f32s(x)?;
+    let out = made(rows * width, ROWS * width, |at, out| {
+        forward(width, &x[at * ROWS * cols..], out);
+    });
     tensor(out, rows, width)
 }
 
@@ -57,11 +57,10 @@ pub fn gate_backward(dy: &Tensor, x: &Tensor) -> Result<Tensor> {
             1,
         )?);
     }
-    let mut dx = vec![0.0; rows * cols];
-    (dx.par_chunks_mut(ROWS * cols))
-        .zip(f32s(x)?.par_chunks(ROWS * cols))
-        .zip(f32s(dy)?.par_chunks(ROWS * width))
-        .for_each(|((dx, x), dy)| backward(width, dy, x, dx));
+    let (x, dy) = (f32s(x)?, f32s(dy)?);
+    let dx = made(rows * cols, ROWS * cols, |at, dx| {
+        backward(width, &dy[at * ROWS * width..], &x[at * ROWS * cols..], dx);
+    });
     tensor(dx, rows, cols)
 }
 

@@ -266,8 +266,15 @@ pub fn linear(x: &Tensor, pieces: &[Piece<'_>]) -> Result<Tensor> {
     }
     let (tokens, in_features) = x.dims2()?;
     let width = pieces.iter().map(|p| p.rows).sum();
-    let mut out = vec![0.0; tokens * width];
-    product(&f32s(x)?, in_features, pieces, &mut out);
+    let x = f32s(x)?;
+    let out = match narrow(pieces).filter(|_| tokens >= FEW) {
+        Some((kernel, rows)) => bf16::product(kernel, &x, in_features, &rows),
+        None => {
+            let mut out = vec![0.0; tokens * width];
+            product(&x, in_features, pieces, &mut out);
+            out
+        }
+    };
     tensor(out, tokens, width)
 }
 
@@ -299,8 +306,15 @@ pub fn linear_backward(dy: &Tensor, pieces: &[Piece<'_>]) -> Result<Tensor> {
             )?),
         };
     }
-    let mut dx = vec![0.0; tokens * in_features];
-    product_backward(&f32s(dy)?, width, None, pieces, &mut dx);
+    let dy = f32s(dy)?;
+    let dx = match narrow(pieces) {
+        Some((kernel, rows)) => bf16::backward(kernel, &dy, width, &rows),
+        None => {
+            let mut dx = vec![0.0; tokens * in_features];
+            product_backward(&dy, width, None, pieces, &mut dx);
+            dx
+        }
+    };
     tensor(dx, tokens, in_features)
 }
 
@@ -311,7 +325,7 @@ pub(super) fn product(x: &[f32], in_features: usize, pieces: &[Piece<'_>], out: 
     if let Some((kernel, rows)) = narrow(pieces) {
         return match tokens < FEW {
             true => bf16::few(x, in_features, &rows, out),
-            false => bf16::product(kernel, x, in_features, &rows, out),
+            false => bf16::product_into(kernel, x, in_features, &rows, out),
         };
     }
     if tokens < FEW {
@@ -382,7 +396,7 @@ pub(super) fn product_backward(
         return;
     }
     if let Some((kernel, rows)) = narrow(pieces) {
-        return bf16::backward(kernel, dy, width, scales, &rows, dx);
+        return bf16::backward_into(kernel, dy, width, scales, &rows, dx);
     }
     dx.par_chunks_mut(ROWS * in_features)
         .zip(dy.par_chunks(ROWS * width))

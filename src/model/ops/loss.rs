@@ -84,7 +84,15 @@ fn run(
     }
     let x = f32s(x)?;
     let vocabulary = head.matrix.out();
-    let step = (TILE / vocabulary.max(1)).clamp(32, rows.len().max(32));
+    let most = (TILE / vocabulary.max(1)).clamp(32, rows.len().max(32));
+    // Weights are packed anew for each tile, and rows multiplied 32 at a time: none of a few rows, where sums allow.
+    let step = match takes_scales(&head.pieces()) {
+        true => rows
+            .len()
+            .div_ceil(rows.len().div_ceil(most))
+            .next_multiple_of(32),
+        false => most,
+    };
     let mut dx = vec![0.0; if gradient { tokens * hidden } else { 0 }];
     let HeadScratch {
         inputs,

@@ -21,6 +21,7 @@ mod columns;
 mod divergence;
 mod dropout;
 mod experts;
+mod fresh;
 mod gate;
 mod head;
 mod kernels;

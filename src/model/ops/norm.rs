@@ -1,8 +1,8 @@
 //! RMSNorm, and NeMo's LayerNorm1p, over the rows of a matrix or over heads within rows.
 
 use candle_core::{D, DType, Device, Tensor};
-use rayon::prelude::*;
 
+use super::fresh::made;
 use super::kernels::{self, Call};
 use super::slices::ROWS;
 use super::slices::{fuses, wide};
@@ -69,11 +69,10 @@ impl Norm {
             return self.composed(x);
         }
         let (rows, cols) = x.dims2()?;
-        let mut out = vec![0.0; rows * cols];
-        let chunk = ROWS * cols;
-        out.par_chunks_mut(chunk)
-            .zip(f32s(x)?.par_chunks(chunk))
-            .for_each(|(out, x)| forward(self, x, out));
+        let (x, chunk) = (f32s(x)?, ROWS * cols);
+        let out = made(rows * cols, chunk, |at, out| {
+            forward(self, &x[at * chunk..], out)
+        });
         tensor(out, rows, cols)
     }
 
@@ -86,12 +85,10 @@ impl Norm {
             return self.composed_backward(dy, x);
         }
         let (rows, cols) = x.dims2()?;
-        let mut dx = vec![0.0; rows * cols];
-        let chunk = ROWS * cols;
-        (dx.par_chunks_mut(chunk))
-            .zip(f32s(dy)?.par_chunks(chunk))
-            .zip(f32s(x)?.par_chunks(chunk))
-            .for_each(|((dx, dy), x)| backward(self, dy, x, dx));
+        let (dy, x, chunk) = (f32s(dy)?, f32s(x)?, ROWS * cols);
+        let dx = made(rows * cols, chunk, |at, dx| {
+            backward(self, &dy[at * chunk..], &x[at * chunk..], dx);
+        });
         tensor(dx, rows, cols)
     }
 

@@ -9,6 +9,7 @@ use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use super::super::bf16::View;
+use super::super::fresh::zeros;
 use super::super::{f32s, tensor};
 use super::heads::{Heads, Past};
 use super::narrow::{self, Given};
@@ -55,17 +56,24 @@ pub(super) fn forward(
             }
         })
         .collect();
-    let mut out = vec![0.0; tokens * heads.q * heads.dim];
+    let width = heads.q * heads.dim;
+    let mut out = zeros(tokens * width);
     let mut sums = vec![0.0; tokens * heads.q];
-    for ((s, h), (part, sum)) in tasks.iter().zip(&parts) {
-        for (i, t) in sequences[*s].clone().enumerate() {
-            let column = t * heads.q * heads.dim + h * heads.dim;
-            out[column..column + heads.dim]
-                .copy_from_slice(&part[i * heads.dim..(i + 1) * heads.dim]);
-            sums[t * heads.q + h] = sum[i];
+    for ((s, h), (_, sum)) in tasks.iter().zip(&parts) {
+        for (t, sum) in sequences[*s].clone().zip(sum) {
+            sums[t * heads.q + h] = *sum;
         }
     }
-    Ok((tensor(out, tokens, heads.q * heads.dim)?, sums))
+    let each = of_each(&mut out, sequences, width);
+    each.into_par_iter().enumerate().for_each(|(s, to)| {
+        for (h, (part, _)) in parts[s * heads.q..][..heads.q].iter().enumerate() {
+            let column = h * heads.dim;
+            for (to, part) in to.chunks_exact_mut(width).zip(part.chunks_exact(heads.dim)) {
+                to[column..column + heads.dim].copy_from_slice(part);
+            }
+        }
+    });
+    Ok((tensor(out, tokens, width)?, sums))
 }
 
 /// As [`super::attention_backward`].
@@ -96,14 +104,8 @@ pub(super) fn backward(
             }
         })
         .collect();
-    let mut dqkv = vec![0.0; tokens * width];
-    let mut rest = &mut dqkv[..];
-    let each: Vec<&mut [f32]> = (sequences.iter())
-        .map(|range| {
-            rest.split_off_mut(..range.len() * width)
-                .unwrap_or_default()
-        })
-        .collect();
+    let mut dqkv = zeros(tokens * width);
+    let each = of_each(&mut dqkv, sequences, width);
     each.into_par_iter().enumerate().for_each(|(s, to)| {
         for (h, parts) in parts[s * heads.q..][..heads.q].iter().enumerate() {
             for (part, column) in parts.iter().zip(heads.columns(h)) {
@@ -115,6 +117,17 @@ pub(super) fn backward(
         }
     });
     tensor(dqkv, tokens, width)
+}
+
+/// The rows of each sequence, of `width` numbers.
+fn of_each<'a>(
+    mut all: &'a mut [f32],
+    sequences: &[Range<usize>],
+    width: usize,
+) -> Vec<&'a mut [f32]> {
+    let own = |range: &Range<usize>| all.split_off_mut(..range.len() * width);
+    let each = sequences.iter().map(own);
+    each.map(Option::unwrap_or_default).collect()
 }
 
 /// Below this many rows a sequence's products are in f32: packing what it sees would cost more than they do.

@@ -68,6 +68,8 @@ vectorised! {
         let rows = scores.chunks_exact_mut(block.keys);
         let rows = rows.zip(slopes.chunks_exact_mut(block.keys));
         for (i, ((p, d), (sum, along))) in rows.zip(sums.iter().zip(along)).enumerate() {
+            // By value: a loop that reads them anew for each number is no vector loop.
+            let (sum, along) = (*sum, *along);
             let seen = block.visible(heads, i);
             for row in [&mut *p, &mut *d] {
                 row[..seen.start].fill(0.0);

@@ -1,8 +1,8 @@
 //! The left side of a product.
 
 use half::bf16;
-use rayon::prelude::*;
 
+use super::super::fresh::made;
 use super::super::vector::vectorised;
 use super::cut::Block;
 use super::tile::{PAIRED, STRIDE, TALL};
@@ -27,14 +27,13 @@ impl Left {
     ) -> Self {
         let rows = x.len() / columns.max(1);
         let steps = blocks.iter().map(Block::steps).sum::<usize>();
-        let mut values = vec![0; rows.div_ceil(TALL) * steps * STRIDE];
-        (values.par_chunks_mut((steps * STRIDE).max(1)))
-            .zip(x.par_chunks(TALL * columns.max(1)))
-            .enumerate()
-            .for_each(|(at, (to, x))| {
-                let scales = scales.map_or(&[][..], |s| &s[at * TALL..]);
-                round(x, columns, blocks, scales, to);
-            });
+        let len = rows.div_ceil(TALL) * steps * STRIDE;
+        let values = made(len, steps * STRIDE, |at, to| {
+            let first = at * TALL;
+            let x = &x[first * columns..(first + TALL).min(rows) * columns];
+            let scales = scales.map_or(&[][..], |s| &s[first..]);
+            round(x, columns, blocks, scales, to);
+        });
         Self {
             values,
             rows,

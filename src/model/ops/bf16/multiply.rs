@@ -1,6 +1,8 @@
 //! The loops around a block.
 #![allow(unsafe_code)]
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 use super::cut::{Block, PACKED, Panel};
@@ -21,14 +23,15 @@ unsafe impl Sync for Out {}
 /// Packs panels, each into its [`PACKED`] numbers of the last argument, for a block of K: with zeros behind them.
 type Pack<'a> = dyn Fn(&[Panel], &Block, &mut [u32]) + Sync + 'a;
 
-/// `left` · right, into `out`, row-major with `width` columns, of which the panels are overwritten.
+/// `left` · right, into `out`, row-major with `width` columns, of which the panels are overwritten. Where there are
+/// blocks of K, and the panels are all columns, that is all of it.
 pub(in super::super) fn multiply(
     kernel: Kernel,
     left: &Left,
     panels: &[Panel],
     blocks: &[Block],
     pack: &Pack<'_>,
-    out: &mut [f32],
+    out: &mut [MaybeUninit<f32>],
     width: usize,
 ) {
     let disjoint = panels
@@ -41,7 +44,7 @@ pub(in super::super) fn multiply(
         disjoint && inside && out.len() >= left.rows() * width,
         "panels"
     );
-    let place = Out(out.as_mut_ptr());
+    let place = Out(out.as_mut_ptr().cast());
     // Few panels are shared out in small groups, so that threads end together.
     let group = match panels.len() {
         ..64 => GROUP / 2,

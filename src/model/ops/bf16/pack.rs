@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::super::vector::vectorised;
 use super::cut::PACKED;
+use super::interleave::{interleave, pairs};
 use super::tile::{PAIRED, STEP, TILE, WIDE};
 use super::transpose::transpose;
 use crate::tensor::{Dtype, widen_into};
@@ -124,29 +124,6 @@ pub(in super::super) fn across(
                 }
             }
         }
-    }
-}
-
-vectorised! {
-    /// A step of a panel: 32 rows of 32 bf16 numbers, `stride` bytes apart.
-    fn pairs(bytes: &[u8], stride: usize, step: &mut [u32]) -> () {
-        let (left, right) = step.split_at_mut(TILE * TILE);
-        let halves = left.chunks_exact_mut(TILE).zip(right.chunks_exact_mut(TILE));
-        for (pair, (left, right)) in halves.enumerate() {
-            let low = &bytes[2 * pair * stride..][..2 * WIDE];
-            let high = &bytes[(2 * pair + 1) * stride..][..2 * WIDE];
-            interleave(&low[..PAIRED], &high[..PAIRED], left);
-            interleave(&low[PAIRED..], &high[PAIRED..], right);
-        }
-    }
-}
-
-/// Pairs of two rows' bf16 numbers.
-#[inline(always)]
-fn interleave(low: &[u8], high: &[u8], to: &mut [u32]) {
-    let numbers = low.chunks_exact(2).zip(high.chunks_exact(2));
-    for (to, (low, high)) in to.iter_mut().zip(numbers) {
-        *to = u32::from_le_bytes([low[0], low[1], high[0], high[1]]);
     }
 }
 

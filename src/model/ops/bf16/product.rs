@@ -1,7 +1,9 @@
 //! Products with frozen weights, forward and backward, over rows of them.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use super::super::fresh::{filled, over};
 use super::cut::{Block, PACKED, Panel};
 use super::kernel::Kernel;
 use super::left::Left;
@@ -11,13 +13,41 @@ use super::pack::{Weight, across, along};
 /// Rows of a weight: as many columns of a product.
 pub(in super::super) type Rows<'a> = (Weight<'a>, Range<usize>);
 
-/// x·Wᵀ into `out`, tokens × Σ rows, overwritten; x is tokens × in, row-major.
+/// x·Wᵀ, tokens × Σ rows; x is tokens × in, row-major.
 pub(in super::super) fn product(
     kernel: Kernel,
     x: &[f32],
     in_features: usize,
     pieces: &[Rows<'_>],
+) -> Vec<f32> {
+    let width: usize = pieces.iter().map(|(_, rows)| rows.len()).sum();
+    let tokens = x.len() / in_features.max(1);
+    match in_features {
+        0 => vec![0.0; tokens * width],
+        // All rows of all pieces are panels.
+        _ => filled(tokens * width, |out| {
+            write_product(kernel, x, in_features, pieces, out);
+        }),
+    }
+}
+
+/// As [`product`], into `out`, overwritten.
+pub(in super::super) fn product_into(
+    kernel: Kernel,
+    x: &[f32],
+    in_features: usize,
+    pieces: &[Rows<'_>],
     out: &mut [f32],
+) {
+    write_product(kernel, x, in_features, pieces, over(out));
+}
+
+fn write_product(
+    kernel: Kernel,
+    x: &[f32],
+    in_features: usize,
+    pieces: &[Rows<'_>],
+    out: &mut [MaybeUninit<f32>],
 ) {
     let (mut panels, mut column) = (Vec::new(), 0);
     for (number, (_, rows)) in pieces.iter().enumerate() {
@@ -49,15 +79,43 @@ pub(in super::super) fn product(
     );
 }
 
-/// dy·W into `dx`, tokens × in, overwritten; dy is tokens × `width`, the rows of all pieces, and each of its rows is
-/// multiplied by its scale first, where there are scales.
+/// dy·W, tokens × in; dy is tokens × `width`, the rows of all pieces, of which there are some.
 pub(in super::super) fn backward(
+    kernel: Kernel,
+    dy: &[f32],
+    width: usize,
+    pieces: &[Rows<'_>],
+) -> Vec<f32> {
+    let in_features = pieces.first().map_or(0, |(weight, _)| weight.columns);
+    let tokens = dy.len() / width.max(1);
+    match width {
+        0 => vec![0.0; tokens * in_features],
+        // All columns of the weights are panels.
+        _ => filled(tokens * in_features, |dx| {
+            write_backward(kernel, dy, width, None, pieces, dx);
+        }),
+    }
+}
+
+/// As [`backward`], into `dx`, overwritten; each row of `dy` is multiplied by its scale first, where there are scales.
+pub(in super::super) fn backward_into(
     kernel: Kernel,
     dy: &[f32],
     width: usize,
     scales: Option<&[f32]>,
     pieces: &[Rows<'_>],
     dx: &mut [f32],
+) {
+    write_backward(kernel, dy, width, scales, pieces, over(dx));
+}
+
+fn write_backward(
+    kernel: Kernel,
+    dy: &[f32],
+    width: usize,
+    scales: Option<&[f32]>,
+    pieces: &[Rows<'_>],
+    dx: &mut [MaybeUninit<f32>],
 ) {
     let in_features = pieces.first().map_or(0, |(weight, _)| weight.columns);
     let columns = (0..in_features).step_by(Panel::WIDEST);
