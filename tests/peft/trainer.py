@@ -13,6 +13,7 @@ import argparse
 import importlib.util
 import json
 import math
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import get_peft_model
+from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -36,6 +38,8 @@ METHODS = ("lora", "vera", "tl1", "tl2", "tl3", "tl4", "tl5", "tl6")
 TEMPLATES: dict[str, dict[str, Any]] = {
     "core": {"train": "A,B,C,v", "tie": True},
     "untied": {"train": "A,B,u,v", "tie": False, "joint": False},
+    # Against the groups of PEFT's `create_loraplus_optimizer`.
+    "loraplus": {"method": "tl6", "loraplus-lr-ratio": 4.0},
 }
 TARGETS = ["q_proj", "k_proj", "v_proj", "down_proj"]
 STEPS, BATCH, LR, MIN_LR, WARMUP, RANK = 50, 16, 0.01, 1e-6, 5, 4
@@ -103,9 +107,17 @@ def batch_loss(model: Any, rows: list[tuple[list[int], int]]) -> torch.Tensor:
 def with_peft(choice: dict[str, Any], folder: Path) -> list[float]:
     """The losses of training with PEFT; the adapter is saved to `folder`."""
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
-    model = get_peft_model(model, TiedLoraConfig(r=RANK, target_modules=TARGETS, **choice))
+    ratio = choice.get("loraplus-lr-ratio")
+    config = {name: value for name, value in choice.items() if name != "loraplus-lr-ratio"}
+    model = get_peft_model(model, TiedLoraConfig(r=RANK, target_modules=TARGETS, **config))
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=LR, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.01)
+    settings: dict[str, Any] = {"lr": LR, "betas": (0.9, 0.98), "eps": 1e-8}
+    if ratio is None:
+        optimizer = torch.optim.AdamW(trained, weight_decay=0.01, **settings)
+    else:
+        more = {"loraplus_lr_ratio": ratio, "loraplus_weight_decay": 0.01}
+        optimizer = create_loraplus_optimizer(model, torch.optim.AdamW, **more, **settings)
+    rates = [group["lr"] / LR for group in optimizer.param_groups]
     data = examples()
     per_epoch = -(-len(data) // BATCH)
     losses = []
@@ -116,8 +128,8 @@ def with_peft(choice: dict[str, Any], folder: Path) -> list[float]:
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = rate(step)
+        for group, times in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = times * rate(step)
         optimizer.step()
         losses.append(loss.item())
     model.save_pretrained(folder)
@@ -178,13 +190,57 @@ def compare(program: list[str], name: str) -> bool:
     return good
 
 
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}: "
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}\n{% endgeneration %}"
+    "{% else %}{{ m['content'] }}\n{% endif %}{% endfor %}"
+)
+
+
+def assistant(program: list[str]) -> bool:
+    """The first loss of chats with `--assistant-only-loss`, against transformers' mask of them, which TRL learns by."""
+    with tempfile.TemporaryDirectory() as folder:
+        model, data = Path(folder) / "model", Path(folder) / "chats.jsonl"
+        shutil.copytree(MODEL, model)
+        config = json.loads((model / "tokenizer_config.json").read_text()) | {"chat_template": TEMPLATE}
+        (model / "tokenizer_config.json").write_text(json.dumps(config))
+        (model / "chat_template.jinja").unlink(missing_ok=True)
+        texts = [json.loads(line) for line in TASK.read_text().splitlines()][:BATCH]
+        turn = lambda role, text: {"role": role, "content": text.strip()}
+        rows = [
+            [turn("user", a["prompt"]), turn("assistant", a["completion"]), turn("user", b["prompt"]), turn("assistant", b["completion"])]
+            for a, b in zip(texts, reversed(texts), strict=True)
+        ]
+        data.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+        output = Path(folder) / "own.tl"
+        flags = ("--assistant-only-loss", f"--model={model}", f"--data={data}", f"--output={output}", "--max-steps=1",
+                 f"--batch-size={BATCH}", f"--global-batch={BATCH}", "--seq-len=512", "--rank=2")  # fmt: skip
+        subprocess.run([*program, "train", *flags], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        ours = next(m["loss"] for m in map(json.loads, (Path(f"{output}.run") / "metrics.jsonl").read_text().splitlines()) if "loss" in m)
+        tokenizer, nats, tokens = AutoTokenizer.from_pretrained(model), 0.0, 0
+        network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        for row in rows:
+            made = tokenizer.apply_chat_template(row, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+            ids, mask = torch.tensor([made["input_ids"]]), torch.tensor(made["assistant_masks"])
+            labels = torch.where(mask.bool(), ids[0], -100)[1:]
+            with torch.no_grad():
+                logits = network(input_ids=ids).logits[0, :-1]
+            nats += torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum").item()
+            tokens += int((labels != -100).sum())
+    good = abs(nats / tokens - ours) <= 1e-4
+    print(f"assistant {'ok' if good else 'NO':3} first loss {ours:.6f}, by transformers' mask {nats / tokens:.6f} ({tokens} tokens)", flush=True)
+    return good
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tlkit", help="the program; default: that of the Python package")
-    parser.add_argument("names", nargs="*", default=[*METHODS, *TEMPLATES])
+    parser.add_argument("names", nargs="*", default=[*METHODS, *TEMPLATES, "assistant"])
     options = parser.parse_args()
     program = [options.tlkit] if options.tlkit else [sys.executable, "-m", "tlkit"]
-    return 0 if all([compare(program, name) for name in options.names]) else 1
+    done = [compare(program, name) for name in options.names if name != "assistant"]
+    done += [assistant(program) for name in options.names if name == "assistant"]
+    return 0 if all(done) else 1
 
 
 if __name__ == "__main__":

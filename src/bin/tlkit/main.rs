@@ -1,6 +1,7 @@
 //! The `tlkit` command. Arguments, progress and tables live in [`command`]; all logic is the library's.
 
 mod command;
+mod pages;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -15,5 +16,8 @@ static ALLOCATOR: Coded<MiMalloc> = Coded(MiMalloc);
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
+    if args.iter().any(|arg| arg == "train" || arg == "sweep") {
+        pages::keep();
+    }
     ExitCode::from(command::run(&args))
 }

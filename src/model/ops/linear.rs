@@ -11,6 +11,7 @@ use rayon::prelude::*;
 
 use super::bf16::{self, Kernel, Rows, Weight};
 use super::columns::by_rows;
+use super::fresh::zeros;
 use super::slices::ROWS;
 use super::{f32s, fuses, is_fused, tensor};
 use crate::error::{Code, Error, Result};
@@ -270,7 +271,7 @@ pub fn linear(x: &Tensor, pieces: &[Piece<'_>]) -> Result<Tensor> {
     let out = match narrow(pieces).filter(|_| tokens >= FEW) {
         Some((kernel, rows)) => bf16::product(kernel, &x, in_features, &rows),
         None => {
-            let mut out = vec![0.0; tokens * width];
+            let mut out = zeros(tokens * width);
             product(&x, in_features, pieces, &mut out);
             out
         }
@@ -310,7 +311,7 @@ pub fn linear_backward(dy: &Tensor, pieces: &[Piece<'_>]) -> Result<Tensor> {
     let dx = match narrow(pieces) {
         Some((kernel, rows)) => bf16::backward(kernel, &dy, width, &rows),
         None => {
-            let mut dx = vec![0.0; tokens * in_features];
+            let mut dx = zeros(tokens * in_features);
             product_backward(&dy, width, None, pieces, &mut dx);
             dx
         }

@@ -1,7 +1,6 @@
 //! An allocator that ends the command with a code where memory is refused.
 
 use std::alloc::{GlobalAlloc, Layout};
-use std::ffi::{c_int, c_long};
 
 use tlkit::budget;
 
@@ -9,25 +8,6 @@ use crate::command::ending;
 
 /// An allocator, and the count of what untrusted programs take of it.
 pub(crate) struct Coded<A>(pub(crate) A);
-
-/// Keeps what is freed for what is allocated next: a step of training takes what the step before it gave back, and the
-/// system clears every page that it hands out anew. Before there are other threads.
-#[allow(unsafe_code)]
-pub(crate) fn keep_pages() {
-    /// `mi_option_purge_delay`, milliseconds until freed pages are given back, and its default; −1 for never.
-    const DELAY: (c_int, c_long) = (15, 10);
-    unsafe extern "C" {
-        fn mi_option_get(option: c_int) -> c_long;
-        fn mi_option_set(option: c_int, value: c_long);
-    }
-    // SAFETY: mimalloc, which is linked, has these functions, and takes any number of an option.
-    unsafe {
-        // An operator's MIMALLOC_PURGE_DELAY stays.
-        if mi_option_get(DELAY.0) == DELAY.1 {
-            mi_option_set(DELAY.0, -1);
-        }
-    }
-}
 
 /// What the allocator gave, which must be something: Rust aborts a program that gets nothing, and an abort
 /// has no code.

@@ -6,7 +6,7 @@ use clap::Parser;
 
 use super::args::{Cli, Command, Convert, Store, Verify};
 use super::output::{Outcome, Output};
-use super::{cmd, ending, memory, output};
+use super::{cmd, ending, output};
 
 /// Does what the arguments say, the first of which is the command's own name, and gives the exit code. It takes over
 /// signals and panics of the process.
@@ -19,9 +19,6 @@ pub(crate) fn run(args: &[OsString]) -> u8 {
     };
     let output = Output::new(cli.json);
     ending::watch_interrupts();
-    if matches!(cli.command, Command::Train(_) | Command::Sweep(_)) {
-        memory::keep_pages();
-    }
     let outcome = set_threads(cli.threads).and_then(|()| dispatch(cli.command, &output));
     output.finish(outcome)
 }

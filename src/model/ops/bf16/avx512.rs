@@ -1,7 +1,7 @@
 //! AVX-512-BF16: a dot product of pairs in each of sixteen lanes.
 #![allow(unsafe_code)]
 
-use super::tile::{PAIRED, STEP, STRIDE, Target};
+use super::tile::{PAIRED, STEP, STRIDE, TALL, Target};
 
 #[cfg(target_arch = "x86_64")]
 pub(super) fn is_there() -> bool {
@@ -24,16 +24,20 @@ pub(super) unsafe fn block(rows: &[u16], panel: &[u32], steps: usize, to: &Targe
     #[cfg(target_arch = "x86_64")]
     // SAFETY: as the caller promises.
     unsafe {
-        for at in 0..8 {
-            four(&rows[4 * at * PAIRED..], panel, steps, to, 4 * at);
+        for first in (0..TALL).step_by(AT_ONCE) {
+            some(&rows[first * PAIRED..], panel, steps, to, first);
         }
     }
 }
 
-/// Four rows of a block.
+/// Rows whose sums are in registers at a time: so many that a panel, which is read for each of them, may come from the
+/// second cache.
+const AT_ONCE: usize = 8;
+
+/// [`AT_ONCE`] rows of a block.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn four(rows: &[u16], panel: &[u32], steps: usize, to: &Target, first: usize) {
+unsafe fn some(rows: &[u16], panel: &[u32], steps: usize, to: &Target, first: usize) {
     use std::arch::x86_64::{
         __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512,
         _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
@@ -43,7 +47,7 @@ unsafe fn four(rows: &[u16], panel: &[u32], steps: usize, to: &Target, first: us
     // SAFETY: every place is inside what the caller of `block` promises.
     unsafe {
         let place = |row: usize, half: usize| to.start.add((first + row) * to.stride + 16 * half);
-        let mut sums = [[_mm512_setzero_ps(); 2]; 4];
+        let mut sums = [[_mm512_setzero_ps(); 2]; AT_ONCE];
         if to.add {
             for (row, sums) in sums.iter_mut().enumerate() {
                 *sums = [

@@ -11,8 +11,8 @@ use super::left::Left;
 use super::tile::{STEP, STRIDE, TALL, Target, WIDE};
 use super::{amx, avx512};
 
-/// Most panels that are packed together.
-const GROUP: usize = 4;
+/// Most panels that are packed together: what they hold stays in the second cache.
+const GROUP: usize = 8;
 
 /// Where threads write, each its own columns.
 struct Out(*mut f32);
@@ -45,11 +45,9 @@ pub(in super::super) fn multiply(
         "panels"
     );
     let place = Out(out.as_mut_ptr().cast());
-    // Few panels are shared out in small groups, so that threads end together.
-    let group = match panels.len() {
-        ..64 => GROUP / 2,
-        _ => GROUP,
-    };
+    // As many groups for each thread, so that threads end together.
+    let share = panels.len().div_ceil(rayon::current_num_threads()).max(1);
+    let group = share.div_ceil(share.div_ceil(GROUP));
     panels.par_chunks(group).for_each_init(
         || (vec![0u32; GROUP * PACKED], vec![0.0f32; TALL * WIDE]),
         |(packed, aside), panels| {
