@@ -20,7 +20,7 @@ pub(super) fn made<T: Number>(
     chunk: usize,
     make: impl Fn(usize, &mut [T]) + Sync,
 ) -> Vec<T> {
-    filled(len, |all| {
+    let fill = |all: &mut [MaybeUninit<T>]| {
         let chunks = all.par_chunks_mut(chunk.max(1)).enumerate();
         chunks.for_each(|(at, to)| {
             to.fill(MaybeUninit::new(T::default()));
@@ -28,7 +28,9 @@ pub(super) fn made<T: Number>(
             let to = unsafe { &mut *(std::ptr::from_mut(to) as *mut [T]) };
             make(at, to);
         });
-    })
+    };
+    // SAFETY: the chunks are all numbers.
+    unsafe { filled(len, fill) }
 }
 
 /// `len` zeros.
@@ -36,17 +38,44 @@ pub(super) fn zeros(len: usize) -> Vec<f32> {
     made(len, CLEARED, |_, _| ())
 }
 
-/// `len` numbers that `fill` writes, all of them.
-pub(super) fn filled<T: Number>(len: usize, fill: impl FnOnce(&mut [MaybeUninit<T>])) -> Vec<T> {
+/// `len` numbers that `fill` writes.
+///
+/// # Safety
+/// It writes all of them, or panics.
+pub(super) unsafe fn filled<T: Number>(
+    len: usize,
+    fill: impl FnOnce(&mut [MaybeUninit<T>]),
+) -> Vec<T> {
     let mut all = Vec::with_capacity(len);
     fill(&mut all.spare_capacity_mut()[..len]);
-    // SAFETY: they were written, as the callers, here and in `bf16::product`, see to.
+    // SAFETY: they were written, as the caller promises.
     unsafe { all.set_len(len) };
     all
 }
 
 /// Numbers that are there, to be written over.
-pub(super) fn over<T: Number>(numbers: &mut [T]) -> &mut [MaybeUninit<T>] {
-    // SAFETY: what is written through it are numbers.
+///
+/// # Safety
+/// What is written through it are numbers.
+pub(super) unsafe fn over<T: Number>(numbers: &mut [T]) -> &mut [MaybeUninit<T>] {
+    // SAFETY: a number is one that may be none, and as the caller promises none becomes none.
     unsafe { &mut *(std::ptr::from_mut(numbers) as *mut [MaybeUninit<T>]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Breaks where a chunk is given twice, none, or not clear.
+    #[test]
+    fn every_chunk_is_given_once_and_clear() {
+        for (len, chunk) in [(0, 4), (1, 4), (8, 4), (11, 4), (3, 0)] {
+            let made = made(len, chunk, |at, to: &mut [u16]| {
+                to.iter_mut().for_each(|x| *x += 1 + at as u16);
+            });
+            let want: Vec<u16> = (0..len).map(|i| (1 + i / chunk.max(1)) as u16).collect();
+            assert_eq!(made, want, "{len} by {chunk}");
+        }
+        assert_eq!(zeros(CLEARED + 3), vec![0.0; CLEARED + 3]);
+    }
 }

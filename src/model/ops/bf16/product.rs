@@ -1,4 +1,5 @@
 //! Products with frozen weights, forward and backward, over rows of them.
+#![allow(unsafe_code)]
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -24,10 +25,12 @@ pub(in super::super) fn product(
     let tokens = x.len() / in_features.max(1);
     match in_features {
         0 => vec![0.0; tokens * width],
-        // All rows of all pieces are panels.
-        _ => filled(tokens * width, |out| {
-            write_product(kernel, x, in_features, pieces, out);
-        }),
+        // SAFETY: all rows of all pieces are panels, and K is not empty.
+        _ => unsafe {
+            filled(tokens * width, |out| {
+                write_product(kernel, x, in_features, pieces, out);
+            })
+        },
     }
 }
 
@@ -39,7 +42,8 @@ pub(in super::super) fn product_into(
     pieces: &[Rows<'_>],
     out: &mut [f32],
 ) {
-    write_product(kernel, x, in_features, pieces, over(out));
+    // SAFETY: products are numbers.
+    write_product(kernel, x, in_features, pieces, unsafe { over(out) });
 }
 
 fn write_product(
@@ -90,10 +94,12 @@ pub(in super::super) fn backward(
     let tokens = dy.len() / width.max(1);
     match width {
         0 => vec![0.0; tokens * in_features],
-        // All columns of the weights are panels.
-        _ => filled(tokens * in_features, |dx| {
-            write_backward(kernel, dy, width, None, pieces, dx);
-        }),
+        // SAFETY: all columns of the weights are panels, and K, the rows of all pieces, is not empty.
+        _ => unsafe {
+            filled(tokens * in_features, |dx| {
+                write_backward(kernel, dy, width, None, pieces, dx);
+            })
+        },
     }
 }
 
@@ -106,7 +112,8 @@ pub(in super::super) fn backward_into(
     pieces: &[Rows<'_>],
     dx: &mut [f32],
 ) {
-    write_backward(kernel, dy, width, scales, pieces, over(dx));
+    // SAFETY: products are numbers.
+    write_backward(kernel, dy, width, scales, pieces, unsafe { over(dx) });
 }
 
 fn write_backward(
@@ -130,6 +137,7 @@ fn write_backward(
         blocks.extend(Block::cut(column..column + rows.len(), number));
         column += rows.len();
     }
+    assert_eq!(column, width, "rows of the pieces");
     let pack = |panels: &[Panel], block: &Block, packed: &mut [u32]| {
         let (number, row) = block.source;
         let (weight, rows) = &pieces[number];
