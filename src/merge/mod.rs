@@ -48,6 +48,7 @@
 //! | `quantised`, `dequantised` | a base whose weights are quantised |
 //! | `request`, `method`, `files` | what the caller asks for; bytes between files |
 
+mod adapted;
 mod blended;
 mod build;
 mod by_method;

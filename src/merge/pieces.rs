@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::change::{adapted, compare, scale_rows};
+use super::adapted::{adapted, compare, scale_rows};
 use super::plan::{Addition, MergePlan, TensorPlan};
 use super::region::{Region, Span};
 use super::request::MergeInput;

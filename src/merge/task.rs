@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::change::{Change, Dora, Stage, square};
+use super::adapted::square;
+use super::change::{Change, Dora, Stage};
 use crate::compute::Deltas;
 use crate::error::Result;
 use crate::tensor::{Tensor, widen};

@@ -17,7 +17,7 @@ use crate::adapter::LAYER_PLACE;
 use crate::base::architecture::Architecture;
 use crate::error::{Code, Error, Result};
 use crate::model::ops::{
-    Head, HeadScratch, Masks, Products, Rotation, add_in_place, head_divergence, head_loss,
+    Head, HeadScratch, Masks, Products, Rotation, add_in_place, fuses, head_divergence, head_loss,
     head_loss_backward,
 };
 use crate::safetensors::Checkpoint;
@@ -227,7 +227,7 @@ impl Model {
     /// Work on a thread of the pool: of one outside, every part that is shared out would wake another thread up, and wait
     /// for it.
     fn in_pool<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        match self.device().is_cpu() {
+        match fuses(&self.device, self.dtype) {
             true => rayon::join(work, || ()).0,
             false => work(),
         }

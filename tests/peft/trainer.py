@@ -140,7 +140,7 @@ def with_tlkit(program: list[str], choice: dict[str, Any], output: Path) -> list
     """The losses of tlkit's own trainer; the adapter is saved as `output`."""
     flags = {
         "model": MODEL, "data": TASK, "rank": RANK, "targets": "q,k,v,down", "lr": LR, "min-lr": MIN_LR, "warmup": WARMUP,
-        "max-steps": STEPS, "global-batch": BATCH, "batch-size": BATCH, "output": output, **choice,
+        "max-steps": STEPS, "global-batch": BATCH, "batch-size": BATCH, "compute-dtype": "f32", "output": output, **choice,
     }  # fmt: skip
     spelled = {name: str(value).lower() if isinstance(value, bool) else value for name, value in flags.items()}
     command = [*program, "train", *(f"--{name}={value}" for name, value in spelled.items())]
@@ -190,8 +190,9 @@ def compare(program: list[str], name: str) -> bool:
     return good
 
 
+# With the model's first token, as templates of such models have it: tlkit puts it before what has none.
 TEMPLATE = (
-    "{% for m in messages %}{{ m['role'] }}: "
+    "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: "
     "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}\n{% endgeneration %}"
     "{% else %}{{ m['content'] }}\n{% endif %}{% endfor %}"
 )
@@ -214,7 +215,7 @@ def assistant(program: list[str]) -> bool:
         data.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
         output = Path(folder) / "own.tl"
         flags = ("--assistant-only-loss", f"--model={model}", f"--data={data}", f"--output={output}", "--max-steps=1",
-                 f"--batch-size={BATCH}", f"--global-batch={BATCH}", "--seq-len=512", "--rank=2")  # fmt: skip
+                 f"--batch-size={BATCH}", f"--global-batch={BATCH}", "--seq-len=512", "--rank=2", "--compute-dtype=f32")  # fmt: skip
         subprocess.run([*program, "train", *flags], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         ours = next(m["loss"] for m in map(json.loads, (Path(f"{output}.run") / "metrics.jsonl").read_text().splitlines()) if "loss" in m)
         tokenizer, nats, tokens = AutoTokenizer.from_pretrained(model), 0.0, 0
