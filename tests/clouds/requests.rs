@@ -62,7 +62,7 @@ fn are_counted_and_bounded() {
     });
     let packed = |task: u64| -> AdapterName { format!("bob/task-{task}").parse().unwrap() };
     let names: Vec<AdapterName> = (0..20).map(packed).collect();
-    measure("put of 20 at once, a new user's", 10, &|| {
+    measure("put of 20 at once, a new user's", 12, &|| {
         let all: Vec<_> = names.iter().map(|name| (name, &style)).collect();
         let batch = store.batch(&names[0].user).unwrap();
         assert!(batch.put_all(&all).iter().all(Result::is_ok));
