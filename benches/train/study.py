@@ -138,6 +138,22 @@ def single(task, layers, grid):
     return lines
 
 
+def findings(base, task, layers, grid):
+    """What the paper asks, answered for a task at one rank."""
+    lora = grid["lora", SINGLE_RANK]
+    share = lambda method: f"{100 * (base - grid[method, SINGLE_RANK]['mean']) / (base - lora['mean']):.0f} % with " + (  # noqa: E731
+        f"{100 * grid[method, SINGLE_RANK]['parameters'] / lora['parameters']:.0f} %"
+    )
+    best = min(range(LAYERS), key=lambda layer: layers[layer]["mean"])
+    against = ", ".join(
+        f"{'above' if layers[best]['mean'] > grid[m, SINGLE_RANK]['mean'] else 'below'} {m.upper()}'s" for m in ("tl5", "tl6")
+    )
+    return (
+        f"- {task}: of LoRA's gain at rank {SINGLE_RANK}, TL6 has {share('tl6')} of its numbers, TL5 {share('tl5')}, TL2 {share('tl2')}, "
+        f"VeRA {share('vera')}. The best single layer's LoRA is that of layer {best}, its loss {against}."
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tlkit", default=str(ROOT / "target/release/tlkit"))
@@ -147,7 +163,7 @@ def main():
     parser.add_argument("--page-only", action="store_true", help="write the page from what is done")
     arguments = parser.parse_args()
     arguments.dir.mkdir(parents=True, exist_ok=True)
-    parts, singles, numbers = [], [], set()
+    parts, singles, numbers, answers = [], [], set(), []
     for task in TASKS:
         cells = sweep(arguments, task, task, {"ranks": RANKS, "lrs": RATES, "seeds": SEEDS})
         own = lambda method, rank: [c for c in cells if (c["method"], c["rank"]) == (method, rank)]  # noqa: B023, E731
@@ -160,11 +176,15 @@ def main():
             layers.append(found)
             numbers.update(s["parameters"] for s in (found, grid["tl5", SINGLE_RANK]) if s)
         singles += single(task, layers, grid)
+        if all(layers) and all(grid.values()):
+            answers.append(findings(grid["lora", SINGLE_RANK]["base"], task, layers, grid))
     head = HEAD.format(
         steps=STEPS, held=HELD_OUT, seeds=len(SEEDS), rates=" and ".join(map(str, RATES))
     )
     page = [
         head,
+        *answers,
+        "",
         *parts,
         "## One layer's LoRA against tied ones (Table 3)",
         "",
