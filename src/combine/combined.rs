@@ -78,8 +78,7 @@ pub fn combine(
         result.groups = stored_as(result.groups, dtype)?;
     }
     if result.groups.is_empty() && result.extras.is_empty() {
-        let message = "nothing is left of the adapters";
-        return Err(Error::new(Code::Usage, message).hint("give weights other than 0"));
+        return Err(nothing_left());
     }
     scale_with_modules(&mut result)?;
     result.sort();
@@ -96,10 +95,18 @@ pub fn combine(
     Ok((result, report))
 }
 
+fn nothing_left() -> Error {
+    let message = "nothing is left of the adapters";
+    Error::new(Code::Usage, message).hint("give weights other than 0")
+}
+
 /// Adapters whose layers are brought together where that changes no number.
 fn prepared(inputs: &[CombineInput]) -> Result<Vec<CombineInput>> {
     if inputs.is_empty() {
         return Err(Error::new(Code::Usage, "there is no adapter to combine"));
+    }
+    if inputs.iter().all(|input| input.weight == 0.0) {
+        return Err(nothing_left());
     }
     let of = |input: &CombineInput| -> Result<CombineInput> {
         if !input.weight.is_finite() {

@@ -254,6 +254,19 @@ proptest! {
     }
 }
 
+/// Breaks where adapters that share A and B become one of zeros in place of an error.
+#[test]
+fn weights_of_zero_leave_nothing() {
+    let other = Form {
+        u: Some(20),
+        ..plain(2, 3)
+    };
+    let one = |label, form: &Form| input(label, adapter(groups(form)), 0.0);
+    let inputs = [one("a", &plain(2, 3)), one("b", &other)];
+    let made = combine(&inputs, &CombineOptions::new(CombineMethod::Cat));
+    assert_eq!(made.unwrap_err().code(), Code::Usage);
+}
+
 fn plain(rank: usize, seed: u32) -> Form {
     Form {
         layers: vec![0, 1, 2],
