@@ -68,7 +68,7 @@ enum Action {
         interleaved: bool,
     },
     /// Two parts that alternate on the disk follow one another in the class.
-    Part {
+    Alternating {
         axis: usize,
     },
     Flip(Flip),
@@ -108,7 +108,7 @@ impl Action {
                 }
             }
             ([de], 1, 1) if de.starts_with("deinterleave") => {
-                axis(de, "deinterleave").map(|axis| Self::Part { axis })
+                axis(de, "deinterleave").map(|axis| Self::Alternating { axis })
             }
             (["flip"], 1, 1) => Some(Self::Flip(Flip::Yes)),
             (["flip?"], 1, 1) => Some(Self::Flip(Flip::Unless)),
@@ -357,7 +357,7 @@ fn converted(found: &Match<'_, '_>) -> Vec<Link> {
             };
             vec![link(first(), part, Cut::WHOLE)]
         }
-        Action::Part { axis } => {
+        Action::Alternating { axis } => {
             let each = (0..2).map(|part| {
                 let half = |interleaved| Cut {
                     chunk: Some(Chunk {

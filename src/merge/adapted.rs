@@ -29,10 +29,15 @@ pub(super) fn scale_rows(values: &mut [f32], cols: usize, magnitudes: &[f32]) {
         .copied()
         .chain(std::iter::repeat(f32::NAN));
     for (row, magnitude) in values.chunks_mut(cols.max(1)).zip(magnitudes) {
-        let norm = row.iter().map(|x| square(*x)).sum::<f64>().sqrt() as f32;
-        let gain = magnitude / norm;
-        row.iter_mut().for_each(|x| *x *= gain);
+        scale_row(row, magnitude);
     }
+}
+
+/// Gives a row a length.
+pub(super) fn scale_row(row: &mut [f32], magnitude: f32) {
+    let norm = row.iter().map(|x| square(*x)).sum::<f64>().sqrt() as f32;
+    let gain = magnitude / norm;
+    row.iter_mut().for_each(|x| *x *= gain);
 }
 
 pub(super) fn square(x: f32) -> f64 {

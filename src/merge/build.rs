@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::by_method;
 use super::dequantised::Dequantised;
 use super::experts;
-use super::fit::{apart, check_magnitudes, misfit, mixed, no_bias, part_of, shared_dora, weighted};
+use super::fit::{
+    apart, both_replace, check_magnitudes, misfit, mixed, no_bias, part_of, shared_dora, weighted,
+};
 use super::layout::lay_out;
 use super::orient::Layouts;
 use super::plan::{Addition, MergePlan, Origin, TensorPlan};
@@ -268,9 +270,10 @@ impl<'a> Builder<'a, '_, '_> {
         copies: bool,
     ) -> Result<Vec<Site>> {
         let ties = self.ties;
-        let found = ties.find(&extra.name, place).filter(|_| copies);
+        let found = ties.find(&extra.name, place);
+        let found = found.filter(|_| copies && untie::is_copy(extra));
         let tie = found.and_then(|(t, _)| ties.all.get(t));
-        let (Some((t, alias)), Some(tie)) = (found, tie.filter(|_| untie::is_copy(extra))) else {
+        let (Some((t, alias)), Some(tie)) = (found, tie) else {
             return self.sites(place, &extra.name);
         };
         self.untie()?;
@@ -508,11 +511,7 @@ impl<'a> Builder<'a, '_, '_> {
         match tensor.replace {
             None => tensor.replace = Some((index, e)),
             Some((other, _)) if other != index => {
-                let message = format!(
-                    "`{}` and `{}` both replace it",
-                    inputs[other].label, input.label
-                );
-                return Err(Error::new(Code::AdaptersConflict, message).tensor(&tensor.name));
+                return Err(both_replace(&inputs[other], input, &tensor.name));
             }
             // Two names of one adapter that are one tensor in the model.
             Some((_, first)) => by_method::same_embeddings(&input.adapter.extras[first], extra)?,

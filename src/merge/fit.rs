@@ -34,6 +34,12 @@ pub(super) fn part_of(tensor: &TensorPlan) -> Error {
         .hint("merge one, then the other into the result")
 }
 
+/// Two adapters have values for the same place.
+pub(super) fn both_replace(one: &MergeInput, other: &MergeInput, name: &str) -> Error {
+    let message = format!("`{}` and `{}` both replace it", one.label, other.label);
+    Error::new(Code::AdaptersConflict, message).tensor(name)
+}
+
 /// A DoRA and another adapter change the same weight.
 pub(super) fn shared_dora(tensor: &str) -> Error {
     let message =

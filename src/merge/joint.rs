@@ -1,12 +1,12 @@
 //! Tensors that an adapter has whole, and the base as rows of a larger one: the bias of a joint projection's query.
 
-use super::fit::{misfit, mixed, weighted};
+use super::fit::{both_replace, misfit, mixed, weighted};
 use super::plan::{Addition, RowReplacement, TensorPlan};
 use super::region::Span;
 use super::request::{MergeInput, PlanOptions};
 use crate::adapter::{Extra, ExtraRole};
 use crate::base::cut::{Chunk, Cut, Flip, Found, Piece};
-use crate::error::{Code, Error, Result};
+use crate::error::Result;
 use crate::safetensors::{Checkpoint, Location};
 
 /// The rows of one tensor that an extra is, where it is that; a method weighs whole tensors alone.
@@ -68,9 +68,7 @@ pub(super) fn add(
         .map(|r| r.input)
         .or_else(|| tensor.replace.map(|(input, _)| input));
     if let Some(other) = other {
-        let labels = (&inputs[other].label, &input.label);
-        let message = format!("`{}` and `{}` both replace it", labels.0, labels.1);
-        return Err(Error::new(Code::AdaptersConflict, message).tensor(&extra.name));
+        return Err(both_replace(&inputs[other], input, &extra.name));
     }
     tensor.row_replacements.push(RowReplacement {
         input: index,

@@ -180,8 +180,8 @@ impl Part<'_> {
         };
         let old = block.to_vec();
         let mut values = adapted(dtype, updates, &rows, cols, block)?;
-        let gains = magnitudes.to_f32()?;
-        scale_rows(&mut values, cols, gains.get(rows).unwrap_or_default());
+        let magnitudes = magnitudes.to_f32()?;
+        scale_rows(&mut values, cols, magnitudes.get(rows).unwrap_or_default());
         narrow_into(dtype, &values, block);
         compare(dtype, &old, block, Some(&values))
     }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::adapted::square;
+use super::adapted::scale_row;
 use super::change::{Change, Dora, Stage};
 use crate::compute::Deltas;
 use crate::error::Result;
@@ -101,10 +101,8 @@ impl<'c> Task<'c> {
             }
             match dora {
                 Dora::Rows(magnitudes) => {
-                    let norm = out.iter().map(|x| square(*x)).sum::<f64>().sqrt() as f32;
                     let magnitude = magnitudes.get(rows.start + i).copied();
-                    let gain = magnitude.unwrap_or(f32::NAN) / norm;
-                    out.iter_mut().for_each(|x| *x *= gain);
+                    scale_row(out, magnitude.unwrap_or(f32::NAN));
                 }
                 Dora::Columns(gains) => out.iter_mut().zip(gains).for_each(|(x, g)| *x *= g),
             }

@@ -16,6 +16,7 @@ static ALLOCATOR: Coded<MiMalloc> = Coded(MiMalloc);
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
+    // Here and not with the command, which the Python package has too, without this allocator.
     if args.iter().any(|arg| arg == "train" || arg == "sweep") {
         pages::keep();
     }

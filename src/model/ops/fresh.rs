@@ -8,14 +8,8 @@ use rayon::prelude::*;
 /// Numbers that a task clears.
 const CLEARED: usize = 1 << 16;
 
-/// A number of which all bits zero are one: 0.
-pub(super) trait Number: Copy + Send + Sync + Default {}
-
-impl Number for u16 {}
-impl Number for f32 {}
-
 /// `len` numbers, `chunk` by `chunk`, each of which a task is given as zeros with its place.
-pub(super) fn made<T: Number>(
+pub(super) fn made<T: Copy + Default + Send + Sync>(
     len: usize,
     chunk: usize,
     make: impl Fn(usize, &mut [T]) + Sync,
@@ -42,7 +36,7 @@ pub(super) fn zeros(len: usize) -> Vec<f32> {
 ///
 /// # Safety
 /// It writes all of them, or panics.
-pub(super) unsafe fn filled<T: Number>(
+pub(super) unsafe fn filled<T: Copy>(
     len: usize,
     fill: impl FnOnce(&mut [MaybeUninit<T>]),
 ) -> Vec<T> {
@@ -57,7 +51,7 @@ pub(super) unsafe fn filled<T: Number>(
 ///
 /// # Safety
 /// What is written through it are numbers.
-pub(super) unsafe fn over<T: Number>(numbers: &mut [T]) -> &mut [MaybeUninit<T>] {
+pub(super) unsafe fn over<T: Copy>(numbers: &mut [T]) -> &mut [MaybeUninit<T>] {
     // SAFETY: a number is one that may be none, and as the caller promises none becomes none.
     unsafe { &mut *(std::ptr::from_mut(numbers) as *mut [MaybeUninit<T>]) }
 }
