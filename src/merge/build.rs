@@ -508,6 +508,10 @@ impl<'a> Builder<'a, '_, '_> {
         if by_method {
             return by_method::add_whole(tensor, inputs, (index, e));
         }
+        let of_part = tensor.row_replacements.iter().find(|r| r.part.is_some());
+        if let Some(part) = of_part {
+            return Err(both_replace(&inputs[part.input], input, &tensor.name));
+        }
         match tensor.replace {
             None => tensor.replace = Some((index, e)),
             Some((other, _)) if other != index => {

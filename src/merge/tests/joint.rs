@@ -109,6 +109,17 @@ fn biases_of_parts_are_added_and_replaced() {
     ];
     let e = bases(Dtype::F32).0.refusal(&twice);
     assert_eq!(e.code(), Code::AdaptersConflict);
+    let whole = || {
+        let values = tensor(Dtype::F32, &[12], 3, 1.0);
+        extra(&format!("{JOINT}.bias"), ExtraRole::Replace, values)
+    };
+    for both in [
+        [whole(), bias("q_proj", ExtraRole::Bias, 1)],
+        [bias("q_proj", ExtraRole::Bias, 1), whole()],
+    ] {
+        let e = bases(Dtype::F32).0.refusal(&both);
+        assert_eq!(e.code(), Code::AdaptersConflict);
+    }
     let mut long = bias("q_proj", ExtraRole::Bias, 1);
     long.adapter.extras[0].tensor = tensor(Dtype::F32, &[5], 3, 1.0);
     let e = bases(Dtype::F32).0.refusal(&[long]);
