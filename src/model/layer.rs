@@ -17,8 +17,8 @@ use super::family::Slot;
 use super::weights::{Layer, Projection};
 use crate::error::{Code, Error, Result};
 use crate::model::ops::{
-    Branch, BranchGrads, Dropout, Masks, Norm, Past, Rotation, add_branch, add_in_place, attention,
-    attention_backward, branch_backward, linear, linear_backward, rotate,
+    Branch, BranchGrads, Dropout, Kept, Masks, Norm, Operand, Past, Rotation, add_branch,
+    add_in_place, attention, attention_backward, branch_backward, linear_backward, rotate,
 };
 
 /// The branches of one layer: slot by slot, in the order of [`Slot::ALL`].
@@ -35,7 +35,7 @@ pub(super) struct Tape {
     attended: Tensor,
     middle: Tensor,
     /// None where experts make it again.
-    gate_up: Option<Tensor>,
+    gate_up: Option<Kept>,
     /// What the norms before the residual stream read, where there are any.
     added: Option<[Tensor; 2]>,
     /// x·Aᵀ of each branch.
@@ -43,7 +43,7 @@ pub(super) struct Tape {
 }
 
 impl Tape {
-    fn gate_up(&self) -> Result<&Tensor> {
+    fn gate_up(&self) -> Result<&Kept> {
         self.gate_up
             .as_ref()
             .ok_or_else(|| Error::new(Code::Usage, "a layer of experts has no product of an MLP"))
@@ -72,14 +72,14 @@ impl Layer {
         mut cache: Option<&mut Vec<Past>>,
     ) -> Result<(Tensor, Tape)> {
         let mut products: [Vec<Tensor>; 4] = Default::default();
-        let mut project = |slot: Slot, x: &Tensor| -> Result<Tensor> {
+        let mut project = |slot: Slot, x: Operand<'_>| -> Result<Tensor> {
             let own = &branches[slot as usize];
             let dropout = self.dropout(rows, slot);
             self.slot(slot)
                 .forward(x, own, dropout, &mut products[slot as usize])
         };
         let heads = &self.heads;
-        let raw = project(Slot::Qkv, &self.norms[0].forward(x)?)?;
+        let raw = project(Slot::Qkv, self.norms[0].forward(x)?.into())?;
         let (raw, qkv) = match &self.head_norms {
             None => (None, raw),
             Some(norms) => {
@@ -96,14 +96,23 @@ impl Layer {
             }
         };
         let (attended, sums) = attention(&qkv, heads, rows.sequences, past, rows.masks)?;
-        let (middle, attention_out) = self.add(0, project(Slot::Output, &attended)?, x)?;
+        let (middle, attention_out) =
+            self.add(0, project(Slot::Output, attended.clone().into())?, x)?;
         let normed = self.norms[1].forward(&middle)?;
         let (down, gate_up) = match &self.experts {
             Some(experts) => (experts.forward(&normed)?, None),
             None => {
-                let gate_up = project(Slot::GateUp, &normed)?;
+                let slot = self.slot(Slot::GateUp);
+                let plain = branches[Slot::GateUp as usize].is_empty() && slot.bias.is_none();
+                let gate_up = match plain {
+                    true => Kept::product(&normed, &slot.pieces())?,
+                    false => {
+                        let sum = project(Slot::GateUp, normed.clone().into())?;
+                        Kept::of(sum, &slot.pieces())?
+                    }
+                };
                 drop(normed);
-                let down = project(Slot::Down, &self.activation.forward(&gate_up)?)?;
+                let down = project(Slot::Down, self.activation.of(&gate_up)?)?;
                 (down, Some(gate_up))
             }
         };
@@ -131,7 +140,7 @@ impl Layer {
             Slot::Qkv => self.norms[0].forward(x),
             Slot::Output => Ok(tape.attended.clone()),
             Slot::GateUp => self.norms[1].forward(&tape.middle),
-            Slot::Down => self.activation.forward(tape.gate_up()?),
+            Slot::Down => self.activation.of(tape.gate_up()?)?.tensor(),
         }
     }
 
@@ -148,9 +157,9 @@ impl Layer {
         lowest: Option<Slot>,
     ) -> Result<(Option<Tensor>, [Vec<BranchGrads>; 4])> {
         let mut grads: [Vec<BranchGrads>; 4] = Default::default();
-        let mut back = |slot: Slot, dy: &Tensor| {
+        let mut back = |slot: Slot, dy: Operand<'_>| {
             let (dx, own) = self.slot(slot).backward(
-                dy,
+                &dy,
                 &|| self.input(slot, x, tape),
                 &tape.products[slot as usize],
                 &branches[slot as usize],
@@ -164,12 +173,19 @@ impl Layer {
         let dnorm = match &self.experts {
             Some(experts) => experts.backward(&dadded, &self.norms[1].forward(&tape.middle)?)?,
             None => {
-                let Some(dgate) = back(Slot::Down, &dadded)? else {
+                let Some(dgate) = back(Slot::Down, dadded.clone().into())? else {
                     return Ok((None, grads));
                 };
-                let dgate_up = self.activation.backward(&dgate, tape.gate_up()?)?;
-                drop(dgate);
-                let Some(dnorm) = back(Slot::GateUp, &dgate_up)? else {
+                let kept = tape.gate_up()?;
+                let dgate_up = match kept.whole() {
+                    Some(gate_up) => {
+                        let dgate_up = self.activation.backward(&dgate, gate_up)?;
+                        drop(dgate);
+                        dgate_up.into()
+                    }
+                    None => self.activation.back(&dgate, kept)?,
+                };
+                let Some(dnorm) = back(Slot::GateUp, dgate_up)? else {
                     return Ok((None, grads));
                 };
                 dnorm
@@ -179,7 +195,7 @@ impl Layer {
         let dmiddle = add_in_place(self.norms[1].backward(&dnorm, &tape.middle)?, &dy)?;
         drop((dnorm, dy));
         let dadded = self.add_backward(0, &dmiddle, tape)?;
-        let Some(dattended) = back(Slot::Output, &dadded)? else {
+        let Some(dattended) = back(Slot::Output, dadded.into())? else {
             return Ok((None, grads));
         };
         let heads = &self.heads;
@@ -200,7 +216,7 @@ impl Layer {
             })?,
             _ => dqkv,
         };
-        let Some(dnorm) = back(Slot::Qkv, &dqkv)? else {
+        let Some(dnorm) = back(Slot::Qkv, dqkv.into())? else {
             return Ok((None, grads));
         };
         let dx = add_in_place(self.norms[0].backward(&dnorm, x)?, &dmiddle)?;
@@ -319,15 +335,22 @@ impl Layer {
 impl Projection {
     fn forward(
         &self,
-        x: &Tensor,
+        x: Operand<'_>,
         branches: &[Branch],
         dropout: Option<Dropout>,
         products: &mut Vec<Tensor>,
     ) -> Result<Tensor> {
-        let mut y = linear(x, &self.pieces())?;
+        let x = match branches {
+            [] => x,
+            _ => x.tensor()?.into(),
+        };
+        let mut y = x.linear(&self.pieces())?;
         if let Some(bias) = &self.bias {
             y = y.broadcast_add(bias)?;
         }
+        let Operand::Whole(x) = &x else {
+            return Ok(y);
+        };
         for (number, branch) in branches.iter().enumerate() {
             let (sum, p) = match dropout {
                 None => add_branch(y, x, branch)?,
@@ -342,21 +365,23 @@ impl Projection {
     /// `x` makes the input again, where a branch needs it.
     fn backward(
         &self,
-        dy: &Tensor,
+        dy: &Operand<'_>,
         x: &dyn Fn() -> Result<Tensor>,
         products: &[Tensor],
         branches: &[Branch],
         dropout: Option<Dropout>,
         wanted: bool,
     ) -> Result<(Option<Tensor>, Vec<BranchGrads>)> {
+        let mut grads = Vec::new();
+        if branches.is_empty() {
+            let dx = wanted.then(|| dy.linear_backward(&self.pieces()));
+            return Ok((dx.transpose()?, grads));
+        }
+        let dy = &dy.tensor()?;
         let mut dx = match wanted {
             true => Some(linear_backward(dy, &self.pieces())?),
             false => None,
         };
-        let mut grads = Vec::new();
-        if branches.is_empty() {
-            return Ok((dx, grads));
-        }
         let x = x()?;
         for (number, (branch, p)) in branches.iter().zip(products).enumerate() {
             let (sum, own) = match dropout {

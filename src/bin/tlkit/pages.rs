@@ -5,9 +5,8 @@ use std::ffi::{c_int, c_long};
 
 /// `mi_option_purge_delay`, milliseconds until freed pages are given back, and its default.
 const DELAY: (c_int, c_long) = (15, 1000);
-/// Milliseconds that freed pages are kept: most steps of training take less; in longer ones clearing is little, and what
-/// nobody takes is much.
-const KEPT: c_long = 3000;
+/// Milliseconds that freed pages are kept: nearly all steps of training take less.
+const KEPT: c_long = 60_000;
 
 unsafe extern "C" {
     fn mi_option_get(option: c_int) -> c_long;

@@ -3,9 +3,10 @@
 use candle_core::Tensor;
 
 use super::fresh::made;
-use super::slices::{ROWS, wide};
+use super::kept::{Kept, Made, Operand};
+use super::slices::{few_rows, wide};
 use super::vector::{exp, vectorised};
-use super::{f32s, gate, gate_backward, is_fused, tensor};
+use super::{f32s, gate, is_fused, tensor};
 use crate::error::Result;
 
 /// √(2/π)
@@ -35,7 +36,7 @@ impl Activation {
     /// [`crate::Code::Backend`]
     pub fn forward(self, x: &Tensor) -> Result<Tensor> {
         if self == Self::SwiGlu {
-            return gate(x);
+            return gate::gate(x);
         }
         let (rows, cols) = x.dims2()?;
         let width = self.width(cols);
@@ -49,8 +50,9 @@ impl Activation {
             return Ok(y.to_dtype(x.dtype())?);
         }
         let x = f32s(x)?;
-        let out = made(rows * width, ROWS * width, |at, out| {
-            forward(width, cols, &x[at * ROWS * cols..], out);
+        let few = few_rows(cols);
+        let out = made(rows * width, few * width, |at, out| {
+            forward(width, cols, &x[at * few * cols..], out);
         });
         tensor(out, rows, width)
     }
@@ -61,7 +63,7 @@ impl Activation {
     /// [`crate::Code::Backend`]
     pub fn backward(self, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
         if self == Self::SwiGlu {
-            return gate_backward(dy, x);
+            return gate::gate_backward(dy, x);
         }
         let (rows, cols) = x.dims2()?;
         let width = self.width(cols);
@@ -76,14 +78,66 @@ impl Activation {
             return Ok(dx.to_dtype(x.dtype())?);
         }
         let (x, dy) = (f32s(x)?, f32s(dy)?);
-        let dx = made(rows * cols, ROWS * cols, |at, dx| {
-            let (dy, x) = (&dy[at * ROWS * width..], &x[at * ROWS * cols..]);
+        let few = few_rows(cols);
+        let dx = made(rows * cols, few * cols, |at, dx| {
+            let (dy, x) = (&dy[at * few * width..], &x[at * few * cols..]);
             backward([width, cols], dy, x, dx);
         });
         tensor(dx, rows, cols)
     }
 
-    fn width(self, cols: usize) -> usize {
+    /// As [`forward`](Self::forward) of what was kept.
+    ///
+    /// # Errors
+    /// [`crate::Code::Backend`]
+    pub fn of(self, x: &Kept) -> Result<Operand<'_>> {
+        match x {
+            Kept::Whole(x) => Ok(Operand::Whole(self.forward(x)?)),
+            Kept::Rounded { bits, columns } => Ok(Operand::Made(Made {
+                activation: self,
+                bits,
+                columns: *columns,
+                dy: None,
+            })),
+        }
+    }
+
+    /// As [`backward`](Self::backward) with what was kept.
+    ///
+    /// # Errors
+    /// [`crate::Code::Backend`]
+    pub fn back<'a>(self, dy: &'a Tensor, x: &'a Kept) -> Result<Operand<'a>> {
+        match x {
+            Kept::Whole(x) => Ok(Operand::Whole(self.backward(dy, x)?)),
+            Kept::Rounded { bits, columns } => Ok(Operand::Made(Made {
+                activation: self,
+                bits,
+                columns: *columns,
+                dy: Some(Box::new(f32s(dy)?)),
+            })),
+        }
+    }
+
+    /// As [`forward`](Self::forward), of rows of `cols` numbers.
+    pub(super) fn rows(self, cols: usize, x: &[f32], out: &mut [f32]) {
+        let width = self.width(cols);
+        match self {
+            Self::SwiGlu => gate::forward(width, x, out),
+            Self::GeGlu | Self::Gelu => forward(width, cols, x, out),
+        }
+    }
+
+    /// As [`backward`](Self::backward), of rows of `cols` numbers.
+    pub(super) fn rows_back(self, cols: usize, dy: &[f32], x: &[f32], dx: &mut [f32]) {
+        let width = self.width(cols);
+        match self {
+            Self::SwiGlu => gate::backward(width, dy, x, dx),
+            Self::GeGlu | Self::Gelu => backward([width, cols], dy, x, dx),
+        }
+    }
+
+    /// Numbers of a row of the output, where the input has so many.
+    pub(super) fn width(self, cols: usize) -> usize {
         if self.is_gated() { cols / 2 } else { cols }
     }
 

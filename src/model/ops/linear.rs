@@ -9,7 +9,7 @@ use faer::reborrow::ReborrowMut as _;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-use super::bf16::{self, Kernel, Rows, Weight};
+use super::bf16::{self, Kernel, Plain, Rows, Weight};
 use super::columns::by_rows;
 use super::fresh::zeros;
 use super::slices::ROWS;
@@ -20,7 +20,7 @@ use crate::tensor::{self, Dtype, widen_into};
 /// Rows of a half-precision weight that are widened at a time, to stay in the cache.
 const TILE: usize = 128;
 /// Below this many tokens the work is shared out by rows of the weight.
-const FEW: usize = 32;
+pub(super) const FEW: usize = 32;
 
 /// How the fused form multiplies activations with frozen weights.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -269,7 +269,7 @@ pub fn linear(x: &Tensor, pieces: &[Piece<'_>]) -> Result<Tensor> {
     let width = pieces.iter().map(|p| p.rows).sum();
     let x = f32s(x)?;
     let out = match narrow(pieces).filter(|_| tokens >= FEW) {
-        Some((kernel, rows)) => bf16::product(kernel, &x, in_features, &rows),
+        Some((kernel, rows)) => bf16::product(kernel, &Plain::new(&x, in_features), &rows),
         None => {
             let mut out = zeros(tokens * width);
             product(&x, in_features, pieces, &mut out);
@@ -309,10 +309,10 @@ pub fn linear_backward(dy: &Tensor, pieces: &[Piece<'_>]) -> Result<Tensor> {
     }
     let dy = f32s(dy)?;
     let dx = match narrow(pieces) {
-        Some((kernel, rows)) => bf16::backward(kernel, &dy, width, &rows),
+        Some((kernel, rows)) => bf16::backward(kernel, &Plain::new(&dy, width), &rows),
         None => {
             let mut dx = zeros(tokens * in_features);
-            product_backward(&dy, width, None, pieces, &mut dx);
+            product_backward(&dy, width, pieces, &mut dx);
             dx
         }
     };
@@ -326,14 +326,15 @@ pub(super) fn product(x: &[f32], in_features: usize, pieces: &[Piece<'_>], out: 
     if let Some((kernel, rows)) = narrow(pieces) {
         return match tokens < FEW {
             true => bf16::few(x, in_features, &rows, out),
-            false => bf16::product_into(kernel, x, in_features, &rows, out),
+            false => bf16::product_into(kernel, &Plain::new(x, in_features), &rows, out),
         };
     }
     if tokens < FEW {
         return product_few(x, in_features, pieces, out);
     }
-    out.par_chunks_mut(ROWS * width)
-        .zip(x.par_chunks(ROWS * in_features))
+    let share = share(tokens);
+    out.par_chunks_mut(share * width)
+        .zip(x.par_chunks(share * in_features))
         .for_each_init(Vec::new, |scratch, (out, x)| {
             let rows = x.len() / in_features;
             let x = MatRef::from_row_major_slice(x, rows, in_features);
@@ -352,8 +353,14 @@ pub(super) fn product(x: &[f32], in_features: usize, pieces: &[Piece<'_>], out: 
         });
 }
 
+/// Rows of a task that reads whole weights: weights are packed, and widened, anew in each, so that there are no more tasks
+/// than threads where that leaves them [`ROWS`]. What a row becomes does not depend on those beside it.
+fn share(rows: usize) -> usize {
+    rows.div_ceil(rayon::current_num_threads()).max(ROWS)
+}
+
 /// What multiplies bf16 numbers, and the rows of weights that the pieces are, where all are for it.
-fn narrow<'a>(pieces: &[Piece<'a>]) -> Option<(Kernel, Vec<Rows<'a>>)> {
+pub(super) fn narrow<'a>(pieces: &[Piece<'a>]) -> Option<(Kernel, Vec<Rows<'a>>)> {
     let kernel = pieces.first()?.matrix.kernel?;
     let rows = pieces.iter().map(|p| Some((p.matrix.weight()?, p.range())));
     Some((kernel, rows.collect::<Option<_>>()?))
@@ -378,29 +385,15 @@ fn product_few(x: &[f32], in_features: usize, pieces: &[Piece<'_>], out: &mut [f
     );
 }
 
-/// Whether [`product_backward`] with these pieces takes scales.
-pub(super) fn takes_scales(pieces: &[Piece<'_>]) -> bool {
-    narrow(pieces).is_some()
-}
-
-/// As [`linear_backward`], over slices. `dx` is overwritten. With `scales`, each row of `dy` is multiplied by its own first,
-/// where [`takes_scales`].
-pub(super) fn product_backward(
-    dy: &[f32],
-    width: usize,
-    scales: Option<&[f32]>,
-    pieces: &[Piece<'_>],
-    dx: &mut [f32],
-) {
+/// As [`linear_backward`], over slices, with sums in f32. `dx` is overwritten.
+pub(super) fn product_backward(dy: &[f32], width: usize, pieces: &[Piece<'_>], dx: &mut [f32]) {
     let in_features = pieces.first().map_or(0, |p| p.matrix.in_features);
     if in_features == 0 || width == 0 {
         return;
     }
-    if let Some((kernel, rows)) = narrow(pieces) {
-        return bf16::backward_into(kernel, dy, width, scales, &rows, dx);
-    }
-    dx.par_chunks_mut(ROWS * in_features)
-        .zip(dy.par_chunks(ROWS * width))
+    let share = share(dy.len() / width);
+    dx.par_chunks_mut(share * in_features)
+        .zip(dy.par_chunks(share * width))
         .for_each_init(Vec::new, |scratch, (dx, dy)| {
             let rows = dy.len() / width;
             let dy = MatRef::from_row_major_slice(dy, rows, width);
@@ -517,6 +510,39 @@ mod tests {
                 let dy = random(tokens, out - 43, 2);
                 let want = rounded(&dy).matmul(&weight).unwrap();
                 close(&linear_backward(&dy, &pieces).unwrap(), &want, 2e-5);
+            }
+        }
+    }
+
+    /// Breaks where the library's sums of a row depend on how many rows are multiplied at once, and so on the threads.
+    #[test]
+    fn products_in_f32_do_not_depend_on_threads() {
+        for (dtype, tokens, out, n) in [
+            (Dtype::F32, 130, 70, 24),
+            (Dtype::F32, 400, 1500, 1100),
+            (Dtype::BF16, 1029, 700, 530),
+            (Dtype::F16, 300, 33, 2050),
+        ] {
+            let weight = matrix(dtype, out, n, DType::F32);
+            let pieces = [Piece::whole(&weight)];
+            let (x, dy) = (random(tokens, n, 1), random(tokens, out, 2));
+            let run = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .build()
+                    .unwrap();
+                let both = pool.install(|| {
+                    let y = linear(&x, &pieces).unwrap();
+                    [y, linear_backward(&dy, &pieces).unwrap()]
+                });
+                both.map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap())
+            };
+            let one = run(1);
+            for threads in [2, 3, 7, 16] {
+                assert!(
+                    run(threads) == one,
+                    "{dtype:?} {tokens} {out} {n}: {threads}"
+                );
             }
         }
     }

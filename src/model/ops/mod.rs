@@ -24,6 +24,7 @@ mod experts;
 mod fresh;
 mod gate;
 mod head;
+mod kept;
 mod kernels;
 mod linear;
 mod loss;
@@ -40,6 +41,7 @@ pub use dropout::Dropout;
 pub use experts::{Choice, Expert, Experts};
 pub use gate::{gate, gate_backward};
 pub use head::Head;
+pub use kept::{Kept, Operand};
 #[cfg(test)]
 pub(crate) use kernels::host;
 pub use linear::{Matrix, Piece, Products, linear, linear_backward};

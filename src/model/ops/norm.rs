@@ -4,7 +4,7 @@ use candle_core::{D, DType, Device, Tensor};
 
 use super::fresh::made;
 use super::kernels::{self, Call};
-use super::slices::ROWS;
+use super::slices::few_rows;
 use super::slices::{fuses, wide};
 use super::vector::{dot, fold, vectorised};
 use super::{f32s, is_fused, tensor};
@@ -69,7 +69,7 @@ impl Norm {
             return self.composed(x);
         }
         let (rows, cols) = x.dims2()?;
-        let (x, chunk) = (f32s(x)?, ROWS * cols);
+        let (x, chunk) = (f32s(x)?, few_rows(cols) * cols);
         let out = made(rows * cols, chunk, |at, out| {
             forward(self, &x[at * chunk..], out)
         });
@@ -85,7 +85,7 @@ impl Norm {
             return self.composed_backward(dy, x);
         }
         let (rows, cols) = x.dims2()?;
-        let (dy, x, chunk) = (f32s(dy)?, f32s(x)?, ROWS * cols);
+        let (dy, x, chunk) = (f32s(dy)?, f32s(x)?, few_rows(cols) * cols);
         let dx = made(rows * cols, chunk, |at, dx| {
             backward(self, &dy[at * chunk..], &x[at * chunk..], dx);
         });

@@ -10,6 +10,12 @@ use crate::error::{Code, Error, Result};
 /// Tokens handled by one task: enough to keep a matrix product busy, few enough to share out.
 pub(super) const ROWS: usize = 128;
 
+/// Rows of `width` numbers that a task makes where each number is made once: few enough that they are still in the cache
+/// when they are written over the zeros that they were.
+pub(super) fn few_rows(width: usize) -> usize {
+    ((1 << 14) / width.max(1)).clamp(1, ROWS)
+}
+
 /// Whether the fused kernels serve this tensor: f32 on the processor.
 pub(crate) fn is_fused(tensor: &Tensor) -> bool {
     fuses(tensor.device(), tensor.dtype())

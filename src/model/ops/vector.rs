@@ -78,6 +78,22 @@ pub(super) fn exp_sum(x: &mut [f32], top: f32) -> f32 {
     lanes.iter().skip(1).fold(lanes[0], |a, b| a + b)
 }
 
+/// Σ e^(x − top), as [`fold`] adds.
+#[inline(always)]
+pub(super) fn exp_total(x: &[f32], top: f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for x in whole {
+        for (lane, x) in lanes.iter_mut().zip(x) {
+            *lane += exp(*x - top);
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane += exp(*x - top);
+    }
+    lanes.iter().skip(1).fold(lanes[0], |a, b| a + b)
+}
+
 /// The largest element, −∞ of none.
 #[inline(always)]
 pub(super) fn max(x: &[f32]) -> f32 {

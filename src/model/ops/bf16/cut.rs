@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use super::tile::{PAIRED, STEP, WIDE};
 
-/// Numbers of K that are packed at a time: 32 KiB of a panel, and as much of 32 rows of the left side, which the panels
-/// of a group read one after the other from the nearest cache.
-const DEPTH: usize = 512;
+/// Numbers of K that are packed at a time: 64 KiB of a panel, and as much of 32 rows of the left side. Deeper, and a group
+/// leaves the second cache; less deep, and sums are read and written more often.
+const DEPTH: usize = 1024;
 /// Numbers of a packed panel.
 pub(in super::super) const PACKED: usize = DEPTH / PAIRED * STEP;
 /// Up to 32 columns of a product, side by side.

@@ -37,6 +37,19 @@ pub(super) fn interleave(low: &[u8], high: &[u8], to: &mut [u32]) {
     }
 }
 
+/// Where numbers of two rows of 32 come from, from one of the first on: of the first row, of the second, and so on.
+#[cfg(target_arch = "x86_64")]
+const fn places(first: u16) -> [u16; WIDE] {
+    let mut places = [0; WIDE];
+    let mut at = 0;
+    while at < WIDE {
+        let row = WIDE as u16 * (at as u16 % 2);
+        places[at] = first + at as u16 / 2 + row;
+        at += 1;
+    }
+    places
+}
+
 /// # Safety
 /// `bytes` has 32 rows of 64 bytes, `stride` apart, and `step` [`STEP`] numbers; the instructions are there.
 #[cfg(target_arch = "x86_64")]
@@ -46,13 +59,12 @@ unsafe fn avx512(bytes: &[u8], stride: usize, step: &mut [u32]) {
         _MM_HINT_T0, _mm_prefetch, _mm512_loadu_si512, _mm512_permutex2var_epi16,
         _mm512_storeu_si512,
     };
-    let place = |first: u16| -> [u16; 32] {
-        std::array::from_fn(|at| first + at as u16 / 2 + 32 * (at as u16 % 2))
-    };
+    const LEFT: [u16; WIDE] = places(0);
+    const RIGHT: [u16; WIDE] = places(TILE as u16);
     // SAFETY: as the caller promises; what is only prefetched may be anywhere.
     unsafe {
-        let left = _mm512_loadu_si512(place(0).as_ptr().cast());
-        let right = _mm512_loadu_si512(place(16).as_ptr().cast());
+        let left = _mm512_loadu_si512(LEFT.as_ptr().cast());
+        let right = _mm512_loadu_si512(RIGHT.as_ptr().cast());
         for pair in 0..TILE {
             let at = bytes.as_ptr().add(2 * pair * stride);
             // The next step's rows: no pattern that the processor would see by itself.

@@ -7,6 +7,7 @@
 //! same for any number of threads. Attention's products, of activations with activations, are small, and each is one
 //! thread's.
 
+mod ahead;
 mod amx;
 mod avx512;
 mod cut;
@@ -24,5 +25,6 @@ mod transpose;
 pub(super) use dense::{Side, UNIT, View, add_product, transposed};
 pub(super) use few::few;
 pub(super) use kernel::Kernel;
+pub(super) use left::{Lines, Plain, bits};
 pub(super) use pack::Weight;
-pub(super) use product::{Rows, backward, backward_into, product, product_into};
+pub(super) use product::{Rows, backward, backward_more, product, product_into, rounded};

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::ahead::ahead;
 use super::cut::PACKED;
 use super::interleave::{interleave, pairs};
 use super::tile::{PAIRED, STEP, TILE, WIDE};
@@ -39,6 +40,17 @@ impl Weight<'_> {
                 *to = half::bf16::from_f32(*x).to_bits();
             }
         }
+    }
+
+    /// Asks for some numbers of a row, to be read soon.
+    pub(super) fn ahead(&self, row: usize, columns: Range<usize>) {
+        let width = self.dtype.bits() / 8;
+        let at = |column| (row * self.columns + column) * width;
+        ahead(
+            self.bytes
+                .get(at(columns.start)..at(columns.end))
+                .unwrap_or_default(),
+        );
     }
 
     /// As [`Self::read`], as bytes.
