@@ -145,7 +145,7 @@ def measure(args, case, batch, steps):
     """Runs every line in args.dir / case, and prints the table."""
     folder = args.dir / case
     all_lines = lines_of(case)
-    lines = [name for name in all_lines if args.side in ("both", all_lines[name][0])]
+    lines = [name for name in all_lines if args.side in ("both", all_lines[name][0]) and name in (args.line or all_lines)]
     medians, peaks = {name: [] for name in lines}, {name: 0 for name in lines}
     for number in range(args.rounds):
         for name in lines if number % 2 == 0 else reversed(lines):
@@ -168,6 +168,7 @@ def arguments(doc):
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--side", choices=["both", "tlkit", "peft"], default="both")
+    parser.add_argument("--line", action="append", help="one of the lines of the table; may be repeated (default: all)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dir", type=Path, default=ROOT / "target" / "bench-train")
     parser.add_argument("--tlkit", default=str(ROOT / "target" / "release" / "tlkit"))
