@@ -1,9 +1,12 @@
 //! What stands between the two products of an MLP.
 
+use std::ops::{Deref, Range};
+
 use candle_core::Tensor;
 
+use super::bf16::Lines;
 use super::fresh::made;
-use super::kept::{Kept, Made, Operand};
+use super::kept::{Kept, Made, Operand, widen};
 use super::slices::{few_rows, wide};
 use super::vector::{exp, vectorised};
 use super::{f32s, gate, is_fused, tensor};
@@ -94,10 +97,13 @@ impl Activation {
         match x {
             Kept::Whole(x) => Ok(Operand::Whole(self.forward(x)?)),
             Kept::Rounded { bits, columns } => Ok(Operand::Made(Made {
-                activation: self,
-                bits,
-                columns: *columns,
-                dy: None,
+                columns: self.width(*columns),
+                lines: Box::new(Applied {
+                    activation: self,
+                    bits,
+                    columns: *columns,
+                    dy: None,
+                }),
             })),
         }
     }
@@ -110,10 +116,13 @@ impl Activation {
         match x {
             Kept::Whole(x) => Ok(Operand::Whole(self.backward(dy, x)?)),
             Kept::Rounded { bits, columns } => Ok(Operand::Made(Made {
-                activation: self,
-                bits,
                 columns: *columns,
-                dy: Some(Box::new(f32s(dy)?)),
+                lines: Box::new(Applied {
+                    activation: self,
+                    bits,
+                    columns: *columns,
+                    dy: Some(Box::new(f32s(dy)?)),
+                }),
             })),
         }
     }
@@ -202,12 +211,66 @@ vectorised! {
     }
 }
 
+/// The output of an activation, or its gradient, made of numbers that were kept rounded.
+struct Applied<'a> {
+    activation: Activation,
+    /// Tokens × columns.
+    bits: &'a [u16],
+    columns: usize,
+    /// For the gradient: that of the activation's output.
+    dy: Option<Numbers<'a>>,
+}
+
+/// Numbers of a tensor, borrowed.
+type Numbers<'a> = Box<dyn Deref<Target = [f32]> + Sync + 'a>;
+
+impl Applied<'_> {
+    /// Numbers of a row.
+    fn width(&self) -> usize {
+        match &self.dy {
+            None => self.activation.width(self.columns),
+            Some(_) => self.columns,
+        }
+    }
+}
+
+impl Lines for Applied<'_> {
+    fn rows(&self) -> usize {
+        self.bits.len() / self.columns.max(1)
+    }
+
+    fn line<'a>(
+        &'a self,
+        row: usize,
+        columns: Range<usize>,
+        scratch: &'a mut Vec<f32>,
+    ) -> &'a [f32] {
+        scratch.resize(self.columns + self.width(), 0.0);
+        let (x, made) = scratch.split_at_mut(self.columns);
+        widen(&self.bits[row * self.columns..][..self.columns], x);
+        match &self.dy {
+            None => self.activation.rows(self.columns, x, made),
+            Some(dy) => {
+                let width = self.activation.width(self.columns);
+                let dy = &dy[row * width..][..width];
+                self.activation.rows_back(self.columns, dy, x, made);
+            }
+        }
+        &made[columns]
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use candle_core::DType;
+    use candle_core::{DType, Device};
+    use half::bf16;
 
+    use super::super::bf16::Kernel;
+    use super::super::linear::Products;
     use super::super::slices::tests::{close, is_slope, random};
+    use super::super::{Matrix, Piece, linear, linear_backward};
     use super::*;
+    use crate::tensor::{Dtype, Tensor as Bytes};
 
     /// Breaks where a gate is taken for what it gates, or gelu's slope misses a term.
     #[test]
@@ -228,5 +291,80 @@ mod tests {
             };
             is_slope(&dx, &direction, loss, 1.0);
         }
+    }
+
+    fn values(x: &Tensor) -> Vec<f32> {
+        f32s(x).unwrap().to_vec()
+    }
+
+    fn matrix(out: usize, in_features: usize, kernel: Kernel) -> Matrix {
+        let values = values(&random(out, in_features, 7));
+        let weight = Bytes::narrowed(Dtype::BF16, vec![out, in_features], &values).unwrap();
+        let matrix = Matrix::new(weight, &Device::Cpu, DType::F32).unwrap();
+        matrix.with_products(Products::of(kernel))
+    }
+
+    /// Breaks where what is kept is not the product, rounded once; or what is made of it, row by row, is not what the
+    /// activation makes of the whole, to the bit, forward or backward.
+    #[test]
+    fn what_is_kept_is_the_rounded_product() {
+        for kernel in Kernel::available() {
+            let cases = [
+                (Activation::SwiGlu, 90, 45, 70),
+                (Activation::GeGlu, 1100, 550, 33),
+                (Activation::Gelu, 77, 77, 300),
+            ];
+            for (activation, wide, width, tokens) in cases {
+                let up = matrix(wide, 1111, kernel);
+                let down = matrix(40, width, kernel);
+                let x = random(tokens, 1111, 1);
+                let (up, down) = ([Piece::whole(&up)], [Piece::whole(&down)]);
+                let product = linear(&x, &up).unwrap();
+                let rounded = values(&product).into_iter().map(bf16::from_f32);
+                let rounded: Vec<bf16> = rounded.collect();
+                let kept = [Kept::product(&x, &up), Kept::of(product, &up)].map(Result::unwrap);
+                for kept in &kept {
+                    let Kept::Rounded { bits, columns } = kept else {
+                        panic!("{kept:?}");
+                    };
+                    assert_eq!(*columns, wide);
+                    assert!(
+                        bits.iter().copied().eq(rounded.iter().map(|x| x.to_bits())),
+                        "{activation:?}"
+                    );
+                }
+                let whole = rounded.iter().map(|x| x.to_f32()).collect();
+                let whole = tensor(whole, tokens, wide).unwrap();
+                let (made, want) = (
+                    activation.of(&kept[0]).unwrap(),
+                    activation.forward(&whole).unwrap(),
+                );
+                assert_eq!(values(&made.tensor().unwrap()), values(&want));
+                let (y, want) = (made.linear(&down).unwrap(), linear(&want, &down).unwrap());
+                assert_eq!(values(&y), values(&want));
+
+                let dy = random(tokens, width, 2);
+                let made = activation.back(&dy, &kept[0]).unwrap();
+                let want = activation.backward(&dy, &whole).unwrap();
+                assert_eq!(values(&made.tensor().unwrap()), values(&want));
+                let dx = made.linear_backward(&up).unwrap();
+                let want = linear_backward(&want, &up).unwrap();
+                assert_eq!(values(&dx), values(&want));
+            }
+        }
+    }
+
+    /// Breaks where few rows, which are multiplied in another way, are expected rounded, or f32 is rounded at all.
+    #[test]
+    fn what_is_not_rounded_is_kept_whole() {
+        for kernel in Kernel::available() {
+            let up = matrix(60, 50, kernel);
+            let few = Kept::product(&random(3, 50, 1), &[Piece::whole(&up)]).unwrap();
+            assert!(matches!(few, Kept::Whole(_)));
+        }
+        let weight = Bytes::from_f32(vec![60, 50], &values(&random(60, 50, 7))).unwrap();
+        let up = Matrix::new(weight, &Device::Cpu, DType::F32).unwrap();
+        let kept = Kept::product(&random(90, 50, 1), &[Piece::whole(&up)]).unwrap();
+        assert!(matches!(kept, Kept::Whole(_)));
     }
 }

@@ -60,6 +60,7 @@ unsafe impl Sync for Place {}
 
 /// How a product is cut.
 pub(super) struct Cut<'a> {
+    /// Side by side.
     pub(super) panels: &'a [Panel],
     /// Of K, in order.
     pub(super) blocks: &'a [Block],
@@ -76,14 +77,14 @@ pub(super) fn multiply(
     out: Out<'_>,
 ) {
     let (panels, width) = (cut.panels, cut.width);
-    let disjoint = panels
+    let adjoin = panels
         .windows(2)
-        .all(|two| two[0].columns.end <= two[1].columns.start);
+        .all(|two| two[0].columns.end == two[1].columns.start);
     let inside = panels
         .iter()
         .all(|p| p.columns.len() <= WIDE && p.columns.end <= width);
     assert!(
-        disjoint && inside && out.len() >= left.rows() * width,
+        adjoin && inside && out.len() >= left.rows() * width,
         "panels"
     );
     let more = matches!(out, Out::More(_));
