@@ -67,13 +67,9 @@ fn sum(one: &Member, two: &Member, difference: Difference) -> Result<Member> {
     let (first, second) = (one.scale(), two.scale());
     let Difference::In(name) = difference else {
         // The same update twice: the weights add, over the first one's scaling.
-        let scaling = first / one.weight;
-        let weight = match one.weight == 0.0 || !scaling.is_finite() {
-            true => 0.0,
-            false => (first + second) / scaling,
-        };
+        let scaling = one.group.scaling.factor(one.group.rank);
         return Ok(Member {
-            weight,
+            weight: (first + second) / scaling,
             ..one.clone()
         });
     };

@@ -267,6 +267,18 @@ fn weights_of_zero_leave_nothing() {
     assert_eq!(made.unwrap_err().code(), Code::Usage);
 }
 
+/// Breaks where the weight of an update that comes twice is lost beside one of zero.
+#[test]
+fn an_update_beside_itself_without_weight_stays() {
+    for weights in [[0.0, 1.5], [1.5, 0.0], [-1.0, 1.5]] {
+        let one = |weight| input("a", adapter(groups(&plain(2, 3))), weight);
+        let inputs = weights.map(one);
+        let cat = CombineOptions::new(CombineMethod::Cat);
+        let (result, report) = combine(&inputs, &cat).unwrap();
+        assert!(off(&result, &inputs) < 1e-6 && report.error < 1e-6);
+    }
+}
+
 fn plain(rank: usize, seed: u32) -> Form {
     Form {
         layers: vec![0, 1, 2],
