@@ -354,9 +354,11 @@ pub(super) fn product(x: &[f32], in_features: usize, pieces: &[Piece<'_>], out: 
 }
 
 /// Rows of a task that reads whole weights: weights are packed, and widened, anew in each, so that there are no more tasks
-/// than threads where that leaves them [`ROWS`]. What a row becomes does not depend on those beside it.
+/// than threads. What a row becomes does not depend on those beside it, but where it is alone, which no row of several is:
+/// the last of at most 64 tasks of at least [`ROWS`] rows lacks fewer than 64.
 fn share(rows: usize) -> usize {
-    rows.div_ceil(rayon::current_num_threads()).max(ROWS)
+    let most = rayon::current_num_threads().clamp(1, ROWS / 2);
+    rows.div_ceil((rows / ROWS).clamp(1, most)).max(1)
 }
 
 /// What multiplies bf16 numbers, and the rows of weights that the pieces are, where all are for it.
@@ -518,10 +520,12 @@ mod tests {
     #[test]
     fn products_in_f32_do_not_depend_on_threads() {
         for (dtype, tokens, out, n) in [
-            (Dtype::F32, 130, 70, 24),
-            (Dtype::F32, 400, 1500, 1100),
+            (Dtype::F32, 129, 70, 24),
+            (Dtype::F32, 257, 4, 4),
+            (Dtype::F32, 700, 1, 90),
+            (Dtype::F32, 513, 1500, 1100),
             (Dtype::BF16, 1029, 700, 530),
-            (Dtype::F16, 300, 33, 2050),
+            (Dtype::F16, 897, 33, 2050),
         ] {
             let weight = matrix(dtype, out, n, DType::F32);
             let pieces = [Piece::whole(&weight)];
@@ -538,7 +542,7 @@ mod tests {
                 both.map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap())
             };
             let one = run(1);
-            for threads in [2, 3, 7, 16] {
+            for threads in [2, 3, 4, 7, 16] {
                 assert!(
                     run(threads) == one,
                     "{dtype:?} {tokens} {out} {n}: {threads}"
