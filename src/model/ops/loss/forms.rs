@@ -1,7 +1,7 @@
 //! The output head and the cross entropy over the vocabulary, in tiles of tokens.
 //!
-//! Logits of a whole batch are never held: a tile's are made, turned into their own gradient in
-//! place and multiplied back before the next tile's are. Tokens without a target cost nothing.
+//! Logits of a whole batch are never held: a tile's are made, and their gradient multiplied back, before the next tile's
+//! are. Tokens without a target cost nothing.
 
 use candle_core::Tensor;
 
